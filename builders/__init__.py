@@ -1,0 +1,1 @@
+"""One script per family of models; `python -m builders NAME`."""

@@ -1,0 +1,57 @@
+"""Compressed vision models for the Hugging Face Hub.
+
+    >>> import zoo
+    >>> model = zoo.load("digits_cnn_pruned_25")
+    >>> model.training
+    False
+
+The verbs are imported when first used: `import zoo` alone imports neither torch nor huggingface_hub.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zoo.building import build, push, save
+    from zoo.catalog import info, names
+    from zoo.compressing import compress, distil
+    from zoo.loading import create, load, transform
+    from zoo.measurement import measure
+    from zoo.verification import verify
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "zoo.building": ("build", "push", "save"),
+    "zoo.catalog": ("info", "names"),
+    "zoo.compressing": ("compress", "distil"),
+    "zoo.loading": ("create", "load", "transform"),
+    "zoo.measurement": ("measure",),
+    "zoo.verification": ("verify",),
+}
+_ROOM = {verb: room for room, verbs in _ROOMS.items() for verb in verbs}
+
+__all__ = [
+    "build",
+    "compress",
+    "create",
+    "distil",
+    "info",
+    "load",
+    "measure",
+    "names",
+    "push",
+    "save",
+    "transform",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOM:
+        raise AttributeError(f"module 'zoo' has no attribute {name!r}")
+    return getattr(importlib.import_module(_ROOM[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

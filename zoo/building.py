@@ -1,0 +1,239 @@
+"""Making models: base → compress → distil → evaluate → repository.
+
+`build` reads from top to bottom like the recipe that it follows. Its steps leave what they made under `<out>.work`, so
+that the same command continues where it was stopped.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoo import catalog
+from zoo.cards.card import render
+from zoo.catalog.entry import Base, Budget, Entry, Recipe
+from zoo.compressing import compress, declared, distil
+from zoo.errors import StructureError, UnknownName
+from zoo.files import free, write_json, writing_folder
+from zoo.hub import repository
+from zoo.hub.repository import Description, describe
+from zoo.loading import create, load, pretrained
+from zoo.report import Report
+from zoo.structure.base import initialised
+from zoo.tasks.datasets import dataset
+from zoo.training.hierarchy import Distil
+from zoo.training.trainer import Schedule
+from zoo.verification import report_of
+
+Say = Callable[[str], None]
+
+
+def build(
+    name: str, out: str | os.PathLike[str] | None = None, *, data: str | None = None, say: Say = lambda line: None
+) -> Path:
+    """Make a model of the catalog as its recipe says; the same call continues a build that was stopped.
+
+    Args:
+        name: of the catalog.
+        out: the folder of the repository; None takes `build/<name>`.
+        data: the data set, where it isn't the recipe's.
+        say: called with a line as each step begins.
+
+    Returns:
+        The repository's folder.
+
+    Raises:
+        ZooError: whatever a step ran into.
+    """
+    return make(catalog.info(name), Path(out) if out is not None else Path("build") / name, data, say)
+
+
+def make(entry: Entry, folder: Path, data: str | None = None, say: Say = lambda line: None) -> Path:
+    """Make the model of an entry, in the catalog or not; arguments and errors are those of `build`."""
+    recipe, data = entry.recipe, data or entry.recipe.data
+    if data is None or entry.base is None:
+        raise UnknownName(f"{entry.name}: no {'data set' if entry.base else 'base'} is named; {entry.note or ''}")
+    free(folder)
+    work = _work(folder, entry, data)
+    schedule, how = declared(Schedule, recipe.schedule, "schedule"), declared(Distil, recipe.distil, "distil")
+
+    say(f"1 load the base {entry.base.id}")
+    base = _base(entry, entry.base)
+    if not (work / "start").is_dir():
+        say(f"2 {recipe.method or 'initialise'}")
+        start = _start(base, recipe, data)
+        repository.write(work / "start", start, describe(start), {})
+    model = load(work / "start")
+    if schedule.epochs:
+        teachers = [pretrained(Base(teacher)) for teacher in recipe.teachers]
+        doing = f"distil from {', '.join(recipe.teachers)}" if teachers else "train"
+        say(f"3 {doing}, {schedule.epochs} epochs of {data}{_cost(model, teachers, schedule, data)}")
+        state = work / "training.safetensors"
+        distil(model, teachers, data, how=how, schedule=schedule, augment=recipe.augment, seed=recipe.seed, state=state)
+    say(f"4 evaluate on {data}")
+    model.zoo_entry = replace(describe(model), name=entry.name, recipe=_plain(recipe))  # type: ignore[assignment]
+    report = report_of(model, data, against=base if recipe.method else None)
+    say(f"5 write {folder}")
+    save(model, folder, report=report)
+    shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def recipe_for(base: str, method: str, budget: Budget, data: str, epochs: int, options: Mapping[str, Any]) -> Entry:
+    """The entry of a model that isn't in the catalog: `base` compressed, then distilled from `base` itself."""
+    dense = create(base)
+    description, config = describe(dense), dense.pretrained_cfg
+    channels, height, width = config["input_size"]
+    recipe = Recipe(
+        method=method,
+        budget=budget,
+        options=options,
+        data=data,
+        teachers=(base,) if epochs else (),
+        schedule={"epochs": epochs},
+    )
+    return Entry(
+        name=f"{description.name}_{method}d_{round(100 * budget.macs)}",
+        family=description.base.architecture,
+        architecture=description.base.architecture,
+        task="image-classification",
+        status="recipe",
+        base=Base(base),
+        license=config.get("license"),
+        dataset=data,
+        input=(channels, height, width),
+        recipe=recipe,
+    )
+
+
+def save(
+    model: nn.Module, folder: str | os.PathLike[str], base: Base | str | None = None, report: Report | None = None
+) -> Path:
+    """Write a repository: config.json, model.safetensors, README.md and results.json.
+
+    Args:
+        model: from `compress` or `load`, or any dense timm model.
+        folder: where; an earlier repository there is replaced.
+        base: the dense architecture; None reads it from what `compress`, `load` or timm left on the model.
+        report: what was measured; None counts params and macs.
+
+    Returns:
+        The folder.
+
+    Raises:
+        StructureError: the base isn't known or isn't this model's.
+        RepositoryError: something else lies at that place.
+        StorageError: the disk is full or refuses.
+    """
+    base = Base(base) if isinstance(base, str) else base
+    description = describe(model) if base is None else Description(base.architecture, base)
+    report = report or report_of(model)
+    card = render(_entry(description, model), description, report, model.pretrained_cfg)  # type: ignore[arg-type]
+    results = json.dumps(report.to_json(), indent=2) + "\n"
+    repository.write(Path(folder), model, description, {repository.CARD: card, repository.RESULTS: results})
+    return Path(folder)
+
+
+def push(folder: str | os.PathLike[str], to: str | os.PathLike[str]) -> Path:
+    """Publish a repository to a folder of repositories, whole or not at all.
+
+    Args:
+        folder: the repository.
+        to: its place there.
+
+    Returns:
+        Where it lies now.
+
+    Raises:
+        RepositoryError, WeightsError: the repository can't be read back, or something else lies at that place.
+        StorageError: the disk is full or refuses.
+    """
+    source, target = Path(folder), Path(to)
+    repository.check_sha256(source)
+    with writing_folder(target) as new:
+        for name in repository.FILES:
+            if (source / name).is_file():
+                shutil.copy(source / name, new / name)
+    return target
+
+
+def _base(entry: Entry, base: Base) -> nn.Module:
+    """The dense model that an entry starts from; with random weights where the entry itself is dense."""
+    if entry.recipe.method is not None:
+        return pretrained(base)
+    model = initialised(base, entry.recipe.seed)
+    model.zoo_entry = Description(entry.name, base)  # type: ignore[assignment]
+    scaled = (0.5,) * entry.input[0]  # what we train from scratch sees its images scaled to -1..1
+    own = {"input_size": entry.input, "mean": scaled, "std": scaled, "crop_pct": 1.0, "interpolation": "bicubic"}
+    config: dict[str, Any] = {**model.pretrained_cfg, **own, "license": entry.license, "tag": ""}  # type: ignore[dict-item]
+    model.pretrained_cfg = config  # type: ignore[assignment]
+    return model
+
+
+def _start(base: nn.Module, recipe: Recipe, data: str) -> nn.Module:
+    """The model that training starts from."""
+    if recipe.method is None:
+        return base
+    if recipe.budget is None:
+        raise StructureError(f"{describe(base).name}: the recipe's method {recipe.method} has no budget")
+    return compress(base, budget=recipe.budget, data=data, method=recipe.method, **recipe.options)
+
+
+def _cost(model: nn.Module, teachers: Sequence[nn.Module], schedule: Schedule, data: str) -> str:
+    """What training will take on this machine, from one batch: a backward pass costs two forward ones."""
+    images = len(dataset(data, "train")) if Path(data).is_dir() or "/" not in data else 0
+    size: Sequence[int] = model.pretrained_cfg["input_size"]  # type: ignore[index, assignment]
+    batch = torch.zeros(schedule.batch_size, *size)
+    seconds = 0.0
+    for network, passes in ((model, 3), *((teacher, 1 / len(teachers)) for teacher in teachers)):
+        with torch.no_grad():
+            network(batch)
+            started = time.perf_counter()
+            network(batch)
+            seconds += passes * (time.perf_counter() - started)
+    steps = min(schedule.epochs * (images // schedule.batch_size), schedule.steps or 10**9)
+    return f": {steps:,} steps, about {steps * seconds:,.0f} s here" if steps else ""
+
+
+def _work(folder: Path, entry: Entry, data: str) -> Path:
+    """Where the steps leave what they made; emptied when the recipe isn't the one that they followed."""
+    work = folder.with_name(f"{folder.name}.work")
+    follows = {"recipe": hashlib.sha256(json.dumps([_plain(entry.recipe), asdict(entry), data]).encode()).hexdigest()}
+    note = work / "recipe.json"
+    if not note.is_file() or json.loads(note.read_text()) != follows:
+        shutil.rmtree(work, ignore_errors=True)
+        write_json(note, follows)
+    return work
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON: what differs from the defaults."""
+    default = asdict(Recipe())
+    return {key: value for key, value in asdict(recipe).items() if value != default[key]}
+
+
+def _entry(description: Description, model: nn.Module) -> Entry:
+    """The catalog's entry, or what can be said of a model that isn't in it."""
+    try:
+        return catalog.info(description.name)
+    except UnknownName:
+        config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+        channels, height, width = config["input_size"]
+        return Entry(
+            name=description.name,
+            family=description.base.architecture,
+            architecture=description.base.architecture,
+            task="image-classification",
+            status="recipe",
+            base=description.base,
+            license=config.get("license"),
+            input=(channels, height, width),
+        )

@@ -1,0 +1,1 @@
+"""Dense model in, Plan and weights out."""

@@ -1,0 +1,164 @@
+"""Refit: the layers that read cut channels make up for them by least squares.
+
+A reader computes y = W x + b. Of x only the columns S stay; the least-squares readers of calibration data are
+
+    W' = W C[:,S] (C[S,S] + λI)⁻¹,    b' = b + W μ − W' μ[S],    C = E[(x−μ)(x−μ)ᵀ]
+
+and what they can't make up for, tr(W C Wᵀ) − tr(W' C[S,:] Wᵀ), over tr(W C Wᵀ), is the noise-to-signal ratio at the
+reader. A convolution is a linear layer on its patches. A layer without bias is refitted with μ = 0 if it is linear; a
+convolution without bias is followed by a norm, whose recalibration takes the mean up.
+
+Source: the closed form of ThiNet (Luo et al., ICCV 2017) and of He et al., "Channel Pruning for Accelerating Very Deep
+Neural Networks" (ICCV 2017), section 3.1, equation 4.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoo.errors import DataError
+
+MAX_ROWS = 16_384  # of one batch and layer: patches overlap, so more of them tell nothing new
+
+
+@dataclass(frozen=True)
+class Moments:
+    """First and second moments of what a layer reads.
+
+    Args:
+        mean: μ [n].
+        covariance: C [n, n], about zero where the layer may not shift its mean.
+        power: E[x²] [n].
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    power: Tensor
+
+
+def moments(model: nn.Module, readers: Iterable[str], batches: Iterable[Tensor]) -> dict[str, Moments]:
+    """Collect the moments of the inputs of layers in one pass over calibration data.
+
+    Args:
+        model: in eval mode.
+        readers: paths of linear layers and convolutions.
+        batches: images [B, C, H, W].
+
+    Returns:
+        Path → moments, in double precision.
+
+    Raises:
+        DataError: there are no images, or an activation isn't finite.
+    """
+    first: dict[str, Tensor] = {}
+    second: dict[str, Tensor] = {}
+    rows: dict[str, int] = {}
+
+    def observe(path: str, layer: nn.Module, x: Tensor) -> None:
+        x = _rows(layer, x)
+        x = x[:: -(-len(x) // MAX_ROWS)]
+        total, products = x.double().sum(0), (x.T @ x).double()
+        first[path] = first[path] + total if path in first else total
+        second[path] = second[path] + products if path in second else products
+        rows[path] = rows.get(path, 0) + len(x)
+
+    hooks = []
+    for path in readers:
+        layer = model.get_submodule(path)
+        hooks.append(layer.register_forward_pre_hook(lambda m, args, path=path: observe(path, m, args[0])))
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                model(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if hooks and not rows:
+        raise DataError("calibration: no images; pass at least one batch")
+    return {path: _moments(model.get_submodule(path), path, first[path], second[path], rows[path]) for path in rows}
+
+
+def _moments(layer: nn.Module, path: str, first: Tensor, second: Tensor, rows: int) -> Moments:
+    mean, second = first / rows, second / rows
+    if not torch.isfinite(second).all():
+        raise DataError(f"calibration: the input of {path} isn't finite; check the images and the model")
+    shifts = isinstance(layer, nn.Conv2d) or layer.bias is not None
+    mean = mean if shifts else torch.zeros_like(mean)
+    return Moments(mean, second - torch.outer(mean, mean), second.diagonal().clone())
+
+
+def _rows(layer: nn.Module, x: Tensor) -> Tensor:
+    """What the layer multiplies its weight with, one row for each output position [rows, n]."""
+    if isinstance(layer, nn.Linear):
+        return x.reshape(-1, x.shape[-1])
+    assert isinstance(layer, nn.Conv2d)
+    assert not isinstance(layer.padding, str)
+    if layer.kernel_size == (1, 1):
+        return x[:, :, :: layer.stride[0], :: layer.stride[1]].transpose(0, 1).flatten(1).T
+    patches = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    return patches.transpose(0, 1).flatten(1).T
+
+
+def columns(weight: Tensor, positions: Tensor) -> Tensor:
+    """Columns of the flattened weight [out, n] that belong to input positions.
+
+    Args:
+        weight: [out, in] or [out, in, kh, kw].
+        positions: of the inputs [k].
+
+    Returns:
+        Indices [k·kh·kw].
+    """
+    span = weight[0, 0].numel()
+    return (positions[:, None] * span + torch.arange(span)).flatten()
+
+
+def refit(weight: Tensor, seen: Moments, kept: Tensor, ridge: float) -> tuple[Tensor, Tensor, float]:
+    """Fit a reader to the inputs that stay.
+
+    Args:
+        weight: W [out, n], any trailing shape flattened.
+        seen: moments of all inputs.
+        kept: S, columns that stay [k].
+        ridge: λ as a share of the mean of C's diagonal.
+
+    Returns:
+        W' [out, k], the shift of the bias W μ − W' μ[S] [out], and the noise-to-signal ratio that remains.
+    """
+    W, C = weight.detach().flatten(1).double(), seen.covariance
+    jitter = ridge * C.diagonal().mean().clamp(min=1e-12)
+    gram = C[kept][:, kept] + jitter * torch.eye(len(kept), dtype=C.dtype)
+    cross = W @ C[:, kept]
+    fitted = torch.linalg.solve(gram, cross.T).T
+    signal = (W @ C * W).sum()
+    noise = signal - 2 * (fitted * cross).sum() + (fitted @ C[kept][:, kept] * fitted).sum()
+    shift = W @ seen.mean - fitted @ seen.mean[kept]
+    return fitted, shift, float((noise / signal.clamp(min=1e-12)).clamp(min=0))
+
+
+def recalibrate_(model: nn.Module, batches: Sequence[Tensor]) -> None:
+    """Measure the running statistics of the batch norms anew, as the mean over calibration batches.
+
+    Args:
+        model: left in eval mode.
+        batches: images [B, C, H, W].
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+        norm.train()
+    try:
+        if norms:
+            with torch.no_grad():
+                for batch in batches:
+                    model(batch)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        model.eval()

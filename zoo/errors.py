@@ -1,0 +1,84 @@
+"""Every error that this package raises on purpose.
+
+    ZooError
+    ├── UnknownName      (LookupError)  no model, method or data set of that name
+    ├── MissingExtra     (ImportError)  an optional package isn't installed
+    ├── CatalogError     (ValueError)   a catalog file has an unknown key or a wrong value
+    ├── RepositoryError  (ValueError)   a repository's folder or config.json is missing something or malformed
+    ├── StructureError   (ValueError)   a base, plan or edit can't be built
+    │   └── FingerprintError            the installed timm builds another base than the one saved
+    ├── WeightsError     (ValueError)   a tensor is missing, extra, misshapen, or the file is damaged
+    ├── BudgetError      (ValueError)   a budget that the model can't meet
+    ├── DataError        (ValueError)   a data set or image that can't be used
+    └── StorageError     (OSError)      the disk refused
+
+A message is one line: what, where, expected, found, and what to do next.
+"""
+
+import importlib
+from types import ModuleType
+
+
+class ZooError(Exception):
+    """Whatever went wrong, in one line."""
+
+
+class UnknownName(ZooError, LookupError):
+    """No model, method or data set of that name."""
+
+
+class MissingExtra(ZooError, ImportError):
+    """An optional package isn't installed."""
+
+
+class CatalogError(ZooError, ValueError):
+    """A catalog file has an unknown key or a wrong value."""
+
+
+class RepositoryError(ZooError, ValueError):
+    """A repository's folder or config.json is missing something or malformed."""
+
+
+class StructureError(ZooError, ValueError):
+    """A base, plan or edit can't be built."""
+
+
+class FingerprintError(StructureError):
+    """The installed timm builds another base than the one saved."""
+
+
+class WeightsError(ZooError, ValueError):
+    """A tensor is missing, extra, misshapen, or the file is damaged."""
+
+
+class BudgetError(ZooError, ValueError):
+    """A budget that the model can't meet."""
+
+
+class DataError(ZooError, ValueError):
+    """A data set or image that can't be used."""
+
+
+class StorageError(ZooError, OSError):
+    """The disk refused."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional package.
+
+    Args:
+        module: its import name.
+        extra: the extra of this distribution that installs it.
+
+    Returns:
+        The imported module.
+
+    Raises:
+        MissingExtra: it isn't installed; the message holds the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
+            raise
+        raise MissingExtra(f"{module} isn't installed; it comes with: pip install 'compressed-zoo[{extra}]'") from None

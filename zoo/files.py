@@ -1,0 +1,147 @@
+"""Files that are whole or absent: written aside, flushed to the disk, renamed."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from zoo.errors import RepositoryError, StorageError
+
+
+def cache() -> Path:
+    """The folder for what can be made again: `ZOO_CACHE`, or compressed-zoo under the user's cache."""
+    own = os.environ.get("ZOO_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "compressed-zoo"
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file that appears when the block ends, and not at all if it fails.
+
+    Args:
+        path: where it shall lie; the folder is made.
+
+    Yields:
+        The file, open for bytes.
+
+    Raises:
+        StorageError: the disk is full or refuses.
+    """
+    with _refusals(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def writing_folder(folder: Path) -> Iterator[Path]:
+    """Fill a folder that appears, or takes the former one's place, when the block ends.
+
+    Args:
+        folder: where it shall lie. One that exists must be empty or a repository (hold a config.json).
+
+    Yields:
+        The folder to fill.
+
+    Raises:
+        RepositoryError: something else lies there.
+        StorageError: the disk is full or refuses.
+    """
+    folder = folder.absolute()
+    free(folder)
+    with _refusals(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        former = temporary.with_name(f"{temporary.name}.former")
+        try:
+            os.chmod(temporary, 0o755)
+            yield temporary
+            if folder.exists():
+                os.rename(folder, former)
+            os.rename(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(former, ignore_errors=True)
+
+
+def free(folder: Path) -> None:
+    """Check that a repository may be written to a folder.
+
+    Raises:
+        RepositoryError: something lies there that isn't a repository.
+    """
+    if folder.exists() and not (folder / "config.json").is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise RepositoryError(f"{folder} exists and isn't a model repository: choose another folder or remove it")
+
+
+@contextlib.contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        what = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+        raise StorageError(
+            error.errno, f"{path} can't be written: {what}; nothing was left behind, free space or choose another place"
+        ) from error
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a JSON file, keys in the order given."""
+    with writing(path) as file:
+        file.write((json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        RepositoryError: the file is missing, isn't JSON, or isn't an object.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise RepositoryError(f"{path.parent} has no {path.name}: not a model repository") from None
+    except (ValueError, RecursionError) as error:
+        raise RepositoryError(f"{path} isn't JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise RepositoryError(f"{path} holds a {type(data).__name__}, expected an object")
+    return data
+
+
+def sha256(path: Path) -> str:
+    """The file's sha256, read from the disk."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_stamped(path: Path) -> str:
+    """The file's sha256, read once: path, inode, size and time of change are remembered under the cache."""
+    path = path.resolve()
+    status = path.stat()
+    identity = [str(path), status.st_ino, status.st_size, status.st_mtime_ns]
+    stamp = cache() / "sha256" / f"{hashlib.sha256(str(path).encode()).hexdigest()}.json"
+    with contextlib.suppress(RepositoryError, OSError):
+        known = read_json(stamp)
+        if known.get("file") == identity:
+            return str(known["sha256"])
+    digest = sha256(path)
+    with contextlib.suppress(StorageError):  # a cache that can't be written costs time, not correctness
+        write_json(stamp, {"file": identity, "sha256": digest})
+    return digest

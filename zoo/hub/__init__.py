@@ -1,0 +1,1 @@
+"""Repositories: what lies in one, and how weights get in and out."""

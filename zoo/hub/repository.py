@@ -1,0 +1,221 @@
+"""Repository: a model's folder in the Hub's layout, and what its config.json says."""
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from torch import nn
+
+import zoo
+from zoo.catalog.entry import Base
+from zoo.errors import RepositoryError, StructureError, WeightsError
+from zoo.files import read_json, sha256, sha256_stamped, write_json, writing_folder
+from zoo.hub import weights
+from zoo.structure.base import check_fingerprint, fingerprint, skeleton
+from zoo.structure.plan import Plan, apply_
+
+SCHEMA = 1
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+CARD = "README.md"
+RESULTS = "results.json"
+FILES = (CONFIG, WEIGHTS, CARD, RESULTS)
+
+# What timm says of where the dense weights lie: it doesn't hold for ours.
+_ELSEWHERE = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load", "notes"}
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a model is: enough to rebuild its structure.
+
+    Args:
+        name: the model's.
+        base: the dense architecture.
+        plan: the edits over it; empty for a dense model.
+        recipe: how it was made, as plain data.
+        structure: `stand-in` where the published widths aren't known yet, else `exact`.
+        source: the folder that it was loaded from, or where it came from otherwise.
+    """
+
+    name: str
+    base: Base
+    plan: Plan = field(default_factory=Plan)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    structure: Literal["exact", "stand-in"] = "exact"
+    source: str = ""
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a model's figures depend on."""
+    return {
+        "zoo": zoo.__version__,
+        "timm": timm.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def describe(model: nn.Module) -> Description:
+    """What `compress` or `load` left on a model, or what timm's own tells.
+
+    Raises:
+        StructureError: neither did, or the model isn't what timm builds under that name.
+    """
+    found = getattr(model, "zoo_entry", None)
+    if isinstance(found, Description):
+        return found
+    config = getattr(model, "pretrained_cfg", None) or {}
+    architecture, tag = config.get("architecture"), config.get("tag")
+    if not architecture:
+        raise StructureError("the model doesn't say what it was made from; pass base='timm/<architecture>'")
+    args = (
+        {"num_classes": model.num_classes} if getattr(model, "num_classes", None) != config.get("num_classes") else {}
+    )
+    base = Base(f"timm/{architecture}.{tag}" if tag else f"timm/{architecture}", args)
+    if fingerprint(skeleton(base)) != fingerprint(model):
+        raise StructureError(
+            f"the model isn't what timm builds as {architecture}: pass base=Base('timm/{architecture}', "
+            f"{{the arguments it was created with}})"
+        )
+    return Description(architecture, base)
+
+
+def write(folder: Path, model: nn.Module, description: Description, files: Mapping[str, str]) -> None:
+    """Write a repository; it appears whole or not at all.
+
+    Args:
+        folder: where; an earlier repository there is replaced.
+        model: the weights and `pretrained_cfg`.
+        description: what the model is; rebuilt here and compared, so that what is written can be read.
+        files: further files by name (card, results).
+
+    Raises:
+        StructureError: the base can't be built or a plan's edit doesn't fit it.
+        WeightsError: the plan doesn't describe this model.
+        StorageError: the disk is full or refuses.
+    """
+    dense = skeleton(description.base)
+    saved_fingerprint = fingerprint(dense, description.plan.paths())
+    values = weights.tensors(model)
+    rebuilt = apply_(dense, description.plan)
+    weights.assign_(rebuilt, values, description.name)
+    config: dict[str, Any] = dict(getattr(model, "pretrained_cfg", None) or {})
+    config = {key: value for key, value in config.items() if key not in _ELSEWHERE and value is not None}
+    with writing_folder(folder) as new:
+        digest = weights.write(new / WEIGHTS, values)
+        for name, text in files.items():
+            (new / name).write_text(text)
+        write_json(
+            new / CONFIG,
+            {
+                "architecture": description.name,
+                "num_classes": int(getattr(model, "num_classes", 0)),
+                "num_features": int(getattr(model, "num_features", 0)),
+                "pretrained_cfg": {**config, "architecture": description.name},
+                "zoo": {
+                    "schema": SCHEMA,
+                    "name": description.name,
+                    "base": {"id": description.base.id, "args": dict(description.base.args)},
+                    "plan": description.plan.to_json(),
+                    "recipe": dict(description.recipe),
+                    "weights_sha256": digest,
+                    "fingerprint": saved_fingerprint,
+                    "versions": versions(),
+                },
+            },
+        )
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Read and check a repository's config.json.
+
+    Args:
+        folder: the repository.
+
+    Returns:
+        The configuration: timm's keys, and ours under `zoo`.
+
+    Raises:
+        RepositoryError: it isn't a repository, was written by a newer schema, or lacks a key.
+    """
+    if not folder.is_dir():
+        raise RepositoryError(f"{folder} isn't a folder: expected a model repository")
+    config = read_json(folder / CONFIG)
+    ours = config.get("zoo")
+    if not isinstance(ours, dict):
+        raise RepositoryError(f"{folder / CONFIG} has no key 'zoo': not written by this package")
+    schema = ours.get("schema")
+    if not isinstance(schema, int) or schema > SCHEMA:
+        needed = ours.get("versions", {}).get("zoo", "newer")
+        raise RepositoryError(
+            f"{folder / CONFIG} has schema {schema}, zoo {zoo.__version__} reads up to {SCHEMA}: "
+            f"needs zoo >= {needed}; pip install -U compressed-zoo"
+        )
+    expected: dict[str, type] = {"name": str, "base": dict, "plan": list, "weights_sha256": str, "fingerprint": dict}
+    for key, kind in expected.items():
+        if not isinstance(ours.get(key), kind):
+            found = type(ours[key]).__name__ if key in ours else "nothing"
+            raise RepositoryError(f"{folder / CONFIG}: zoo.{key} is {found}, expected {kind.__name__}")
+    base = ours["base"]
+    if not isinstance(base.get("id"), str) or not isinstance(base.get("args", {}), dict):
+        raise RepositoryError(f"{folder / CONFIG}: zoo.base is {base}, expected id and args")
+    return config
+
+
+def from_config(config: Mapping[str, Any], source: str = "") -> Description:
+    """What a repository's configuration says that it holds.
+
+    Raises:
+        StructureError: the plan holds an unknown edit or key.
+    """
+    ours = config["zoo"]
+    base = Base(ours["base"]["id"], ours["base"].get("args", {}))
+    return Description(ours["name"], base, Plan.from_json(ours["plan"]), ours.get("recipe", {}), source=source)
+
+
+def rebuild(folder: Path, device: str | torch.device = "cpu") -> nn.Module:
+    """Rebuild the model that a repository holds: base on meta → plan → weights.
+
+    Args:
+        folder: the repository.
+        device: where the weights shall lie.
+
+    Returns:
+        The model in eval mode, with `pretrained_cfg` and its description as `zoo_entry`.
+
+    Raises:
+        RepositoryError, StructureError, FingerprintError, WeightsError: whatever doesn't fit, named.
+    """
+    config = read(folder)
+    ours, description = config["zoo"], from_config(config, str(folder))
+    model = skeleton(description.base)
+    check_fingerprint(description.base, model, ours["fingerprint"], ours.get("versions", {}).get("timm", "unknown"))
+    apply_(model, description.plan)
+    path = folder / WEIGHTS
+    values = weights.read(path, device)
+    if (digest := sha256_stamped(path)) != ours["weights_sha256"]:
+        raise _altered(path, ours["weights_sha256"], digest)
+    weights.assign_(model, values, str(path))
+    model.pretrained_cfg = model.default_cfg = dict(config.get("pretrained_cfg", {}))  # type: ignore[assignment]
+    model.zoo_entry = description  # type: ignore[assignment]
+    return model.eval()
+
+
+def check_sha256(folder: Path) -> None:
+    """Read the weights from the disk and compare their sha256, whatever the stamps say.
+
+    Raises:
+        WeightsError: they were altered.
+    """
+    expected, found = read(folder)["zoo"]["weights_sha256"], sha256(folder / WEIGHTS)
+    if found != expected:
+        raise _altered(folder / WEIGHTS, expected, found)
+
+
+def _altered(path: Path, expected: str, found: str) -> WeightsError:
+    return WeightsError(f"{path} has sha256 {found[:12]}…, expected {expected[:12]}…: fetch or save it again")

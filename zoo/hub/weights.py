@@ -1,0 +1,153 @@
+"""Weights: safetensors ↔ module, leaf by leaf.
+
+The file is mapped, not read, so loading costs what the shapes cost. Kernels choose their path by alignment, and mapped
+tensors lie where the file puts them: the writer pads the header to 64 bytes and puts tensors of whole 64-byte multiples
+first, which aligns all of them; the short tail, and tensors in files of other writers, are cloned. Outputs are then
+bit-equal to those of the model that was saved.
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from zoo.errors import WeightsError
+from zoo.files import writing
+
+ALIGNMENT = 64
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Everything that a model must be given to compute: parameters and buffers, shared ones once.
+
+    Non-persistent buffers are included: computing them again costs time, and other versions compute them otherwise.
+    """
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def write(path: Path, values: Mapping[str, Tensor]) -> str:
+    """Write tensors to a safetensors file.
+
+    Args:
+        path: the file; it appears whole or not at all.
+        values: name → tensor, on any device, of any stride.
+
+    Returns:
+        The file's sha256.
+
+    Raises:
+        WeightsError: a tensor has no values or a type that the format lacks.
+        StorageError: the disk is full or refuses.
+    """
+    for name, value in values.items():
+        if value.is_meta or value.dtype not in _DTYPES:
+            raise WeightsError(f"{name} can't be saved: it is {value.dtype} on {value.device}, expected plain values")
+    order = sorted(values, key=lambda name: (values[name].nbytes % ALIGNMENT != 0, -values[name].element_size()))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name in order:
+        value, end = values[name], offset + values[name].nbytes
+        header[name] = {"dtype": _DTYPES[value.dtype], "shape": list(value.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    digest = hashlib.sha256()
+    with writing(path) as file:
+        for chunk in (struct.pack("<Q", len(text)), text, *map(_bytes, (values[name] for name in order))):
+            digest.update(chunk)
+            file.write(chunk)
+    return digest.hexdigest()
+
+
+def _bytes(value: Tensor) -> Any:
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def read(path: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+    """Map a safetensors file.
+
+    Args:
+        path: the file.
+        device: where the tensors shall lie.
+
+    Returns:
+        Name → tensor. On the CPU the values stay in the file until used, and writing to them doesn't change it.
+
+    Raises:
+        WeightsError: the file is missing, truncated or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+    except FileNotFoundError:
+        raise WeightsError(f"{path.parent} has no {path.name}: fetch or save the repository again") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path} is damaged ({error}): fetch or save it again") from None
+    return {name: value.clone() if value.data_ptr() % ALIGNMENT else value for name, value in found.items()}
+
+
+def assign_(model: nn.Module, values: Mapping[str, Tensor], where: str) -> nn.Module:
+    """Put tensors in the place of a model's own, without a copy.
+
+    Args:
+        model: usually on the meta device.
+        values: what `tensors` of the saved model held; half precision is accepted where a float is expected.
+        where: their file, for messages.
+
+    Returns:
+        The same model.
+
+    Raises:
+        WeightsError: naming the first path that is missing, misshapen, of another kind, or that the model lacks.
+    """
+    left = dict(values)
+    seen: dict[int, Tensor] = {}
+    held: dict[str, Any]
+    for prefix, module in model.named_modules():
+        for held in (module._parameters, module._buffers):
+            for name, expected in held.items():
+                if expected is None:
+                    continue
+                if id(expected) not in seen:
+                    path = f"{prefix}.{name}" if prefix else name
+                    value = _checked(path, expected, left.pop(path, None), where)
+                    if isinstance(expected, nn.Parameter):
+                        value = nn.Parameter(value, expected.requires_grad)
+                    seen[id(expected)] = value
+                held[name] = seen[id(expected)]
+    if left:
+        first, more = next(iter(left)), f" and {len(left) - 1} more" if len(left) > 1 else ""
+        raise WeightsError(f"{where}: {first}{more} on disk, but the plan has no such tensor: plan and weights differ")
+    return model
+
+
+def _checked(path: str, expected: Tensor, found: Tensor | None, where: str) -> Tensor:
+    if found is None:
+        raise WeightsError(f"{where}: {path} is missing, the plan expects {tuple(expected.shape)}: save it again")
+    if found.shape != expected.shape:
+        raise WeightsError(
+            f"{where}: {path} is {tuple(found.shape)} on disk, the plan expects {tuple(expected.shape)}: "
+            f"plan and weights differ"
+        )
+    if found.is_floating_point() != expected.is_floating_point():
+        raise WeightsError(f"{where}: {path} is {found.dtype} on disk, the plan expects {expected.dtype}")
+    return found

@@ -1,0 +1,208 @@
+"""Names in, models out: `create` and `load`, each readable from top to bottom."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models._features import FeatureGetterNet  # not among timm.models' exported names
+from torch import Tensor, nn
+
+from zoo import catalog
+from zoo.catalog.entry import Base, Entry
+from zoo.errors import RepositoryError, StructureError, UnknownName
+from zoo.hub import repository
+from zoo.hub.repository import Description
+from zoo.structure.base import initialised, skeleton
+from zoo.structure.plan import apply_
+from zoo.tasks.classification import evaluation_transform
+
+
+def load(
+    name: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    features_only: bool = False,
+) -> nn.Module:
+    """Load a model with its weights.
+
+    Args:
+        name: of the catalog, or the folder of a repository (a path: with a slash in it).
+        device: where the weights shall lie.
+        dtype: of the floating-point weights; None keeps what is stored.
+        num_classes: a new, randomly initialised head of so many classes; 0 leaves the head out.
+        in_chans: channels of the input; the first convolution's weights are repeated, or added up for one channel.
+        features_only: return the feature maps [B, C, H, W] of every stage instead of logits.
+
+    Returns:
+        An ordinary module in eval mode, carrying `pretrained_cfg` (timm's transforms resolve) and `zoo_entry`
+        (`zoo.hub.Description`: name, base, plan).
+
+    Raises:
+        UnknownName: no such model; the message names near ones.
+        RepositoryError, StructureError, FingerprintError, WeightsError: what doesn't fit, by name.
+    """
+    model = repository.rebuild(folder_of(name), device)
+    if in_chans is not None:
+        _set_in_chans_(model, in_chans)
+    if num_classes is not None:
+        _set_num_classes_(model, num_classes)
+        model = model.to(device)
+    if dtype is not None:
+        model = model.to(dtype=dtype)
+    return _features(model).eval() if features_only else model
+
+
+def create(name: str | os.PathLike[str], *, seed: int = 0) -> nn.Module:
+    """Build a model with random weights; nothing is fetched.
+
+    Args:
+        name: of the catalog, or the folder of a repository (weights not needed), or a base id such as `timm/resnet18`.
+        seed: of the random weights. They come from the base's own initialiser, of which the plan keeps the first
+            channels.
+
+    Returns:
+        The module in eval mode, carrying `pretrained_cfg` and `zoo_entry`.
+
+    Raises:
+        UnknownName, RepositoryError, StructureError: as for `load`.
+    """
+    description, config = _description(name)
+    model = apply_(initialised(description.base, seed), description.plan)
+    if config:
+        model.pretrained_cfg = model.default_cfg = dict(config)  # type: ignore[assignment]
+    model.zoo_entry = description  # type: ignore[assignment]
+    return model.eval()
+
+
+def pretrained(base: Base) -> nn.Module:
+    """Load a dense base with its weights.
+
+    Args:
+        base: an entry of the catalog, or a timm id with its tag (`timm/resnet50d.a1_in1k`), fetched by timm.
+
+    Returns:
+        The model in eval mode.
+
+    Raises:
+        RepositoryError: timm can't fetch the weights.
+        UnknownName, StructureError: no such base.
+    """
+    if not base.id.startswith("timm/"):
+        return load(base.id)
+    name = base.id.removeprefix("timm/")
+    skeleton(base)  # says what is wrong with the id or the arguments before anything is fetched
+    try:
+        model = timm.create_model(name, pretrained=True, **base.args)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RepositoryError(f"the weights of {base.id} can't be fetched by timm: {reason}") from error
+    model.zoo_entry = Description(base.architecture, base)  # type: ignore[assignment]
+    return model.eval()
+
+
+def transform(model: nn.Module) -> Callable[[Any], Tensor]:
+    """The preprocessing that a model was evaluated with.
+
+    Args:
+        model: from `load`, `create` or timm.
+
+    Returns:
+        PIL image → tensor [C, H, W], normalised; stack several to a batch.
+
+    Raises:
+        StructureError: the model carries no `pretrained_cfg`.
+    """
+    config = getattr(model, "pretrained_cfg", None)
+    if not config:
+        raise StructureError("transform: the model has no pretrained_cfg; load it with zoo.load or timm.create_model")
+    return evaluation_transform(config)
+
+
+def _is_path(name: str | os.PathLike[str]) -> bool:
+    return not isinstance(name, str) or "/" in name or os.sep in name or name in (".", "..")
+
+
+def folder_of(name: str | os.PathLike[str]) -> Path:
+    """The folder of a model's repository.
+
+    Args:
+        name: of the catalog, or a path.
+
+    Raises:
+        UnknownName, RepositoryError: as for `load`.
+    """
+    if _is_path(name):
+        folder = Path(name)
+        if not folder.is_dir():
+            raise RepositoryError(f"no folder {folder}: expected a model repository, or a name that zoo list shows")
+        return folder
+    entry = _entry(str(name))
+    if entry.status != "embedded":
+        raise RepositoryError(f"{name} isn't built yet (status {entry.status}); make it with: zoo build {name}")
+    return catalog.EMBEDDED / entry.name
+
+
+def _entry(name: str) -> Entry:
+    try:
+        return catalog.info(name)
+    except UnknownName as error:
+        if (Path(name) / repository.CONFIG).is_file():
+            raise UnknownName(f"no model {name!r} in the catalog; for the folder of that name say ./{name}") from None
+        raise error
+
+
+def _description(name: str | os.PathLike[str]) -> tuple[Description, Any]:
+    if isinstance(name, str) and name.startswith("timm/"):
+        return Description(name.partition("/")[2], Base(name)), None
+    if not _is_path(name):
+        entry = _entry(str(name))
+        if entry.status != "embedded":
+            if entry.base is None or entry.recipe.method is not None:
+                raise RepositoryError(f"the structure of {name} isn't known yet; make it with: zoo build {name}")
+            return Description(entry.name, entry.base), None
+    folder = folder_of(name)
+    config = repository.read(folder)
+    return repository.from_config(config, str(folder)), config.get("pretrained_cfg")
+
+
+def _set_num_classes_(model: nn.Module, num_classes: int) -> None:
+    if num_classes < 0 or not callable(getattr(model, "reset_classifier", None)):
+        raise StructureError(f"num_classes={num_classes}: expected 0 or more, on a model with reset_classifier")
+    model.reset_classifier(num_classes)  # type: ignore[operator]
+    model.pretrained_cfg = {**model.pretrained_cfg, "num_classes": num_classes}  # type: ignore[dict-item, assignment]
+
+
+def _set_in_chans_(model: nn.Module, in_chans: int) -> None:
+    config: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
+    path = config.get("first_conv")
+    if in_chans < 1 or not isinstance(path, str):
+        raise StructureError(f"in_chans={in_chans}: expected 1 or more, on a model with one first convolution")
+    conv = next(module for module in model.get_submodule(path).modules() if isinstance(module, nn.Conv2d))
+    stored = conv.in_channels
+    # W'[:, j] = W[:, j mod c]·c/c': an image of equal channels gives the same response; for one channel it is the sum.
+    weight = (
+        torch.stack([conv.weight[:, j::in_chans].sum(1) for j in range(in_chans)], 1)
+        if in_chans < stored
+        else (conv.weight[:, torch.arange(in_chans) % stored] * (stored / in_chans))
+    )
+    conv.weight, conv.in_channels = nn.Parameter(weight.detach()), in_chans
+    size = (in_chans, *config["input_size"][1:])
+    mean, std = (tuple(config[key][j % stored] for j in range(in_chans)) for key in ("mean", "std"))
+    model.pretrained_cfg = {**config, "input_size": size, "mean": mean, "std": std}  # type: ignore[assignment]
+
+
+def _features(model: nn.Module) -> nn.Module:
+    if not hasattr(model, "forward_intermediates"):
+        raise StructureError(f"features_only: {type(model).__name__} has no forward_intermediates in this timm")
+    description: Description = model.zoo_entry  # type: ignore[assignment]
+    features = FeatureGetterNet(model, out_indices=len(model.feature_info))  # type: ignore[arg-type]
+    features.pretrained_cfg = model.pretrained_cfg
+    features.zoo_entry = replace(description, source=description.source)  # type: ignore[assignment]
+    return features

@@ -1,0 +1,1 @@
+"""How a compressed model is written down and rebuilt."""

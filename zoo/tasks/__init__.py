@@ -1,0 +1,1 @@
+"""What a model is for: its data, its transforms, and the one loop that evaluates it."""

@@ -1,0 +1,179 @@
+"""Images into batches: timm's transforms, and a loader whose batches don't depend on who loads them."""
+
+import inspect
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.config import resolve_data_config
+from timm.data.transforms_factory import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from zoo.errors import DataError, require
+
+if TYPE_CHECKING:
+    from zoo.tasks.datasets import Data
+
+Transform = Callable[[Image.Image], Tensor]
+MODES = {1: "L", 3: "RGB"}
+STREAM_BUFFER = 2_000  # images, undecoded: some 200 MB of ImageNet per worker
+
+
+def evaluation_transform(pretrained_cfg: Mapping[str, Any]) -> Transform:
+    """The preprocessing a model was evaluated with, from timm's description of its input.
+
+    Args:
+        pretrained_cfg: timm's keys: input_size ([C, H, W]), interpolation, mean, std, crop_pct, crop_mode.
+
+    Returns:
+        A function from an image of any mode and size to a tensor [C, H, W].
+
+    Raises:
+        DataError: the model takes neither grey nor colour images.
+    """
+    return _after_mode(pretrained_cfg)
+
+
+def training_transform(pretrained_cfg: Mapping[str, Any], augment: Mapping[str, Any]) -> Transform:
+    """Random crops, flips and colours around the same size, mean and std as in evaluation.
+
+    Args:
+        pretrained_cfg: as for `evaluation_transform`.
+        augment: arguments of `timm.data.create_transform`: scale, ratio, hflip, auto_augment, color_jitter, ...
+
+    Returns:
+        A function from an image to a tensor [C, H, W], random through the global generators.
+
+    Raises:
+        DataError: timm has no such augmentation, or the model takes neither grey nor colour images.
+    """
+    known = set(inspect.signature(create_transform).parameters) - {"is_training", "use_prefetcher", "separate"}
+    if unknown := sorted(set(augment) - known):
+        raise DataError(f"augment: unknown {', '.join(unknown)}; possible are: {', '.join(sorted(known))}")
+    return _after_mode(pretrained_cfg, is_training=True, **augment)
+
+
+def _after_mode(pretrained_cfg: Mapping[str, Any], **settings: Any) -> Transform:
+    config = resolve_data_config(pretrained_cfg=dict(pretrained_cfg))
+    channels = config["input_size"][0]
+    if channels not in MODES or len(config["mean"]) != channels:
+        raise DataError(
+            f"pretrained_cfg: expected 1 or 3 channels and a mean for each, found input_size "
+            f"{list(config['input_size'])} and mean {list(config['mean'])}; set input_size, mean and std"
+        )
+    transform = create_transform(**{**config, **settings})
+    transform.transforms.insert(0, partial(Image.Image.convert, mode=MODES[channels]))
+    return transform  # type: ignore[no-any-return]
+
+
+def loader(
+    data: "Data",
+    transform: Transform,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    epoch: int | None = None,
+    workers: int = 0,
+    limit_batches: int | None = None,
+) -> DataLoader[tuple[Tensor, int]]:
+    """Batches of images [B, C, H, W] (float32) and labels [B] (int64), the same on every process and machine.
+
+    With an epoch, images come in an order drawn from (seed, epoch), each augmented by (seed, epoch, its index), and a
+    last partial batch is dropped; the number of workers changes nothing. Without one they come in order, all of them.
+    A stream is shuffled within a buffer, and its workers share its shards: there the order depends on their number.
+
+    Args:
+        data: what `dataset` returns.
+        transform: a picklable function from an image to a tensor [C, H, W].
+        batch_size: images per batch.
+        seed: of the order and the augmentation.
+        epoch: the number of the training epoch; None for evaluation.
+        workers: processes that load; 0 loads in this one.
+        limit_batches: stop after so many batches.
+
+    Raises:
+        DataError: there are fewer images than one training batch needs.
+    """
+    limit = None if limit_batches is None else limit_batches * batch_size
+    samples: Dataset[tuple[Tensor, int]]
+    if isinstance(data, require("datasets", "eval").IterableDataset):
+        stream = data if epoch is None else data.shuffle(seed=seed, buffer_size=STREAM_BUFFER)
+        if epoch is not None:
+            stream.set_epoch(epoch)
+        samples = _Stream(stream if limit is None else stream.take(limit), transform, seed, epoch)
+    else:
+        if epoch is not None and len(data) < batch_size:
+            raise DataError(f"expected at least one batch of {batch_size} images, found {len(data)}; lower batch_size")
+        order = np.arange(len(data)) if epoch is None else np.random.default_rng([seed, epoch]).permutation(len(data))
+        samples = _Samples(data, order[:limit], transform, seed, epoch)
+    # A loader without a generator of its own draws from the caller's.
+    return DataLoader(
+        samples, batch_size, num_workers=workers, drop_last=epoch is not None, generator=torch.Generator()
+    )
+
+
+# The order lies in the data, not in a sampler: accelerate then shards and skips batches of it as of any other data,
+# and counts the images of a shortened one right. Neither class may have a `set_epoch`, which accelerate would call.
+@dataclass(frozen=True)
+class _Samples(Dataset[tuple[Tensor, int]]):
+    data: Any
+    order: "np.ndarray[Any, np.dtype[np.int64]]"
+    transform: Transform
+    seed: int
+    epoch: int | None
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitems__(self, positions: list[int]) -> list[tuple[Tensor, int]]:
+        indices = self.order[positions].tolist()
+        rows = self.data[indices]
+        with _generators_kept():
+            return [
+                (_apply(self.transform, image, self.seed, self.epoch, index), label)
+                for index, image, label in zip(indices, rows["image"], rows["label"], strict=True)
+            ]
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        return self.__getitems__([position])[0]
+
+
+@dataclass(frozen=True)
+class _Stream(IterableDataset[tuple[Tensor, int]]):
+    data: Any
+    transform: Transform
+    seed: int
+    epoch: int | None
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        for index, row in enumerate(self.data):
+            with _generators_kept():
+                image = _apply(self.transform, row["image"], self.seed, self.epoch, index)
+            yield image, row["label"]
+
+
+def _apply(transform: Transform, image: Image.Image, seed: int, epoch: int | None, index: int) -> Tensor:
+    if epoch is not None:
+        random.seed(f"{seed} {epoch} {index}")
+        np.random.seed(random.getrandbits(32))
+        # torch.manual_seed would seed every accelerator as well
+        torch.default_generator.manual_seed(random.getrandbits(63))
+    return transform(image)
+
+
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

@@ -1,0 +1,109 @@
+"""Data for training and evaluation, by name, folder or Hub id, through the `datasets` library alone."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from zoo.errors import DataError, UnknownName, require
+from zoo.tasks.digits import digit_pairs, digits
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+    Data: TypeAlias = Dataset | IterableDataset
+    Splits: TypeAlias = DatasetDict | IterableDatasetDict
+
+# Validation comes first: the test labels of the well-known sets are kept secret and read -1.
+SPLITS = {"train": ("train",), "test": ("validation", "val", "valid", "test")}
+IMAGE_COLUMNS = ("image", "img")
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+
+
+def dataset(spec: str, split: str, *, limit: int | None = None) -> "Data":
+    """Open a data set of images and their classes.
+
+    Args:
+        spec: `digits`, `digit_pairs`, a folder (one sub-folder per class, within `train` and `validation`), or the id
+            of a data set on the Hub (`ILSVRC/imagenet-1k`), which is streamed.
+        split: `train` or `test`; of a folder or Hub data set, `test` is its validation split where there is one.
+        limit: keep at most so many images: the first ones, but a fixed random choice of a folder, which is sorted by
+            class. `digit_pairs` has exactly so many.
+
+    Returns:
+        A data set (an iterable one if streamed) with the columns `image` (PIL) and `label` (int).
+
+    Raises:
+        UnknownName: the word names no data set.
+        DataError: the split, the columns or the images are missing, or the Hub can't be reached.
+    """
+    if split not in SPLITS:
+        raise DataError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
+    if spec == "digit_pairs":
+        return digit_pairs(split, limit)
+    if spec == "digits":
+        return _first(digits(split), limit)
+    folder = Path(spec).expanduser()
+    if folder.is_dir():
+        found = _columns(spec, _split(spec, _open_folder(folder), split))
+        return found if limit is None else _first(found.shuffle(seed=0, keep_in_memory=True), limit)
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", spec):
+        found = _columns(spec, _split(spec, _open_hub(spec), split))
+        return found if limit is None else found.take(limit)
+    if folder.is_absolute() or len(folder.parts) > 1:
+        raise DataError(f"{spec}: no such folder; expected images in sub-folders of {spec}/{split}, one per class")
+    raise UnknownName(f"no data set {spec!r}; possible are: digits, digit_pairs, a folder, a Hub id such as org/name")
+
+
+def num_classes(data: "Data") -> int | None:
+    """The number of classes, or None where the data set doesn't say."""
+    return getattr((data.features or {}).get("label"), "num_classes", None)
+
+
+def _first(data: "Dataset", limit: int | None) -> "Dataset":
+    return data if limit is None else data.select(range(min(limit, len(data))))
+
+
+def _open_folder(folder: Path) -> "DatasetDict":
+    datasets = require("datasets", "eval")
+    try:
+        return datasets.load_dataset("imagefolder", data_dir=str(folder))
+    except (ValueError, OSError) as error:
+        raise DataError(
+            f"{folder}: no images could be read ({_line(error)}); expected them in sub-folders of {folder}/train and "
+            f"{folder}/validation, one per class"
+        ) from error
+
+
+def _open_hub(spec: str) -> "IterableDatasetDict":
+    datasets = require("datasets", "eval")
+    try:
+        return datasets.load_dataset(spec, streaming=True)
+    except Exception as error:  # the library lets through whatever its HTTP client and file readers raise
+        raise DataError(
+            f"{spec}: neither a folder here nor a data set that could be opened on the Hub ({_line(error)}); "
+            "check the name and the network, and if it is gated accept its terms there and run: hf auth login"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _split(spec: str, splits: "Splits", split: str) -> "Data":
+    for name in SPLITS[split]:
+        if name in splits:
+            return splits[name]
+    raise DataError(f"{spec}: no split for {split}: expected {' or '.join(SPLITS[split])}, found {', '.join(splits)}")
+
+
+def _columns(spec: str, data: "Data") -> "Data":
+    found = data.column_names or list(next(iter(data)))
+    image = next((name for name in IMAGE_COLUMNS if name in found), None)
+    label = next((name for name in LABEL_COLUMNS if name in found), None)
+    if image is None or label is None:
+        raise DataError(
+            f"{spec}: expected a column {' or '.join(IMAGE_COLUMNS)} and a column {' or '.join(LABEL_COLUMNS)}, "
+            f"found {', '.join(found)}; rename them where the data is made"
+        )
+    renamed = {old: new for old, new in ((image, "image"), (label, "label")) if old != new}
+    return data.select_columns([image, label]).rename_columns(renamed)

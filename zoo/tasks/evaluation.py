@@ -1,0 +1,94 @@
+"""The one evaluation loop: accuracy, and how far a compressed model's outputs lie from a reference's."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from zoo.errors import DataError, require
+
+
+def evaluate(
+    model: nn.Module,
+    data: DataLoader[tuple[Tensor, int]],
+    *,
+    against: nn.Module | None = None,
+    progress: str | None = None,
+) -> dict[str, float]:
+    """Measure a classifier where its parameters are; across processes, every image counts once.
+
+    Formula: kl = mean over images of Σ_c p(c) · (log p(c) - log q(c)), p of `against`, q of `model`.
+
+    Args:
+        model: a classifier, images [B, C, H, W] to logits [B, classes]; evaluated in eval mode, left as it was.
+        data: batches of images and labels [B], as `classification.loader` gives them.
+        against: a reference of the same classes.
+        progress: the title of a progress bar on a terminal; None for no bar.
+
+    Returns:
+        `top1` (0..1), `images` (how many), and with `against` also `kl` (nats).
+
+    Raises:
+        DataError: there are no images, or their labels are hidden.
+    """
+    accelerator = require("accelerate", "eval").Accelerator()
+    tqdm = require("tqdm", "eval").tqdm
+    require("evaluate", "eval")
+    rows: list[tuple[Tensor, ...]] = []
+    # `disable=None` hides the bar where stderr is no terminal.
+    hidden = None if progress is not None and accelerator.is_main_process else True
+    batches = tqdm(accelerator.prepare_data_loader(data), desc=progress, disable=hidden)
+    with _eval_mode(model, against), torch.inference_mode():
+        for images, labels in batches:
+            logits = _logits(model, images)
+            row: tuple[Tensor, ...] = (logits.argmax(1), labels.to(logits.device))
+            if against is not None:
+                row += (_kl(_logits(against, images).to(logits.device), logits),)
+            gathered = accelerator.gather_for_metrics(tuple(part.to(accelerator.device) for part in row))
+            rows.append(tuple(part.cpu() for part in gathered))
+    return _figures(rows)
+
+
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    where = next(chain(model.parameters(), model.buffers()), images)
+    dtype = where.dtype if where.is_floating_point() else images.dtype
+    logits: Tensor = model(images.to(where.device, dtype))
+    return logits.float()
+
+
+def _kl(reference: Tensor, logits: Tensor) -> Tensor:
+    log_p, log_q = reference.double().log_softmax(1), logits.double().log_softmax(1)
+    return (log_p.exp() * (log_p - log_q)).sum(1)
+
+
+def _figures(rows: list[tuple[Tensor, ...]]) -> dict[str, float]:
+    from zoo.tasks.accuracy import Accuracy
+
+    if not rows:
+        raise DataError("expected images to evaluate on, found none; check the data set and its limit")
+    predictions, labels, *kl = (torch.cat(part) for part in zip(*rows, strict=True))
+    if labels.min() < 0:
+        raise DataError(f"expected labels from 0, found {labels.min()}: they are hidden in this split; use another")
+    # The metric creates a folder when it is made, though it keeps everything in memory.
+    with TemporaryDirectory() as folder:
+        metric = Accuracy(keep_in_memory=True, cache_dir=folder)
+        figures = metric.compute(predictions=predictions.numpy(), references=labels.numpy())
+    measured = {"top1": figures["top1"], "images": len(labels)}
+    return measured | {"kl": kl[0].mean().item()} if kl else measured
+
+
+@contextmanager
+def _eval_mode(*models: nn.Module | None) -> Iterator[None]:
+    modes = {module: module.training for model in models if model is not None for module in model.modules()}
+    try:
+        for model in models:
+            if model is not None:
+                model.eval()
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

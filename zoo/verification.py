@@ -1,0 +1,111 @@
+"""`verify`: what a card and a source claim of a model, measured again."""
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from zoo import catalog
+from zoo.errors import RepositoryError
+from zoo.files import read_json
+from zoo.hub import repository
+from zoo.hub.repository import describe, versions
+from zoo.loading import folder_of, load
+from zoo.measurement import measure
+from zoo.report import Report, Row, Verification
+from zoo.tasks.classification import evaluation_transform, loader
+from zoo.tasks.datasets import dataset
+from zoo.tasks.evaluation import evaluate
+
+BATCH = 256
+
+
+def verify(name: str | os.PathLike[str], *, data: str | None = None, structure_only: bool = False) -> Verification:
+    """Measure a model again and compare.
+
+    The weights' sha256 is read from the disk. Params and macs must agree exactly. The accuracy is that of the same
+    weights on the same images, so only rounding may differ: one image in the set may turn.
+
+    Args:
+        name: of the catalog, or a repository's folder.
+        data: the data set to evaluate on; None takes the one that the results name.
+        structure_only: leave accuracy out; needs no data.
+
+    Returns:
+        A row for each figure; `passed` is False if any differs.
+
+    Raises:
+        RepositoryError: the results can't be read.
+        ZooError: as for `load`.
+    """
+    folder = folder_of(name)
+    repository.check_sha256(folder)
+    claimed = _claimed(folder)
+    model = load(name)
+    spec = data or claimed.data.get("dataset")
+    found = report_of(model, None if structure_only else spec)
+    if data and data != claimed.data.get("dataset"):  # an accuracy elsewhere is no claim of this one
+        claimed = Report(claimed.name, {k: v for k, v in claimed.measured.items() if k in ("params", "macs", "kmapp")})
+    tolerances = {"kmapp": 5e-4, "top1": 1 / found.data.get("images", 1)}
+    rows = [
+        Row(figure, claimed.measured.get(figure), value, tolerances.get(figure, 0.0))
+        for figure, value in found.measured.items()
+    ]
+    return Verification(describe(model).name, (*rows, *_reported(name, found)), found)
+
+
+def report_of(model: nn.Module, data: str | None = None, *, against: nn.Module | None = None) -> Report:
+    """Measure a model.
+
+    Args:
+        model: from `load`, `compress` or timm.
+        data: the data set; its test split is evaluated. None counts params and macs only.
+        against: the dense model that the outputs are compared with (`kl`, in nats).
+
+    Returns:
+        The figures, with the data, preprocessing, versions and machine that they hold for.
+    """
+    counts = measure(model)
+    figures: dict[str, float] = {"params": counts.params, "macs": counts.macs, "kmapp": round(counts.kmapp, 4)}
+    where: dict[str, Any] = {}
+    if data is not None:
+        config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+        batches = loader(dataset(data, "test"), evaluation_transform(config), BATCH)
+        found = evaluate(model, batches, against=against, progress="evaluate")
+        images = int(found.pop("images"))
+        figures.update(found)
+        keys = ("interpolation", "crop_pct", "mean", "std")
+        where = {"dataset": data, "split": "test", "images": images, "input": list(counts.input)}
+        where.update({key: config[key] for key in keys if key in config})
+    device = next(model.parameters()).device
+    processor = platform.processor() or platform.machine()
+    return Report(describe(model).name, figures, where, versions(), f"{device.type} ({processor})")
+
+
+def _claimed(folder: Path) -> Report:
+    """What the repository's results say; nothing where it has none."""
+    path = folder / repository.RESULTS
+    if not path.exists():
+        return Report(folder.name, {})
+    try:
+        return Report.from_json(read_json(path))
+    except (ValueError, TypeError) as error:
+        raise RepositoryError(f"{path} isn't a report: {error}") from None
+
+
+def _reported(name: str | os.PathLike[str], found: Report) -> list[Row]:
+    """What the entry's source reports, where our own counting can be held against it."""
+    if not isinstance(name, str) or name not in catalog.names(all=True):
+        return []
+    figures = [asdict(figure) for figure in catalog.info(name).reported if figure.counting is None]
+    rows = []
+    for figure in figures:
+        if figure["params_m"] is not None:
+            rows.append(Row("params_m", figure["params_m"], found.measured["params"] / 1e6, 0.05))
+        if figure["metric"] in found.measured:
+            rows.append(Row(figure["metric"], figure["value"], found.measured[figure["metric"]], 0.001))
+    return rows
