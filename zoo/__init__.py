@@ -11,6 +11,8 @@ The verbs are imported when first used: `import zoo` alone imports neither torch
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from zoo.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from zoo.building import build, push, save
     from zoo.catalog import info, names
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from zoo.loading import create, load, transform
     from zoo.measurement import measure
     from zoo.verification import verify
-
-__version__ = "0.1.0"
 
 _ROOMS = {
     "zoo.building": ("build", "push", "save"),

@@ -4,6 +4,7 @@
 that the same command continues where it was stopped.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -79,10 +80,12 @@ def make(entry: Entry, folder: Path, data: str | None = None, say: Say = lambda 
         state = work / "training.safetensors"
         distil(model, teachers, data, how=how, schedule=schedule, augment=recipe.augment, seed=recipe.seed, state=state)
     say(f"4 evaluate on {data}")
-    model.zoo_entry = replace(describe(model), name=entry.name, recipe=_plain(recipe))  # type: ignore[assignment]
-    report = report_of(model, data, against=base if recipe.method else None)
+    made = replace(recipe, data=data)
+    model.zoo_entry = replace(describe(model), name=entry.name, recipe=_plain(made))  # type: ignore[assignment]
+    dense = base if recipe.method else None
+    report = report_of(model, data, against=dense)
     say(f"5 write {folder}")
-    save(model, folder, report=report)
+    save(model, folder, report=report, dense=report_of(dense, data) if dense else None)
     shutil.rmtree(work, ignore_errors=True)
     return folder
 
@@ -90,7 +93,8 @@ def make(entry: Entry, folder: Path, data: str | None = None, say: Say = lambda 
 def recipe_for(base: str, method: str, budget: Budget, data: str, epochs: int, options: Mapping[str, Any]) -> Entry:
     """The entry of a model that isn't in the catalog: `base` compressed, then distilled from `base` itself."""
     dense = create(base)
-    description, config = describe(dense), dense.pretrained_cfg
+    description = describe(dense)
+    config: dict[str, Any] = dense.pretrained_cfg  # type: ignore[assignment]
     channels, height, width = config["input_size"]
     recipe = Recipe(
         method=method,
@@ -115,7 +119,11 @@ def recipe_for(base: str, method: str, budget: Budget, data: str, epochs: int, o
 
 
 def save(
-    model: nn.Module, folder: str | os.PathLike[str], base: Base | str | None = None, report: Report | None = None
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    base: Base | str | None = None,
+    report: Report | None = None,
+    dense: Report | None = None,
 ) -> Path:
     """Write a repository: config.json, model.safetensors, README.md and results.json.
 
@@ -124,6 +132,7 @@ def save(
         folder: where; an earlier repository there is replaced.
         base: the dense architecture; None reads it from what `compress`, `load` or timm left on the model.
         report: what was measured; None counts params and macs.
+        dense: what was measured of the dense base, to stand beside it on the card.
 
     Returns:
         The folder.
@@ -136,7 +145,8 @@ def save(
     base = Base(base) if isinstance(base, str) else base
     description = describe(model) if base is None else Description(base.architecture, base)
     report = report or report_of(model)
-    card = render(_entry(description, model), description, report, model.pretrained_cfg)  # type: ignore[arg-type]
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    card = render(_entry(description, config), description, report, config, dense)
     results = json.dumps(report.to_json(), indent=2) + "\n"
     repository.write(Path(folder), model, description, {repository.CARD: card, repository.RESULTS: results})
     return Path(folder)
@@ -188,19 +198,21 @@ def _start(base: nn.Module, recipe: Recipe, data: str) -> nn.Module:
 
 
 def _cost(model: nn.Module, teachers: Sequence[nn.Module], schedule: Schedule, data: str) -> str:
-    """What training will take on this machine, from one batch: a backward pass costs two forward ones."""
-    images = len(dataset(data, "train")) if Path(data).is_dir() or "/" not in data else 0
-    size: Sequence[int] = model.pretrained_cfg["input_size"]  # type: ignore[index, assignment]
-    batch = torch.zeros(schedule.batch_size, *size)
-    seconds = 0.0
-    for network, passes in ((model, 3), *((teacher, 1 / len(teachers)) for teacher in teachers)):
+    """What training will take on this machine, from one batch."""
+    images = dataset(data, "train")
+    steps = schedule.epochs * (len(images) // schedule.batch_size) if hasattr(images, "__len__") else 0
+    steps = min(steps, schedule.steps or steps)
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    batch = torch.zeros(schedule.batch_size, *config["input_size"])
+    student = copy.deepcopy(model)
+    for _ in range(2):  # the first call pays for what is set up once
+        started = time.perf_counter()
+        student(batch).sum().backward()
         with torch.no_grad():
-            network(batch)
-            started = time.perf_counter()
-            network(batch)
-            seconds += passes * (time.perf_counter() - started)
-    steps = min(schedule.epochs * (images // schedule.batch_size), schedule.steps or 10**9)
-    return f": {steps:,} steps, about {steps * seconds:,.0f} s here" if steps else ""
+            for teacher in teachers:
+                teacher(batch)
+        seconds = time.perf_counter() - started
+    return f": {steps:,} steps, about {1.5 * steps * seconds:,.0f} s here" if steps else ""
 
 
 def _work(folder: Path, entry: Entry, data: str) -> Path:
@@ -220,12 +232,11 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
     return {key: value for key, value in asdict(recipe).items() if value != default[key]}
 
 
-def _entry(description: Description, model: nn.Module) -> Entry:
+def _entry(description: Description, config: Mapping[str, Any]) -> Entry:
     """The catalog's entry, or what can be said of a model that isn't in it."""
     try:
         return catalog.info(description.name)
     except UnknownName:
-        config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
         channels, height, width = config["input_size"]
         return Entry(
             name=description.name,

@@ -10,9 +10,11 @@ from typing import Any
 
 import click
 
-from zoo import __version__, catalog
+from zoo import catalog
 from zoo.catalog.entry import METHODS, Budget, Entry
 from zoo.errors import ZooError
+from zoo.report import Verification
+from zoo.version import __version__
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -153,15 +155,26 @@ def verify(names: tuple[str, ...], data: str | None, structure: bool, as_json: b
     found = [verify(name, data=data, structure_only=structure) for name in names]
     if as_json:
         click.echo(json.dumps([each.to_json() for each in found], indent=2))
-    else:
+    elif len(found) == 1:
         rows = [
-            [each.name, row.figure, _figure(row.reported), _figure(row.measured), _figure(row.difference), row.verdict]
-            for each in found
-            for row in each.rows
+            [row.figure, _figure(row.reported), _figure(row.measured), _figure(row.difference), row.verdict]
+            for row in found[0].rows
         ]
-        _table(["name", "figure", "claimed", "measured", "difference", "verdict"], rows)
+        _table([found[0].name, "claimed", "measured", "difference", "verdict"], rows)
+    else:
+        figures = list(dict.fromkeys(row.figure for each in found for row in each.rows))
+        _table(["name", *figures, "verdict"], [_summary(each, figures) for each in found])
     if not all(each.passed for each in found):
         raise SystemExit(1)
+
+
+def _summary(found: Verification, figures: list[str]) -> list[str]:
+    """One model in one row: what was measured, and what differs from the claim."""
+    measured = {row.figure: _figure(row.measured) for row in found.rows}
+    differ = [
+        f"{row.figure} differs, claimed {_figure(row.reported)}" for row in found.rows if row.verdict == "differs"
+    ]
+    return [found.name, *(measured.get(figure, "-") for figure in figures), "; ".join(differ) or "agrees"]
 
 
 def _listed(entry: Entry) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from zoo import catalog
@@ -81,9 +82,17 @@ def report_of(model: nn.Module, data: str | None = None, *, against: nn.Module |
         keys = ("interpolation", "crop_pct", "mean", "std")
         where = {"dataset": data, "split": "test", "images": images, "input": list(counts.input)}
         where.update({key: config[key] for key in keys if key in config})
-    device = next(model.parameters()).device
-    processor = platform.processor() or platform.machine()
-    return Report(describe(model).name, figures, where, versions(), f"{device.type} ({processor})")
+    return Report(describe(model).name, figures, where, versions(), _hardware(next(model.parameters()).device))
+
+
+def _hardware(device: torch.device) -> str:
+    """The processor that measured, as it names itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{named or platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def _claimed(folder: Path) -> Report:

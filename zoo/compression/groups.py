@@ -247,11 +247,10 @@ class _Walk:
         attention = self._attention(owner)
         if groups == 1:
             new = 0 if attention or not all((path, *bias)) else self._open()
+            self.slices.append((space, Slice(path, 1)))
             if space:
-                self.slices.append((space, Slice(path, 1)))
                 self.readers.append((space, owner))
-            involved = (space, new) if not attention else (self.heads[attention][0],)
-            self.macs.append((count, involved))
+            self.macs.append((count, (space, self.heads[attention][0] if attention else new)))
         elif shape[1] == 1 and groups == shape[0] and space:
             new = space
             self.depthwise.append((space, owner))
@@ -296,6 +295,9 @@ class _Walk:
     def finish(self) -> Analysis:
         for path, (space, layout) in self.heads.items():
             self._open_heads(path, space, layout)
+        by_tensor: dict[str, dict[Slice, int]] = {}
+        for space, piece in self.slices:  # a layer that is used twice has the same channels both times
+            self.join([space, by_tensor.setdefault(piece.tensor, {}).setdefault(piece, space)])
         live = dict.fromkeys(root for space, _ in self.slices if (root := self.find(space)))
         groups: list[Group] = []
         index: dict[int, int] = {}
@@ -313,10 +315,9 @@ class _Walk:
             return tuple(rank[index[root]] for root in roots if root in index)
 
         macs = [Cost(count, involved(spaces)) for count, spaces in self.macs]
-        by_tensor: dict[str, list[int]] = {}
-        for space, piece in self.slices:
-            by_tensor.setdefault(piece.tensor, []).append(space)
-        params = [Cost(p.numel(), involved(by_tensor.get(path, ()))) for path, p in self.model.named_parameters()]
+        params = [
+            Cost(p.numel(), involved(by_tensor.get(path, {}).values())) for path, p in self.model.named_parameters()
+        ]
         return Analysis(tuple(groups[g] for g in ranking), tuple(macs), tuple(params))
 
     def _open_heads(self, path: str, space: int, layout: blocks.Layout) -> None:

@@ -10,13 +10,13 @@ import timm
 import torch
 from torch import nn
 
-import zoo
 from zoo.catalog.entry import Base
 from zoo.errors import RepositoryError, StructureError, WeightsError
 from zoo.files import read_json, sha256, sha256_stamped, write_json, writing_folder
 from zoo.hub import weights
 from zoo.structure.base import check_fingerprint, fingerprint, skeleton
 from zoo.structure.plan import Plan, apply_
+from zoo.version import __version__
 
 SCHEMA = 1
 CONFIG = "config.json"
@@ -53,7 +53,7 @@ class Description:
 def versions() -> dict[str, str]:
     """Versions of what a model's figures depend on."""
     return {
-        "zoo": zoo.__version__,
+        "zoo": __version__,
         "timm": timm.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -153,7 +153,7 @@ def read(folder: Path) -> dict[str, Any]:
     if not isinstance(schema, int) or schema > SCHEMA:
         needed = ours.get("versions", {}).get("zoo", "newer")
         raise RepositoryError(
-            f"{folder / CONFIG} has schema {schema}, zoo {zoo.__version__} reads up to {SCHEMA}: "
+            f"{folder / CONFIG} has schema {schema}, zoo {__version__} reads up to {SCHEMA}: "
             f"needs zoo >= {needed}; pip install -U compressed-zoo"
         )
     expected: dict[str, type] = {"name": str, "base": dict, "plan": list, "weights_sha256": str, "fingerprint": dict}
