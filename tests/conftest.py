@@ -3,6 +3,7 @@
 import os
 import socket
 import tempfile
+import warnings
 
 # Both libraries read these when they are imported.
 os.environ["HF_HOME"] = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="zoo-tests-")
@@ -11,6 +12,10 @@ os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 import pytest
 import torch
 from torch import nn
+
+with warnings.catch_warnings():  # older timm uses what newer torch deprecates
+    warnings.simplefilter("ignore", FutureWarning)
+    import timm  # noqa: F401
 
 from zoo.catalog.entry import Base
 from zoo.structure.base import initialised

@@ -3,16 +3,14 @@
 import math
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
@@ -28,94 +26,114 @@ from zoo.training.trainer import Schedule, learning_rate, train
 ROOT = Path(__file__).parents[1]
 STEPS = 24
 
-# Real training of a network with batch norm and dropout on a slice of digits, as a script: it writes its weights, its
-# progress, and, in several processes, which images each of them saw.
-SCRIPT = f"""
-import sys, time, pathlib, torch, warnings
-from torch import nn
+# Real training of a network with batch norm and dropout on a slice of digits. The script forks a run after what it
+# imports, because importing takes longer than training, and kills it at the steps named, one after the other.
+SCRIPT = """
+import os, pathlib, signal, socket, sys, time
+import accelerate, torch
 from safetensors.torch import save_file
+from torch import nn
 from zoo.tasks.classification import loader, training_transform
 from zoo.tasks.datasets import dataset
 from zoo.training.hierarchy import task_step
 from zoo.training.trainer import Schedule, train
 
-folder, rank, workers, slow = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+STEPS = int(sys.argv[1])
 torch.set_num_threads(1)
-torch.manual_seed(0)
-model = nn.Sequential(nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(),
-                      nn.Linear(8 * 14 * 14, 10))
-grey = {{"input_size": [1, 16, 16], "mean": [0.3], "std": [0.35], "interpolation": "bilinear", "crop_pct": 1.0}}
-images = dataset("digits", "train", limit=16 * 8)
-transform = training_transform(grey, {{"scale": [0.6, 1.0], "hflip": 0.0, "color_jitter": 0.0}})
-seen = []
+images = dataset("digits", "train", limit=128)
+grey = {"input_size": [1, 16, 16], "mean": [0.3], "std": [0.35], "interpolation": "bilinear", "crop_pct": 1.0}
+transform = training_transform(grey, {"scale": [0.6, 1.0], "hflip": 0.0, "color_jitter": 0.0})
 
-def step(model, batch, progress):
-    import accelerate
-    rank = accelerate.PartialState().process_index
-    with (folder / f"steps{{rank}}").open("a") as file:
-        file.write(f"{{round(progress * {STEPS})}} {{batch[0].double().sum().item()!r}} "
-                   f"{{[hash(i.numpy().tobytes()) for i in batch[0]]}}\\n")
-    time.sleep(slow)
-    return task_step(model, batch, progress)
+def run(folder, rank, processes, workers, slow):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(),
+                          nn.Linear(8 * 14 * 14, 10))
 
-import accelerate
-processes = accelerate.PartialState().num_processes
-schedule = Schedule(epochs={STEPS} * processes // 8, batch_size=16, lr=0.01, checkpoint_seconds=0)
-train(model, step, lambda epoch: loader(images, transform, 16, epoch=epoch, workers=workers), schedule,
-      seed=3, state=folder / "state.safetensors")
-save_file({{name: value.contiguous() for name, value in model.state_dict().items()}},
-          folder / f"model{{accelerate.PartialState().process_index}}.safetensors")
-if accelerate.PartialState().num_processes > 1:
-    torch.distributed.destroy_process_group()
+    def step(model, batch, progress):
+        with (folder / f"steps{rank}").open("a") as file:
+            print(round(progress * STEPS), *(hash(image.numpy().tobytes()) for image in batch[0]), file=file)
+        time.sleep(slow)
+        return task_step(model, batch, progress)
+
+    schedule = Schedule(epochs=STEPS * processes // 8, batch_size=16, lr=0.01, checkpoint_seconds=0)
+    train(model, step, lambda epoch: loader(images, transform, 16, epoch=epoch, workers=workers), schedule,
+          seed=3, state=folder / "state.safetensors")
+    save_file(model.state_dict(), folder / f"model{rank}.safetensors")
+
+def start(folder, rank, processes, workers, slow, port):
+    if (child := os.fork()) == 0:
+        failed = True
+        os.setpgid(0, 0)
+        if processes > 1:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
+                           "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        try:
+            run(folder, rank, processes, workers, slow)
+            failed = False
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(failed)
+    return child
+
+def begun(folder, step):
+    log = folder / "steps0"
+    return log.exists() and any(line.startswith(f"{step} ") for line in log.read_text().splitlines())
+
+for line in sys.argv[2:]:
+    name, processes, workers, *moments = line.split()
+    folder = pathlib.Path(name)
+    folder.mkdir()
+    for moment in [*map(int, moments), None]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        slow = 0.0 if moment is None else 0.02
+        children = [start(folder, r, int(processes), int(workers), slow, port) for r in range(int(processes))]
+        if moment is not None:
+            while not begun(folder, moment):
+                assert os.waitpid(children[0], os.WNOHANG) == (0, 0), "the run ended before it was killed"
+                time.sleep(0.002)
+            for child in children:
+                os.killpg(child, signal.SIGKILL)
+            assert not (folder / "model0.safetensors").exists()
+        status = [os.waitpid(child, 0)[1] for child in children]
+        assert status == [0 if moment is None else signal.SIGKILL] * len(children), status
 """
 
 
-def command(folder, processes=1, workers=0, slow=0.0):
-    script = folder / "train.py"
-    script.write_text(SCRIPT)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [sys.executable, *(torchrun if processes > 1 else []), str(script), str(folder), "-", str(workers), str(slow)]
-
-
-def environment():
-    return {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "ACCELERATE_USE_CPU": "1",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONHASHSEED": "0",
-        "HF_HUB_OFFLINE": "1",
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Run the script once; a folder for each run holds the weights and which steps saw which images."""
+    folder = tmp_path_factory.mktemp("runs")
+    wanted = {
+        "uninterrupted": "1 0",
+        "killed": "1 0 3 11 21",
+        "loading processes": "1 2 10",
+        "two": "2 0",
+        "two, killed": "2 0 7",
     }
-
-
-def finish(folder, **options):
-    folder.mkdir(exist_ok=True)
+    names = {name: folder / name.replace(" ", "_") for name in wanted}
     done = subprocess.run(
-        command(folder, **options), env=environment(), capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", SCRIPT, str(STEPS), *(f"{names[name]} {how}" for name, how in wanted.items())],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return load_file(folder / "model0.safetensors")
+    assert done.returncode == 0, done.stderr[-4000:]
+    return names
 
 
-def kill_at(folder, step, **options):
-    """Start the run in a process group of its own and kill all of it once the step has begun."""
-    folder.mkdir(exist_ok=True)
-    log = folder / "steps0"
-    run = subprocess.Popen(
-        command(folder, slow=0.02, **options),
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 60
-    while not (log.exists() and any(line.startswith(f"{step} ") for line in log.read_text().splitlines())):
-        assert run.poll() is None, "the run ended before it was killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    os.killpg(run.pid, signal.SIGKILL)
-    run.wait()
-    assert not (folder / "model0.safetensors").exists()
+def ended(folder, rank=0):
+    return load_file(folder / f"model{rank}.safetensors")
+
+
+def logged(folder, rank=0):
+    return [[int(word) for word in line.split()] for line in (folder / f"steps{rank}").read_text().splitlines()]
 
 
 def same(expected, found):
@@ -123,33 +141,223 @@ def same(expected, found):
     return all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    return finish(tmp_path_factory.mktemp("uninterrupted"))
+@pytest.mark.parametrize(("name", "kills"), [("killed", 3), ("loading processes", 1)])
+def test_a_killed_run_that_is_started_again_ends_in_the_same_bits(name, kills, runs):
+    assert same(ended(runs["uninterrupted"]), ended(runs[name]))
+    steps = [step for step, *_ in logged(runs[name])]
+    assert list(range(STEPS)) == sorted(set(steps)), "no step is left out"
+    assert len(steps) <= STEPS + kills, "and none is done again but the one under way"
+
+
+def test_two_processes_share_the_images_and_end_in_the_same_bits(runs):
+    assert same(ended(runs["two"]), ended(runs["two"], rank=1))
+    left, right = logged(runs["two"]), logged(runs["two"], rank=1)
+    assert [step for step, *_ in left] == [step for step, *_ in right] == list(range(STEPS))
+    for (_, *first), (_, *second) in zip(left, right, strict=True):
+        assert len(first) == len(second) == 16
+        assert not set(first) & set(second)
+
+
+def test_two_processes_that_are_killed_end_in_the_same_bits(runs):
+    assert same(ended(runs["two"]), ended(runs["two, killed"]))
+    assert same(ended(runs["two"]), ended(runs["two, killed"], rank=1))
+
+
+def tiny(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 4))
+
+
+def batches(epoch, count=6, size=4):
+    generator = torch.Generator().manual_seed(epoch)
+    images = torch.randn(count * size, 3, 2, 2, generator=generator)
+    pairs = list(zip(images, torch.randint(0, 4, (count * size,), generator=generator).tolist(), strict=True))
+    return DataLoader(pairs, size, drop_last=True, generator=torch.Generator())
+
+
+QUICK = Schedule(epochs=2, batch_size=4, checkpoint_seconds=0)
+logits = st.lists(st.lists(st.floats(-20, 20), min_size=3, max_size=3), min_size=2, max_size=2).map(torch.tensor)
+
+
+@given(student=logits, teacher=logits, temperature=st.floats(0.5, 8))
+def test_kl_is_what_its_formula_says(student, teacher, temperature):
+    p, q = (np.exp(x.double().numpy() / temperature) for x in (teacher, student))
+    p, q = p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)
+    expected = temperature**2 * (p * np.log(p / q)).sum(1).mean()
+    assert kl(student, teacher, temperature).item() == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    assert kl(student, teacher, temperature) >= -1e-4
+    assert kl(teacher, teacher, temperature).abs() < 1e-4
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
+def test_kl_agrees_with_torch_and_its_gradient_keeps_its_size_at_every_temperature(temperature):
+    student, teacher = torch.randn(2, 64, 10).unbind()
+    student.requires_grad_()
+    soft = (teacher / temperature).softmax(1)
+    expected = F.kl_div((student / temperature).log_softmax(1), soft, reduction="batchmean") * temperature**2
+    torch.testing.assert_close(kl(student, teacher, temperature), expected)
+    (gradient,) = torch.autograd.grad(kl(student, teacher, temperature), student)
+    torch.testing.assert_close(gradient, temperature * ((student / temperature).softmax(1) - soft).detach() / 64)
+
+
+def test_distillation_mixes_teacher_and_labels():
+    student, teacher, labels = torch.randn(5, 4), torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0])
+    expected = 0.7 * kl(student, teacher, 3.0) + 0.3 * F.cross_entropy(student, labels)
+    torch.testing.assert_close(distillation(student, teacher, labels, 0.7, 3.0), expected)
 
 
 @pytest.mark.parametrize(
-    ("moments", "workers"), [((3, 11, 21), 0), ((10,), 2)], ids=["three times", "with loading processes"]
+    ("teachers", "expected"), [(1, [0] * 12), (2, [0] * 6 + [1] * 6), (3, [0] * 4 + [1] * 4 + [2] * 4)]
 )
-def test_a_killed_run_that_is_started_again_ends_in_the_same_bits(moments, workers, tmp_path, uninterrupted):
-    for step in moments:
-        kill_at(tmp_path, step, workers=workers)
-    assert same(uninterrupted, finish(tmp_path, workers=workers))
-    steps = [int(line.split()[0]) for line in (tmp_path / "steps0").read_text().splitlines()]
-    assert sorted(set(steps)) == list(range(STEPS)), "no step is left out"
-    assert len(steps) <= STEPS + 2 * len(moments), "and no more than the one under way is done again"
+def test_each_teacher_has_an_equal_share_of_the_steps_in_order(teachers, expected):
+    assert expected == [teacher_at(step / 12, teachers) for step in range(12)]
 
 
-def test_two_processes_share_the_images_and_end_with_the_same_weights_after_a_kill_too(tmp_path):
-    whole = finish(tmp_path / "whole", processes=2)
-    assert same(whole, load_file(tmp_path / "whole" / "model1.safetensors"))
-    seen = [(tmp_path / "whole" / f"steps{rank}").read_text().splitlines() for rank in (0, 1)]
-    assert [STEPS, STEPS] == [len(lines) for lines in seen]
-    for first, second in zip(*seen, strict=True):
-        assert first.split()[0] == second.split()[0]
-        left, right = (set(line.partition("[")[2].rstrip("]").split(", ")) for line in (first, second))
-        assert len(left) == len(right) == 16
-        assert not left & right
-    kill_at(tmp_path / "killed", 9, processes=2)
-    assert same(whole, finish(tmp_path / "killed", processes=2))
-    assert same(whole, load_file(tmp_path / "killed" / "model1.safetensors"))
+@given(progress=st.floats(0, 1), teachers=st.integers(1, 9))
+def test_there_is_a_teacher_at_every_moment(progress, teachers):
+    assert 0 <= teacher_at(progress, teachers) < teachers
+
+
+@pytest.mark.parametrize(("progress", "teacher"), [(0.0, 0), (0.49, 0), (0.5, 1), (1.0, 1)])
+def test_a_distillation_step_learns_from_the_teacher_whose_turn_it_is(progress, teacher):
+    student, teachers = tiny().eval(), [tiny(1).eval(), tiny(2).eval()]
+    images, labels = torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 2, 3])
+    loss = distil_step(teachers, Distil(alpha=0.8, temperature=2.0))(student, (images, labels), progress)
+    with torch.no_grad():
+        target = teachers[teacher](images)
+    torch.testing.assert_close(loss, distillation(student(images), target, labels, 0.8, 2.0))
+    loss.backward()
+    assert all(parameter.grad is None for parameter in teachers[teacher].parameters())
+
+
+@given(total=st.integers(1, 300), warmup=st.floats(0, 1), lr=st.floats(1e-5, 1))
+def test_the_learning_rate_rises_to_its_height_and_falls_along_a_cosine(total, warmup, lr):
+    schedule = Schedule(lr=lr, warmup=warmup)
+    rates = [learning_rate(schedule, step, total) for step in range(total)]
+    top = rates.index(max(rates))
+    assert min(rates) > 0
+    assert max(rates) == pytest.approx(lr)
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+
+
+def test_zeros_that_are_held_stay_zero_through_momentum_and_decay_while_the_others_move():
+    model = tiny()
+    with torch.no_grad():
+        model[1].weight[:, ::3] = 0
+    start, zeros = model[1].weight.detach().clone(), model[1].weight == 0
+    task_step(model, next(iter(batches(0))), 0).backward()  # a gradient from before is no excuse
+    with masks.held(model, ["1"]):
+        train(model, task_step, batches, Schedule(epochs=3, batch_size=4, weight_decay=0.1, lr=0.01))
+    assert torch.equal(zeros, model[1].weight == 0)
+    assert (model[1].weight - start)[~zeros].abs().min() > 0
+    train(model, task_step, batches, QUICK)
+    assert (model[1].weight != 0).all(), "no longer held once the block has ended"
+
+
+@pytest.mark.parametrize(
+    ("model", "schedule", "seed"),
+    [
+        (tiny, Schedule(epochs=2, batch_size=4, lr=0.5), 0),
+        (tiny, Schedule(epochs=3, batch_size=4, checkpoint_seconds=0), 0),
+        (tiny, QUICK, 1),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), QUICK, 0),
+    ],
+    ids=["learning rate", "length", "seed", "model"],
+)
+def test_the_state_of_another_run_is_refused(model, schedule, seed, tmp_path):
+    state = tmp_path / "state"
+    train(tiny(), task_step, batches, QUICK, state=state)
+    with pytest.raises(DataError, match="state belongs to another run; remove it to start again"):
+        train(model(), task_step, batches, schedule, seed=seed, state=state)
+
+
+def test_a_finished_run_that_is_started_again_gives_its_weights_without_a_step(tmp_path):
+    done = train(tiny(), task_step, batches, QUICK, state=tmp_path / "state")
+    again = train(tiny(5), lambda *_: pytest.fail("a step"), batches, QUICK, state=tmp_path / "state")
+    assert same(done.state_dict(), again.state_dict())
+    assert not again.training
+    assert [tmp_path / "state"] == list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kept", [0, 7, 0.5, -1], ids=["empty", "7 bytes", "half", "all but a byte"])
+def test_a_damaged_state_is_refused_in_one_line(kept, tmp_path):
+    state = tmp_path / "state"
+    train(tiny(), task_step, batches, QUICK, state=state)
+    data = state.read_bytes()
+    state.write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
+    with pytest.raises(StorageError, match=r"can't be resumed from .*; remove it to start again") as caught:
+        train(tiny(), task_step, batches, QUICK, state=state)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_run(value):
+    with pytest.raises(DataError, match=r"the loss is (nan|inf) at step 0; lower the learning rate"):
+        train(tiny(), lambda model, batch, progress: task_step(model, batch, progress) * value, batches, QUICK)
+
+
+def test_too_few_images_for_one_batch_are_refused():
+    three = [(torch.zeros(3, 2, 2), 0)] * 3
+    with pytest.raises(DataError, match="not one whole batch of 4 images"):
+        train(tiny(), task_step, lambda epoch: DataLoader(three, 4, drop_last=True), QUICK)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter([(torch.ones(3, 2, 2) * i, i % 4) for i in range(20)])
+
+
+def test_a_stream_without_a_length_needs_the_number_of_steps():
+    def stream(epoch):
+        return DataLoader(Stream(), 4)
+
+    with pytest.raises(DataError, match="a stream has no length; set the schedule's steps"):
+        train(tiny(), task_step, stream, Schedule(batch_size=4))
+    seen = []
+    train(
+        tiny(),
+        lambda model, batch, progress: seen.append(progress) or task_step(model, batch, progress),
+        stream,
+        Schedule(steps=12, batch_size=4),  # more than the 5 of one pass
+    )
+    assert [step / 12 for step in range(12)] == seen
+
+
+@pytest.mark.parametrize(("epochs", "steps", "expected"), [(2, None, 12), (2, 5, 5), (1, 99, 6), (3, 13, 13)])
+def test_training_ends_after_its_epochs_or_its_steps(epochs, steps, expected):
+    seen = []
+    train(
+        tiny(),
+        lambda model, batch, progress: seen.append(batch[0]) or task_step(model, batch, progress),
+        batches,
+        Schedule(epochs=epochs, steps=steps, batch_size=4),
+    )
+    assert expected == len(seen)
+    every = [images for epoch in range(3) for images, _ in batches(epoch)]
+    assert all(torch.equal(*pair) for pair in zip(every, seen, strict=False)), "in the data's own order"
+
+
+def test_the_callers_random_state_is_left_as_it_was():
+    model = tiny()
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    train(model, task_step, batches, QUICK)
+    assert before[:2] == (random.getstate(), np.random.get_state()[1].tolist())
+    assert torch.equal(before[2], torch.get_rng_state())
+
+
+def test_dropout_depends_on_the_seed_and_on_nothing_that_happened_before():
+    first = train(tiny(), task_step, batches, QUICK)
+    model = tiny()
+    torch.rand(17)
+    assert same(first.state_dict(), train(model, task_step, batches, QUICK).state_dict())
+    assert not same(first.state_dict(), train(tiny(), task_step, batches, QUICK, seed=1).state_dict())
+
+
+def test_frozen_parameters_stay_and_the_evaluation_is_called_after_each_epoch():
+    model, called = tiny(), []
+    model[1].requires_grad_(False)
+    before = model[1].weight.clone()
+    train(model, task_step, batches, QUICK, evaluate=lambda: called.append(model.eval()) or {"top1": 0.5})
+    assert torch.equal(before, model[1].weight)
+    assert len(called) == 2

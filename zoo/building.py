@@ -22,8 +22,8 @@ from zoo import catalog
 from zoo.cards.card import render
 from zoo.catalog.entry import Base, Budget, Entry, Recipe
 from zoo.compressing import compress, declared, distil
-from zoo.errors import StructureError, UnknownName
-from zoo.files import free, write_json, writing_folder
+from zoo.errors import RepositoryError, StructureError, UnknownName
+from zoo.files import free, read_json, write_json, writing_folder
 from zoo.hub import repository
 from zoo.hub.repository import Description, describe
 from zoo.loading import create, load, pretrained
@@ -34,6 +34,7 @@ from zoo.training.hierarchy import Distil
 from zoo.training.trainer import Schedule
 from zoo.verification import report_of
 
+NOTE = "recipe.json"
 Say = Callable[[str], None]
 
 
@@ -63,7 +64,7 @@ def make(entry: Entry, folder: Path, data: str | None = None, say: Say = lambda 
     if data is None or entry.base is None:
         raise UnknownName(f"{entry.name}: no {'data set' if entry.base else 'base'} is named; {entry.note or ''}")
     free(folder)
-    work = _work(folder, entry, data)
+    work, follows = _work(folder, entry, data)
     schedule, how = declared(Schedule, recipe.schedule, "schedule"), declared(Distil, recipe.distil, "distil")
 
     say(f"1 load the base {entry.base.id}")
@@ -71,6 +72,7 @@ def make(entry: Entry, folder: Path, data: str | None = None, say: Say = lambda 
     if not (work / "start").is_dir():
         say(f"2 {recipe.method or 'initialise'}")
         start = _start(base, recipe, data)
+        write_json(work / NOTE, follows)
         repository.write(work / "start", start, describe(start), {})
     model = load(work / "start")
     if schedule.epochs:
@@ -167,6 +169,8 @@ def push(folder: str | os.PathLike[str], to: str | os.PathLike[str]) -> Path:
         StorageError: the disk is full or refuses.
     """
     source, target = Path(folder), Path(to)
+    if (source / repository.CONFIG).is_file() and not (source / repository.WEIGHTS).is_file():
+        raise RepositoryError(f"{source} has no {repository.WEIGHTS}: save the repository again")
     repository.check_sha256(source)
     with writing_folder(target) as new:
         for name in repository.FILES:
@@ -215,15 +219,16 @@ def _cost(model: nn.Module, teachers: Sequence[nn.Module], schedule: Schedule, d
     return f": {steps:,} steps, about {1.5 * steps * seconds:,.0f} s here" if steps else ""
 
 
-def _work(folder: Path, entry: Entry, data: str) -> Path:
-    """Where the steps leave what they made; emptied when the recipe isn't the one that they followed."""
+def _work(folder: Path, entry: Entry, data: str) -> tuple[Path, dict[str, str]]:
+    """Where the steps leave what they made, and the note of what they follow; emptied when another recipe was."""
     work = folder.with_name(f"{folder.name}.work")
     follows = {"recipe": hashlib.sha256(json.dumps([_plain(entry.recipe), asdict(entry), data]).encode()).hexdigest()}
-    note = work / "recipe.json"
-    if not note.is_file() or json.loads(note.read_text()) != follows:
+    note = work / NOTE
+    if work.exists() and not note.is_file() and (work.is_file() or any(work.glob("[!.]*"))):
+        raise RepositoryError(f"{work} exists and isn't of a build: choose another folder or remove it")
+    if not note.is_file() or read_json(note) != follows:
         shutil.rmtree(work, ignore_errors=True)
-        write_json(note, follows)
-    return work
+    return work, follows
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def list_models(pattern: str, method: str | None, everything: bool, as_json: boo
 @click.argument("name")
 @as_json
 def show(name: str, as_json: bool) -> None:
-    """Show what is known of a model: what it is made from and how, what is claimed, how to load it."""
+    """Show what is known of the model NAME: what it is made from and how, what is claimed, how to load it."""
     entry = catalog.info(name)
     if as_json:
         click.echo(json.dumps(asdict(entry), indent=2))
@@ -84,7 +84,7 @@ def show(name: str, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("base")
-@click.option("--method", type=click.Choice(["prune"]), default="prune", show_default=True)
+@click.option("--method", type=click.Choice(["prune"]), default="prune", show_default=True, help="How.")
 @click.option("--budget", type=float, required=True, metavar="SHARE", help="Share of the macs that stays, 0..1.")
 @click.option("--params", type=float, metavar="SHARE", help="Share of the params that stays, if that matters too.")
 @click.option("--data", required=True, help="digits, digit_pairs, a folder of class folders, or a Hub id ORG/NAME.")
@@ -128,7 +128,12 @@ def _build(entry: Entry, out: Path, data: str | None) -> None:
         started.append(now)
         click.echo(f"{seconds}\n{line} ..." if seconds else f"{line} ...", nl=False, err=True)
 
-    folder = make(entry, out, data, say)
+    try:
+        folder = make(entry, out, data, say)
+    except ZooError:
+        if len(started) > 1:
+            click.echo(err=True)  # the error stands on a line of its own
+        raise
     click.echo(f"  {time.monotonic() - started[-1]:.1f} s", err=True)
     click.echo(str(folder))
 

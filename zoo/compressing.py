@@ -95,6 +95,11 @@ def distil(
 
     Returns:
         The same model in eval mode.
+
+    Raises:
+        UnknownName, DataError: the data, the augmentation or the state can't be used, or the loss isn't finite.
+        MissingExtra: accelerate or datasets isn't installed.
+        StorageError: the state can't be written.
     """
     schedule = schedule or Schedule()
     transform = training_transform(model.pretrained_cfg, augment or {})  # type: ignore[arg-type]

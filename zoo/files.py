@@ -73,7 +73,12 @@ def writing_folder(folder: Path) -> Iterator[Path]:
             yield temporary
             if folder.exists():
                 os.rename(folder, former)
-            os.rename(temporary, folder)
+            try:
+                os.rename(temporary, folder)
+            except BaseException:
+                if former.exists():
+                    os.rename(former, folder)
+                raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(former, ignore_errors=True)

@@ -64,8 +64,8 @@ def measure(model: nn.Module, input: Sequence[int] | None = None) -> Counts:
         model.eval()
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             torch.func.functional_call(model, on_meta, (image,))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise StructureError(f"measure: the model refuses an input of {tuple(input)}: {reason}") from error
     finally:
         for module, training in modes.items():

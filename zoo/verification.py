@@ -23,6 +23,7 @@ from zoo.tasks.datasets import dataset
 from zoo.tasks.evaluation import evaluate
 
 BATCH = 256
+COUNTS = {"params", "macs", "kmapp"}
 
 
 def verify(name: str | os.PathLike[str], *, data: str | None = None, structure_only: bool = False) -> Verification:
@@ -44,13 +45,15 @@ def verify(name: str | os.PathLike[str], *, data: str | None = None, structure_o
         ZooError: as for `load`.
     """
     folder = folder_of(name)
-    repository.check_sha256(folder)
     claimed = _claimed(folder)
     model = load(name)
+    repository.check_sha256(folder)
     spec = data or claimed.data.get("dataset")
+    if not spec and not structure_only and (further := sorted(claimed.measured.keys() - COUNTS)):
+        raise RepositoryError(f"{folder / repository.RESULTS} names no data set for {', '.join(further)}: pass --data")
     found = report_of(model, None if structure_only else spec)
     if data and data != claimed.data.get("dataset"):  # an accuracy elsewhere is no claim of this one
-        claimed = Report(claimed.name, {k: v for k, v in claimed.measured.items() if k in ("params", "macs", "kmapp")})
+        claimed = Report(claimed.name, {k: v for k, v in claimed.measured.items() if k in COUNTS})
     tolerances = {"kmapp": 5e-4, "top1": 1 / found.data.get("images", 1)}
     rows = [
         Row(figure, claimed.measured.get(figure), value, tolerances.get(figure, 0.0))

@@ -74,7 +74,7 @@ def main() -> None:
             def first(load: Callable[[], nn.Module]) -> Callable[[], object]:
                 return torch.no_grad()(lambda: load()(image))
 
-            def floor(file: Path = file) -> object:
+            def floor(file: Path = repository / "model.safetensors") -> object:
                 return weights.read(file)
 
             t, z, floor_ms = medians(rounds, theirs, ours, floor)

@@ -35,7 +35,8 @@ BUDGETS = (0.5, 0.25, 0.12)
 CACHE = Path("build/quality")
 CROP = {"scale": [0.6, 1.0], "ratio": [0.75, 1.33], "hflip": 0.0, "color_jitter": 0.0}
 PAIRS_CNN = {"layers": [1, 1, 1, 1], "channels": [32, 64, 96, 128], "stem_type": "deep", "stem_width": 16}
-PAIRS_VIT = {"img_size": 64, "patch_size": 2, "embed_dim": 96, "depth": 4, "num_heads": 6}
+PAIRS_VIT = {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 6}
+MEAN = {"class_token": False, "global_pool": "avg"}
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,12 @@ class Net:
     test: int | None = None
 
 
-def _pairs(architecture: str, args: dict[str, Any], steps: int, lr: float) -> Net:
+def _pairs(architecture: str, args: dict[str, Any], side: int, steps: int, lr: float) -> Net:
     base = Base(f"timm/{architecture}", {**args, "in_chans": 1, "num_classes": 100})
     dense = Schedule(epochs=100, steps=steps, batch_size=128, lr=lr)
-    tune = Schedule(epochs=100, steps=150, batch_size=128, lr=1e-3)
+    tune = Schedule(epochs=100, steps=100, batch_size=128, lr=1e-3)
     still = {"scale": [1.0, 1.0], "ratio": [1.0, 1.0], "hflip": 0.0, "color_jitter": 0.0}
-    return Net(base, "digit_pairs", 64, 3, dense, tune, still, 5000)
+    return Net(base, "digit_pairs", side, 3, dense, tune, still, 5000)
 
 
 def _digits(name: str, side: int) -> Net:
@@ -70,8 +71,8 @@ def _digits(name: str, side: int) -> Net:
 NETS = {
     "digits_cnn": _digits("digits_cnn", 32),
     "digits_vit": _digits("digits_vit", 16),
-    "pairs_cnn": _pairs("resnet18", PAIRS_CNN, 800, 3e-3),
-    "pairs_vit": _pairs("vit_tiny_r_s16_p8_224", PAIRS_VIT, 1200, 1e-3),
+    "pairs_cnn": _pairs("resnet18", PAIRS_CNN, 64, 800, 3e-3),
+    "pairs_vit": _pairs("vit_tiny_patch16_224", {**PAIRS_VIT, **MEAN}, 32, 2000, 1.5e-3),
 }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.catalog.entry import METHODS, STATUSES, Base, Budget, Entry, Figure, Origin, Recipe
-from zoo.errors import CatalogError, UnknownName
+from zoo.errors import BudgetError, CatalogError, UnknownName
 
 _HERE = Path(__file__).parent
 EMBEDDED = _HERE.parent / "embedded"
@@ -82,13 +82,17 @@ def _read(folder: Path) -> Mapping[str, Entry]:
 
 def _family(file: Path) -> list[Entry]:
     try:
-        data = tomllib.loads(file.read_text())
+        data = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CatalogError(f"{file}: {error}") from None
-    shared = data.get("family", {})
+    shared, models = data.get("family", {}), data.get("model", [])
     if unknown := data.keys() - {"family", "model"}:
         raise CatalogError(f"{file}: unknown table {sorted(unknown)[0]!r}, known are family, model")
-    return [_entry(file, _merge(shared, model)) for model in data.get("model", [])]
+    _kind(f"{file}: family", shared, dict)
+    _kind(f"{file}: model", models, list)
+    for model in models:
+        _kind(f"{file}: model", model, dict)
+    return [_entry(file, _merge(shared, model)) for model in models]
 
 
 def _merge(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,7 +111,10 @@ def _entry(file: Path, data: dict[str, Any]) -> Entry:
     base = data.get("base")
     if base is not None:
         data["base"] = Base(base) if isinstance(base, str) else _record(Base, base, f"{where}.base")
+    for key, kind in (("recipe", dict), ("reported", list), ("input", list)):
+        _kind(f"{where}.{key}", data.get(key, kind()), kind)
     recipe = dict(data.get("recipe", {}))
+    _kind(f"{where}.recipe.teachers", recipe.get("teachers", []), list)
     if "budget" in recipe:
         recipe["budget"] = _record(Budget, recipe["budget"], f"{where}.recipe.budget")
     recipe["teachers"] = tuple(recipe.get("teachers", ()))
@@ -124,14 +131,19 @@ def _entry(file: Path, data: dict[str, Any]) -> Entry:
     return entry
 
 
+def _kind(where: str, value: Any, kind: type) -> None:
+    if not isinstance(value, kind):
+        names = {dict: "table", list: "list"}
+        raise CatalogError(f"{where} is a {names.get(type(value), type(value).__name__)}, expected a {names[kind]}")
+
+
 def _one_of(where: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise CatalogError(f"{where} is {value!r}, expected one of {', '.join(known)}")
 
 
 def _record(kind: type[Any], data: Any, where: str) -> Any:
-    if not isinstance(data, dict):
-        raise CatalogError(f"{where} is a {type(data).__name__}, expected a table")
+    _kind(where, data, dict)
     known = {f.name for f in fields(kind)}
     for key in data.keys() - known:
         raise CatalogError(f"{where}: unknown key {key!r}, known are {', '.join(sorted(known))}")
@@ -139,3 +151,5 @@ def _record(kind: type[Any], data: Any, where: str) -> Any:
         return kind(**data)
     except TypeError as error:
         raise CatalogError(f"{where}: {str(error).partition('() ')[2]}") from None
+    except BudgetError as error:
+        raise CatalogError(f"{where}: {error}") from None

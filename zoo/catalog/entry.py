@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from zoo.errors import StructureError
+from zoo.errors import BudgetError, StructureError
 
 METHODS = ("prune", "low_rank", "falor", "lockd", "dwain", "magnitude", "integer")
 STATUSES = ("published", "origin", "embedded", "recipe")
@@ -42,10 +42,20 @@ class Budget:
     Args:
         macs: kept share of the multiply-accumulates, 0..1.
         params: kept share of the parameters, 0..1; None leaves them free.
+
+    Raises:
+        BudgetError: a share isn't a number above 0 and at most 1.
     """
 
     macs: float
     params: float | None = None
+
+    def __post_init__(self) -> None:
+        for what, share in (("macs", self.macs), ("params", self.params)):
+            if share is None and what == "params":
+                continue
+            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+                raise BudgetError(f"budget of {share} of the {what} can't be met: expected a share above 0, at most 1")
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,11 @@ _SAME_CHANNELS = {
     aten.adaptive_avg_pool2d.default,
     aten.clone.default,
     aten.contiguous.default,
+    aten.gelu_.default,  # activations that torch doesn't tag as pointwise
+    aten.hardswish.default,
+    aten.hardswish_.default,
+    aten.mish_.default,
+    aten.relu6_.default,
 }
 _PRODUCTS = {aten.mul.Tensor, aten.mul_.Tensor}
 

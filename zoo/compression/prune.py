@@ -22,7 +22,7 @@ from zoo.catalog.entry import Budget
 from zoo.compression.allocation import allocate, widths
 from zoo.compression.groups import Analysis, Group, analyse, narrow, select
 from zoo.compression.refit import Moments, columns, moments, refit
-from zoo.errors import BudgetError, UnknownName
+from zoo.errors import BudgetError, DataError, UnknownName
 from zoo.structure.plan import Narrow
 
 Criterion = Literal["obs", "activation", "l2"]
@@ -67,6 +67,8 @@ def prune(
     how = how or Prune()
     if how.criterion not in get_args(Criterion):
         raise UnknownName(f"no criterion {how.criterion!r}, known are {', '.join(get_args(Criterion))}")
+    if not batches or not len(batches[0]):
+        raise DataError("calibration: no images; pass at least one batch")
     analysis = analyse(model, batches[0][:2])
     groups = analysis.groups
     if not groups:
@@ -96,8 +98,10 @@ def _allowed(analysis: Analysis, budget: Budget, how: Prune) -> list[list[int]]:
     floor = how.floor
     while True:
         allowed = [widths(units, how.round_to, floor) for units in full]
-        least = analysis.total(analysis.macs, [w[0] for w in allowed]) / analysis.total(analysis.macs, full)
-        if least <= 0.9 * budget.macs or floor < 1e-3:
+        least = [w[0] for w in allowed]
+        shares = [(analysis.macs, budget.macs), (analysis.params, 1.0 if budget.params is None else budget.params)]
+        reached = all(analysis.total(c, least) <= 0.9 * share * analysis.total(c, full) for c, share in shares)
+        if reached or floor < 1e-3:
             return allowed
         floor /= 2
 
@@ -106,22 +110,6 @@ def _reader_slices(group: Group, path: str) -> Tensor:
     """Positions of each unit among a reader's inputs [units, span]."""
     piece = next(piece for piece in group.slices if piece.tensor == f"{path}.weight" and piece.dim == 1)
     return piece.positions(group.units, torch.arange(group.units)).view(group.units, -1)
-
-
-def _rank(model: nn.Module, group: Group, seen: dict[str, Moments], criterion: Criterion) -> Tensor:
-    """Units of a group, the most important first."""
-    score = torch.zeros(group.units, dtype=torch.float64)
-    if criterion == "activation":
-        for path in group.readers:
-            weight = model.get_parameter(f"{path}.weight").detach()
-            power = seen[path].power * weight.flatten(1).double().square().sum(0)
-            score += torch.stack([power[columns(weight, unit)].sum() for unit in _reader_slices(group, path)])
-    else:
-        for piece in group.slices:
-            if piece.dim == 0 and piece.tensor.rpartition(".")[0] in group.writers and piece.tensor.endswith("weight"):
-                rows = model.get_parameter(piece.tensor).detach().flatten(1).double().square().sum(1)
-                score += rows.view(piece.copies, group.units, piece.span).sum((0, 2))
-    return score.argsort(descending=True, stable=True)
 
 
 def _eliminate(model: nn.Module, group: Group, seen: dict[str, Moments], how: Prune) -> tuple[Tensor, list[float]]:
@@ -154,7 +142,7 @@ class _Reader:
     def __init__(self, model: nn.Module, group: Group, path: str, seen: Moments, ridge: float) -> None:
         W, C = model.get_parameter(f"{path}.weight").detach(), seen.covariance
         self.of = torch.stack([columns(W, unit) for unit in _reader_slices(group, path)])
-        self.W = W.flatten(1).double()
+        self.W = W.flatten(1).to(torch.float64, copy=True)
         self.P = torch.linalg.inv(C + ridge * C.diagonal().mean().clamp(min=1e-12) * torch.eye(len(C), dtype=C.dtype))
         self.signal = ((self.W @ C) * self.W).sum().clamp(min=1e-12)
 

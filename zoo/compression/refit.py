@@ -5,8 +5,8 @@ A reader computes y = W x + b. Of x only the columns S stay; the least-squares r
     W' = W C[:,S] (C[S,S] + λI)⁻¹,    b' = b + W μ − W' μ[S],    C = E[(x−μ)(x−μ)ᵀ]
 
 and what they can't make up for, tr(W C Wᵀ) − tr(W' C[S,:] Wᵀ), over tr(W C Wᵀ), is the noise-to-signal ratio at the
-reader. A convolution is a linear layer on its patches. A layer without bias is refitted with μ = 0 if it is linear; a
-convolution without bias is followed by a norm, whose recalibration takes the mean up.
+reader. A convolution is a linear layer on its patches. A layer without bias is refitted with μ = 0, except a
+convolution in a model with batch norms: their recalibration takes the mean up.
 
 Source: the closed form of ThiNet (Luo et al., ICCV 2017) and of He et al., "Channel Pruning for Accelerating Very Deep
 Neural Networks" (ICCV 2017), section 3.1, equation 4.
@@ -78,15 +78,16 @@ def moments(model: nn.Module, readers: Iterable[str], batches: Iterable[Tensor])
             hook.remove()
     if hooks and not rows:
         raise DataError("calibration: no images; pass at least one batch")
-    return {path: _moments(model.get_submodule(path), path, first[path], second[path], rows[path]) for path in rows}
+    return {path: _moments(model, path, first[path], second[path], rows[path]) for path in rows}
 
 
-def _moments(layer: nn.Module, path: str, first: Tensor, second: Tensor, rows: int) -> Moments:
+def _moments(model: nn.Module, path: str, first: Tensor, second: Tensor, rows: int) -> Moments:
     mean, second = first / rows, second / rows
     if not torch.isfinite(second).all():
         raise DataError(f"calibration: the input of {path} isn't finite; check the images and the model")
-    shifts = isinstance(layer, nn.Conv2d) or layer.bias is not None
-    mean = mean if shifts else torch.zeros_like(mean)
+    layer = model.get_submodule(path)
+    if getattr(layer, "bias", None) is None and not (isinstance(layer, nn.Conv2d) and _norms(model)):
+        mean = torch.zeros_like(mean)
     return Moments(mean, second - torch.outer(mean, mean), second.diagonal().clone())
 
 
@@ -96,7 +97,7 @@ def _rows(layer: nn.Module, x: Tensor) -> Tensor:
         return x.reshape(-1, x.shape[-1])
     assert isinstance(layer, nn.Conv2d)
     assert not isinstance(layer.padding, str)
-    if layer.kernel_size == (1, 1):
+    if layer.kernel_size == (1, 1) and not any(layer.padding):
         return x[:, :, :: layer.stride[0], :: layer.stride[1]].transpose(0, 1).flatten(1).T
     patches = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
     return patches.transpose(0, 1).flatten(1).T
@@ -145,8 +146,11 @@ def recalibrate_(model: nn.Module, batches: Sequence[Tensor]) -> None:
     Args:
         model: left in eval mode.
         batches: images [B, C, H, W].
+
+    Raises:
+        DataError: a batch is too small to have a variance.
     """
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = _norms(model)
     momenta = [norm.momentum for norm in norms]
     model.eval()
     for norm in norms:
@@ -158,7 +162,13 @@ def recalibrate_(model: nn.Module, batches: Sequence[Tensor]) -> None:
             with torch.no_grad():
                 for batch in batches:
                     model(batch)
+    except ValueError as error:  # torch's word for one value a channel
+        raise DataError(f"calibration: {error}; pass more images in each batch") from error
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         model.eval()
+
+
+def _norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]

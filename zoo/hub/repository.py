@@ -151,7 +151,8 @@ def read(folder: Path) -> dict[str, Any]:
         raise RepositoryError(f"{folder / CONFIG} has no key 'zoo': not written by this package")
     schema = ours.get("schema")
     if not isinstance(schema, int) or schema > SCHEMA:
-        needed = ours.get("versions", {}).get("zoo", "newer")
+        written = ours.get("versions")
+        needed = written.get("zoo", "newer") if isinstance(written, dict) else "newer"
         raise RepositoryError(
             f"{folder / CONFIG} has schema {schema}, zoo {__version__} reads up to {SCHEMA}: "
             f"needs zoo >= {needed}; pip install -U compressed-zoo"
@@ -161,6 +162,9 @@ def read(folder: Path) -> dict[str, Any]:
         if not isinstance(ours.get(key), kind):
             found = type(ours[key]).__name__ if key in ours else "nothing"
             raise RepositoryError(f"{folder / CONFIG}: zoo.{key} is {found}, expected {kind.__name__}")
+    for where, table, key in (("", config, "pretrained_cfg"), ("zoo.", ours, "recipe"), ("zoo.", ours, "versions")):
+        if not isinstance(table.get(key, {}), dict):
+            raise RepositoryError(f"{folder / CONFIG}: {where}{key} is {type(table[key]).__name__}, expected dict")
     base = ours["base"]
     if not isinstance(base.get("id"), str) or not isinstance(base.get("args", {}), dict):
         raise RepositoryError(f"{folder / CONFIG}: zoo.base is {base}, expected id and args")

@@ -126,7 +126,7 @@ class Swap:
         """Change each class; parameters and attributes stay."""
         for path, name in self.classes.items():
             module = _module(model, self, path)
-            replacement = REPLACEMENTS.get(name)
+            replacement = REPLACEMENTS.get(name) if isinstance(name, str) else None
             if replacement is None:
                 raise StructureError(f"swap: {path} names unknown class {name!r}, known are {', '.join(REPLACEMENTS)}")
             if not issubclass(replacement, type(module)):

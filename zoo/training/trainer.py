@@ -5,6 +5,7 @@ Methods differ in `step` and `schedule`, not in the loop. Every random choice is
 in the same weights, bit for bit at the same number of threads and processes.
 """
 
+import hashlib
 import json
 import math
 import time
@@ -78,7 +79,9 @@ def train(
         DataError: the data is empty, the loss isn't finite, or the state belongs to another run.
         StorageError: the state can't be written.
     """
-    accelerator = require("accelerate", "eval").Accelerator(step_scheduler_with_optimizer=False)
+    # Without cpu=True accelerate takes several processes on a machine without an accelerator for several runs.
+    cpu = not torch.accelerator.is_available()
+    accelerator = require("accelerate", "eval").Accelerator(cpu=cpu, step_scheduler_with_optimizer=False)
     tqdm = require("tqdm", "eval").tqdm
     total, per_epoch = _length(accelerator, data, schedule)
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
@@ -88,12 +91,15 @@ def train(
     run = json.dumps({**asdict(schedule), "total": total, "seed": seed, "processes": accelerator.num_processes})
     done = _resume_(state, run, model, optimizer) if state and state.exists() else 0
     wrapped, optimizer = accelerator.prepare(model, optimizer)
+    optimizer.zero_grad()
     written = time.monotonic()
     bar = tqdm(total=total, initial=done, desc=progress, unit="step", disable=_quiet(accelerator), leave=False)
     with torch.random.fork_rng(devices=[]), bar:
         for batch in _batches(accelerator, data, done, total, per_epoch):
             wrapped.train()
-            torch.manual_seed((seed << 32) + (done << 8) + accelerator.process_index)
+            # Hashed, because torch's generator on the CPU looks at the lowest 32 bits alone.
+            digest = hashlib.sha256(f"{seed} {done} {accelerator.process_index}".encode()).digest()
+            torch.manual_seed(int.from_bytes(digest[:4]))
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(schedule, done, total)
             loss = step(wrapped, batch, done / total)
@@ -113,6 +119,9 @@ def train(
             if evaluate and done % per_epoch == 0 and accelerator.is_main_process:
                 bar.set_postfix(evaluate())
     accelerator.wait_for_everyone()
+    if accelerator.num_processes > 1:  # running statistics are each process's own; the state holds the first one's
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, 0)
     return model.eval()
 
 

@@ -1,0 +1,63 @@
+"""The README's code runs, and its tables and help are those of today."""
+
+import contextlib
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import zoo
+from zoo import catalog
+from zoo.cli import cli
+from zoo.files import read_json
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_every_python_block_runs_and_prints_what_its_comments_say(block: str) -> None:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(block, {})
+    promised = re.findall(r"print\(.*\)  +# (.*)", block)
+
+    assert promised == printed.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("name", catalog.names("digits_*"))
+def test_the_table_of_models_holds_the_measured_figures(name: str) -> None:
+    measured = read_json(catalog.EMBEDDED / name / "results.json")["measured"]
+    row = next(line for line in README.splitlines() if line.startswith(f"| `{name}` |"))
+
+    assert [cell.strip() for cell in row.split("|")[2:5]] == [
+        f"{measured['params']:,}",
+        f"{measured['macs']:,}",
+        f"{100 * measured['top1']:.2f} %",
+    ]
+
+
+def test_every_command_named_in_the_readme_exists() -> None:
+    named = set(re.findall(r"^zoo (\w+)", README, re.MULTILINE))
+
+    assert named
+    for command in named:
+        assert CliRunner().invoke(cli, [command, "--help"]).exit_code == 0
+
+
+def test_the_first_two_commands_are_the_demo_and_the_tests() -> None:
+    first = re.search(r"```\n(.*?)```", README, re.DOTALL)
+
+    assert first is not None
+    assert [line.split()[0] for line in first.group(1).strip().splitlines()] == ["scripts/demo", "scripts/test"]
+
+
+def test_importing_zoo_imports_no_torch() -> None:
+    code = "import sys, zoo; print(sorted({'torch', 'timm', 'huggingface_hub'} & set(sys.modules)), zoo.__version__)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert out.strip() == f"[] {zoo.__version__}"

@@ -1,0 +1,162 @@
+"""Refitting against torch's own least squares, and batch norms against statistics worked out by hand."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from zoo.compression.refit import columns, moments, recalibrate_, refit
+from zoo.errors import DataError
+
+LAYERS = {
+    "linear": (lambda: nn.Linear(6, 4), (6,)),
+    "linear on tokens": (lambda: nn.Linear(6, 4), (5, 6)),
+    "linear without bias": (lambda: nn.Linear(6, 4, bias=False), (6,)),
+    "pointwise": (lambda: nn.Conv2d(6, 4, 1), (6, 5, 5)),
+    "pointwise with stride": (lambda: nn.Conv2d(6, 4, 1, stride=2), (6, 5, 5)),
+    "pointwise with padding": (lambda: nn.Conv2d(6, 4, 1, padding=1), (6, 5, 5)),
+    "3 x 3": (lambda: nn.Conv2d(6, 4, 3, padding=1), (6, 5, 5)),
+    "stride": (lambda: nn.Conv2d(6, 4, 3, stride=2, padding=1), (6, 7, 7)),
+    "dilation": (lambda: nn.Conv2d(6, 4, 3, padding=2, dilation=2), (6, 7, 7)),
+    "oblong": (lambda: nn.Conv2d(6, 4, (1, 3), stride=(2, 1), padding=(0, 1)), (6, 5, 5)),
+    "convolution without bias": (lambda: nn.Conv2d(6, 4, 3, bias=False), (6, 5, 5)),
+    "convolution without bias before a norm": (lambda: nn.Conv2d(6, 4, 3, bias=False), (6, 5, 5)),
+}
+KEPT = torch.tensor([0, 2, 5])
+
+
+def drawn(name, rows=40):
+    """Return a layer and inputs whose channels have means and depend on one another."""
+    torch.manual_seed(0)
+    make, shape = LAYERS[name]
+    x = torch.randn(rows, *shape, dtype=torch.float64)
+    channels = -1 if name.startswith("linear") else 1
+    mixed = x.movedim(channels, -1) @ torch.randn(6, 6, dtype=torch.float64) + torch.arange(6) / 3
+    after = [nn.BatchNorm2d(4)] if name.endswith("norm") else []
+    return nn.Sequential(make(), *after).double().eval(), mixed.movedim(-1, channels).contiguous()
+
+
+def shifts(name):
+    """Whether the layer's mean may move: into its bias, or into the statistics of a norm after it."""
+    return not name.endswith("without bias")
+
+
+def without(layer, x, centred):
+    """Return the layer's outputs with the columns fitted to the inputs kept, by torch.linalg.lstsq on raw rows."""
+    y = layer(x)
+    if isinstance(layer, nn.Linear):
+        rows, wanted = x[..., KEPT].reshape(-1, len(KEPT)), y.reshape(-1, y.shape[-1])
+    else:
+        rows = F.unfold(x[:, KEPT], layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+        rows, wanted = rows.transpose(1, 2).flatten(0, 1), y.flatten(2).transpose(1, 2).flatten(0, 1)
+    rows = torch.cat([rows, torch.ones(len(rows), 1, dtype=rows.dtype)], 1) if centred else rows
+    found = torch.linalg.lstsq(rows, wanted).solution
+    power = (wanted - wanted.mean(0) if centred else wanted).square().sum()
+    ratio = (wanted - rows @ found).square().sum() / power
+    return (found[:-1].T, found[-1], ratio) if centred else (found.T, None, ratio)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@torch.no_grad()
+def test_a_refitted_layer_is_the_least_squares_solution_on_the_raw_rows(name):
+    model, x = drawn(name)
+    layer = model[0]
+    weight, shift, ratio = refit(layer.weight, moments(model, ["0"], [x])["0"], columns(layer.weight, KEPT), 1e-13)
+    expected_weight, intercept, expected_ratio = without(layer, x, shifts(name))
+    torch.testing.assert_close(weight, expected_weight, rtol=1e-6, atol=1e-8)
+    assert 0.001 < expected_ratio < 1
+    assert ratio == pytest.approx(expected_ratio.item(), rel=1e-6)
+    if intercept is not None:
+        bias = torch.zeros(4) if layer.bias is None else layer.bias
+        torch.testing.assert_close(bias + shift, intercept, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@torch.no_grad()
+def test_the_noise_to_signal_ratio_is_the_one_measured_at_the_outputs(name):
+    model, x = drawn(name)
+    layer, narrow = model[0], copy.deepcopy(model[0])
+    weight, shift, ratio = refit(layer.weight, moments(model, ["0"], [x])["0"], columns(layer.weight, KEPT), 0.05)
+    narrow.weight = nn.Parameter(weight.view(4, 3, *layer.weight.shape[2:]))
+    narrow.bias = nn.Parameter(shift + (0 if layer.bias is None else layer.bias))
+    found = narrow(x[..., KEPT] if isinstance(layer, nn.Linear) else x[:, KEPT])
+    y = layer(x)
+    over = [0, *range(2, y.ndim)] if isinstance(layer, nn.Conv2d) else list(range(y.ndim - 1))
+    signal = y - y.mean(over, keepdim=True) if shifts(name) else y
+    assert ratio == pytest.approx(((found - y).square().sum() / signal.square().sum()).item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@settings(max_examples=5, deadline=None)
+@given(cuts=st.lists(st.integers(1, 39), max_size=3, unique=True).map(sorted))
+def test_moments_over_several_batches_are_those_of_one(name, cuts):
+    model, x = drawn(name)
+    expected = moments(model, ["0"], [x])["0"]
+    found = moments(model, ["0"], torch.tensor_split(x, cuts))["0"]
+    for part in ("mean", "covariance", "power"):
+        torch.testing.assert_close(getattr(found, part), getattr(expected, part), rtol=1e-9, atol=1e-12)
+
+
+def test_a_unit_that_repeats_others_costs_nothing():
+    model, x = drawn("linear")
+    x[:, 1] = 2 * x[:, 0] - x[:, 2] + 3
+    kept = torch.tensor([0, 2, 3, 4, 5])
+    weight, shift, ratio = refit(model[0].weight, moments(model, ["0"], [x])["0"], kept, 1e-12)
+    assert ratio < 1e-9
+    torch.testing.assert_close(x[:, kept] @ weight.T + model[0].bias + shift, model(x), rtol=0, atol=1e-8)
+
+
+def test_kept_whole_a_layer_stays_as_it_is():
+    model, x = drawn("3 x 3")
+    layer = model[0]
+    weight, shift, ratio = refit(
+        layer.weight, moments(model, ["0"], [x])["0"], columns(layer.weight, torch.arange(6)), 1e-13
+    )
+    torch.testing.assert_close(weight, layer.weight.flatten(1), rtol=0, atol=1e-8)
+    assert shift.abs().max() < 1e-8
+    assert ratio < 1e-9
+
+
+def test_columns_of_a_convolution_are_the_patches_of_its_channels():
+    weight = torch.arange(2 * 3 * 2 * 2).view(2, 3, 2, 2)
+    assert torch.equal(weight[:, [0, 2]].flatten(1), weight.flatten(1)[:, columns(weight, torch.tensor([0, 2]))])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e200])
+def test_activations_that_are_not_finite_are_refused_by_the_layers_name(value):
+    model, x = drawn("linear")
+    x[3, 2] = value
+    with pytest.raises(DataError, match="the input of 0 isn't finite"):
+        moments(model, ["0"], [x])
+
+
+def test_no_batches_are_refused():
+    with pytest.raises(DataError, match="no images; pass at least one batch"):
+        moments(drawn("linear")[0], ["0"], [])
+
+
+def test_a_batch_without_a_variance_is_refused_and_leaves_the_momentum():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.3))
+    with pytest.raises(DataError, match="pass more images in each batch"):
+        recalibrate_(model, [torch.zeros(1, 3, 3, 3)])
+    assert model[1].momentum == 0.3
+    assert not model[1].training
+
+
+def test_recalibrated_statistics_are_the_mean_of_those_of_the_batches():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.3), nn.Dropout(0.5), nn.Flatten(), nn.Linear(36, 5)
+    ).double()
+    batches = torch.randn(3, 8, 3, 5, 5, dtype=torch.float64).unbind()
+    recalibrate_(model, batches)
+    with torch.no_grad():
+        y = torch.stack([model[0](batch) for batch in batches])
+    torch.testing.assert_close(model[1].running_mean, y.mean((1, 3, 4)).mean(0))
+    torch.testing.assert_close(model[1].running_var, y.transpose(1, 2).flatten(2).var(2).mean(0))
+    assert model[1].momentum == 0.3
+    assert not any(module.training for module in model.modules())
