@@ -12,8 +12,8 @@ import torch
 import zoo
 from zoo import catalog
 from zoo.building import make
-from zoo.catalog.entry import Base, Budget, Entry, Recipe
 from zoo.cards.card import render
+from zoo.catalog.entry import Base, Budget, Entry, Recipe
 from zoo.errors import MissingExtra, RepositoryError, StorageError, StructureError, UnknownName, WeightsError
 from zoo.hub.repository import describe
 from zoo.report import Report
@@ -75,6 +75,13 @@ def stop_at(step):
             raise Stopped
 
     return say
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory):
+    """The repository of `PRUNED`, and what was said while it was made."""
+    lines = []
+    return make(PRUNED, tmp_path_factory.mktemp("built") / "vit_60", say=lines.append), lines
 
 
 # Saving.
@@ -182,9 +189,8 @@ def test_a_dense_entry_of_no_epochs_is_its_base_initialised_from_the_seed(tmp_pa
     assert loaded.pretrained_cfg["input_size"] == [1, 16, 16]
 
 
-def test_a_pruned_entry_of_no_epochs_is_what_compress_returns(tmp_path):
-    lines = []
-    folder = make(PRUNED, tmp_path / "vit_60", say=lines.append)
+def test_a_pruned_entry_of_no_epochs_is_what_compress_returns(pruned):
+    folder, lines = pruned
     expected = zoo.compress(zoo.load("digits_vit"), budget=0.6, data="digits")
 
     assert [line[:6] for line in lines] == ["1 load", "2 prun", "4 eval", "5 writ"]
@@ -195,15 +201,15 @@ def test_a_pruned_entry_of_no_epochs_is_what_compress_returns(tmp_path):
         "data": "digits",
         "schedule": {"epochs": 0},
     }
-    assert files(tmp_path) == ["vit_60"]
+    assert files(folder.parent) == ["vit_60"]
 
 
-def test_the_card_holds_the_measured_figures_beside_those_of_the_dense_base(tmp_path):
-    folder = make(PRUNED, tmp_path / "vit_60")
+def test_the_card_holds_the_measured_figures_beside_those_of_the_dense_base(pruned):
+    folder, _ = pruned
     card = (folder / "README.md").read_text()
     results = json.loads((folder / "results.json").read_text())["measured"]
     dense = json.loads((catalog.EMBEDDED / "digits_vit" / "results.json").read_text())["measured"]
-    rows = {line.split("|")[1].split(" ")[1]: line for line in card.splitlines() if line.startswith("|")}
+    rows = {line.split()[1]: line for line in card.splitlines() if line.startswith("| ")}
 
     for row, figure in (("parameters", "params"), ("multiply-accumulates", "macs")):
         assert f"{results[figure]:,}" in rows[row]
@@ -225,7 +231,7 @@ def test_the_embedded_cards_say_what_saving_writes_today(name):
     assert (folder / "README.md").read_text() == card
 
 
-@pytest.mark.parametrize("step", ["1", "2", "3", "4", "5"])
+@pytest.mark.parametrize("step", ["2", "4"])
 def test_a_changed_recipe_starts_anew_wherever_the_former_was_stopped(tmp_path, step):
     def entry(budget):
         schedule = {"epochs": 1, "steps": 1}
@@ -287,7 +293,7 @@ def test_altered_weights_are_not_pushed(tmp_path):
         file.seek(-1, os.SEEK_END)
         file.write(b"\x01")
 
-    with pytest.raises(WeightsError, match="has sha256 .* expected"):
+    with pytest.raises(WeightsError, match=r"has sha256 .* expected"):
         zoo.push(tmp_path / "model", tmp_path / "hub" / "model")
     assert files(tmp_path) == ["model"]
 
@@ -332,7 +338,7 @@ def test_a_disk_that_refuses_leaves_what_was_there_and_says_so(tmp_path, monkeyp
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(call, refuse)
-    with pytest.raises(StorageError, match="can't be written: .* nothing was left behind") as caught:
+    with pytest.raises(StorageError, match=r"can't be written: .* nothing was left behind") as caught:
         verb(tmp_path / "model")
     assert ("the disk is full" in str(caught.value)) == (number == errno.ENOSPC)
     assert files(tmp_path) == (["model"] if former else [])
@@ -342,5 +348,5 @@ def test_a_disk_that_refuses_leaves_what_was_there_and_says_so(tmp_path, monkeyp
 def test_a_folder_that_may_not_be_written_to_is_an_error_of_one_line(tmp_path):
     (tmp_path / "file").touch()
 
-    with pytest.raises(StorageError, match="can't be written: (Not a directory|File exists)"):
+    with pytest.raises(StorageError, match=r"can't be written: (Not a directory|File exists)"):
         push(tmp_path / "file" / "model")

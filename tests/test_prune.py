@@ -64,7 +64,7 @@ def test_the_damage_of_a_width_is_the_noise_that_refitted_readers_leave(kind, cr
     groups = analyse(model, batches[0][:2]).groups
     seen = moments(model, {path for group in groups for path in group.readers}, batches)
     for group in groups:
-        order, damage = _eliminate(model, group, seen, how)
+        order, damage = _eliminate(dict(model.named_parameters()), group, seen, how)
         assert sorted(order.tolist()) == list(range(group.units))
         assert damage[-1] == 0
         assert damage == sorted(damage, reverse=True)
@@ -95,7 +95,9 @@ class Pair(nn.Module):
 def test_units_that_repeat_others_are_removed_first_and_the_outputs_stay_equal():
     model, batches = Pair().eval(), [torch.randn(64, 3, 2, 2, dtype=torch.float64)]
     (group,) = analyse(model, batches[0]).groups
-    _, damage = _eliminate(model, group, moments(model, ["second"], batches), Prune(ridge=1e-10))
+    _, damage = _eliminate(
+        dict(model.named_parameters()), group, moments(model, ["second"], batches), Prune(ridge=1e-10)
+    )
     assert damage[6] < 1e-6 < 1e-4 < damage[5]
     edit, tensors = prune(model, batches, Budget(0.75), Prune(round_to=1, ridge=1e-10))
     pruned = weights.assign_(apply_(Pair(), Plan((edit,))), tensors, "pruned")

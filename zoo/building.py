@@ -22,7 +22,7 @@ from zoo import catalog
 from zoo.cards.card import render
 from zoo.catalog.entry import Base, Budget, Entry, Recipe
 from zoo.compressing import compress, declared, distil
-from zoo.errors import RepositoryError, StructureError, UnknownName
+from zoo.errors import RepositoryError, StructureError, UnknownName, require
 from zoo.files import free, read_json, write_json, writing_folder
 from zoo.hub import repository
 from zoo.hub.repository import Description, describe
@@ -64,6 +64,7 @@ def make(entry: Entry, folder: Path, data: str | None = None, say: Say = lambda 
     if data is None or entry.base is None:
         raise UnknownName(f"{entry.name}: no {'data set' if entry.base else 'base'} is named; {entry.note or ''}")
     free(folder)
+    require("jinja2", "build")  # the card comes last; its template had better be missed first
     work, follows = _work(folder, entry, data)
     schedule, how = declared(Schedule, recipe.schedule, "schedule"), declared(Distil, recipe.distil, "distil")
 
@@ -146,7 +147,7 @@ def save(
     """
     base = Base(base) if isinstance(base, str) else base
     description = describe(model) if base is None else Description(base.architecture, base)
-    report = report or report_of(model)
+    report = report or report_of(model, name=description.name)
     config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     card = render(_entry(description, config), description, report, config, dense)
     results = json.dumps(report.to_json(), indent=2) + "\n"
@@ -185,9 +186,18 @@ def _base(entry: Entry, base: Base) -> nn.Module:
         return pretrained(base)
     model = initialised(base, entry.recipe.seed)
     model.zoo_entry = Description(entry.name, base)  # type: ignore[assignment]
+    former: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     scaled = (0.5,) * entry.input[0]  # what we train from scratch sees its images scaled to -1..1
-    own = {"input_size": entry.input, "mean": scaled, "std": scaled, "crop_pct": 1.0, "interpolation": "bicubic"}
-    config: dict[str, Any] = {**model.pretrained_cfg, **own, "license": entry.license, "tag": ""}  # type: ignore[dict-item]
+    config: dict[str, Any] = {
+        "input_size": entry.input,
+        "mean": scaled,
+        "std": scaled,
+        "crop_pct": 1.0,
+        "interpolation": "bicubic",
+        "num_classes": model.num_classes,
+        "license": entry.license,
+        **{key: former[key] for key in ("first_conv", "classifier") if key in former},
+    }
     model.pretrained_cfg = config  # type: ignore[assignment]
     return model
 

@@ -66,7 +66,7 @@ def compress(
     recipe = {"method": method, "budget": asdict(budget), "options": dict(options)}
     name = f"{dense.name}_pruned_{round(100 * budget.macs)}"
     pruned = _rebuilt(model, replace(dense, name=name, plan=plan, recipe=recipe, source=""), tensors)
-    recalibrate_(pruned, batches)
+    recalibrate_(pruned.to(batches[0].device), batches)
     return pruned
 
 

@@ -142,7 +142,7 @@ def sha256_stamped(path: Path) -> str:
     status = path.stat()
     identity = [str(path), status.st_ino, status.st_size, status.st_mtime_ns]
     stamp = cache() / "sha256" / f"{hashlib.sha256(str(path).encode()).hexdigest()}.json"
-    with contextlib.suppress(RepositoryError, OSError):
+    with contextlib.suppress(RepositoryError, OSError, KeyError):
         known = read_json(stamp)
         if known.get("file") == identity:
             return str(known["sha256"])

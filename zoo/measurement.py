@@ -53,7 +53,7 @@ def measure(model: nn.Module, input: Sequence[int] | None = None) -> Counts:
             raise StructureError("measure: the model has no pretrained_cfg; pass input=(channels, height, width)")
         input = config["input_size"]
     channels, height, width = (int(size) for size in input)
-    held = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    held = [*model.named_parameters(), *model.named_buffers()]
     on_meta = {name: tensor.detach().to("meta") for name, tensor in held}
     dtype = next((t.dtype for t in model.parameters() if t.is_floating_point()), torch.float32)
     image = torch.empty(1, channels, height, width, device="meta", dtype=dtype)

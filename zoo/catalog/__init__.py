@@ -133,7 +133,7 @@ def _entry(file: Path, data: dict[str, Any]) -> Entry:
 
 def _kind(where: str, value: Any, kind: type) -> None:
     if not isinstance(value, kind):
-        names = {dict: "table", list: "list"}
+        names: dict[Any, str] = {dict: "table", list: "list"}
         raise CatalogError(f"{where} is a {names.get(type(value), type(value).__name__)}, expected a {names[kind]}")
 
 

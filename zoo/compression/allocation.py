@@ -54,7 +54,7 @@ def allocate(analysis: Analysis, damage: Sequence[Mapping[int, float]], budget: 
     smallest = [min(curve) for curve in damage]
     for (costs, share, what), total in zip(targets, totals, strict=True):
         least = analysis.total(costs, smallest) / total
-        if least > share:
+        if least > share + 1e-9:
             raise BudgetError(
                 f"budget of {share:g} of the {what} can't be met: what can be cut leaves at least {least:.3f}; ask for "
                 f"more, or lower the floor"

@@ -11,7 +11,7 @@ and 6, on the loss of a layer's own outputs and for blocks of weights; norms aft
 Efficient ConvNets" (ICLR 2017); refit as in `compression.refit`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -44,6 +44,12 @@ class Prune:
     floor: float = 0.125
     ridge: float = 1e-4
 
+    def __post_init__(self) -> None:
+        for name, least in (("round_to", 1), ("floor", 0), ("ridge", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or value < least or (name == "round_to" and value != int(value)):
+                raise BudgetError(f"prune: {name} is {value!r}, expected a number of at least {least}")
+
 
 def prune(
     model: nn.Module, batches: Sequence[Tensor], budget: Budget, how: Prune | None = None
@@ -57,7 +63,7 @@ def prune(
         how: the declaration; None takes its defaults.
 
     Returns:
-        The edit, and path → tensor of the narrowed model.
+        The edit, and path → tensor of the narrowed model, on the CPU.
 
     Raises:
         BudgetError: the budget can't be met.
@@ -75,20 +81,21 @@ def prune(
         raise BudgetError(f"{type(model).__name__}: no channels that can be cut were found")
     seen = moments(model, dict.fromkeys(path for group in groups for path in group.readers), batches)
     allowed = _allowed(analysis, budget, how)
-    found = [_eliminate(model, group, seen, how) for group in groups]
+    held = (*model.named_parameters(), *model.named_buffers())
+    tensors = {path: tensor.detach().cpu() for path, tensor in held}  # so is the linear algebra, wherever the model is
+    found = [_eliminate(tensors, group, seen, how) for group in groups]
     damage = [{k: curve[k] for k in ks} for (_, curve), ks in zip(found, allowed, strict=True)]
     kept = allocate(analysis, damage, budget)
     units = [order[:k].sort().values for (order, _), k in zip(found, kept, strict=True)]
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    cut = select(groups, units, {path: tensor.detach() for path, tensor in tensors.items()})
+    cut = select(groups, units, tensors)
     for path, positions in _read_positions(groups, units).items():
-        weight, bias = model.get_parameter(f"{path}.weight"), tensors.get(f"{path}.bias")
+        weight, bias = tensors[f"{path}.weight"], tensors.get(f"{path}.bias")
         fitted, shift, _ = refit(weight, seen[path], columns(weight, positions), how.ridge)
         outputs = _written_positions(groups, units, path, len(weight))
         narrowed = cut[f"{path}.weight"]
         cut[f"{path}.weight"] = fitted[outputs].reshape(narrowed.shape).to(narrowed.dtype)
         if bias is not None:
-            cut[f"{path}.bias"] = (bias.detach().double() + shift)[outputs].to(bias.dtype)
+            cut[f"{path}.bias"] = (bias.double() + shift)[outputs].to(bias.dtype)
     return narrow(groups, kept), cut
 
 
@@ -112,7 +119,9 @@ def _reader_slices(group: Group, path: str) -> Tensor:
     return piece.positions(group.units, torch.arange(group.units)).view(group.units, -1)
 
 
-def _eliminate(model: nn.Module, group: Group, seen: dict[str, Moments], how: Prune) -> tuple[Tensor, list[float]]:
+def _eliminate(
+    tensors: Mapping[str, Tensor], group: Group, seen: dict[str, Moments], how: Prune
+) -> tuple[Tensor, list[float]]:
     """Remove the units of a group one by one and add up what the refitted readers miss.
 
     Of the units still kept, P = (C + λI)⁻¹ and the refitted W give the price of removing unit j, and what remains:
@@ -122,8 +131,8 @@ def _eliminate(model: nn.Module, group: Group, seen: dict[str, Moments], how: Pr
     Returns:
         Units, the most important first, and the damage when the first k of them are kept, k = 0..units.
     """
-    readers = [_Reader(model, group, path, seen[path], how.ridge) for path in group.readers]
-    left = list(range(group.units)) if how.criterion == "obs" else _scores(model, group, seen, how).argsort().tolist()
+    readers = [_Reader(tensors, group, path, seen[path], how.ridge) for path in group.readers]
+    left = list(range(group.units)) if how.criterion == "obs" else _scores(tensors, group, seen, how).argsort().tolist()
     order: list[int] = []
     damage = [0.0]
     while left:
@@ -139,8 +148,8 @@ def _eliminate(model: nn.Module, group: Group, seen: dict[str, Moments], how: Pr
 class _Reader:
     """One reader of a group while units are removed; the symbols of `_eliminate`."""
 
-    def __init__(self, model: nn.Module, group: Group, path: str, seen: Moments, ridge: float) -> None:
-        W, C = model.get_parameter(f"{path}.weight").detach(), seen.covariance
+    def __init__(self, tensors: Mapping[str, Tensor], group: Group, path: str, seen: Moments, ridge: float) -> None:
+        W, C = tensors[f"{path}.weight"].detach(), seen.covariance
         self.of = torch.stack([columns(W, unit) for unit in _reader_slices(group, path)])
         self.W = W.flatten(1).to(torch.float64, copy=True)
         self.P = torch.linalg.inv(C + ridge * C.diagonal().mean().clamp(min=1e-12) * torch.eye(len(C), dtype=C.dtype))
@@ -160,18 +169,18 @@ class _Reader:
         self.P -= self.P[:, at] @ gain
 
 
-def _scores(model: nn.Module, group: Group, seen: dict[str, Moments], how: Prune) -> Tensor:
+def _scores(tensors: Mapping[str, Tensor], group: Group, seen: dict[str, Moments], how: Prune) -> Tensor:
     """Importance of each unit by itself [units]."""
     score = torch.zeros(group.units, dtype=torch.float64)
     if how.criterion == "activation":
         for path in group.readers:
-            weight = model.get_parameter(f"{path}.weight").detach()
+            weight = tensors[f"{path}.weight"]
             power = seen[path].power * weight.flatten(1).double().square().sum(0)
             score += torch.stack([power[columns(weight, unit)].sum() for unit in _reader_slices(group, path)])
     else:
         for piece in group.slices:
             if piece.dim == 0 and piece.tensor.rpartition(".")[0] in group.writers and piece.tensor.endswith("weight"):
-                rows = model.get_parameter(piece.tensor).detach().flatten(1).double().square().sum(1)
+                rows = tensors[piece.tensor].flatten(1).double().square().sum(1)
                 score += rows.view(piece.copies, group.units, piece.span).sum((0, 2))
     return score
 

@@ -48,7 +48,7 @@ def moments(model: nn.Module, readers: Iterable[str], batches: Iterable[Tensor])
         batches: images [B, C, H, W].
 
     Returns:
-        Path → moments, in double precision.
+        Path → moments, in double precision, on the CPU.
 
     Raises:
         DataError: there are no images, or an activation isn't finite.
@@ -82,7 +82,7 @@ def moments(model: nn.Module, readers: Iterable[str], batches: Iterable[Tensor])
 
 
 def _moments(model: nn.Module, path: str, first: Tensor, second: Tensor, rows: int) -> Moments:
-    mean, second = first / rows, second / rows
+    mean, second = (first / rows).cpu(), (second / rows).cpu()
     if not torch.isfinite(second).all():
         raise DataError(f"calibration: the input of {path} isn't finite; check the images and the model")
     layer = model.get_submodule(path)

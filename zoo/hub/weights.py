@@ -125,10 +125,12 @@ def assign_(model: nn.Module, values: Mapping[str, Tensor], where: str) -> nn.Mo
     for prefix, module in model.named_modules():
         for held in (module._parameters, module._buffers):
             for name, expected in held.items():
+                path = f"{prefix}.{name}" if prefix else name
                 if expected is None:
+                    if name in module._non_persistent_buffers_set and path in left:
+                        held[name] = left.pop(path)  # timm leaves some out on the meta device
                     continue
                 if id(expected) not in seen:
-                    path = f"{prefix}.{name}" if prefix else name
                     value = _checked(path, expected, left.pop(path, None), where)
                     if isinstance(expected, nn.Parameter):
                         value = nn.Parameter(value, expected.requires_grad)

@@ -35,7 +35,8 @@ def evaluate(
     Raises:
         DataError: there are no images, or their labels are hidden.
     """
-    accelerator = require("accelerate", "eval").Accelerator()
+    # Without cpu=True accelerate takes several processes on a machine without an accelerator for several runs.
+    accelerator = require("accelerate", "eval").Accelerator(cpu=not torch.accelerator.is_available())
     tqdm = require("tqdm", "eval").tqdm
     require("evaluate", "eval")
     rows: list[tuple[Tensor, ...]] = []

@@ -45,7 +45,7 @@ def distil_step(teachers: Sequence[nn.Module], how: Distil) -> Step:
     """The training step that distils.
 
     Args:
-        teachers: from smaller to larger, in eval mode, on the student's device.
+        teachers: from smaller to larger, in eval mode; they follow the images' device.
         how: the declaration.
 
     Returns:
@@ -55,7 +55,7 @@ def distil_step(teachers: Sequence[nn.Module], how: Distil) -> Step:
     def step(student: nn.Module, batch: Batch, progress: float) -> Tensor:
         images, labels = batch
         with torch.no_grad():
-            target = teachers[teacher_at(progress, len(teachers))](images)
+            target = teachers[teacher_at(progress, len(teachers))].to(images.device)(images)
         return distillation(student(images), target, labels, how.alpha, how.temperature)
 
     return step
