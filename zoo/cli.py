@@ -47,7 +47,10 @@ def cli() -> None:
 @click.option("--all", "everything", is_flag=True, help="Also models that aren't built yet.")
 @as_json
 def list_models(pattern: str, method: str | None, everything: bool, as_json: bool) -> None:
-    """List the models whose name contains PATTERN (or matches it, with * and ?)."""
+    """List the models of the catalog.
+
+    PATTERN is a part of the name, or a pattern with * and ?.
+    """
     entries = [catalog.info(name) for name in catalog.names(pattern, all=everything, method=method)]
     if as_json:
         click.echo(json.dumps([_listed(entry) for entry in entries], indent=2))
@@ -60,7 +63,10 @@ def list_models(pattern: str, method: str | None, everything: bool, as_json: boo
 @click.argument("name")
 @as_json
 def show(name: str, as_json: bool) -> None:
-    """Show what is known of the model NAME: what it is made from and how, what is claimed, how to load it."""
+    """Show what is known of the model NAME.
+
+    What it is made from and how, what is claimed of it, and how to load it.
+    """
     entry = catalog.info(name)
     if as_json:
         click.echo(json.dumps(asdict(entry), indent=2))
@@ -101,7 +107,11 @@ def compress(
     epochs: int,
     settings: tuple[str, ...],
 ) -> None:
-    """Compress BASE (a model of the list, a repository's folder, or a timm id such as timm/resnet18.a1_in1k)."""
+    """Compress the model BASE.
+
+    BASE is a model of the list, a repository's folder, or a timm id such as timm/resnet18.a1_in1k. A command that was
+    stopped goes on where it stopped.
+    """
     from zoo.building import recipe_for
 
     entry = recipe_for(base, method, Budget(budget, params), data, epochs, _settings(settings))
@@ -113,7 +123,10 @@ def compress(
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the repository.  [default: build/NAME]")
 @click.option("--data", help="Another data set than the recipe's.")
 def build(name: str, out: Path | None, data: str | None) -> None:
-    """Make the model NAME as its recipe says; goes on where it was stopped."""
+    """Make the model NAME by its recipe.
+
+    A build that was stopped goes on where it stopped.
+    """
     _build(catalog.info(name), out or Path("build") / name, data)
 
 
@@ -154,7 +167,10 @@ def push(folder: Path, to: Path) -> None:
 @click.option("--structure", is_flag=True, help="Only params and macs; needs no data.")
 @as_json
 def verify(names: tuple[str, ...], data: str | None, structure: bool, as_json: bool) -> None:
-    """Measure the models NAMES again and compare with what is claimed; the exit code is 1 if a figure differs."""
+    """Measure the models NAMES again.
+
+    What is measured is compared with what is claimed; the exit code is 1 if a figure differs.
+    """
     from zoo.verification import verify
 
     found = [verify(name, data=data, structure_only=structure) for name in names]

@@ -73,13 +73,10 @@ def writing_folder(folder: Path) -> Iterator[Path]:
             yield temporary
             if folder.exists():
                 os.rename(folder, former)
-            try:
-                os.rename(temporary, folder)
-            except BaseException:
-                if former.exists():
-                    os.rename(former, folder)
-                raise
+            os.rename(temporary, folder)
         finally:
+            if former.exists() and not folder.exists():
+                os.rename(former, folder)
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(former, ignore_errors=True)
 

@@ -2,22 +2,20 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.models._features import FeatureGetterNet  # not among timm.models' exported names
 from torch import Tensor, nn
 
-from zoo import catalog
+from zoo import adaptation, catalog
 from zoo.catalog.entry import Base, Entry
 from zoo.errors import RepositoryError, StructureError, UnknownName
-from zoo.hub import repository, weights
+from zoo.hub import repository
 from zoo.hub.repository import Description
 from zoo.structure.base import initialised, skeleton
-from zoo.structure.plan import Narrow, Plan, Width, apply_
+from zoo.structure.plan import apply_
 from zoo.tasks.classification import evaluation_transform
 
 
@@ -50,13 +48,13 @@ def load(
     """
     model = repository.rebuild(folder_of(name), device)
     if in_chans is not None:
-        _set_in_chans_(model, in_chans)
+        adaptation.set_in_chans_(model, in_chans)
     if num_classes is not None:
-        _set_num_classes_(model, num_classes)
+        adaptation.set_num_classes_(model, num_classes)
         model = model.to(device)
     if dtype is not None:
         model = model.to(dtype=dtype)
-    return _features(model).eval() if features_only else model
+    return adaptation.features(model).eval() if features_only else model
 
 
 def create(name: str | os.PathLike[str], *, seed: int = 0) -> nn.Module:
@@ -173,86 +171,3 @@ def _description(name: str | os.PathLike[str]) -> tuple[Description, Any]:
     folder = folder_of(name)
     config = repository.read(folder)
     return repository.from_config(config, str(folder)), config.get("pretrained_cfg")
-
-
-def _set_num_classes_(model: nn.Module, num_classes: int) -> None:
-    if num_classes < 0 or not callable(getattr(model, "reset_classifier", None)):
-        raise StructureError(f"num_classes={num_classes}: expected 0 or more, on a model with reset_classifier")
-    config: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
-    classifier = config.get("classifier") or ()
-    paths = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    inputs = {path: _inputs(model.get_submodule(path)) for path in paths}
-    model.reset_classifier(num_classes)  # type: ignore[operator]
-    if num_classes:  # timm's new head reads the base's width
-        apply_(model, Plan((Narrow({path: Width(inputs=kept) for path, kept in inputs.items() if kept}),)))
-    model.pretrained_cfg = {**config, "num_classes": num_classes}  # type: ignore[assignment]
-    plan = _description_of(model).plan
-    edits = tuple(
-        replace(edit, **{f.name: _without(getattr(edit, f.name), paths) for f in fields(edit)}) for edit in plan.edits
-    )
-    head = Narrow({path: Width(inputs=kept) for path, kept in inputs.items() if kept and path in plan.paths()})
-    plan = Plan((*edits, head) if num_classes and head.widths else edits)
-    _redescribe_(model, plan, num_classes=num_classes)
-
-
-def _inputs(head: nn.Module) -> int | None:
-    layer = next((module for module in head.modules() if isinstance(module, nn.Linear | nn.Conv2d)), None)
-    return None if layer is None else layer.weight.shape[1]
-
-
-def _without(paths: Any, left_out: tuple[str, ...]) -> Any:
-    def outside(path: str) -> bool:
-        return not any(f"{path}.".startswith(f"{head}.") for head in left_out)
-
-    if isinstance(paths, tuple):
-        return tuple(filter(outside, paths))
-    return {path: value for path, value in paths.items() if outside(path)}
-
-
-def _description_of(model: nn.Module) -> Description:
-    description: Description = model.zoo_entry  # type: ignore[assignment]
-    return description
-
-
-def _redescribe_(model: nn.Module, plan: Plan, **args: int) -> None:
-    description = _description_of(model)
-    base = replace(description.base, args={**description.base.args, **args})
-    model.zoo_entry = replace(description, base=base, plan=plan)  # type: ignore[assignment]
-
-
-def _set_in_chans_(model: nn.Module, in_chans: int) -> None:
-    config: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
-    path = config.get("first_conv")
-    if in_chans < 1 or not isinstance(path, str):
-        raise StructureError(f"in_chans={in_chans}: expected 1 or more, on a model with one first convolution")
-    conv = next(module for module in model.get_submodule(path).modules() if isinstance(module, nn.Conv2d))
-    stored = conv.in_channels
-    # An image of equal channels gives the same response: W'[:, j] = W[:, j mod c], over how often that is repeated;
-    # with fewer channels than stored, W'[:, j] adds up the W[:, i] of i mod c' = j.
-    repeats = torch.arange(in_chans, device=conv.weight.device) % stored
-    weight = (
-        torch.stack([conv.weight[:, j::in_chans].sum(1) for j in range(in_chans)], 1)
-        if in_chans < stored
-        else conv.weight[:, repeats] / repeats.bincount()[repeats].view(1, -1, 1, 1)
-    )
-    conv.weight, conv.in_channels = nn.Parameter(weight.detach()), in_chans
-    size = (in_chans, *config["input_size"][1:])
-    mean, std = (tuple(config[key][j % stored] for j in range(in_chans)) for key in ("mean", "std"))
-    model.pretrained_cfg = {**config, "input_size": size, "mean": mean, "std": std}  # type: ignore[assignment]
-    _redescribe_(model, _description_of(model).plan, in_chans=in_chans)
-
-
-def _features(model: nn.Module) -> nn.Module:
-    if not hasattr(model, "forward_intermediates"):
-        raise StructureError(f"features_only: {type(model).__name__} has no forward_intermediates in this timm")
-    features = FeatureGetterNet(model, out_indices=len(model.feature_info))  # type: ignore[arg-type]
-    features.pretrained_cfg = model.pretrained_cfg
-    features.zoo_entry = model.zoo_entry
-    weight = next(model.parameters())
-    image = torch.empty(1, *model.pretrained_cfg["input_size"], device="meta", dtype=weight.dtype)  # type: ignore[index]
-    on_meta = {name: value.detach().to("meta") for name, value in weights.tensors(features).items()}
-    with torch.no_grad():  # the base's widths stand in timm's own list
-        maps = torch.func.functional_call(features.eval(), on_meta, (image,))
-    for index, found in zip(features.feature_info.out_indices, maps, strict=True):
-        features.feature_info.info[index]["num_chs"] = found.shape[1]
-    return features

@@ -21,7 +21,7 @@ from zoo.errors import FingerprintError, StructureError, UnknownName
 
 MAX_PARAMS = 100_000_000_000  # ten times the largest vision model that timm knows
 MAX_TENSORS = 20_000  # as many as two seconds build
-MAX_ARGUMENT = 1_000_000
+MAX_ARGUMENT = 100_000
 
 # What `timm.create_model` takes for itself: weights, files and the network. A base is an architecture alone.
 _REFUSED = {*inspect.signature(timm.create_model).parameters, "features_only", "device", "dtype"} - {"kwargs"}

@@ -1,0 +1,129 @@
+"""Adaptation: another head, other input channels, or features instead of logits, for a model with its weights.
+
+What is changed is also said in `zoo_entry`, so that an adapted model can be saved.
+"""
+
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from timm.models._features import FeatureGetterNet  # not among timm.models' exported names
+from torch import nn
+
+from zoo.errors import StructureError
+from zoo.hub import weights
+from zoo.hub.repository import Description
+from zoo.structure.plan import Narrow, Plan, Width, apply_
+
+
+def set_num_classes_(model: nn.Module, num_classes: int) -> None:
+    """Give a model a new head.
+
+    Args:
+        model: from `load`, before anything else was changed.
+        num_classes: of the new head, which is randomly initialised; 0 leaves the head out.
+
+    Raises:
+        StructureError: the number is negative, or the model has no `reset_classifier`.
+    """
+    if num_classes < 0 or not callable(getattr(model, "reset_classifier", None)):
+        raise StructureError(f"num_classes={num_classes}: expected 0 or more, on a model with reset_classifier")
+    config: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
+    classifier = config.get("classifier") or ()
+    paths = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    inputs = {path: _inputs(model.get_submodule(path)) for path in paths}
+    model.reset_classifier(num_classes)  # type: ignore[operator]
+    if num_classes:  # timm's new head reads the base's width
+        apply_(model, Plan((Narrow({path: Width(inputs=kept) for path, kept in inputs.items() if kept}),)))
+    model.pretrained_cfg = {**config, "num_classes": num_classes}  # type: ignore[assignment]
+    plan = _description_of(model).plan
+    edits = tuple(
+        replace(edit, **{f.name: _without(getattr(edit, f.name), paths) for f in fields(edit)}) for edit in plan.edits
+    )
+    head = Narrow({path: Width(inputs=kept) for path, kept in inputs.items() if kept and path in plan.paths()})
+    plan = Plan((*edits, head) if num_classes and head.widths else edits)
+    _redescribe_(model, plan, num_classes=num_classes)
+
+
+def _inputs(head: nn.Module) -> int | None:
+    layer = next((module for module in head.modules() if isinstance(module, nn.Linear | nn.Conv2d)), None)
+    return None if layer is None else layer.weight.shape[1]
+
+
+def _without(paths: Any, left_out: tuple[str, ...]) -> Any:
+    def outside(path: str) -> bool:
+        return not any(f"{path}.".startswith(f"{head}.") for head in left_out)
+
+    if isinstance(paths, tuple):
+        return tuple(filter(outside, paths))
+    return {path: value for path, value in paths.items() if outside(path)}
+
+
+def _description_of(model: nn.Module) -> Description:
+    description: Description = model.zoo_entry  # type: ignore[assignment]
+    return description
+
+
+def _redescribe_(model: nn.Module, plan: Plan, **args: int) -> None:
+    description = _description_of(model)
+    base = replace(description.base, args={**description.base.args, **args})
+    model.zoo_entry = replace(description, base=base, plan=plan)  # type: ignore[assignment]
+
+
+def set_in_chans_(model: nn.Module, in_chans: int) -> None:
+    """Let a model read images of another number of channels.
+
+    An image of equal channels gives the same response: W'[:, j] = W[:, j mod c], over how often that is repeated; with
+    fewer channels than stored, W'[:, j] adds up the W[:, i] of i mod c' = j.
+
+    Args:
+        model: from `load`.
+        in_chans: c', channels of the images.
+
+    Raises:
+        StructureError: the number isn't positive, or the model has no single first convolution.
+    """
+    config: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
+    path = config.get("first_conv")
+    if in_chans < 1 or not isinstance(path, str):
+        raise StructureError(f"in_chans={in_chans}: expected 1 or more, on a model with one first convolution")
+    conv = next(module for module in model.get_submodule(path).modules() if isinstance(module, nn.Conv2d))
+    stored = conv.in_channels
+    repeats = torch.arange(in_chans, device=conv.weight.device) % stored
+    weight = (
+        torch.stack([conv.weight[:, j::in_chans].sum(1) for j in range(in_chans)], 1)
+        if in_chans < stored
+        else conv.weight[:, repeats] / repeats.bincount()[repeats].view(1, -1, 1, 1)
+    )
+    conv.weight, conv.in_channels = nn.Parameter(weight.detach()), in_chans
+    size = (in_chans, *config["input_size"][1:])
+    mean, std = (tuple(config[key][j % stored] for j in range(in_chans)) for key in ("mean", "std"))
+    model.pretrained_cfg = {**config, "input_size": size, "mean": mean, "std": std}  # type: ignore[assignment]
+    _redescribe_(model, _description_of(model).plan, in_chans=in_chans)
+
+
+def features(model: nn.Module) -> nn.Module:
+    """Wrap a model so that it returns its feature maps, one of each stage.
+
+    Args:
+        model: from `load`; its head is dropped.
+
+    Returns:
+        Images → list of maps [B, C, H, W], with timm's `feature_info`, whose channels are those of the narrowed model.
+
+    Raises:
+        StructureError: timm offers no intermediate features of this architecture.
+    """
+    if not hasattr(model, "forward_intermediates"):
+        raise StructureError(f"features_only: {type(model).__name__} has no forward_intermediates in this timm")
+    wrapped = FeatureGetterNet(model, out_indices=len(model.feature_info))  # type: ignore[arg-type]
+    wrapped.pretrained_cfg = model.pretrained_cfg
+    wrapped.zoo_entry = model.zoo_entry
+    weight = next(model.parameters())
+    image = torch.empty(1, *model.pretrained_cfg["input_size"], device="meta", dtype=weight.dtype)  # type: ignore[index]
+    on_meta = {name: value.detach().to("meta") for name, value in weights.tensors(wrapped).items()}
+    with torch.no_grad():  # the base's widths stand in timm's own list
+        maps = torch.func.functional_call(wrapped.eval(), on_meta, (image,))
+    for index, found in zip(wrapped.feature_info.out_indices, maps, strict=True):
+        wrapped.feature_info.info[index]["num_chs"] = found.shape[1]
+    return wrapped
