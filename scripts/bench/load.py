@@ -22,14 +22,15 @@ MODELS = ("resnet50d", "beit_base_patch16_224")
 
 
 def medians(rounds: int, *calls: Callable[[], object]) -> list[float]:
-    """Median CPU milliseconds of each call, all of them taking turns."""
+    """Median CPU milliseconds of each call, taking turns; each turn is warmed up by a call that isn't counted."""
     spent: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds + 2):
+    for _ in range(rounds):
         for call, times in zip(calls, spent, strict=True):
+            call()
             started = time.process_time()
             call()
             times.append(1e3 * (time.process_time() - started))
-    return [statistics.median(times[2:]) for times in spent]  # the first two warm up
+    return [statistics.median(times) for times in spent]
 
 
 def bit_equal(ours: nn.Module, theirs: nn.Module) -> bool:

@@ -53,12 +53,14 @@ class Net:
     test: int | None = None
 
 
-def _pairs(architecture: str, args: dict[str, Any], side: int, steps: int, lr: float) -> Net:
+def _pairs(architecture: str, args: dict[str, Any], side: int, dense: Schedule, tune: Schedule) -> Net:
     base = Base(f"timm/{architecture}", {**args, "in_chans": 1, "num_classes": 100})
-    dense = Schedule(epochs=100, steps=steps, batch_size=128, lr=lr)
-    tune = Schedule(epochs=100, steps=100, batch_size=128, lr=1e-3)
     still = {"scale": [1.0, 1.0], "ratio": [1.0, 1.0], "hflip": 0.0, "color_jitter": 0.0}
     return Net(base, "digit_pairs", side, 3, dense, tune, still, 5000)
+
+
+def _steps(steps: int, lr: float) -> Schedule:
+    return Schedule(epochs=100, steps=steps, batch_size=128, lr=lr)
 
 
 def _digits(name: str, side: int) -> Net:
@@ -71,8 +73,8 @@ def _digits(name: str, side: int) -> Net:
 NETS = {
     "digits_cnn": _digits("digits_cnn", 32),
     "digits_vit": _digits("digits_vit", 16),
-    "pairs_cnn": _pairs("resnet18", PAIRS_CNN, 64, 800, 3e-3),
-    "pairs_vit": _pairs("vit_tiny_patch16_224", {**PAIRS_VIT, **MEAN}, 32, 2000, 1.5e-3),
+    "pairs_cnn": _pairs("resnet18", PAIRS_CNN, 64, _steps(800, 3e-3), _steps(200, 1e-2)),
+    "pairs_vit": _pairs("vit_tiny_patch16_224", {**PAIRS_VIT, **MEAN}, 32, _steps(2000, 1.5e-3), _steps(100, 1e-3)),
 }
 
 
