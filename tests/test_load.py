@@ -184,7 +184,7 @@ def test_a_new_head_fits_the_kept_channels_and_can_be_saved(name, classes, made,
 
 
 def test_a_head_of_fewer_than_no_classes_is_refused(pruned):
-    with pytest.raises(StructureError, match=r"^num_classes=-1: expected 0 or more"):
+    with pytest.raises(StructureError, match=r"^load: num_classes is -1, expected a whole number"):
         zoo.load(pruned, num_classes=-1)
 
 

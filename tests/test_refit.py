@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from zoo.compression.groups import analyse
 from zoo.compression.refit import columns, moments, recalibrate_, refit
 from zoo.errors import DataError
 
@@ -60,12 +61,19 @@ def without(layer, x, centred):
     return (found[:-1].T, found[-1], ratio) if centred else (found.T, None, ratio)
 
 
+def norm(name):
+    """What the analysis finds of these models: whether a batch norm takes the layer's outputs."""
+    return ["0"] if name.endswith("before a norm") else []
+
+
 @pytest.mark.parametrize("name", LAYERS)
 @torch.no_grad()
 def test_a_refitted_layer_is_the_least_squares_solution_on_the_raw_rows(name):
     model, x = drawn(name)
     layer = model[0]
-    weight, shift, ratio = refit(layer.weight, moments(model, ["0"], [x])["0"], columns(layer.weight, KEPT), 1e-13)
+    weight, shift, ratio = refit(
+        layer.weight, moments(model, ["0"], [x], norm(name))["0"], columns(layer.weight, KEPT), 1e-13
+    )
     expected_weight, intercept, expected_ratio = without(layer, x, shifts(name))
     torch.testing.assert_close(weight, expected_weight, rtol=1e-6, atol=1e-8)
     assert 0.001 < expected_ratio < 1
@@ -80,7 +88,9 @@ def test_a_refitted_layer_is_the_least_squares_solution_on_the_raw_rows(name):
 def test_the_noise_to_signal_ratio_is_the_one_measured_at_the_outputs(name):
     model, x = drawn(name)
     layer, narrow = model[0], copy.deepcopy(model[0])
-    weight, shift, ratio = refit(layer.weight, moments(model, ["0"], [x])["0"], columns(layer.weight, KEPT), 0.05)
+    weight, shift, ratio = refit(
+        layer.weight, moments(model, ["0"], [x], norm(name))["0"], columns(layer.weight, KEPT), 0.05
+    )
     narrow.weight = nn.Parameter(weight.view(4, 3, *layer.weight.shape[2:]))
     narrow.bias = nn.Parameter(shift + (0 if layer.bias is None else layer.bias))
     found = narrow(x[..., KEPT] if isinstance(layer, nn.Linear) else x[:, KEPT])
@@ -160,3 +170,13 @@ def test_recalibrated_statistics_are_the_mean_of_those_of_the_batches():
     torch.testing.assert_close(model[1].running_var, y.transpose(1, 2).flatten(2).var(2).mean(0))
     assert model[1].momentum == 0.3
     assert not any(module.training for module in model.modules())
+
+
+def test_a_batch_norm_elsewhere_does_not_take_up_the_shift_of_a_layer_that_none_follows():
+    torch.manual_seed(0)
+    first, reader = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 8, 1, bias=False)
+    model = nn.Sequential(nn.BatchNorm2d(3), first, nn.Softplus(), reader, nn.GroupNorm(1, 8), nn.Flatten()).eval()
+    found = analyse(model, torch.randn(2, 3, 4, 4))
+    followed = analyse(nn.Sequential(first, reader, nn.BatchNorm2d(8)).eval(), torch.randn(2, 3, 4, 4))
+    assert found.normalised == set()
+    assert followed.normalised == {"1"}

@@ -29,7 +29,7 @@ TYPES += [torch.int8, torch.uint8, torch.bool]
 @pytest.fixture
 def saved(tmp_path):
     """A repository that may be damaged."""
-    return Path(shutil.copytree(SAVED[0], tmp_path / "saved"))
+    return Path(shutil.copytree(SAVED[0], tmp_path / "saved", ignore=shutil.ignore_patterns("expected*")))
 
 
 def header(path):
@@ -343,17 +343,28 @@ def test_a_written_file_can_be_read_by_others(tmp_path):
     assert (tmp_path / "a" / "b.json").stat().st_mode & 0o777 == 0o644
 
 
-@pytest.mark.parametrize("content", ["folder", "file"])
+OTHERS = {"model of others": '{"model_type": "bert"}', "repository with a note": '{"zoo": {}}'}
+
+
+@pytest.mark.parametrize("content", ["folder", "file", "model of others", "repository with a note"])
 def test_a_folder_of_something_else_is_not_replaced(content, tmp_path):
     target = tmp_path / "it"
     if content == "folder":
         target.mkdir()
         (target / "thesis.tex").write_text("years of work")
+    elif content in OTHERS:
+        target.mkdir()
+        (target / "config.json").write_text(OTHERS[content])
+        (target / "README.md").write_text("years of work")
+        (target / "thesis.tex").write_text("years of work")
+        if content == "model of others":
+            (target / "thesis.tex").unlink()
     else:
         target.write_text("years of work")
     with pytest.raises(RepositoryError, match="it exists and isn't a model repository: choose another folder or"):
         zoo.save(zoo.load(SAVED[0]), target)
-    assert {"years of work"} == {path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    found = {path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {"years of work", *([OTHERS[content]] if content in OTHERS else [])} == found
 
 
 @pytest.mark.parametrize("there", ["nothing", "an empty folder", "a repository"])
@@ -362,8 +373,8 @@ def test_a_repository_takes_the_place_of_a_former_one(there, tmp_path):
     if there != "nothing":
         target.mkdir()
     if there == "a repository":
-        (target / "config.json").write_text("{}")
-        (target / "old").write_text("")
+        (target / "config.json").write_text('{"zoo": {}}')
+        (target / "results.json").write_text("")
     with writing_folder(target) as new:
         (new / "config.json").write_text("new")
     assert {path.name: path.read_text() for path in target.iterdir()} == {"config.json": "new"}

@@ -26,10 +26,10 @@ from zoo.errors import RepositoryError, StructureError, UnknownName, require
 from zoo.files import free, read_json, write_json, writing_folder
 from zoo.hub import repository
 from zoo.hub.repository import Description, describe
-from zoo.loading import create, load, pretrained
+from zoo.loading import create, folder_of, load, pretrained
 from zoo.report import Report
 from zoo.structure.base import initialised
-from zoo.tasks.datasets import dataset
+from zoo.tasks.datasets import check_classes, dataset
 from zoo.training.hierarchy import Distil
 from zoo.training.trainer import Schedule
 from zoo.verification import report_of
@@ -70,6 +70,7 @@ def make(entry: Entry, folder: Path, data: str | None = None, say: Say = lambda 
 
     say(f"1 load the base {entry.base.id}")
     base = _base(entry, entry.base)
+    check_classes(dataset(data, "train"), getattr(base, "num_classes", None), data)
     if not (work / "start").is_dir():
         say(f"2 {recipe.method or 'initialise'}")
         start = _start(base, recipe, data)
@@ -170,6 +171,9 @@ def push(folder: str | os.PathLike[str], to: str | os.PathLike[str]) -> Path:
         StorageError: the disk is full or refuses.
     """
     source, target = Path(folder), Path(to)
+    for name in repository.FILES:
+        if (source / name).is_symlink():
+            raise RepositoryError(f"{source / name} is a link, expected a file: it would publish what it points to")
     if (source / repository.CONFIG).is_file() and not (source / repository.WEIGHTS).is_file():
         raise RepositoryError(f"{source} has no {repository.WEIGHTS}: save the repository again")
     repository.check_sha256(source)
@@ -232,13 +236,22 @@ def _cost(model: nn.Module, teachers: Sequence[nn.Module], schedule: Schedule, d
 def _work(folder: Path, entry: Entry, data: str) -> tuple[Path, dict[str, str]]:
     """Where the steps leave what they made, and the note of what they follow; emptied when another recipe was."""
     work = folder.with_name(f"{folder.name}.work")
-    follows = {"recipe": hashlib.sha256(json.dumps([_plain(entry.recipe), asdict(entry), data]).encode()).hexdigest()}
+    dense = {name: _weights_of(name) for name in (entry.base.id if entry.base else "", *entry.recipe.teachers)}
+    recipe = json.dumps([asdict(entry), data, dense, repository.versions()])
+    follows = {"recipe": hashlib.sha256(recipe.encode()).hexdigest()}
     note = work / NOTE
     if work.exists() and not note.is_file() and (work.is_file() or any(work.glob("[!.]*"))):
         raise RepositoryError(f"{work} exists and isn't of a build: choose another folder or remove it")
     if not note.is_file() or read_json(note) != follows:
         shutil.rmtree(work, ignore_errors=True)
     return work, follows
+
+
+def _weights_of(name: str) -> str:
+    """The sha256 of a model's weights, where they are at hand."""
+    if name == "" or name.startswith("timm/"):
+        return ""
+    return str(repository.read(folder_of(name))["zoo"]["weights_sha256"])
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

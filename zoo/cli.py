@@ -32,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ZooError as error:
         click.echo(f"error: {error}", err=True)
         code = 1
+    except OSError as error:
+        click.echo(f"error: {error.filename or 'the disk'}: {error.strerror or error}", err=True)
+        code = 1
     sys.exit(code or 0)
 
 
@@ -192,10 +195,14 @@ def verify(names: tuple[str, ...], data: str | None, structure: bool, as_json: b
 def _summary(found: Verification, figures: list[str]) -> list[str]:
     """One model in one row: what was measured, and what differs from the claim."""
     measured = {row.figure: _figure(row.measured) for row in found.rows}
-    differ = [
-        f"{row.figure} differs, claimed {_figure(row.reported)}" for row in found.rows if row.verdict == "differs"
+    wrong = [
+        f"{row.figure} {row.verdict}, claimed {_figure(row.reported)}"
+        for row in found.rows
+        if row.verdict not in ("agrees", "measured")
     ]
-    return [found.name, *(measured.get(figure, "-") for figure in figures), "; ".join(differ) or "agrees"]
+    claimed = any(row.verdict == "agrees" for row in found.rows)
+    verdict = "; ".join(wrong) or ("agrees" if claimed else "nothing claimed")
+    return [found.name, *(measured.get(figure, "-") for figure in figures), verdict]
 
 
 def _listed(entry: Entry) -> dict[str, Any]:
@@ -233,9 +240,10 @@ def _table(head: list[str], rows: list[list[Any]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(*head, box=box.SIMPLE, show_header=any(head), pad_edge=False)
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(Text(str(cell)) for cell in row))
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(table)

@@ -18,7 +18,7 @@ from zoo.structure import blocks
 from zoo.structure.base import skeleton
 from zoo.structure.plan import Mask, Plan, Swap, apply_
 from zoo.tasks.classification import evaluation_transform, loader, training_transform
-from zoo.tasks.datasets import dataset
+from zoo.tasks.datasets import check_classes, dataset
 from zoo.training import masks
 from zoo.training.hierarchy import Distil, Step, distil_step, task_step
 from zoo.training.trainer import Schedule, train
@@ -104,6 +104,8 @@ def distil(
     schedule = schedule or Schedule()
     transform = training_transform(model.pretrained_cfg, augment or {})  # type: ignore[arg-type]
     images = dataset(data, "train")
+    for network in (model, *teachers):
+        check_classes(images, getattr(network, "num_classes", None), data)
     step: Step = distil_step([teacher.eval() for teacher in teachers], how or Distil()) if teachers else task_step
     plan: Plan = describe(model).plan
     zeros = [path for edit in plan.edits if isinstance(edit, Mask) for path in edit.paths]
@@ -118,9 +120,9 @@ def distil(
 def calibration(model: nn.Module, data: str, images: int = CALIBRATION_IMAGES) -> list[Tensor]:
     """Batches of training images as the model sees them in evaluation, [B, C, H, W]."""
     transform = evaluation_transform(model.pretrained_cfg)  # type: ignore[arg-type]
-    device = next(model.parameters()).device
+    weight = next(model.parameters())
     batches = loader(dataset(data, "train", limit=images), transform, 64)
-    return [batch.to(device) for batch, _ in batches]
+    return [batch.to(weight.device, weight.dtype) for batch, _ in batches]
 
 
 def declared(kind: Callable[..., Any], options: Mapping[str, Any], where: str) -> Any:

@@ -62,6 +62,9 @@ class DataError(ZooError, ValueError):
 class StorageError(ZooError, OSError):
     """The disk refused."""
 
+    def __str__(self) -> str:  # OSError's own would put the number of the error before the message
+        return str(self.args[-1])
+
 
 def require(module: str, extra: str) -> ModuleType:
     """Import an optional package.

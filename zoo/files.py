@@ -13,6 +13,9 @@ from typing import IO, Any
 
 from zoo.errors import RepositoryError, StorageError
 
+REPOSITORY = {"config.json", "model.safetensors", "README.md", "results.json", "graph.json", "model.onnx"}
+MAX_JSON = 64 * 1024 * 1024  # bytes; the largest plans are kilobytes
+
 
 def cache() -> Path:
     """The folder for what can be made again: `ZOO_CACHE`, or compressed-zoo under the user's cache."""
@@ -82,13 +85,22 @@ def writing_folder(folder: Path) -> Iterator[Path]:
 
 
 def free(folder: Path) -> None:
-    """Check that a repository may be written to a folder.
+    """Check that a repository may be written to a folder: it isn't there, is empty, or holds a repository alone.
 
     Raises:
-        RepositoryError: something lies there that isn't a repository.
+        RepositoryError: something lies there that isn't a repository's.
+        StorageError: the folder can't be looked at.
     """
-    if folder.exists() and not (folder / "config.json").is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise RepositoryError(f"{folder} exists and isn't a model repository: choose another folder or remove it")
+    with _refusals(folder):
+        if not folder.exists():
+            return
+        found = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    foreign = sorted(found - REPOSITORY)
+    if foreign or (found and "zoo" not in read_json(folder / "config.json")):
+        what = foreign[0] if foreign else "config.json"
+        raise RepositoryError(
+            f"{folder} exists and isn't a model repository: choose another folder or remove it (found {what})"
+        )
 
 
 @contextlib.contextmanager
@@ -117,9 +129,13 @@ def read_json(path: Path) -> dict[str, Any]:
         RepositoryError: the file is missing, isn't JSON, or isn't an object.
     """
     try:
+        if path.exists() and (not path.is_file() or path.stat().st_size > MAX_JSON):
+            raise RepositoryError(f"{path} isn't a file of at most {MAX_JSON >> 20} MB: not a model repository")
         data = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise RepositoryError(f"{path.parent} has no {path.name}: not a model repository") from None
+    except OSError as error:
+        raise RepositoryError(f"{path} can't be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise RepositoryError(f"{path} isn't JSON: {error}") from None
     if not isinstance(data, dict):

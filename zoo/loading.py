@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from zoo import adaptation, catalog
 from zoo.catalog.entry import Base, Entry
-from zoo.errors import RepositoryError, StructureError, UnknownName
+from zoo.errors import RepositoryError, StructureError, UnknownName, ZooError
 from zoo.hub import repository
 from zoo.hub.repository import Description
-from zoo.structure.base import initialised, skeleton
+from zoo.structure.base import MAX_ARGUMENT, initialised, skeleton
 from zoo.structure.plan import apply_
 from zoo.tasks.classification import evaluation_transform
 
@@ -46,6 +46,7 @@ def load(
         UnknownName: no such model; the message names near ones.
         RepositoryError, StructureError, FingerprintError, WeightsError: what doesn't fit, by name.
     """
+    _check_options(device, dtype, num_classes=num_classes, in_chans=in_chans)
     model = repository.rebuild(folder_of(name), device)
     if in_chans is not None:
         adaptation.set_in_chans_(model, in_chans)
@@ -123,7 +124,25 @@ def transform(model: nn.Module) -> Callable[[Any], Tensor]:
     config = getattr(model, "pretrained_cfg", None)
     if not config:
         raise StructureError("transform: the model has no pretrained_cfg; load it with zoo.load or timm.create_model")
-    return evaluation_transform(config)
+    try:
+        return evaluation_transform(config)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, ZooError):
+            raise
+        raise StructureError(f"transform: the model's pretrained_cfg can't be used: {error!r}") from error
+
+
+def _check_options(device: Any, dtype: Any, **counts: Any) -> None:
+    for option, value in counts.items():
+        if value is not None and (type(value) is not int or not 0 <= value <= MAX_ARGUMENT):
+            raise StructureError(f"load: {option} is {value!r}, expected a whole number of at most {MAX_ARGUMENT}")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise StructureError(f"load: dtype is {dtype!r}, expected a floating-point torch.dtype such as torch.float16")
+    try:
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise StructureError(f"load: device {device!r} can't be used here: {reason}") from None
 
 
 def _is_path(name: str | os.PathLike[str]) -> bool:

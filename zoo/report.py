@@ -15,25 +15,25 @@ class Row:
     Args:
         figure: its name with the unit in it (`params_m`, `macs_m`, `kmapp`, `top1`).
         reported: the figure as claimed, or None where nobody claimed one.
-        measured: the figure as measured here.
+        measured: the figure as measured here, or None where it couldn't be.
         tolerance: the largest absolute difference that still agrees.
     """
 
     figure: str
     reported: float | None
-    measured: float
+    measured: float | None
     tolerance: float = 0.0
 
     @property
     def difference(self) -> float | None:
-        """Measured less reported; None where nothing was reported."""
-        return None if self.reported is None else self.measured - self.reported
+        """Measured less reported; None where either is missing."""
+        return None if self.reported is None or self.measured is None else self.measured - self.reported
 
     @property
     def verdict(self) -> str:
-        """`agrees`, `differs`, or `measured` where nothing was reported."""
+        """`agrees`, `differs`, `measured` where nothing was reported, or `not measured`."""
         if self.difference is None:
-            return "measured"
+            return "measured" if self.measured is not None else "not measured"
         return "agrees" if abs(self.difference) <= self.tolerance + 1e-12 else "differs"
 
 
@@ -73,8 +73,12 @@ class Report:
         if not isinstance(measured, Mapping):
             raise ValueError("measured isn't an object")
         for figure, value in measured.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
                 raise ValueError(f"measured.{figure} is {value!r}, expected a finite number")
+        if not isinstance(data.get("data", {}), Mapping) or not isinstance(
+            data.get("data", {}).get("dataset", ""), str
+        ):
+            raise ValueError("data isn't an object with the name of a data set")
         return cls(
             name=data["name"],
             measured=dict(measured),
@@ -100,8 +104,8 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether no figure differs."""
-        return all(row.verdict != "differs" for row in self.rows)
+        """Whether every figure that is claimed was measured and agrees."""
+        return all(row.verdict in ("agrees", "measured") for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
         """The verification as a JSON object."""

@@ -19,7 +19,7 @@ from zoo.loading import folder_of, load
 from zoo.measurement import measure
 from zoo.report import Report, Row, Verification
 from zoo.tasks.classification import evaluation_transform, loader
-from zoo.tasks.datasets import dataset
+from zoo.tasks.datasets import check_classes, dataset
 from zoo.tasks.evaluation import evaluate
 
 BATCH = 256
@@ -62,6 +62,8 @@ def verify(name: str | os.PathLike[str], *, data: str | None = None, structure_o
         Row(figure, claimed.measured.get(figure), value, tolerances.get(figure, 0.0))
         for figure, value in found.measured.items()
     ]
+    left = {} if structure_only else claimed.measured
+    rows += [Row(figure, value, None) for figure, value in left.items() if figure not in found.measured]
     return Verification(describe(model).name, (*rows, *_reported(name, found)), found)
 
 
@@ -84,7 +86,9 @@ def report_of(
     where: dict[str, Any] = {}
     if data is not None:
         config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-        batches = loader(dataset(data, "test"), evaluation_transform(config), BATCH)
+        images_of = dataset(data, "test")
+        check_classes(images_of, getattr(model, "num_classes", None), data)
+        batches = loader(images_of, evaluation_transform(config), BATCH)
         found = evaluate(model, batches, against=against, progress="evaluate")
         images = int(found.pop("images"))
         figures.update(found)
@@ -126,6 +130,7 @@ def _reported(name: str | os.PathLike[str], found: Report) -> list[Row]:
     for figure in figures:
         if figure["params_m"] is not None:
             rows.append(Row("params_m", figure["params_m"], found.measured["params"] / 1e6, 0.05))
-        if figure["metric"] in found.measured:
+        same = found.data.get("dataset") in (catalog.info(name).dataset, catalog.info(name).recipe.data)
+        if figure["metric"] in found.measured and same and figure["input"] in (None, found.data["input"][-1]):
             rows.append(Row(figure["metric"], figure["value"], found.measured[figure["metric"]], 0.001))
     return rows

@@ -99,6 +99,7 @@ class Analysis:
     groups: tuple[Group, ...]
     macs: tuple[Cost, ...]
     params: tuple[Cost, ...]
+    normalised: frozenset[str] = frozenset()  # paths of the layers whose outputs a batch norm takes
 
     def total(self, costs: Iterable[Cost], kept: Sequence[int]) -> float:
         """Add costs up for so many units kept of each group."""
@@ -184,6 +185,8 @@ class _Walk:
         self.writers: list[tuple[int, str]] = []
         self.readers: list[tuple[int, str]] = []
         self.depthwise: list[tuple[int, str]] = []
+        self.owner: dict[Node, str] = {}
+        self.normalised: set[str] = set()
         self.macs: list[tuple[int, tuple[int, ...]]] = []
         self.heads: dict[str, tuple[int, blocks.Layout]] = {}
         for path, module in model.named_modules():
@@ -269,6 +272,7 @@ class _Walk:
             if groups == 1:
                 self.writers.append((new, owner))
         self.value[node] = (new, dim)
+        self.owner[node] = owner
 
     def _attention(self, owner: str) -> str | None:
         """The attention module whose heads a layer's width follows from."""
@@ -280,6 +284,8 @@ class _Walk:
         x = node.args[0]
         assert isinstance(x, Node)
         space, dim = self.value[x]
+        if x in self.owner:
+            self.normalised.add(self.owner[x])
         self.slices += [(space, Slice(self.paths[t.name], 0)) for t in node.args[1:5] if isinstance(t, Node)]
         self.value[node] = (space, dim)
 
@@ -323,7 +329,7 @@ class _Walk:
         params = [
             Cost(p.numel(), involved(by_tensor.get(path, {}).values())) for path, p in self.model.named_parameters()
         ]
-        return Analysis(tuple(groups[g] for g in ranking), tuple(macs), tuple(params))
+        return Analysis(tuple(groups[g] for g in ranking), tuple(macs), tuple(params), frozenset(self.normalised))
 
     def _open_heads(self, path: str, space: int, layout: blocks.Layout) -> None:
         module = self.model.get_submodule(path)

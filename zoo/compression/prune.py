@@ -45,10 +45,12 @@ class Prune:
     ridge: float = 1e-4
 
     def __post_init__(self) -> None:
-        for name, least in (("round_to", 1), ("floor", 0), ("ridge", 0)):
+        if type(self.round_to) is not int or self.round_to < 1:
+            raise BudgetError(f"prune: round_to is {self.round_to!r}, expected a whole number of at least 1")
+        for name, least, most in (("floor", 0.0, 1.0), ("ridge", 1e-13, 1e12)):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or value < least or (name == "round_to" and value != int(value)):
-                raise BudgetError(f"prune: {name} is {value!r}, expected a number of at least {least}")
+            if not isinstance(value, int | float) or not least <= value <= most:
+                raise BudgetError(f"prune: {name} is {value!r}, expected {least:g} to {most:g}")
 
 
 def prune(
@@ -79,7 +81,8 @@ def prune(
     groups = analysis.groups
     if not groups:
         raise BudgetError(f"{type(model).__name__}: no channels that can be cut were found")
-    seen = moments(model, dict.fromkeys(path for group in groups for path in group.readers), batches)
+    readers = dict.fromkeys(path for group in groups for path in group.readers)
+    seen = moments(model, readers, batches, analysis.normalised)
     allowed = _allowed(analysis, budget, how)
     held = (*model.named_parameters(), *model.named_buffers())
     tensors = {path: tensor.detach().cpu() for path, tensor in held}  # so is the linear algebra, wherever the model is

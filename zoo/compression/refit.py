@@ -5,14 +5,14 @@ A reader computes y = W x + b. Of x only the columns S stay; the least-squares r
     W' = W C[:,S] (C[S,S] + λI)⁻¹,    b' = b + W μ − W' μ[S],    C = E[(x−μ)(x−μ)ᵀ]
 
 and what they can't make up for, tr(W C Wᵀ) − tr(W' C[S,:] Wᵀ), over tr(W C Wᵀ), is the noise-to-signal ratio at the
-reader. A convolution is a linear layer on its patches. A layer without bias is refitted with μ = 0, except a
-convolution in a model with batch norms: their recalibration takes the mean up.
+reader. A convolution is a linear layer on its patches. Where nothing can take a shift of the mean up, neither a bias
+nor a batch norm behind the layer, μ = 0.
 
 Source: the closed form of ThiNet (Luo et al., ICCV 2017) and of He et al., "Channel Pruning for Accelerating Very Deep
 Neural Networks" (ICCV 2017), section 3.1, equation 4.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,13 +39,16 @@ class Moments:
     power: Tensor
 
 
-def moments(model: nn.Module, readers: Iterable[str], batches: Iterable[Tensor]) -> dict[str, Moments]:
+def moments(
+    model: nn.Module, readers: Iterable[str], batches: Iterable[Tensor], normalised: Collection[str] = ()
+) -> dict[str, Moments]:
     """Collect the moments of the inputs of layers in one pass over calibration data.
 
     Args:
         model: in eval mode.
         readers: paths of linear layers and convolutions.
         batches: images [B, C, H, W].
+        normalised: paths of layers whose outputs a batch norm takes, which takes a shift of their mean up.
 
     Returns:
         Path → moments, in double precision, on the CPU.
@@ -58,7 +61,7 @@ def moments(model: nn.Module, readers: Iterable[str], batches: Iterable[Tensor])
     rows: dict[str, int] = {}
 
     def observe(path: str, layer: nn.Module, x: Tensor) -> None:
-        x = _rows(layer, x)
+        x = _rows(layer, x.to(torch.promote_types(x.dtype, torch.float32)))
         x = x[:: -(-len(x) // MAX_ROWS)]
         total, products = x.double().sum(0), (x.T @ x).double()
         first[path] = first[path] + total if path in first else total
@@ -78,15 +81,16 @@ def moments(model: nn.Module, readers: Iterable[str], batches: Iterable[Tensor])
             hook.remove()
     if hooks and not rows:
         raise DataError("calibration: no images; pass at least one batch")
-    return {path: _moments(model, path, first[path], second[path], rows[path]) for path in rows}
+    return {
+        path: _moments(model, path, first[path] / rows[path], second[path] / rows[path], normalised) for path in rows
+    }
 
 
-def _moments(model: nn.Module, path: str, first: Tensor, second: Tensor, rows: int) -> Moments:
-    mean, second = (first / rows).cpu(), (second / rows).cpu()
+def _moments(model: nn.Module, path: str, mean: Tensor, second: Tensor, normalised: Collection[str]) -> Moments:
+    mean, second = mean.cpu(), second.cpu()
     if not torch.isfinite(second).all():
         raise DataError(f"calibration: the input of {path} isn't finite; check the images and the model")
-    layer = model.get_submodule(path)
-    if getattr(layer, "bias", None) is None and not (isinstance(layer, nn.Conv2d) and _norms(model)):
+    if getattr(model.get_submodule(path), "bias", None) is None and path not in normalised:
         mean = torch.zeros_like(mean)
     return Moments(mean, second - torch.outer(mean, mean), second.diagonal().clone())
 
@@ -150,7 +154,7 @@ def recalibrate_(model: nn.Module, batches: Sequence[Tensor]) -> None:
     Raises:
         DataError: a batch is too small to have a variance.
     """
-    norms = _norms(model)
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     model.eval()
     for norm in norms:
@@ -168,7 +172,3 @@ def recalibrate_(model: nn.Module, batches: Sequence[Tensor]) -> None:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         model.eval()
-
-
-def _norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]

@@ -109,7 +109,7 @@ def write(folder: Path, model: nn.Module, description: Description, files: Mappi
     with writing_folder(folder) as new:
         digest = weights.write(new / WEIGHTS, values)
         for name, text in files.items():
-            (new / name).write_text(text)
+            (new / name).write_text(text, encoding="utf-8")
         write_json(
             new / CONFIG,
             {

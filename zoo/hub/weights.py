@@ -150,6 +150,6 @@ def _checked(path: str, expected: Tensor, found: Tensor | None, where: str) -> T
             f"{where}: {path} is {tuple(found.shape)} on disk, the plan expects {tuple(expected.shape)}: "
             f"plan and weights differ"
         )
-    if found.is_floating_point() != expected.is_floating_point():
+    if found.dtype != expected.dtype and not (found.is_floating_point() and expected.is_floating_point()):
         raise WeightsError(f"{where}: {path} is {found.dtype} on disk, the plan expects {expected.dtype}")
     return found

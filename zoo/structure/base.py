@@ -118,15 +118,17 @@ def _create(base: Base) -> nn.Module:
     return model
 
 
-def _argument(base: Base, key: str, value: Any) -> Any:
+def _argument(base: Base, key: str, value: Any, depth: int = 0) -> Any:
+    if depth > 4:
+        raise StructureError(f"base {base.id}: argument {key!r} is nested more than four deep")
     if key in _REFUSED:
         raise StructureError(f"base {base.id}: argument {key!r} isn't part of an architecture; remove it")
     if isinstance(value, list | tuple):
         if len(value) > 1000:
             raise StructureError(f"base {base.id}: argument {key!r} has {len(value)} items, at most 1000 are accepted")
-        return tuple(_argument(base, key, item) for item in value)
+        return tuple(_argument(base, key, item, depth + 1) for item in value)
     if isinstance(value, Mapping):
-        return {name: _argument(base, name, item) for name, item in value.items()}
+        return {name: _argument(base, name, item, depth + 1) for name, item in value.items()}
     if value is not None and not isinstance(value, bool | int | float | str):
         raise StructureError(f"base {base.id}: argument {key!r} is a {type(value).__name__}, expected plain data")
     if isinstance(value, int | float) and not abs(value) <= MAX_ARGUMENT:

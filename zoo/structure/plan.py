@@ -188,6 +188,8 @@ def apply_(model: nn.Module, plan: Plan) -> nn.Module:
 
 def _module(model: nn.Module, edit: Edit, path: str) -> nn.Module:
     try:
+        if not path:
+            raise AttributeError
         return model.get_submodule(path)
     except AttributeError:
         raise StructureError(f"{edit.edit}: the base has no module {path!r}") from None
@@ -217,7 +219,9 @@ def _narrow_layer_(module: nn.Module, width: Width, path: str) -> None:
     if isinstance(module, nn.modules.conv._ConvNd):
         inputs = _count(width.inputs, module.in_channels, f"narrow: {path}.inputs")
         depthwise = module.groups == module.in_channels and module.groups > 1
-        groups = _count(width.groups or (inputs if depthwise else None), module.groups, f"narrow: {path}.groups")
+        follows = inputs if depthwise else None
+        asked = follows if width.groups is None else width.groups
+        groups = _count(asked, module.groups, f"narrow: {path}.groups")
         if inputs % groups or outputs % groups or inputs // groups > fan_in:
             raise StructureError(f"narrow: {path} has {inputs} inputs and {outputs} outputs for {groups} groups")
         module.groups, fan_in = groups, inputs // groups

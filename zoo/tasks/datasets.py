@@ -59,6 +59,22 @@ def num_classes(data: "Data") -> int | None:
     return getattr((data.features or {}).get("label"), "num_classes", None)
 
 
+def check_classes(data: "Data", classes: int | None, spec: str) -> None:
+    """Compare a model's classes with those of the data.
+
+    Args:
+        data: what `dataset` returns.
+        classes: the model's; None where it doesn't say.
+        spec: of the data, for the message.
+
+    Raises:
+        DataError: they differ, so an accuracy would mean nothing.
+    """
+    found = num_classes(data)
+    if None not in (found, classes) and found != classes:
+        raise DataError(f"{spec} has {found} classes, the model {classes}: choose other data, or load with num_classes")
+
+
 def _first(data: "Dataset", limit: int | None) -> "Dataset":
     return data if limit is None else data.select(range(min(limit, len(data))))
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.errors import DataError
 from zoo.training.losses import distillation
 
 Batch = tuple[Tensor, Tensor]
@@ -30,6 +31,12 @@ class Distil:
 
     alpha: float = 0.9
     temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.alpha, int | float) or not 0 <= self.alpha <= 1:
+            raise DataError(f"distil: alpha is {self.alpha!r}, expected 0 to 1")
+        if not isinstance(self.temperature, int | float) or not 0 < self.temperature < float("inf"):
+            raise DataError(f"distil: temperature is {self.temperature!r}, expected more than 0")
 
 
 def teacher_at(progress: float, teachers: int) -> int:

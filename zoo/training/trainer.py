@@ -48,6 +48,17 @@ class Schedule:
     clip: float = 1.0
     checkpoint_seconds: float = 20.0
 
+    def __post_init__(self) -> None:
+        least = {"epochs": 0, "steps": 1, "batch_size": 1, "lr": 0, "warmup": 0, "weight_decay": 0, "clip": 0}
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            whole = name in ("epochs", "steps", "batch_size")
+            if value is None and name == "steps":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not value >= smallest:
+                kind = "whole number" if whole else "number"
+                raise DataError(f"schedule: {name} is {value!r}, expected a {kind} of at least {smallest}")
+
 
 def train(
     model: nn.Module,
@@ -69,7 +80,7 @@ def train(
         schedule: how long and how fast.
         seed: of what is random inside the model (dropout).
         state: a file to resume from and to write to; None keeps none.
-        evaluate: called after each epoch on the main process; its figures are shown in the progress bar.
+        evaluate: called after each epoch, on every process; its figures are shown in the progress bar.
         progress: what the progress bar says.
 
     Returns:
@@ -116,7 +127,7 @@ def train(
             if state and due and accelerator.is_main_process:
                 _write_state(state, run, model, optimizer.optimizer, done)
                 written = time.monotonic()
-            if evaluate and done % per_epoch == 0 and accelerator.is_main_process:
+            if evaluate and done % per_epoch == 0:
                 bar.set_postfix(evaluate())
     accelerator.wait_for_everyone()
     if accelerator.num_processes > 1:  # running statistics are each process's own; the state holds the first one's
