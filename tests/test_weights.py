@@ -343,28 +343,20 @@ def test_a_written_file_can_be_read_by_others(tmp_path):
     assert (tmp_path / "a" / "b.json").stat().st_mode & 0o777 == 0o644
 
 
-OTHERS = {"model of others": '{"model_type": "bert"}', "repository with a note": '{"zoo": {}}'}
+FOREIGN = {
+    "folder": {"thesis.tex": "years of work"},
+    "model of others": {"config.json": '{"model_type": "bert"}'},
+    "repository with a note": {"config.json": '{"zoo": {}}', "thesis.tex": "years of work"},
+}
 
 
-@pytest.mark.parametrize("content", ["folder", "file", "model of others", "repository with a note"])
-def test_a_folder_of_something_else_is_not_replaced(content, tmp_path):
-    target = tmp_path / "it"
-    if content == "folder":
-        target.mkdir()
-        (target / "thesis.tex").write_text("years of work")
-    elif content in OTHERS:
-        target.mkdir()
-        (target / "config.json").write_text(OTHERS[content])
-        (target / "README.md").write_text("years of work")
-        (target / "thesis.tex").write_text("years of work")
-        if content == "model of others":
-            (target / "thesis.tex").unlink()
-    else:
-        target.write_text("years of work")
-    with pytest.raises(RepositoryError, match="it exists and isn't a model repository: choose another folder or"):
-        zoo.save(zoo.load(SAVED[0]), target)
-    found = {path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
-    assert {"years of work", *([OTHERS[content]] if content in OTHERS else [])} == found
+@pytest.mark.parametrize("files", FOREIGN.values(), ids=FOREIGN)
+def test_a_folder_of_something_else_is_not_replaced(files, tmp_path):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(RepositoryError, match="exists and isn't a model repository: choose another folder or remove"):
+        zoo.save(zoo.load(SAVED[0]), tmp_path)
+    assert files == {path.name: path.read_text() for path in tmp_path.iterdir()}
 
 
 @pytest.mark.parametrize("there", ["nothing", "an empty folder", "a repository"])
