@@ -160,7 +160,7 @@ def analyse(model: nn.Module, image: Tensor) -> Analysis:
     """
     try:
         program = torch.export.export(model, (image,), strict=False)
-    except Exception as error:
+    except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise StructureError(f"prune: the model can't be exported: {reason}") from error
     paths = {
