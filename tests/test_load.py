@@ -1,5 +1,6 @@
 """Saved and loaded again, a model computes the same; `load`, `create` and what they accept."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -12,8 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import zoo
+from zoo import catalog
 from zoo.catalog.entry import Base
-from zoo.errors import RepositoryError, StructureError, UnknownName, WeightsError
+from zoo.errors import FingerprintError, RepositoryError, StructureError, UnknownName, WeightsError
 from zoo.hub.repository import Description
 from zoo.structure.base import initialised
 from zoo.structure.plan import Drop, Factor, Heads, Narrow, Plan, Rank, Swap, Width, apply_
@@ -322,3 +324,25 @@ def test_save_refuses_a_plan_that_does_not_describe_the_model(made, tmp_path):
     with pytest.raises(WeightsError, match=r"layer2.0.conv1.weight is \(8, 8, 3, 3\) on disk, the plan expects \(3, "):
         zoo.save(model, tmp_path / "it")
     assert not list(tmp_path.iterdir())
+
+
+def test_create_refuses_a_base_that_this_timm_builds_otherwise_as_load_does(tmp_path):
+    folder = tmp_path / "x"
+    shutil.copytree(catalog.EMBEDDED / "digits_cnn", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["zoo"]["fingerprint"]["fc"] = "Linear weight=10x63 bias=10"
+    (folder / "config.json").write_text(json.dumps(config))
+    for verb in (zoo.load, zoo.create):
+        with pytest.raises(FingerprintError, match="fc is 'Linear weight=10x64 bias=10' in timm"):
+            verb(folder)
+
+
+@pytest.mark.parametrize(("key", "options"), [("first_conv", {"in_chans": 3}), ("classifier", {"num_classes": 3})])
+def test_a_preprocessing_that_names_no_module_is_refused(key, options, tmp_path):
+    folder = tmp_path / "x"
+    shutil.copytree(catalog.EMBEDDED / "digits_cnn", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"][key] = "no.such"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(StructureError, match=r"names 'no.such', which the model hasn't"):
+        zoo.load(folder, **options)

@@ -31,7 +31,7 @@ def set_num_classes_(model: nn.Module, num_classes: int) -> None:
     config: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
     classifier = config.get("classifier") or ()
     paths = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    inputs = {path: _inputs(model.get_submodule(path)) for path in paths}
+    inputs = {path: _inputs(_module(model, path)) for path in paths}
     model.reset_classifier(num_classes)  # type: ignore[operator]
     if num_classes:  # timm's new head reads the base's width
         apply_(model, Plan((Narrow({path: Width(inputs=kept) for path, kept in inputs.items() if kept}),)))
@@ -43,6 +43,13 @@ def set_num_classes_(model: nn.Module, num_classes: int) -> None:
     head = Narrow({path: Width(inputs=kept) for path, kept in inputs.items() if kept and path in plan.paths()})
     plan = Plan((*edits, head) if num_classes and head.widths else edits)
     _redescribe_(model, plan, num_classes=num_classes)
+
+
+def _module(model: nn.Module, path: Any) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except (AttributeError, TypeError):
+        raise StructureError(f"pretrained_cfg names {path!r}, which the model hasn't: save it again") from None
 
 
 def _inputs(head: nn.Module) -> int | None:
@@ -87,7 +94,7 @@ def set_in_chans_(model: nn.Module, in_chans: int) -> None:
     path = config.get("first_conv")
     if in_chans < 1 or not isinstance(path, str):
         raise StructureError(f"in_chans={in_chans}: expected 1 or more, on a model with one first convolution")
-    conv = next(module for module in model.get_submodule(path).modules() if isinstance(module, nn.Conv2d))
+    conv = next(module for module in _module(model, path).modules() if isinstance(module, nn.Conv2d))
     stored = conv.in_channels
     repeats = torch.arange(in_chans, device=conv.weight.device) % stored
     weight = (

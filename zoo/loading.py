@@ -189,4 +189,6 @@ def _description(name: str | os.PathLike[str]) -> tuple[Description, Any]:
             return Description(entry.name, entry.base), None
     folder = folder_of(name)
     config = repository.read(folder)
-    return repository.from_config(config, str(folder)), config.get("pretrained_cfg")
+    description = repository.from_config(config, str(folder))
+    repository.dense_skeleton(config, description)  # refuses what this timm builds otherwise, or what is absurd
+    return description, config.get("pretrained_cfg")

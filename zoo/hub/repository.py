@@ -182,6 +182,18 @@ def from_config(config: Mapping[str, Any], source: str = "") -> Description:
     return Description(ours["name"], base, Plan.from_json(ours["plan"]), ours.get("recipe", {}), source=source)
 
 
+def dense_skeleton(config: Mapping[str, Any], description: Description) -> nn.Module:
+    """The base that a repository was saved from, on meta, as this timm builds it.
+
+    Raises:
+        UnknownName, StructureError: the base can't be built.
+        FingerprintError: this timm builds another.
+    """
+    ours, model = config["zoo"], skeleton(description.base)
+    check_fingerprint(description.base, model, ours["fingerprint"], ours.get("versions", {}).get("timm", "unknown"))
+    return model
+
+
 def rebuild(folder: Path, device: str | torch.device = "cpu") -> nn.Module:
     """Rebuild the model that a repository holds: base on meta → plan → weights.
 
@@ -196,14 +208,12 @@ def rebuild(folder: Path, device: str | torch.device = "cpu") -> nn.Module:
         RepositoryError, StructureError, FingerprintError, WeightsError: whatever doesn't fit, named.
     """
     config = read(folder)
-    ours, description = config["zoo"], from_config(config, str(folder))
-    model = skeleton(description.base)
-    check_fingerprint(description.base, model, ours["fingerprint"], ours.get("versions", {}).get("timm", "unknown"))
-    apply_(model, description.plan)
-    path = folder / WEIGHTS
+    description = from_config(config, str(folder))
+    model = apply_(dense_skeleton(config, description), description.plan)
+    path, expected = folder / WEIGHTS, config["zoo"]["weights_sha256"]
     values = weights.read(path, device)
-    if (digest := sha256_stamped(path)) != ours["weights_sha256"]:
-        raise _altered(path, ours["weights_sha256"], digest)
+    if (digest := sha256_stamped(path)) != expected:
+        raise _altered(path, expected, digest)
     weights.assign_(model, values, str(path))
     model.pretrained_cfg = model.default_cfg = dict(config.get("pretrained_cfg", {}))  # type: ignore[assignment]
     model.zoo_entry = description  # type: ignore[assignment]
