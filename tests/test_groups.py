@@ -14,6 +14,7 @@ from zoo.compression.groups import analyse, narrow, select
 from zoo.errors import StructureError
 from zoo.hub import weights
 from zoo.measurement import measure
+from zoo.structure import base
 from zoo.structure.plan import Plan, Swap, apply_
 
 SIZE = (3, 32, 32)
@@ -37,7 +38,7 @@ def network(name):
     torch.manual_seed(0)
     model = timm.create_model(name, **NETWORKS[name]).double().eval()
     with torch.no_grad():
-        for tensor in weights.tensors(model).values():
+        for tensor in base.tensors(model).values():
             if tensor.ndim == 1 and tensor.is_floating_point():
                 tensor.mul_(1 + 0.3 * torch.rand_like(tensor)).add_(0.3 * torch.rand_like(tensor))
     if name.startswith("beit"):
@@ -48,7 +49,7 @@ def network(name):
 def narrowed(model, groups, units):
     """Return the model with only these units of each group, and nothing refitted."""
     edit = narrow(groups, [len(kept) for kept in units])
-    cut = select(groups, units, {name: tensor.detach() for name, tensor in weights.tensors(model).items()})
+    cut = select(groups, units, {name: tensor.detach() for name, tensor in base.tensors(model).items()})
     return weights.assign_(apply_(copy.deepcopy(model), Plan((edit,))), cut, "cut")
 
 

@@ -20,6 +20,7 @@ from zoo import files
 from zoo.errors import RepositoryError, StorageError, StructureError, WeightsError
 from zoo.files import read_json, sha256, sha256_stamped, write_json, writing, writing_folder
 from zoo.hub import repository, weights
+from zoo.structure import base
 
 SAVED = sorted((Path(__file__).parent / "data" / "repositories").iterdir())
 TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16]
@@ -116,7 +117,7 @@ def test_a_shared_tensor_is_written_once_and_shared_again(tmp_path):
         return model
 
     model = tied()
-    weights.write(tmp_path / "it", weights.tensors(model))
+    weights.write(tmp_path / "it", base.tensors(model))
     read = weights.read(tmp_path / "it")
     assert {"0.weight", "0.bias", "1.bias"} == read.keys()
     with torch.device("meta"):
@@ -214,9 +215,6 @@ def test_one_flipped_bit_is_noticed(saved):
     for check in (zoo.load, repository.check_sha256):
         with pytest.raises(WeightsError, match=r"has sha256 \w{12}…, expected \w{12}…: fetch or save it again$"):
             check(saved)
-
-
-# sha256, read once
 
 
 def test_a_file_that_did_not_change_is_not_read_again(saved, monkeypatch):

@@ -11,8 +11,8 @@ from timm.models._features import FeatureGetterNet  # not among timm.models' exp
 from torch import nn
 
 from zoo.errors import StructureError
-from zoo.hub import weights
 from zoo.hub.repository import Description
+from zoo.structure import base
 from zoo.structure.plan import Narrow, Plan, Width, apply_
 
 
@@ -128,7 +128,7 @@ def features(model: nn.Module) -> nn.Module:
     wrapped.zoo_entry = model.zoo_entry
     weight = next(model.parameters())
     image = torch.empty(1, *model.pretrained_cfg["input_size"], device="meta", dtype=weight.dtype)  # type: ignore[index]
-    on_meta = {name: value.detach().to("meta") for name, value in weights.tensors(wrapped).items()}
+    on_meta = {name: value.detach().to("meta") for name, value in base.tensors(wrapped).items()}
     with torch.no_grad():  # the base's widths stand in timm's own list
         maps = torch.func.functional_call(wrapped.eval(), on_meta, (image,))
     for index, found in zip(wrapped.feature_info.out_indices, maps, strict=True):

@@ -14,7 +14,7 @@ from zoo.compression.refit import recalibrate_
 from zoo.errors import UnknownName
 from zoo.hub import weights
 from zoo.hub.repository import Description, describe
-from zoo.structure import blocks
+from zoo.structure import base, blocks
 from zoo.structure.base import skeleton
 from zoo.structure.plan import Mask, Plan, Swap, apply_
 from zoo.tasks.classification import evaluation_transform, loader, training_transform
@@ -152,4 +152,4 @@ def _swapped(model: nn.Module, description: Description) -> nn.Module:
     found = {path: blocks.SWAPS.get(blocks.class_name(module)) for path, module in model.named_modules()}
     classes = {path: name for path, name in found.items() if name}
     plan = description.plan + Plan((Swap(classes),)) if classes else description.plan
-    return _rebuilt(model, replace(description, plan=plan), weights.tensors(model))
+    return _rebuilt(model, replace(description, plan=plan), base.tensors(model))

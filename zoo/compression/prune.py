@@ -23,6 +23,7 @@ from zoo.compression.allocation import allocate, widths
 from zoo.compression.groups import Analysis, Group, analyse, narrow, select
 from zoo.compression.refit import Moments, columns, moments, refit
 from zoo.errors import BudgetError, DataError, UnknownName
+from zoo.structure import base
 from zoo.structure.plan import Narrow
 
 Criterion = Literal["obs", "activation", "l2"]
@@ -84,8 +85,8 @@ def prune(
     readers = dict.fromkeys(path for group in groups for path in group.readers)
     seen = moments(model, readers, batches, analysis.normalised)
     allowed = _allowed(analysis, budget, how)
-    held = (*model.named_parameters(), *model.named_buffers())
-    tensors = {path: tensor.detach().cpu() for path, tensor in held}  # so is the linear algebra, wherever the model is
+    held = base.tensors(model).items()  # on the CPU from here on, like the linear algebra, wherever the model is
+    tensors = {path: tensor.detach().cpu() for path, tensor in held}
     found = [_eliminate(tensors, group, seen, how) for group in groups]
     damage = [{k: curve[k] for k in ks} for (_, curve), ks in zip(found, allowed, strict=True)]
     kept = allocate(analysis, damage, budget)

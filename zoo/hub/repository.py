@@ -14,7 +14,7 @@ from zoo.catalog.entry import Base
 from zoo.errors import RepositoryError, StructureError, WeightsError
 from zoo.files import read_json, sha256, sha256_stamped, write_json, writing_folder
 from zoo.hub import weights
-from zoo.structure.base import check_fingerprint, fingerprint, skeleton
+from zoo.structure.base import check_fingerprint, fingerprint, skeleton, tensors
 from zoo.structure.plan import Plan, apply_
 from zoo.version import __version__
 
@@ -101,7 +101,7 @@ def write(folder: Path, model: nn.Module, description: Description, files: Mappi
     """
     dense = skeleton(description.base)
     saved_fingerprint = fingerprint(dense, description.plan.paths())
-    values = weights.tensors(model)
+    values = tensors(model)
     rebuilt = apply_(dense, description.plan)
     weights.assign_(rebuilt, values, description.name)
     config: dict[str, Any] = dict(getattr(model, "pretrained_cfg", None) or {})

@@ -36,14 +36,6 @@ _DTYPES = {
 }
 
 
-def tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Everything that a model must be given to compute: parameters and buffers, shared ones once.
-
-    Non-persistent buffers are included: computing them again costs time, and other versions compute them otherwise.
-    """
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
 def write(path: Path, values: Mapping[str, Tensor]) -> str:
     """Write tensors to a safetensors file.
 

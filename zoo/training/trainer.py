@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from zoo.errors import DataError, StorageError, require
 from zoo.files import writing
+from zoo.structure import base
 from zoo.training.hierarchy import Step
 
 
@@ -183,7 +184,7 @@ def _batches(accelerator: Any, data: Callable[[int], Any], done: int, total: int
 
 
 def _write_state(path: Path, run: str, model: nn.Module, optimizer: torch.optim.Optimizer, done: int) -> None:
-    tensors = {f"model.{name}": value for name, value in _held(model).items()}
+    tensors = {f"model.{name}": value for name, value in base.tensors(model).items()}
     for index, parameter in enumerate(_parameters(optimizer)):
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimizer.{index}.{key}"] = value
@@ -199,7 +200,7 @@ def _resume_(path: Path, run: str, model: nn.Module, optimizer: torch.optim.Opti
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise StorageError(0, f"{path} can't be resumed from ({error}); remove it to start again") from None
-    held = _held(model)
+    held = base.tensors(model)
     if metadata.get("run") != run or {k for k in tensors if k.startswith("model.")} != {f"model.{k}" for k in held}:
         raise DataError(f"{path} belongs to another run; remove it to start again")
     with torch.no_grad():
@@ -211,10 +212,6 @@ def _resume_(path: Path, run: str, model: nn.Module, optimizer: torch.optim.Opti
         if found:
             optimizer.state[parameter] = {k: v.clone() for k, v in found.items()}
     return int(metadata["step"])
-
-
-def _held(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
