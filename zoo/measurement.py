@@ -47,29 +47,51 @@ def measure(model: nn.Module, input: Sequence[int] | None = None) -> Counts:
     >>> measure(nn.Conv2d(3, 8, 3, padding=1, bias=False), (3, 10, 10)).macs == 8 * 3 * 9 * 100
     True
     """
+    # The fused attention kernels differ in what they are counted as; the plain one is two matrix products everywhere.
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        channels, height, width = forward_on_meta(model, input)
+    macs = counter.get_total_flops() // 2
+    params = sum(parameter.numel() for parameter in model.parameters())
+    return Counts(params, macs, 2 * macs / (1000 * height * width), (channels, height, width))
+
+
+def forward_on_meta(model: nn.Module, input: Sequence[int] | None = None) -> tuple[int, int, int]:
+    """Run a model on one image without computing anything, for a mode around the call to watch.
+
+    Args:
+        model: any module that takes one batch of images, on any device; run in eval mode and left as it was.
+        input: channels, height, width; None takes what `model.pretrained_cfg` says.
+
+    Returns:
+        Channels, height, width.
+
+    Raises:
+        StructureError: the input size isn't known, or the model refuses it.
+    """
     if input is None:
         config = getattr(model, "pretrained_cfg", None)
         if not config or "input_size" not in config:
             raise StructureError("measure: the model has no pretrained_cfg; pass input=(channels, height, width)")
         input = config["input_size"]
     channels, height, width = (int(size) for size in input)
-    held = [*model.named_parameters(), *model.named_buffers()]
-    on_meta = {name: tensor.detach().to("meta") for name, tensor in held}
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    on_meta = {name: tensor.detach().to("meta") for name, tensor in tensors}
     dtype = next((t.dtype for t in model.parameters() if t.is_floating_point()), torch.float32)
     image = torch.empty(1, channels, height, width, device="meta", dtype=dtype)
-    modes = {module: module.training for module in model.modules()}
-    # The fused attention kernels differ in what they are counted as; the plain one is two matrix products everywhere.
-    counter = FlopCounterMode(display=False)
+    # Mode flags, and what a forward pass leaves behind: some of timm's attention keeps a tensor per device in a dict.
+    attributes = [d for module in model.modules() for d in (vars(module), *vars(module).values()) if type(d) is dict]
+    before = [dict(held) for held in attributes]
     try:
         model.eval()
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        with torch.no_grad():
             torch.func.functional_call(model, on_meta, (image,))
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise StructureError(f"measure: the model refuses an input of {tuple(input)}: {reason}") from error
     finally:
-        for module, training in modes.items():
-            module.training = training
-    macs = counter.get_total_flops() // 2
-    params = sum(parameter.numel() for parameter in model.parameters())
-    return Counts(params, macs, 2 * macs / (1000 * height * width), (channels, height, width))
+        for held, was in zip(attributes, before, strict=True):
+            held.update(was)
+            for added in held.keys() - was.keys():
+                del held[added]
+    return channels, height, width
