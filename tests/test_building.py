@@ -23,6 +23,7 @@ SMALL = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 24], "in_chans": 1}
 BASE = Base("timm/resnet18", {**SMALL, "num_classes": 10})
 DENSE = Entry(
     "small",
+    "own",
     "small",
     "resnet18",
     "image-classification",
@@ -34,6 +35,7 @@ DENSE = Entry(
 )
 PRUNED = Entry(
     "vit_60",
+    "own",
     "vit",
     "vit_tiny_patch16_224",
     "image-classification",

@@ -9,7 +9,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from markdown_it import MarkdownIt
 
 from zoo.cards.card import LONG, render
-from zoo.catalog.entry import METHODS, Base, Budget, Entry, Figure, Origin, Recipe
+from zoo.catalog.entry import METHODS, Base, Budget, Entry, Origin, Recipe, Reported
 from zoo.hub.repository import Description
 from zoo.report import Report
 from zoo.structure.plan import Drop, Factor, Heads, Mask, Narrow, Plan, Rank, Swap, Width
@@ -19,6 +19,7 @@ BASE = Base("timm/resnet18", {"num_classes": 10})
 RECIPE = Recipe("prune", Budget(0.25), {"round_to": 4}, "digits", ("small",), {}, {"epochs": 40, "lr": 0.002}, {}, 7)
 ENTRY = Entry(
     "small_25",
+    "zoo",
     "small",
     "resnet18",
     "image-classification",
@@ -199,15 +200,18 @@ def test_preprocessing_and_conditions_are_the_report_s_before_the_model_s():
 
 def test_reported_figures_stand_apart_with_their_source():
     reported = (
-        Figure("top1", 0.7975, 224, 16.3, 96.6, "torch-dag"),
-        Figure("map", 0.449, source="https://example.org/map"),
+        Reported({"top1": 0.7975, "params_m": 16.3, "kmapp": 96.6}, input=224, counting="torch-dag"),
+        Reported({"map": 0.449, "latency_ms": 12.5}, batch=8, device="phone", source="https://example.org/map"),
     )
-    text = card(replace(ENTRY, reported=reported), report=Report("small_25", {"params": 5}))
+    baselines = (Reported({"top1": 0.809}, of=DENSE, images=50_000, runtime="mxnet"),)
+    text = card(replace(ENTRY, reported=reported, baselines=baselines), report=Report("small_25", {"params": 5}))
+    counts = "top-1 79.75 %, millions of parameters 16.3, kmapp 96.6"
 
     assert tables(text)[1] == [
-        ["reported", "value", "input", "parameters", "kmapp", "counting", "source"],
-        ["top-1", "79.75 %", "224 px", "16.3 M", "96.6", "torch-dag", "https://example.org/results"],
-        ["mAP 50-95", "44.90 %", "", "", "", "", "https://example.org/map"],
+        ["reported of", "figures", "with", "source"],
+        ["this model", counts, "224 px, torch-dag's counting", "https://example.org/results"],
+        ["this model", "mAP 50-95 44.9 %, latency in ms 12.5", "8 in a batch, phone", "https://example.org/map"],
+        [DENSE, "top-1 80.9 %", "50,000 images, mxnet", "https://example.org/results"],
     ]
     assert "model-index" not in data(text)
     assert "79.75" not in str(tables(text)[0])
@@ -297,7 +301,7 @@ def test_the_recipe_and_the_command_that_follows_it_are_written_out():
 
 
 def test_a_model_made_otherwise_than_its_namesake_makes_none_of_its_claims():
-    reported = (Figure("top1", 0.7975),)
+    reported = (Reported({"top1": 0.7975}),)
     namesake = replace(ENTRY, reported=reported, origin=Origin("org/repo", "torch-dag"), note="a note")
     text = card(namesake, recipe={"method": "prune", "budget": {"macs": 0.25, "params": None}, "options": {}})
 
@@ -333,8 +337,14 @@ def test_licence_and_source_are_stated():
     ) in text
 
 
+def test_a_licence_that_the_hub_has_no_id_for_is_named():
+    found = data(card(replace(ENTRY, license="cvnets-license")))
+
+    assert (found["license"], found["license_name"]) == ("other", "cvnets-license")
+
+
 def test_sections_without_content_are_left_out():
-    bare = Entry("bare", "bare", "bare", "image-classification", "recipe")
+    bare = Entry("bare", "own", "bare", "bare", "image-classification", "recipe")
     text = render(bare, Description("bare", BASE), Report("bare", {}), {})
 
     assert re.findall("^## .*", text, re.M) == ["## Use", "## Structure", "## Verify"]
@@ -348,7 +358,7 @@ def test_data_breaks_neither_tables_nor_front_matter():
         ENTRY,
         license=nasty,
         note=nasty,
-        reported=(Figure("top1", 0.5, counting=nasty),),
+        reported=(Reported({"top1": 0.5}, of=nasty, device=nasty),),
         recipe=replace(RECIPE, teachers=(nasty,)),
     )
     report = replace(REPORT, data={**DATA, "dataset": nasty, "split": nasty}, hardware=nasty)
@@ -359,7 +369,7 @@ def test_data_breaks_neither_tables_nor_front_matter():
     first, reported, layers = tables(text)
     shown = "a|b: 'c' --- # &lt;details>"  # a parser drops the cells that a bare pipe would make
     assert first[4] == [f"top-1 on 450 images ({shown}, {shown})", "97.33 %", "", ""]
-    assert reported[1][5:] == [shown, ENTRY.source]
+    assert reported[1] == [shown, "top-1 50 %", shown, ENTRY.source]
     assert layers[1] == ["`x|y`", "narrow", "4 outputs"]
     assert [line for line in text.splitlines() if line.startswith("# ")] == ["# small_25"]
     assert "<details>" not in ModelCard(text).text

@@ -1,19 +1,18 @@
 """The catalog: TOML in, entries out, and what must hold of every entry."""
 
-import json
-import math
 import re
 import subprocess
 import sys
-from dataclasses import asdict
+from pathlib import Path
 
 import pytest
-import timm
 
 from zoo import catalog
+from zoo.catalog import Size
 from zoo.catalog.entry import METHODS, STATUSES, Budget
 from zoo.errors import CatalogError, UnknownName
-from zoo.files import sha256
+
+ROOT = Path(__file__).parent.parent
 
 FAMILY = """
 [family]
@@ -23,12 +22,6 @@ base = "timm/resnet18.a1_in1k"
 license = "apache-2.0"
 """
 ENTRIES = {name: catalog.info(name) for name in catalog.names(all=True)}
-COMPRESSED = {name: entry for name, entry in ENTRIES.items() if entry.recipe.method}
-EMBEDDED = {name: entry for name, entry in ENTRIES.items() if entry.status == "embedded"}
-
-
-def every(entries):
-    return pytest.mark.parametrize("entry", entries.values(), ids=list(entries))
 
 
 @pytest.fixture
@@ -70,7 +63,14 @@ def test_looking_at_the_catalog_imports_none_of_the_heavy_packages(arguments):
         ('[[model]]\nname = "a"\nrecipe.budget = 0.5', ["mine.toml: a.recipe.budget", "float", "expected a table"]),
         ('[[model]]\nname = "a"\nrecipe = "prune"', ["mine.toml: a.recipe", "str", "expected a table"]),
         ('[[model]]\nname = "a"\nrecipe.teachers = "b"', ["mine.toml: a.recipe.teachers", "str", "expected a list"]),
-        ('[[model]]\nname = "a"\nreported = [{top1 = 0.8}]', ["mine.toml: a.reported", "unknown key 'top1'"]),
+        ('[[model]]\nname = "a"\nreported = [{top2 = 0.8}]', ["mine.toml: a.reported", "unknown key 'top2'", "top1"]),
+        ('[[model]]\nname = "a"\nreported = [{top1 = "80 %"}]', ["mine.toml: a.reported.top1", "'80 %'", "a number"]),
+        ('[[model]]\nname = "a"\nreported = [{input = "224"}]', ["mine.toml: a.reported.input", "'224'", "int"]),
+        ('[[model]]\nname = "a"\nbaselines = {of = "b"}', ["mine.toml: a.baselines", "table", "expected a list"]),
+        ('[[model]]\nname = "a"\nbaselines = [{from = "b"}]', ["mine.toml: a.baselines", "unknown key 'from'", "of"]),
+        ("[[model]]\nname = 7", ["mine.toml: 7.name is 7, expected str"]),
+        ('[[model]]\nname = "a"\nlicense = ["mit"]', ["mine.toml: a.license is ['mit'], expected str"]),
+        ('[[model]]\nname = "a"\nrecipe.seed = "x"', ["mine.toml: a.recipe.seed is 'x', expected int"]),
         ('[[model]]\nname = "a"\norigin = {repo = "x/y"}', ["mine.toml: a.origin", "missing", "'format'"]),
         ('[[model]]\nname = "a"\nbase = {name = "x"}', ["mine.toml: a.base", "unknown key 'name'", "args, id"]),
         ('[[model]]\nname = "a"\ninput = 224', ["mine.toml: a.input", "int", "expected a list"]),
@@ -103,7 +103,7 @@ def test_a_name_may_stand_in_one_family_only(own, tmp_path):
     (tmp_path / "other.toml").write_text(FAMILY + '[[model]]\nname = "a"')
     own('[[model]]\nname = "a"')
 
-    with pytest.raises(CatalogError, match="a stands in mine and in other"):
+    with pytest.raises(CatalogError, match=f"a stands in {tmp_path.name}/mine and in {tmp_path.name}/other"):
         catalog.names()
 
 
@@ -183,35 +183,79 @@ def test_a_users_catalog_adds_entries_and_replaces_those_of_the_same_name(own):
     assert ENTRIES["digits_vit"] == catalog.info("digits_vit")
 
 
+LISTED = """
+[[model]]
+name = "x_minim_pruned"
+repo = "zoo/x"
+recipe.method = "prune"
+reported = [{ top1 = 0.7, params_m = 2, kmapp = 10.0 }]
+[[model]]
+name = "minim_dense"
+base = "timm/resnet50d.a1_in1k"
+[[model]]
+name = "minim_origin"
+origin = { repo = "x/y", format = "torch-dag" }
+task = "object-detection"
+input = [3, 100, 200]
+reported = [{ map = 0.4, params_m = 1.5, kmapp = 20.0, counting = "ptdeco", input = 100 }, { map = 0.5, input = 200 }]
+"""
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({"pattern": "tiny*"}, ["tiny_origin"]),
-        ({"pattern": "*_pruned"}, ["x_tiny_pruned"]),
-        ({"pattern": "tin?_origin"}, ["tiny_origin"]),
-        ({"pattern": "tiny"}, ["tiny_origin", "x_tiny_pruned"]),
-        ({"pattern": "tiny", "all": True}, ["tiny_dense", "tiny_origin", "x_tiny_pruned"]),
-        ({"pattern": "tiny", "all": True, "method": "prune"}, ["x_tiny_pruned"]),
-        ({"pattern": "tiny", "method": "falor"}, []),
+        ({"pattern": "minim*"}, ["minim_origin"]),
+        ({"pattern": "*_pruned"}, ["x_minim_pruned"]),
+        ({"pattern": "mini?_origin"}, ["minim_origin"]),
+        ({}, ["minim_origin", "x_minim_pruned"]),
+        ({"all": True}, ["minim_dense", "minim_origin", "x_minim_pruned"]),
+        ({"all": True, "method": "prune"}, ["x_minim_pruned"]),
+        ({"method": "falor"}, []),
+        ({"status": "recipe"}, ["minim_dense"]),
+        ({"status": "published"}, ["x_minim_pruned"]),
+        ({"task": "object-detection"}, ["minim_origin"]),
+        ({"all": True, "base": "resnet50d"}, ["minim_dense"]),
+        ({"all": True, "base": "timm/resnet18.*"}, ["minim_origin", "x_minim_pruned"]),
+        ({"project": "nobody"}, []),
+        ({"max_params": 1.5e6, "all": True}, ["minim_origin"]),
+        ({"max_macs": 103e6}, ["minim_origin"]),
+        ({"max_macs": 250e6, "max_params": 1e6}, []),
+        ({"sort": "macs", "all": True}, ["minim_origin", "x_minim_pruned", "minim_dense"]),
+        ({"sort": "params"}, ["minim_origin", "x_minim_pruned"]),
+        ({"sort": "top1"}, ["x_minim_pruned", "minim_origin"]),
         ({"pattern": "nothing"}, []),
     ],
 )
-def test_names_are_filtered_by_pattern_status_and_method(own, arguments, expected):
-    own(
-        """
-        [[model]]
-        name = "x_tiny_pruned"
-        repo = "zoo/x"
-        recipe.method = "prune"
-        [[model]]
-        name = "tiny_dense"
-        [[model]]
-        name = "tiny_origin"
-        origin = { repo = "x/y", format = "torch-dag" }
-        """
-    )
+def test_names_are_filtered_and_sorted(own, arguments, expected):
+    own(LISTED)
 
-    assert expected == catalog.names(**arguments)
+    assert expected == catalog.names(**{"pattern": "minim", **arguments})
+
+
+def test_an_order_that_is_not_known_is_an_error():
+    with pytest.raises(UnknownName, match="no order 'size', known are name, macs, params, top1"):
+        catalog.names(sort="size")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("x_minim_pruned", Size(2e6, 10 * 1000 * 224 * 224 / 2, 0.7, None, ("params", "macs", "top1"))),
+        ("minim_origin", Size(1.5e6, 20 * 1024 * 100 * 100 / 2, None, 0.4, ("params", "macs", "map"))),
+        ("minim_dense", Size()),
+        ("digits_cnn", Size(163494, 2346368, 447 / 450, None, ())),
+    ],
+)
+def test_sizes_are_measured_here_or_else_reported_and_say_which(own, name, expected):
+    own(LISTED)
+
+    assert expected == catalog.size(catalog.info(name))
+
+
+def test_a_users_model_does_not_inherit_what_was_measured_of_another_by_its_name(own):
+    own('[[model]]\nname = "digits_cnn"')
+
+    assert Size() == catalog.size(catalog.info("digits_cnn"))
 
 
 @pytest.mark.parametrize(
@@ -219,80 +263,9 @@ def test_names_are_filtered_by_pattern_status_and_method(own, arguments, expecte
     [
         ("digits_cn", "did you mean digits_cnn"),
         ("digit_vit_pruned_25", "did you mean digits_vit_pruned_25"),
-        ("zzz", "zoo list shows all of them"),
+        ("qqq!", "zoo list --all shows all of them"),
     ],
 )
 def test_an_unknown_name_is_answered_with_near_ones(name, hint):
     with pytest.raises(UnknownName, match=f"no model '{name}' in the catalog; {hint}"):
         catalog.info(name)
-
-
-# What holds of every entry.
-
-
-@every(COMPRESSED)
-def test_the_number_in_a_name_is_the_share_that_is_kept(entry):
-    kept = int(entry.name.rpartition("_")[2])
-
-    assert abs(kept - 100 * entry.recipe.budget.macs) <= 1 or entry.note
-
-
-@every(ENTRIES)
-def test_the_base_is_another_entry_or_an_architecture_that_timm_knows(entry):
-    if entry.base is None:
-        assert entry.note
-    elif entry.base.id.startswith("timm/"):
-        assert timm.is_model(entry.base.architecture)
-    else:
-        assert entry.base.id in ENTRIES.keys() - {entry.name}
-
-
-@every(ENTRIES)
-def test_the_architecture_is_one_that_timm_knows(entry):
-    assert timm.is_model(entry.architecture) or entry.note
-
-
-@every(ENTRIES)
-def test_the_teachers_exist_and_none_teaches_itself(entry):
-    for teacher in entry.recipe.teachers:
-        assert teacher != entry.name
-        assert teacher in ENTRIES or timm.is_model(teacher.removeprefix("timm/").partition(".")[0])
-
-
-@every(ENTRIES)
-def test_licence_source_and_input_are_set(entry):
-    assert entry.license
-    assert entry.source.startswith("https://")
-    assert len(entry.input) == 3
-
-
-@every(ENTRIES)
-def test_a_published_entry_is_pinned_to_a_commit(entry):
-    assert entry.status != "published" or re.fullmatch("[0-9a-f]{40}", entry.revision)
-
-
-@every(EMBEDDED)
-def test_an_embedded_entry_has_a_repository_that_agrees_with_it(entry):
-    folder = catalog.EMBEDDED / entry.name
-    config = json.loads((folder / "config.json").read_text())
-    recipe = json.loads(json.dumps(asdict(entry.recipe)))
-    dense = ENTRIES[entry.base.id].base if entry.base.id in ENTRIES else entry.base
-
-    assert entry.name == config["architecture"] == config["zoo"]["name"]
-    assert json.loads(json.dumps(asdict(dense))) == config["zoo"]["base"]
-    assert bool(entry.recipe.method) == bool(config["zoo"]["plan"])
-    assert list(entry.input) == config["pretrained_cfg"]["input_size"]
-    assert config["zoo"]["recipe"] == {key: recipe[key] for key in config["zoo"]["recipe"]}
-    assert all(key in config["zoo"]["recipe"] for key, value in recipe.items() if value)
-    assert sha256(folder / "model.safetensors") == config["zoo"]["weights_sha256"]
-
-
-@every(EMBEDDED)
-def test_an_embedded_entry_has_a_card_and_a_measured_accuracy(entry):
-    results = json.loads((catalog.EMBEDDED / entry.name / "results.json").read_text())
-
-    assert entry.name == results["name"]
-    assert entry.dataset == results["data"]["dataset"]
-    assert 0.5 < results["measured"]["top1"] <= 1
-    assert all(math.isfinite(figure) for figure in results["measured"].values())
-    assert f"# {entry.name}" in (catalog.EMBEDDED / entry.name / "README.md").read_text().splitlines()

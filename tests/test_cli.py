@@ -56,7 +56,7 @@ def one_line(text):
         (["list", "*_25"], ["digits_cnn_pruned_25", "digits_vit_pruned_25"], ["_50"]),
         (["list", "--method", "prune"], ["digits_cnn_pruned_25"], ["dense"]),
         (["list", "nothing"], ["name"], ["digits"]),
-        (["show", "digits_cnn_pruned_25"], ["digits_cnn", "1 x 32 x 32", "apache-2.0", '"round_to": 4'], ["note"]),
+        (["show", "digits_cnn_pruned_25"], ["digits_cnn", "1 x 32 x 32", "apache-2.0", "round_to 4"], ["note"]),
         (["show", "digits_cnn_pruned_25"], ['zoo.load("digits_cnn_pruned_25")', "https://scikit-learn.org"], []),
         (["--version"], [f"zoo {zoo.__version__}"], []),
         (["--help"], ["list", "show", "compress", "build", "push", "verify"], []),
@@ -73,9 +73,12 @@ def test_a_command_prints_its_result_on_stdout_and_nothing_on_stderr(run, argume
 
 
 def test_list_prints_json(run):
-    rows = json.loads(run("list", "--json")[1])
+    listed = json.loads(run("list", "--json")[1])
+    rows = listed["models"]
 
     assert [row["name"] for row in rows] == catalog.names()
+    assert sum(count for project in listed["counts"].values() for count in project.values()) == len(rows)
+    assert listed["counts"]["torch-dag"] == {"origin": 31}
     assert {row["name"]: row["budget"] for row in rows}["digits_vit_pruned_50"] == {"macs": 0.5, "params": None}
 
 
@@ -108,7 +111,7 @@ def test_help_names_every_argument_and_option(run, name):
 def test_python_m_zoo_is_the_same_command():
     command = subprocess.run([sys.executable, "-m", "zoo", "list", "zzz", "--json"], capture_output=True, text=True)
 
-    assert (command.returncode, command.stdout, command.stderr) == (0, "[]\n", "")
+    assert (command.returncode, command.stdout, command.stderr) == (0, '{\n  "counts": {},\n  "models": []\n}\n', "")
 
 
 # Mistakes.

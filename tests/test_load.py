@@ -275,7 +275,7 @@ def test_what_ships_in_the_package_loads_and_is_created():
     ("name", "kind", "message"),
     [
         ("digits_cnn_prund_25", UnknownName, "did you mean digits_cnn_pruned_25, "),
-        ("zzzz", UnknownName, "no model 'zzzz' in the catalog; zoo list shows all of them"),
+        ("zzzz", UnknownName, "no model 'zzzz' in the catalog; zoo list --all shows all of them"),
         ("./nowhere", RepositoryError, "no folder nowhere: expected a model repository, or a name that zoo list shows"),
         ("mine", UnknownName, "no model 'mine' in the catalog; for the folder of that name say ./mine"),
         ("./empty", RepositoryError, "empty has no config.json: not a model repository"),

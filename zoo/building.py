@@ -110,6 +110,7 @@ def recipe_for(base: str, method: str, budget: Budget, data: str, epochs: int, o
     )
     return Entry(
         name=f"{description.name}_{method}d_{round(100 * budget.macs)}",
+        project="own",
         family=description.base.architecture,
         architecture=description.base.architecture,
         task="image-classification",
@@ -268,6 +269,7 @@ def _entry(description: Description, config: Mapping[str, Any]) -> Entry:
         channels, height, width = config["input_size"]
         return Entry(
             name=description.name,
+            project="own",
             family=description.base.architecture,
             architecture=description.base.architecture,
             task="image-classification",

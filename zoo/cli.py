@@ -3,7 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from typing import Any
 import click
 
 from zoo import catalog
-from zoo.catalog.entry import METHODS, Budget, Entry
+from zoo.catalog.entry import METHODS, STATUSES, Budget, Entry, Reported
 from zoo.errors import ZooError
+from zoo.files import read_json
 from zoo.report import Verification
 from zoo.version import __version__
 
+UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -44,22 +47,48 @@ def cli() -> None:
     """Compressed vision models: find, load, make, publish, verify."""
 
 
+class Count(click.ParamType):  # type: ignore[type-arg]
+    """A number that may end in k, M or G."""
+
+    name = "count"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """`1.5G` → 1.5e9."""
+        number, unit = (value[:-1], value[-1]) if value[-1:] in UNITS else (value, "")
+        try:
+            return float(number) * UNITS[unit]
+        except ValueError:
+            self.fail(f"{value!r} isn't a number such as 300M or 1.5G", param, ctx)
+
+
 @cli.command("list")
 @click.argument("pattern", default="*")
 @click.option("--method", type=click.Choice(METHODS), help="Only models compressed by this method.")
+@click.option("--task", help="Only models for this task, e.g. image-classification.")
+@click.option("--base", metavar="PATTERN", help="Only models made from such a base, e.g. resnet50d.")
+@click.option("--project", help="Only models of this project, e.g. torch-dag.")
+@click.option("--status", type=click.Choice(STATUSES), help="Only models of this status.")
+@click.option("--max-macs", type=Count(), help="Only models with at most so many macs, e.g. 1.5G.")
+@click.option("--max-params", type=Count(), help="Only models with at most so many parameters, e.g. 10M.")
+@click.option("--sort", type=click.Choice(catalog.ORDERS), default="name", show_default=True, help="The order.")
 @click.option("--all", "everything", is_flag=True, help="Also models that aren't built yet.")
 @as_json
-def list_models(pattern: str, method: str | None, everything: bool, as_json: bool) -> None:
+def list_models(pattern: str, everything: bool, as_json: bool, **wanted: Any) -> None:
     """List the models of the catalog.
 
-    PATTERN is a part of the name, or a pattern with * and ?.
+    PATTERN is a part of the name, or a pattern with * and ?. Figures that a source reports and we haven't measured
+    are marked so.
     """
-    entries = [catalog.info(name) for name in catalog.names(pattern, all=everything, method=method)]
+    entries = [catalog.info(name) for name in catalog.names(pattern, all=everything, **wanted)]
     if as_json:
-        click.echo(json.dumps([_listed(entry) for entry in entries], indent=2))
+        click.echo(json.dumps({"counts": _counts(entries), "models": [_listed(entry) for entry in entries]}, indent=2))
         return
-    rows = [[entry.name, entry.recipe.method or "dense", _share(entry), entry.task, entry.status] for entry in entries]
-    _table(["name", "method", "macs kept", "task", "status"], rows)
+    head = ["name", "method", "macs kept", "params", "macs", "accuracy", "figures", "status"]
+    _table(head, [_row(entry) for entry in entries])
+    left = 0 if everything else len(catalog.names(pattern, all=True, **wanted)) - len(entries)
+    counts = Counter(entry.status for entry in entries)
+    parts = [f"{count} {status}" for status, count in counts.items()] + [f"{left} more with --all"] * bool(left)
+    click.echo(f"{len(entries)} models: {', '.join(parts)}" if parts else "no model fits")
 
 
 @cli.command()
@@ -68,27 +97,43 @@ def list_models(pattern: str, method: str | None, everything: bool, as_json: boo
 def show(name: str, as_json: bool) -> None:
     """Show what is known of the model NAME.
 
-    What it is made from and how, what is claimed of it, and how to load it.
+    What it is made from and how, what is claimed and what was measured of it, and how to load it.
     """
     entry = catalog.info(name)
+    measured = catalog.results(entry)
+    obstacle = catalog.obstacle(entry)
+    load = {"load": None if obstacle else f'zoo.load("{name}")', "obstacle": obstacle}
     if as_json:
-        click.echo(json.dumps(asdict(entry), indent=2))
+        click.echo(json.dumps({**asdict(entry), **load, "measured": measured or None}, indent=2))
         return
-    recipe = {key: value for key, value in asdict(entry.recipe).items() if value not in (None, {}, (), 0)}
+    recipe = entry.recipe
     facts = {
         "name": entry.name,
         "base": entry.base.id if entry.base else None,
         "task": entry.task,
         "input": " x ".join(map(str, entry.input)),
         "status": entry.status,
-        "licence": entry.license,
-        "recipe": json.dumps(recipe),
-        "reported": "; ".join(json.dumps({k: v for k, v in asdict(row).items() if v}) for row in entry.reported),
+        "load": load["load"] or f"not yet: {obstacle}",
+        "structure": _structure(entry),
+        "made by": ", ".join([recipe.method or "training from scratch", *_pairs(recipe.options)]),
+        "budget": ", ".join(f"{v:.1%} of the {k}" for k, v in asdict(recipe.budget).items() if v)
+        if recipe.budget
+        else "",
+        "teachers": ", ".join(recipe.teachers),
+        "training": ", ".join([*_pairs(recipe.schedule), *_pairs(recipe.distil), *_pairs(recipe.augment)]),
+        "data": recipe.data or entry.dataset,
+        "licence": entry.license or "of the weights that it will be made from",
+        "origin": f"{entry.origin.repo} ({entry.origin.format})" if entry.origin else None,
         "source": entry.source,
         "note": entry.note,
-        "load": f'zoo.load("{name}")' if entry.status != "recipe" else f"zoo build {name}",
     }
     _table(["", ""], [[key, value] for key, value in facts.items() if value])
+    rows = [["measured here", _pairs(measured["measured"]), _pairs(measured["data"])]] if measured else []
+    rows += [
+        [row.of or "reported", _pairs(row.figures), _conditions(row)] for row in (*entry.reported, *entry.baselines)
+    ]
+    if rows:
+        _table(["figures of", "", "for"], [[who, ", ".join(what), ", ".join(where)] for who, what, where in rows])
 
 
 @cli.command()
@@ -205,14 +250,56 @@ def _summary(found: Verification, figures: list[str]) -> list[str]:
     return [found.name, *(measured.get(figure, "-") for figure in figures), verdict]
 
 
+def _counts(entries: Sequence[Entry]) -> dict[str, dict[str, int]]:
+    """Project → status → models."""
+    projects = sorted({entry.project for entry in entries})
+    return {project: dict(Counter(e.status for e in entries if e.project == project)) for project in projects}
+
+
 def _listed(entry: Entry) -> dict[str, Any]:
-    recipe = asdict(entry.recipe)
-    plain = {"name": entry.name, "family": entry.family, "method": recipe["method"], "budget": recipe["budget"]}
-    return {**plain, "task": entry.task, "status": entry.status, "license": entry.license}
+    keys = ("name", "project", "family", "task", "status", "license", "source")
+    recipe, base = asdict(entry.recipe), entry.base.id if entry.base else None
+    plain = {**{key: getattr(entry, key) for key in keys}, "base": base}
+    return {**plain, "method": recipe["method"], "budget": recipe["budget"], **asdict(catalog.size(entry))}
 
 
-def _share(entry: Entry) -> str:
-    return f"{entry.recipe.budget.macs:.0%}" if entry.recipe.budget else ""
+def _row(entry: Entry) -> list[str]:
+    size = catalog.size(entry)
+    share = f"{entry.recipe.budget.macs:.0%}" if entry.recipe.budget else ""
+    accuracy = f"{size.top1:.2%}" if size.top1 else f"{size.map:.1%} mAP" if size.map else "-"
+    known = {key for key in ("params", "macs", "top1", "map") if getattr(size, key) is not None}
+    figures = (
+        "reported" if known == set(size.reported) else ", ".join(size.reported) + " reported" * bool(size.reported)
+    )
+    costs = [_count(size.params), _count(size.macs), accuracy, (figures or "measured") if known else ""]
+    return [entry.name, entry.recipe.method or "dense", share, *costs, entry.status]
+
+
+def _structure(entry: Entry) -> str:
+    """What is known of the layers without building them."""
+    if entry.status == "embedded":
+        plan = read_json(catalog.EMBEDDED / entry.name / "config.json")["zoo"]["plan"]
+        edits = [f"{edit.pop('edit')} of {sum(len(items) for items in edit.values())} modules" for edit in plan]
+        return ", ".join(edits) or "that of the base"
+    if entry.origin is not None:
+        return f"as the {entry.origin.format} checkpoint has it"
+    return "known once it is built"
+
+
+def _pairs(values: Mapping[str, Any]) -> list[str]:
+    return [f"{key} {_figure(value) if isinstance(value, float) else value}" for key, value in values.items()]
+
+
+def _conditions(row: Reported) -> list[str]:
+    known = {key: value for key, value in asdict(row).items() if key not in ("figures", "of") and value is not None}
+    return _pairs(known)
+
+
+def _count(count: float | None) -> str:
+    if count is None:
+        return "-"
+    unit, size = next((unit, size) for unit, size in reversed(UNITS.items()) if count >= size or not unit)
+    return f"{count / size:.3g}{unit}"
 
 
 def _figure(value: float | None) -> str:

@@ -164,8 +164,8 @@ def folder_of(name: str | os.PathLike[str]) -> Path:
             raise RepositoryError(f"no folder {folder}: expected a model repository, or a name that zoo list shows")
         return folder
     entry = _entry(str(name))
-    if entry.status != "embedded":
-        raise RepositoryError(f"{name} isn't built yet (status {entry.status}); make it with: zoo build {name}")
+    if obstacle := catalog.obstacle(entry):
+        raise RepositoryError(f"{name} can't be loaded: {obstacle}")
     return catalog.EMBEDDED / entry.name
 
 
@@ -183,6 +183,8 @@ def _description(name: str | os.PathLike[str]) -> tuple[Description, Any]:
         return Description(name.partition("/")[2], Base(name)), None
     if not _is_path(name):
         entry = _entry(str(name))
+        if entry.origin is not None and entry.origin.format == "timm":
+            return Description(entry.name, Base(entry.origin.repo)), None
         if entry.status != "embedded":
             if entry.base is None or entry.recipe.method is not None:
                 raise RepositoryError(f"the structure of {name} isn't known yet; make it with: zoo build {name}")

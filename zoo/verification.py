@@ -3,7 +3,6 @@
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from zoo import catalog
+from zoo.counting import COUNTINGS
 from zoo.errors import RepositoryError
 from zoo.files import read_json
 from zoo.hub import repository
@@ -64,7 +64,7 @@ def verify(name: str | os.PathLike[str], *, data: str | None = None, structure_o
     ]
     left = {} if structure_only else claimed.measured
     rows += [Row(figure, value, None) for figure, value in left.items() if figure not in found.measured]
-    return Verification(describe(model).name, (*rows, *_reported(name, found)), found)
+    return Verification(describe(model).name, (*rows, *_reported(name, model, found)), found)
 
 
 def report_of(
@@ -121,16 +121,21 @@ def _claimed(folder: Path) -> Report:
         raise RepositoryError(f"{path} isn't a report: {error}") from None
 
 
-def _reported(name: str | os.PathLike[str], found: Report) -> list[Row]:
-    """What the entry's source reports, where our own counting can be held against it."""
+def _reported(name: str | os.PathLike[str], model: nn.Module, found: Report) -> list[Row]:
+    """What the entry's source reports: costs in its own counting, accuracy where it was measured on the same data."""
     if not isinstance(name, str) or name not in catalog.names(all=True):
         return []
-    figures = [asdict(figure) for figure in catalog.info(name).reported if figure.counting is None]
-    rows = []
-    for figure in figures:
-        if figure["params_m"] is not None:
-            rows.append(Row("params_m", figure["params_m"], found.measured["params"] / 1e6, 0.05))
-        same = found.data.get("dataset") in (catalog.info(name).dataset, catalog.info(name).recipe.data)
-        if figure["metric"] in found.measured and same and figure["input"] in (None, found.data["input"][-1]):
-            rows.append(Row(figure["metric"], figure["value"], found.measured[figure["metric"]], 0.001))
+    entry, rows = catalog.info(name), []
+    same = found.data.get("dataset") in (entry.dataset, entry.recipe.data)
+    for claim in entry.reported:
+        size = (entry.input[0], *2 * (claim.input or entry.input[-1],))
+        for figure, value in claim.figures.items():
+            if figure == "params_m":
+                rows.append(Row(figure, value, found.measured["params"] / 1e6, 0.05))
+            elif figure == "kmapp" and claim.counting:
+                rows.append(
+                    Row(f"kmapp ({claim.counting})", value, COUNTINGS[claim.counting](model, size), value / 200)
+                )
+            elif figure in found.measured and same and claim.input in (None, found.data["input"][-1]):
+                rows.append(Row(figure, value, found.measured[figure], 0.001))
     return rows

@@ -12,7 +12,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from zoo.catalog.entry import Base, Entry, Figure, Recipe
+from zoo.catalog.entry import Base, Entry, Recipe, Reported
 from zoo.errors import require
 from zoo.hub.repository import Description
 from zoo.report import Report
@@ -46,6 +46,17 @@ LABELS = {
     "kmapp": "kmapp = 2·macs/(1000·H·W)",
     "kl": "KL divergence from the dense base",
 }
+SOURCES = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "map": "mAP 50-95",
+    "map50": "mAP 50",
+    "params_m": "millions of parameters",
+    "latency_ms": "latency in ms",
+    "latency_std_ms": "its deviation",
+    "speedup": "latency saved",
+    "params_size": "params size in M",
+}
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
@@ -77,7 +88,14 @@ def render(
     # A user's model can bear a name of the catalog: what is claimed there holds only for one that was made like it.
     if json.dumps(recipe, sort_keys=True) != json.dumps(catalogued, sort_keys=True):
         entry = Entry(
-            description.name, entry.family, entry.architecture, entry.task, "recipe", entry.base, entry.license
+            name=description.name,
+            project="own",
+            family=entry.family,
+            architecture=entry.architecture,
+            task=entry.task,
+            status="recipe",
+            base=entry.base,
+            license=entry.license,
         )
     edits = description.plan.edits
     body = _template().render(
@@ -89,7 +107,7 @@ def render(
         figures=_figures(report, base),
         preprocessing=_preprocessing(report, pretrained_cfg),
         conditions=_conditions(report),
-        reported=[_reported(figure, entry) for figure in entry.reported],
+        reported=[_reported(row, entry) for row in (*entry.reported, *entry.baselines)],
         base=description.base.id,
         args=_settings(description.base.args),
         stand_in=description.structure == "stand-in",
@@ -138,8 +156,12 @@ def _metadata(entry: Entry, description: Description, recipe: Mapping[str, Any],
             metric_value=report.measured["top1"],
         )
         more |= {"model_name": description.name, "eval_results": [accuracy]}
+    license = entry.license.lower() if entry.license else None
+    if license and license.endswith("-license"):  # not one of the Hub's own ids
+        more |= {"license_name": license}
+        license = "other"
     return ModelCardData(
-        license=entry.license.lower() if entry.license else None,
+        license=license,
         library_name=LIBRARY,
         pipeline_tag=entry.task,
         datasets=[entry.dataset] if entry.dataset and HUB_ID.fullmatch(entry.dataset) else None,
@@ -234,19 +256,16 @@ def _conditions(report: Report) -> str:
     return " on ".join(part for part in (used, report.hardware) if part)
 
 
-def _reported(figure: Figure, entry: Entry) -> list[str]:
-    value = ""
-    if figure.value is not None:
-        value = _value("top1", figure.value) if figure.metric in ("top1", "map") else str(figure.value)
-    return [
-        {"top1": "top-1", "map": "mAP 50-95", None: "counts"}.get(figure.metric, str(figure.metric)),
-        value,
-        f"{figure.input} px" if figure.input is not None else "",
-        f"{figure.params_m} M" if figure.params_m is not None else "",
-        str(figure.kmapp) if figure.kmapp is not None else "",
-        figure.counting or "",
-        figure.source or entry.source or "",
-    ]
+def _reported(row: Reported, entry: Entry) -> list[str]:
+    figures = ", ".join(f"{SOURCES.get(key, key)} {_claim(key, value)}" for key, value in row.figures.items())
+    conditions = {"px": row.input, "images": row.images, "in a batch": row.batch}
+    holds = [f"{count:,} {what}" for what, count in conditions.items() if count is not None]
+    holds += [text for text in (row.device, row.runtime, row.counting and f"{row.counting}'s counting") if text]
+    return [row.of or "this model", figures, ", ".join(holds), row.source or entry.source or ""]
+
+
+def _claim(key: str, value: float) -> str:
+    return f"{100 * value:.4g} %" if key in ("top1", "top5", "map", "map50", "speedup") else f"{value:g}"
 
 
 def _results(edit: Edit) -> dict[str, str]:

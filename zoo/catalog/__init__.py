@@ -1,45 +1,95 @@
-"""The catalog: one TOML file per family, read into frozen entries. Imports no torch."""
+"""The catalog: every model that is known, what is claimed of it and how it is made. Imports no torch."""
 
 import difflib
 import fnmatch
 import functools
+import json
+import math
 import os
-import tomllib
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo.catalog.entry import METHODS, STATUSES, Base, Budget, Entry, Figure, Origin, Recipe
-from zoo.errors import BudgetError, CatalogError, UnknownName
+from zoo.catalog.entry import Entry
+from zoo.catalog.reader import read
+from zoo.errors import CatalogError, UnknownName
 
 _HERE = Path(__file__).parent
 EMBEDDED = _HERE.parent / "embedded"
+DIVISORS = {None: 1000, "torch-dag": 1000, "ptdeco": 1024}  # counting → what its kmapp divide 2·macs/(H·W) by
 
 
-def names(pattern: str = "*", *, all: bool = False, method: str | None = None) -> list[str]:
+@dataclass(frozen=True)
+class Size:
+    """What a model costs and how good it is, as far as is known without building it.
+
+    Args:
+        params: parameters.
+        macs: multiply-accumulates of one image.
+        top1: accuracy, 0..1.
+        map: of a detector, 0..1.
+        reported: which of these are a source's figures (macs in its own counting); the others we measured.
+    """
+
+    params: float | None = None
+    macs: float | None = None
+    top1: float | None = None
+    map: float | None = None
+    reported: tuple[str, ...] = ()
+
+
+def names(
+    pattern: str = "*",
+    *,
+    all: bool = False,
+    method: str | None = None,
+    task: str | None = None,
+    base: str | None = None,
+    status: str | None = None,
+    project: str | None = None,
+    max_macs: float | None = None,
+    max_params: float | None = None,
+    sort: str = "name",
+) -> list[str]:
     """List the models of the catalog.
 
     Args:
         pattern: shell pattern, `*` and `?`; a word without either matches anywhere in a name.
         all: also those that can't be loaded yet (status `recipe`).
         method: only those compressed by this method.
+        task: only those for this task, the Hub's name of it.
+        base: only those made from such a base: a pattern as for names.
+        status: only those of this status.
+        project: only those that come from this project.
+        max_macs: only those known to take at most so many multiply-accumulates.
+        max_params: only those known to have at most so many parameters.
+        sort: `name`, `macs` or `params` from small to large, or `top1` from best to worst; the unknown come last.
 
     Returns:
-        Names, sorted.
+        Names.
 
-    >>> names("digits_cnn*")
-    ['digits_cnn', 'digits_cnn_pruned_25', 'digits_cnn_pruned_50']
+    Raises:
+        UnknownName: no such order.
+
+    >>> names("digits_cnn*", sort="macs")
+    ['digits_cnn_pruned_25', 'digits_cnn_pruned_50', 'digits_cnn']
     """
-    if not set(pattern) & set("*?["):
-        pattern = f"*{pattern}*"
-    return sorted(
-        entry.name
+    if sort not in ORDERS:
+        raise UnknownName(f"no order {sort!r}, known are {', '.join(ORDERS)}")
+    wanted = {"task": task, "status": status, "project": project}
+    found = [
+        entry
         for entry in _entries().values()
-        if fnmatch.fnmatch(entry.name, pattern)
-        and (all or entry.status != "recipe")
+        if _matches(entry.name, pattern)
+        and (all or status == "recipe" or entry.status != "recipe")
         and (method is None or entry.recipe.method == method)
-    )
+        and (base is None or (entry.base is not None and _matches(entry.base.id, base)))
+        and not any(value is not None and getattr(entry, key) != value for key, value in wanted.items())
+        and (max_macs is None or _macs(entry) <= max_macs)
+        and (max_params is None or _params(entry) <= max_params)
+    ]
+    return [entry.name for entry in sorted(found, key=lambda entry: (ORDERS[sort](entry), entry.name))]
 
 
 def info(name: str) -> Entry:
@@ -57,99 +107,77 @@ def info(name: str) -> Entry:
     entry = _entries().get(name)
     if entry is None:
         near = difflib.get_close_matches(name, _entries(), n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "zoo list shows all of them"
+        hint = f"did you mean {', '.join(near)}?" if near else "zoo list --all shows all of them"
         raise UnknownName(f"no model {name!r} in the catalog; {hint}")
     return entry
 
 
-def _entries() -> Mapping[str, Entry]:
-    own = os.environ.get("ZOO_CATALOG")
-    return _read(_HERE) if not own else {**_read(_HERE), **_read(Path(own))}
+def obstacle(entry: Entry) -> str | None:
+    """Why a model can't be loaded, and how to have it all the same; None if nothing stands in the way."""
+    if entry.status == "embedded":
+        return None
+    way = f"make it with: zoo build {entry.name}" if entry.base else f"nor can it be built: {entry.note}"
+    if entry.origin is not None:
+        return f"the weights lie in {entry.origin.repo}, whose format {entry.origin.format} isn't read yet; {way}"
+    return f"it isn't built yet; {way}"
+
+
+def results(entry: Entry) -> Mapping[str, Any]:
+    """What we measured of a model: its `model_cards/results/<name>.json`; empty if nothing was."""
+    if read(_HERE).get(entry.name) is not entry:  # a user's own of that name
+        return {}
+    installed = _HERE.parent / "results"
+    folder = installed if installed.is_dir() else _HERE.parent.parent / "model_cards" / "results"
+    return _results(folder / f"{entry.name}.json")
 
 
 @functools.cache
-def _read(folder: Path) -> Mapping[str, Entry]:
-    if not folder.is_dir():
-        raise CatalogError(f"catalog folder {folder} isn't there; unset ZOO_CATALOG or create it")
-    entries = [entry for file in sorted(folder.glob("*.toml")) for entry in _family(file)]
-    seen: dict[str, Entry] = {}
-    for entry in entries:
-        if entry.name in seen:
-            raise CatalogError(f"{folder}: {entry.name} stands in {seen[entry.name].family} and in {entry.family}")
-        seen[entry.name] = entry
-    return seen
-
-
-def _family(file: Path) -> list[Entry]:
+def _results(path: Path) -> Mapping[str, Any]:
     try:
-        data = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CatalogError(f"{file}: {error}") from None
-    shared, models = data.get("family", {}), data.get("model", [])
-    if unknown := data.keys() - {"family", "model"}:
-        raise CatalogError(f"{file}: unknown table {sorted(unknown)[0]!r}, known are family, model")
-    _kind(f"{file}: family", shared, dict)
-    _kind(f"{file}: model", models, list)
-    for model in models:
-        _kind(f"{file}: model", model, dict)
-    return [_entry(file, _merge(shared, model)) for model in models]
+        found: Mapping[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise CatalogError(f"{path}: {error}") from None
+    return found
 
 
-def _merge(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Let a model's tables extend the family's; a plain value replaces it."""
-    tables = ("recipe", "options", "distil", "schedule", "augment", "budget")
-    merged = {**shared, **own}
-    for key in tables:
-        if isinstance(shared.get(key), dict) and isinstance(own.get(key), dict):
-            merged[key] = _merge(shared[key], own[key])
-    return merged
+def size(entry: Entry) -> Size:
+    """What a model costs: by our own measurement, or by its source's where there is none yet."""
+    measured = results(entry).get("measured", {})
+    claimed: dict[str, float] = {}
+    for row in entry.reported:
+        figures = dict(row.figures)
+        if "params_m" in figures:
+            figures["params"] = 1e6 * figures["params_m"]
+        if "kmapp" in figures:
+            side = row.input or entry.input[-1]
+            figures["macs"] = figures["kmapp"] * DIVISORS[row.counting] * side * side / 2
+        claimed = {**figures, **claimed}
+    known = {key: {**claimed, **measured}.get(key) for key in ("params", "macs", "top1", "map")}
+    return Size(**known, reported=tuple(key for key in known if key in claimed and key not in measured))
 
 
-def _entry(file: Path, data: dict[str, Any]) -> Entry:
-    where = f"{file.name}: {data.get('name', 'model without a name')}"
-    data = {**data, "family": file.stem}
-    base = data.get("base")
-    if base is not None:
-        data["base"] = Base(base) if isinstance(base, str) else _record(Base, base, f"{where}.base")
-    for key, kind in (("recipe", dict), ("reported", list), ("input", list)):
-        _kind(f"{where}.{key}", data.get(key, kind()), kind)
-    recipe = dict(data.get("recipe", {}))
-    _kind(f"{where}.recipe.teachers", recipe.get("teachers", []), list)
-    if "budget" in recipe:
-        recipe["budget"] = _record(Budget, recipe["budget"], f"{where}.recipe.budget")
-    recipe["teachers"] = tuple(recipe.get("teachers", ()))
-    data["recipe"] = _record(Recipe, recipe, f"{where}.recipe")
-    data["reported"] = tuple(_record(Figure, row, f"{where}.reported") for row in data.get("reported", []))
-    if "origin" in data:
-        data["origin"] = _record(Origin, data["origin"], f"{where}.origin")
-    data["input"] = tuple(data.get("input", (3, 224, 224)))
-    data.setdefault("status", "published" if "repo" in data else "origin" if "origin" in data else "recipe")
-    entry: Entry = _record(Entry, data, where)
-    _one_of(f"{where}.status", entry.status, STATUSES)
-    if entry.recipe.method is not None:
-        _one_of(f"{where}.recipe.method", entry.recipe.method, METHODS)
-    return entry
+def _macs(entry: Entry) -> float:
+    return size(entry).macs or math.inf
 
 
-def _kind(where: str, value: Any, kind: type) -> None:
-    if not isinstance(value, kind):
-        names: dict[Any, str] = {dict: "table", list: "list"}
-        raise CatalogError(f"{where} is a {names.get(type(value), type(value).__name__)}, expected a {names[kind]}")
+def _params(entry: Entry) -> float:
+    return size(entry).params or math.inf
 
 
-def _one_of(where: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise CatalogError(f"{where} is {value!r}, expected one of {', '.join(known)}")
+ORDERS: Mapping[str, Callable[[Entry], float]] = {
+    "name": lambda _: 0,
+    "macs": _macs,
+    "params": _params,
+    "top1": lambda entry: -(size(entry).top1 or 0),
+}
 
 
-def _record(kind: type[Any], data: Any, where: str) -> Any:
-    _kind(where, data, dict)
-    known = {f.name for f in fields(kind)}
-    for key in data.keys() - known:
-        raise CatalogError(f"{where}: unknown key {key!r}, known are {', '.join(sorted(known))}")
-    try:
-        return kind(**data)
-    except TypeError as error:
-        raise CatalogError(f"{where}: {str(error).partition('() ')[2]}") from None
-    except BudgetError as error:
-        raise CatalogError(f"{where}: {error}") from None
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(name, pattern if set(pattern) & set("*?[") else f"*{pattern}*")
+
+
+def _entries() -> Mapping[str, Entry]:
+    own = os.environ.get("ZOO_CATALOG")
+    return read(_HERE) if not own else {**read(_HERE), **read(Path(own))}

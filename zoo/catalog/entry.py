@@ -9,6 +9,21 @@ from zoo.errors import BudgetError, StructureError
 METHODS = ("prune", "low_rank", "falor", "lockd", "dwain", "magnitude", "integer")
 STATUSES = ("published", "origin", "embedded", "recipe")
 
+# Shares are 0..1. `map` is COCO's mAP50-95, `map50` VOC's; `speedup` is the share of the latency that is saved;
+# `params_size` is MRT's "Params Size" in the source's M, which it doesn't say are parameters or bytes.
+FIGURES = (
+    "top1",
+    "top5",
+    "map",
+    "map50",
+    "params_m",
+    "kmapp",
+    "latency_ms",
+    "latency_std_ms",
+    "speedup",
+    "params_size",
+)
+
 
 @dataclass(frozen=True)
 class Base:
@@ -86,35 +101,47 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One figure as its source reports it.
+class Reported:
+    """One row of a source's table: figures as the source gives them, and what they hold for.
 
     Args:
-        metric: `top1`, `map`, ... ; with `value` 0..1. None where the source gives counts alone.
-        value: of the metric.
+        figures: figure → value, as in `zoo.report.Report.measured`; those of `FIGURES`.
+        of: the model, where it isn't the entry itself: the id of its base or teacher, or the source's name of it.
         input: side of the square input in pixels.
-        params_m: millions of parameters.
-        kmapp: 2·macs/(1000·H·W).
-        counting: the convention of the counts, where it isn't ours.
-        source: where it stands, if not the entry's source.
+        images: how many images were evaluated.
+        batch: images of one forward pass.
+        device: that latencies hold for.
+        runtime: the program that ran it, where the source tells them apart.
+        counting: the convention of `kmapp`: a key of `zoo.counting.COUNTINGS`; None is our own.
+        source: where the row stands, if not in the entry's source.
     """
 
-    metric: str | None = None
-    value: float | None = None
+    figures: Mapping[str, float]
+    of: str | None = None
     input: int | None = None
-    params_m: float | None = None
-    kmapp: float | None = None
+    images: int | None = None
+    batch: int | None = None
+    device: str | None = None
+    runtime: str | None = None
     counting: str | None = None
     source: str | None = None
 
 
 @dataclass(frozen=True)
 class Origin:
-    """A foreign repository that an entry's weights are converted from."""
+    """A foreign repository that an entry's weights are converted from.
+
+    Args:
+        repo: `org/name`, as it is spelt there.
+        format: `torch-dag` or `timm`.
+        commit: where it is known, in full or shortened.
+        sha256: of the weights' file, where it is known.
+    """
 
     repo: str
     format: str
     commit: str | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +150,7 @@ class Entry:
 
     Args:
         name: unique in the catalog.
+        project: where the work comes from (the name of the catalog file's folder).
         family: entries of one architecture (the catalog file's name).
         architecture: timm's name of the dense architecture.
         task: the Hub's pipeline tag.
@@ -133,7 +161,8 @@ class Entry:
         input: channels, height, width of one input.
         source: where the figures and the recipe come from.
         recipe: how it is made.
-        reported: figures as the source gives them.
+        reported: what the source says of this model.
+        baselines: what it says of the dense models beside it, `of` whom each row names.
         origin: a foreign repository to convert.
         repo: our own repository, `org/name`.
         revision: its commit, 40 hex digits.
@@ -141,6 +170,7 @@ class Entry:
     """
 
     name: str
+    project: str
     family: str
     architecture: str
     task: str
@@ -151,7 +181,8 @@ class Entry:
     input: tuple[int, int, int] = (3, 224, 224)
     source: str | None = None
     recipe: Recipe = field(default_factory=Recipe)
-    reported: tuple[Figure, ...] = ()
+    reported: tuple[Reported, ...] = ()
+    baselines: tuple[Reported, ...] = ()
     origin: Origin | None = None
     repo: str | None = None
     revision: str | None = None
