@@ -66,6 +66,14 @@ def test_looking_at_the_catalog_imports_none_of_the_heavy_packages(arguments):
         ('[[model]]\nname = "a"\nreported = [{top2 = 0.8}]', ["mine.toml: a.reported", "unknown key 'top2'", "top1"]),
         ('[[model]]\nname = "a"\nreported = [{top1 = "80 %"}]', ["mine.toml: a.reported.top1", "'80 %'", "a number"]),
         ('[[model]]\nname = "a"\nreported = [{input = "224"}]', ["mine.toml: a.reported.input", "'224'", "int"]),
+        ('[[model]]\nname = "a"\nreported = [{kmapp = nan}]', ["mine.toml: a.reported.kmapp", "nan", "a number"]),
+        ('[[model]]\nname = "a"\nreported = [{counting = "z"}]', ["a.reported.counting", "'z'", "ptdeco, torch-dag"]),
+        ('[[model]]\nname = "a"\nrecipe.teachers = [1]', ["mine.toml: a.recipe.teachers has 1, expected names"]),
+        ('[[model]]\nname = "a"\nrecipe.schedule = 3', ["mine.toml: a.recipe.schedule", "int", "expected a table"]),
+        ('[[model]]\nname = "a"\nrecipe.seed = true', ["mine.toml: a.recipe.seed is True, expected int"]),
+        ('[[model]]\nname = "a"\ninput = [3]', ["mine.toml: a.input is [3], expected channels, height and width"]),
+        ('[[model]]\nname = "a"\nfamily = "b"', ["mine.toml: a: family isn't set here"]),
+        ('[[model]]\nname = "a"\nproject = "b"', ["mine.toml: a: project isn't set here"]),
         ('[[model]]\nname = "a"\nbaselines = {of = "b"}', ["mine.toml: a.baselines", "table", "expected a list"]),
         ('[[model]]\nname = "a"\nbaselines = [{from = "b"}]', ["mine.toml: a.baselines", "unknown key 'from'", "of"]),
         ("[[model]]\nname = 7", ["mine.toml: 7.name is 7, expected str"]),
@@ -196,8 +204,8 @@ base = "timm/resnet50d.a1_in1k"
 name = "minim_origin"
 origin = { repo = "x/y", format = "torch-dag" }
 task = "object-detection"
-input = [3, 100, 200]
-reported = [{ map = 0.4, params_m = 1.5, kmapp = 20.0, counting = "ptdeco", input = 100 }, { map = 0.5, input = 200 }]
+input = [3, 100, 100]
+reported = [{ map = 0.5, input = 200 }, { map = 0.4, params_m = 1.5, kmapp = 20.0, counting = "ptdeco", input = 100 }]
 """
 
 
@@ -216,7 +224,7 @@ reported = [{ map = 0.4, params_m = 1.5, kmapp = 20.0, counting = "ptdeco", inpu
         ({"task": "object-detection"}, ["minim_origin"]),
         ({"all": True, "base": "resnet50d"}, ["minim_dense"]),
         ({"all": True, "base": "timm/resnet18.*"}, ["minim_origin", "x_minim_pruned"]),
-        ({"project": "nobody"}, []),
+        ({"project": "mrt"}, []),
         ({"max_params": 1.5e6, "all": True}, ["minim_origin"]),
         ({"max_macs": 103e6}, ["minim_origin"]),
         ({"max_macs": 250e6, "max_params": 1e6}, []),
@@ -232,18 +240,27 @@ def test_names_are_filtered_and_sorted(own, arguments, expected):
     assert expected == catalog.names(**{"pattern": "minim", **arguments})
 
 
-def test_an_order_that_is_not_known_is_an_error():
-    with pytest.raises(UnknownName, match="no order 'size', known are name, macs, params, top1"):
-        catalog.names(sort="size")
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ({"sort": "size"}, "no order 'size', known are name, macs, params, top1"),
+        ({"method": "shrink"}, "no method 'shrink', known are dwain, falor, "),
+        ({"status": "ready"}, "no status 'ready', known are embedded, origin, "),
+        ({"project": "nobody"}, "no project 'nobody', known are mrt, ptdeco, "),
+    ],
+)
+def test_what_is_not_on_a_closed_list_is_an_error(wanted, expected):
+    with pytest.raises(UnknownName, match=expected):
+        catalog.names(**wanted)
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("x_minim_pruned", Size(2e6, 10 * 1000 * 224 * 224 / 2, 0.7, None, ("params", "macs", "top1"))),
-        ("minim_origin", Size(1.5e6, 20 * 1024 * 100 * 100 / 2, None, 0.4, ("params", "macs", "map"))),
+        ("x_minim_pruned", Size(2e6, 10 * 1000 * 224 * 224 / 2, 0.7, reported=("params", "macs", "top1"))),
+        ("minim_origin", Size(1.5e6, 20 * 1024 * 100 * 100 / 2, map=0.4, reported=("params", "macs", "map"))),
         ("minim_dense", Size()),
-        ("digits_cnn", Size(163494, 2346368, 447 / 450, None, ())),
+        ("digits_cnn", Size(163494, 2346368, 447 / 450)),
     ],
 )
 def test_sizes_are_measured_here_or_else_reported_and_say_which(own, name, expected):

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoo.catalog.entry import METHODS, Budget
+from zoo.catalog.entry import AVAILABLE, Budget
 from zoo.compression.prune import Prune, prune
 from zoo.compression.refit import recalibrate_
-from zoo.errors import UnknownName
+from zoo.errors import StructureError, UnknownName
 from zoo.hub import weights
 from zoo.hub.repository import Description, describe
 from zoo.structure import base, blocks
@@ -53,9 +53,7 @@ def compress(
         BudgetError: the budget can't be met.
         DataError, StructureError: the images or the model can't be used.
     """
-    if method != "prune":
-        known = "this version compresses by prune" if method in METHODS else "known is prune"
-        raise UnknownName(f"no method {method!r}: {known}")
+    check_method(method)
     how = declared(Prune, options, "prune")
     budget = budget if isinstance(budget, Budget) else Budget(budget)
     dense = describe(model)
@@ -68,6 +66,16 @@ def compress(
     pruned = _rebuilt(model, replace(dense, name=name, plan=plan, recipe=recipe, source=""), tensors)
     recalibrate_(pruned.to(batches[0].device), batches)
     return pruned
+
+
+def check_method(method: str) -> None:
+    """Check that this version can run a method.
+
+    Raises:
+        UnknownName: it can't, or there is none of that name.
+    """
+    if method not in AVAILABLE:
+        raise UnknownName(f"no method {method!r}: this version compresses by {', '.join(AVAILABLE)}")
 
 
 def distil(
@@ -140,6 +148,8 @@ def declared(kind: Callable[..., Any], options: Mapping[str, Any], where: str) -
 
 def _rebuilt(model: nn.Module, description: Description, tensors: Mapping[str, Tensor]) -> nn.Module:
     """A model of this description with these tensors, carrying the preprocessing of another."""
+    if description.base is None or description.graph is not None:
+        raise StructureError(f"{description.name} is a graph: only what has a plan over a base can be compressed")
     rebuilt = apply_(skeleton(description.base), description.plan)
     weights.assign_(rebuilt, {path: tensor.detach().clone() for path, tensor in tensors.items()}, description.name)
     rebuilt.pretrained_cfg = rebuilt.default_cfg = dict(model.pretrained_cfg)  # type: ignore[assignment, arg-type]

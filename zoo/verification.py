@@ -26,7 +26,14 @@ BATCH = 256
 COUNTS = {"params", "macs", "kmapp"}
 
 
-def verify(name: str | os.PathLike[str], *, data: str | None = None, structure_only: bool = False) -> Verification:
+def verify(
+    name: str | os.PathLike[str],
+    *,
+    data: str | None = None,
+    structure_only: bool = False,
+    revision: str | None = None,
+    namespace: str | None = None,
+) -> Verification:
     """Measure a model again and compare.
 
     The weights' sha256 is read from the disk. Params and macs must agree exactly. The accuracy is that of the same
@@ -34,9 +41,11 @@ def verify(name: str | os.PathLike[str], *, data: str | None = None, structure_o
     dense base is measured where that base is at hand, and may differ by a hundredth of itself.
 
     Args:
-        name: of the catalog, or a repository's folder.
+        name: of the catalog, `org/name` on the Hub, or a repository's folder.
         data: the data set to evaluate on; None takes the one that the results name.
         structure_only: leave accuracy out; needs no data.
+        revision: as for `load`.
+        namespace: as for `load`.
 
     Returns:
         A row for each figure; `passed` is False if any differs.
@@ -45,9 +54,9 @@ def verify(name: str | os.PathLike[str], *, data: str | None = None, structure_o
         RepositoryError: the results can't be read.
         ZooError: as for `load`.
     """
-    folder = folder_of(name)
-    claimed = _claimed(folder)
-    model = load(name)
+    folder = folder_of(name, revision, namespace)
+    claimed = results_of(folder)
+    model = load(folder)
     repository.check_sha256(folder)
     spec = data or claimed.data.get("dataset")
     if not spec and not structure_only and (further := sorted(claimed.measured.keys() - COUNTS)):
@@ -110,7 +119,7 @@ def _hardware(device: torch.device) -> str:
     return f"{named or platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def _claimed(folder: Path) -> Report:
+def results_of(folder: Path) -> Report:
     """What the repository's results say; nothing where it has none."""
     path = folder / repository.RESULTS
     if not path.exists():
@@ -128,14 +137,20 @@ def _reported(name: str | os.PathLike[str], model: nn.Module, found: Report) -> 
     entry, rows = catalog.info(name), []
     same = found.data.get("dataset") in (entry.dataset, entry.recipe.data)
     for claim in entry.reported:
+        if claim.runtime or claim.device:  # of another program or machine
+            continue
         size = (entry.input[0], *2 * (claim.input or entry.input[-1],))
         for figure, value in claim.figures.items():
             if figure == "params_m":
-                rows.append(Row(figure, value, found.measured["params"] / 1e6, 0.05))
+                rows.append(Row(figure, value, found.measured["params"] / 1e6, _printed(value)))
             elif figure == "kmapp" and claim.counting:
-                rows.append(
-                    Row(f"kmapp ({claim.counting})", value, COUNTINGS[claim.counting](model, size), value / 200)
-                )
+                counted = COUNTINGS[claim.counting](model, size)
+                rows.append(Row(f"kmapp ({claim.counting})", value, counted, max(value / 200, _printed(value))))
             elif figure in found.measured and same and claim.input in (None, found.data["input"][-1]):
                 rows.append(Row(figure, value, found.measured[figure], 0.001))
     return rows
+
+
+def _printed(value: float) -> float:
+    """By how much a printed figure may be off: a unit of its last digit, as some sources cut and others round."""
+    return 0.5 if isinstance(value, int) else float(10.0 ** -len(str(value).partition(".")[2]))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo.catalog.entry import Entry
+from zoo.catalog.entry import AVAILABLE, METHODS, STATUSES, Entry
 from zoo.catalog.reader import read
 from zoo.errors import CatalogError, UnknownName
 
@@ -28,7 +28,8 @@ class Size:
         params: parameters.
         macs: multiply-accumulates of one image.
         top1: accuracy, 0..1.
-        map: of a detector, 0..1.
+        map: of a detector, 0..1: COCO's.
+        map50: of a detector, 0..1: VOC's.
         reported: which of these are a source's figures (macs in its own counting); the others we measured.
     """
 
@@ -36,6 +37,7 @@ class Size:
     macs: float | None = None
     top1: float | None = None
     map: float | None = None
+    map50: float | None = None
     reported: tuple[str, ...] = ()
 
 
@@ -56,7 +58,7 @@ def names(
 
     Args:
         pattern: shell pattern, `*` and `?`; a word without either matches anywhere in a name.
-        all: also those that can't be loaded yet (status `recipe`).
+        all: also those that nobody has built yet (status `recipe`).
         method: only those compressed by this method.
         task: only those for this task, the Hub's name of it.
         base: only those made from such a base: a pattern as for names.
@@ -70,21 +72,29 @@ def names(
         Names.
 
     Raises:
-        UnknownName: no such order.
+        UnknownName: no such method, status, project or order.
 
     >>> names("digits_cnn*", sort="macs")
     ['digits_cnn_pruned_25', 'digits_cnn_pruned_50', 'digits_cnn']
     """
     if sort not in ORDERS:
         raise UnknownName(f"no order {sort!r}, known are {', '.join(ORDERS)}")
+    projects = {entry.project for entry in _entries().values()}
+    for what, value, known in (
+        ("method", method, METHODS),
+        ("status", status, STATUSES),
+        ("project", project, projects),
+    ):
+        if value is not None and value not in known:
+            raise UnknownName(f"no {what} {value!r}, known are {', '.join(sorted(known))}")
     wanted = {"task": task, "status": status, "project": project}
     found = [
         entry
         for entry in _entries().values()
-        if _matches(entry.name, pattern)
+        if matches(entry.name, pattern)
         and (all or status == "recipe" or entry.status != "recipe")
         and (method is None or entry.recipe.method == method)
-        and (base is None or (entry.base is not None and _matches(entry.base.id, base)))
+        and (base is None or (entry.base is not None and matches(entry.base.id, base)))
         and not any(value is not None and getattr(entry, key) != value for key, value in wanted.items())
         and (max_macs is None or _macs(entry) <= max_macs)
         and (max_params is None or _params(entry) <= max_params)
@@ -114,11 +124,15 @@ def info(name: str) -> Entry:
 
 def obstacle(entry: Entry) -> str | None:
     """Why a model can't be loaded, and how to have it all the same; None if nothing stands in the way."""
-    if entry.status == "embedded":
+    if entry.status in ("embedded", "published", "origin"):
         return None
-    way = f"make it with: zoo build {entry.name}" if entry.base else f"nor can it be built: {entry.note}"
-    if entry.origin is not None:
-        return f"the weights lie in {entry.origin.repo}, whose format {entry.origin.format} isn't read yet; {way}"
+    method = entry.recipe.method
+    if entry.base is None:
+        way = f"it has no base to be made from (zoo show {entry.name})"
+    elif method is not None and method not in AVAILABLE:
+        way = f"its method, {method}, isn't among what this version can do"
+    else:
+        way = f"make it with: zoo build {entry.name}"
     return f"it isn't built yet; {way}"
 
 
@@ -147,14 +161,16 @@ def size(entry: Entry) -> Size:
     measured = results(entry).get("measured", {})
     claimed: dict[str, float] = {}
     for row in entry.reported:
+        if "params_m" in row.figures:
+            claimed.setdefault("params", 1e6 * row.figures["params_m"])
+        if row.input not in (None, entry.input[-1]):
+            continue  # macs and accuracy must be of the same input
         figures = dict(row.figures)
-        if "params_m" in figures:
-            figures["params"] = 1e6 * figures["params_m"]
         if "kmapp" in figures:
-            side = row.input or entry.input[-1]
-            figures["macs"] = figures["kmapp"] * DIVISORS[row.counting] * side * side / 2
+            _, height, width = entry.input
+            figures["macs"] = figures["kmapp"] * DIVISORS[row.counting] * height * width / 2
         claimed = {**figures, **claimed}
-    known = {key: {**claimed, **measured}.get(key) for key in ("params", "macs", "top1", "map")}
+    known = {key: {**claimed, **measured}.get(key) for key in ("params", "macs", "top1", "map", "map50")}
     return Size(**known, reported=tuple(key for key in known if key in claimed and key not in measured))
 
 
@@ -174,7 +190,8 @@ ORDERS: Mapping[str, Callable[[Entry], float]] = {
 }
 
 
-def _matches(name: str, pattern: str) -> bool:
+def matches(name: str, pattern: str) -> bool:
+    """Whether a name fits a pattern as `names` takes it."""
     return fnmatch.fnmatchcase(name, pattern if set(pattern) & set("*?[") else f"*{pattern}*")
 
 

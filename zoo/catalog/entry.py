@@ -7,7 +7,10 @@ from typing import Any
 from zoo.errors import BudgetError, StructureError
 
 METHODS = ("prune", "low_rank", "falor", "lockd", "dwain", "magnitude", "integer")
+AVAILABLE = ("prune",)  # what this version can run itself
 STATUSES = ("published", "origin", "embedded", "recipe")
+
+COUNTINGS = ("ptdeco", "torch-dag")  # published ways of counting kmapp; zoo.counting does them
 
 # Shares are 0..1. `map` is COCO's mAP50-95, `map50` VOC's; `speedup` is the share of the latency that is saved;
 # `params_size` is MRT's "Params Size" in the source's M, which it doesn't say are parameters or bytes.
@@ -30,7 +33,8 @@ class Base:
     """A dense architecture, and its weights, by id.
 
     Args:
-        id: `timm/<architecture>[.<tag>]` (the tag names the dense weights), or the name of an entry of the catalog.
+        id: `timm/<architecture>[.<tag>]` (the tag names the dense weights), or the name of an entry of the catalog;
+            `torchvision/<architecture>` stands in the catalog and can't be built yet.
         args: keyword arguments of `timm.create_model` for that architecture.
     """
 
@@ -156,7 +160,7 @@ class Entry:
         task: the Hub's pipeline tag.
         status: `published`, `origin`, `embedded` or `recipe`.
         base: the dense model that it is made from; None where no such model exists yet.
-        license: SPDX id as the base imposes it.
+        license: the Hub's id of it, as the base imposes it.
         dataset: the Hub's data set id, or our own name of it.
         input: channels, height, width of one input.
         source: where the figures and the recipe come from.

@@ -1,13 +1,14 @@
 """TOML in, frozen entries out: one file per family, a model is what differs from it."""
 
 import functools
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from zoo.catalog.entry import FIGURES, METHODS, STATUSES, Base, Budget, Entry, Origin, Recipe, Reported
+from zoo.catalog.entry import COUNTINGS, FIGURES, METHODS, STATUSES, Base, Budget, Entry, Origin, Recipe, Reported
 from zoo.errors import BudgetError, CatalogError
 
 
@@ -63,6 +64,9 @@ def _merge(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 
 def _entry(file: Path, data: dict[str, Any]) -> Entry:
     where = f"{file.name}: {data.get('name', 'model without a name')}"
+    for key in ("family", "project"):
+        if key in data:
+            raise CatalogError(f"{where}: {key} isn't set here, it is the name of the file's place")
     data = {**data, "family": file.stem, "project": file.parent.name}
     base = data.get("base")
     if base is not None:
@@ -71,6 +75,11 @@ def _entry(file: Path, data: dict[str, Any]) -> Entry:
         _kind(f"{where}.{key}", data.get(key, kind()), kind)
     recipe = dict(data.get("recipe", {}))
     _kind(f"{where}.recipe.teachers", recipe.get("teachers", []), list)
+    for teacher in recipe.get("teachers", []):
+        if not isinstance(teacher, str):
+            raise CatalogError(f"{where}.recipe.teachers has {teacher!r}, expected names")
+    for key in ("options", "distil", "schedule", "augment"):
+        _kind(f"{where}.recipe.{key}", recipe.get(key, {}), dict)
     if "budget" in recipe:
         recipe["budget"] = _record(Budget, recipe["budget"], f"{where}.recipe.budget")
     recipe["teachers"] = tuple(recipe.get("teachers", ()))
@@ -80,6 +89,8 @@ def _entry(file: Path, data: dict[str, Any]) -> Entry:
     if "origin" in data:
         data["origin"] = _record(Origin, data["origin"], f"{where}.origin")
     data["input"] = tuple(data.get("input", (3, 224, 224)))
+    if len(data["input"]) != 3 or not all(type(size) is int and size > 0 for size in data["input"]):
+        raise CatalogError(f"{where}.input is {list(data['input'])}, expected channels, height and width")
     data.setdefault("status", "published" if "repo" in data else "origin" if "origin" in data else "recipe")
     entry: Entry = _record(Entry, data, where)
     _one_of(f"{where}.status", entry.status, STATUSES)
@@ -96,8 +107,10 @@ def _reported(row: Any, where: str) -> Reported:
     for key in row.keys() - figures.keys() - set(conditions):
         raise CatalogError(f"{where}: unknown key {key!r}, known are {', '.join((*FIGURES, *conditions))}")
     for figure, value in figures.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise CatalogError(f"{where}.{figure} is {value!r}, expected a number")
+    if "counting" in row:
+        _one_of(f"{where}.counting", row["counting"], COUNTINGS)
     rest = {key: value for key, value in row.items() if key in conditions}
     reported: Reported = _record(Reported, {**rest, "figures": figures}, where)
     return reported
@@ -121,9 +134,16 @@ def _record(kind: type[Any], data: Any, where: str) -> Any:
         raise CatalogError(f"{where}: unknown key {key!r}, known are {', '.join(sorted(known))}")
     for field in fields(kind):
         plain = field.type in (str, str | None, int, int | None)
-        if plain and field.name in data and not isinstance(data[field.name], field.type):  # type: ignore[arg-type]
+        value = data.get(field.name)
+        if (
+            plain
+            and field.name in data
+            and (
+                isinstance(value, bool) or not isinstance(value, field.type)  # type: ignore[arg-type]
+            )
+        ):
             expected = str(getattr(field.type, "__name__", field.type)).removesuffix(" | None")
-            raise CatalogError(f"{where}.{field.name} is {data[field.name]!r}, expected {expected}")
+            raise CatalogError(f"{where}.{field.name} is {value!r}, expected {expected}")
     try:
         return kind(**data)
     except TypeError as error:

@@ -1,0 +1,69 @@
+"""What a source claims of a model, held against what is measured: in the source's own counting, at its own input."""
+
+import pytest
+
+import zoo
+
+ENTRY = """
+[family]
+architecture = "resnet18"
+task = "image-classification"
+status = "embedded"
+license = "mit"
+dataset = "digits"
+input = [1, 32, 32]
+[[model]]
+name = "digits_cnn"
+reported = [{{ {claim} }}]
+"""
+
+
+@pytest.fixture
+def rows(tmp_path_factory, monkeypatch):
+    """A function that verifies digits_cnn under one claim: claim → the rows that compare it."""
+
+    def compared(claim, **options):
+        folder = tmp_path_factory.mktemp("catalog")  # each is read once
+        (folder / "mine.toml").write_text(ENTRY.format(claim=claim))
+        monkeypatch.setenv("ZOO_CATALOG", str(folder))
+        own = {"params", "macs", "kmapp", "top1"}
+        found = zoo.verify("digits_cnn", structure_only="top1" not in claim, **options).rows
+        return [row for row in found if row.figure not in own or row.tolerance == 0.001]
+
+    return compared
+
+
+@pytest.mark.parametrize(
+    ("claim", "figure", "verdict"),
+    [
+        ('kmapp = 4.698, counting = "torch-dag"', "kmapp (torch-dag)", "agrees"),
+        ('kmapp = 4.72, counting = "torch-dag"', "kmapp (torch-dag)", "agrees"),  # within 0.5 %
+        ('kmapp = 4.74, counting = "torch-dag"', "kmapp (torch-dag)", "differs"),
+        ('kmapp = 4.545, counting = "ptdeco"', "kmapp (ptdeco)", "agrees"),
+        ('kmapp = 4.698, counting = "ptdeco"', "kmapp (ptdeco)", "differs"),
+        ('kmapp = 5, counting = "ptdeco"', "kmapp (ptdeco)", "agrees"),  # printed without digits
+        ("params_m = 0.1635", "params_m", "agrees"),
+        ("params_m = 0.17", "params_m", "agrees"),
+        ("params_m = 0.15", "params_m", "differs"),
+        ("top1 = 0.9933", "top1", "agrees"),
+        ("top1 = 0.9933, input = 32", "top1", "agrees"),
+        ("top1 = 0.98", "top1", "differs"),
+    ],
+)
+def test_a_claim_is_compared_in_its_own_counting_and_within_what_was_printed(rows, claim, figure, verdict):
+    assert [(figure, verdict)] == [(row.figure, row.verdict) for row in rows(claim)]
+
+
+def test_a_count_at_another_input_is_made_at_that_input(rows):
+    at_32 = rows('kmapp = 4.69779, counting = "torch-dag"')
+    at_64 = rows('kmapp = 4.69559, counting = "torch-dag", input = 64')
+
+    assert at_32[0].measured != at_64[0].measured
+    assert at_64[0].measured == pytest.approx(4.69559, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "claim", ["top1 = 0.98, input = 64", 'top1 = 0.98, runtime = "cvm"', 'params_m = 9.0, device = "phone"']
+)
+def test_a_claim_that_was_not_measured_like_this_is_not_judged(rows, claim):
+    assert rows(claim) == []
