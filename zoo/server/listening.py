@@ -1,0 +1,91 @@
+"""One process for a folder, listening on two ports until it is told to stop."""
+
+import contextlib
+import fcntl
+import ipaddress
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from zoo.errors import StorageError, ZooError
+from zoo.server import changes
+from zoo.server.app import OWN
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[Path]:
+    """Keep other servers off a folder, and tidy up what the last one left; the lock dies with the process.
+
+    Yields:
+        The server's own part of the folder, which only its user can enter.
+
+    Raises:
+        ZooError: another server has it.
+        StorageError: it can't be made or used.
+    """
+    root = folder / OWN
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        root.mkdir(mode=0o700, exist_ok=True)
+        lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StorageError(error.errno, f"{folder} can't be served: {error.strerror}") from error
+    with os.fdopen(lock):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ZooError(f"{folder} is being served by another process: stop it or choose another folder") from None
+        changes.sweep(root)
+        yield root
+
+
+@contextlib.contextmanager
+def ports(host: str, port: int) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Listen on a port, and on another that is free.
+
+    Raises:
+        StorageError: the port is taken, or the host isn't this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with contextlib.ExitStack() as stack:
+        try:
+            api = stack.enter_context(socket.create_server((host, port), family=family, backlog=2048))
+            cdn = stack.enter_context(socket.create_server((host, 0), family=family, backlog=2048))
+        except (OSError, OverflowError) as error:
+            number = error.errno if isinstance(error, OSError) else None
+            raise StorageError(number, f"can't listen on {host}, port {port}: {error}; choose another port") from error
+        yield api, cdn
+
+
+def origin(host: str, listener: socket.socket) -> str:
+    """The address of a port as clients write it."""
+    name = socket.gethostname() if host in ("", "0.0.0.0", "::") else host
+    return f"http://{f'[{name}]' if ':' in name else name}:{listener.getsockname()[1]}"
+
+
+def run(application: ASGIApp, *listeners: socket.socket) -> None:
+    """Answer connections until Ctrl-C; what is being sent then has three seconds to end."""
+    config = uvicorn.Config(
+        application,
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=3,
+    )
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=list(listeners))

@@ -1,0 +1,109 @@
+"""What a repository's own files say about it: the card's front matter, and the head of model.safetensors."""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import require
+from zoo.server.errors import BadRequest
+
+FRONT_MATTER = 1 << 18  # bytes; a longer one is refused
+NESTED = 50  # lists and mappings within each other; PyYAML's time grows with the square
+_FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
+
+
+def front_matter(text: str) -> dict[str, Any]:
+    """The YAML between the first two lines of dashes, as JSON would have it; empty if there is none.
+
+    Raises:
+        BadRequest: it isn't YAML, isn't a mapping, is too long, is nested too deep, or holds aliases
+            (a few of them can mean gigabytes).
+    """
+    if not (found := _FRONT.match(text)):
+        return {}
+    if len(found[1]) > FRONT_MATTER:
+        raise BadRequest(f"the metadata are longer than {FRONT_MATTER} bytes")
+    yaml = require("yaml", "serve")
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        depth = 0
+        for event in yaml.parse(found[1], loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > NESTED or isinstance(event, yaml.AliasEvent):
+                raise BadRequest(f"the metadata hold YAML aliases, or are nested more than {NESTED} deep")
+        data = yaml.load(found[1], loader)
+        data = json.loads(json.dumps({} if data is None else data, default=str, allow_nan=False))
+    except BadRequest:
+        raise
+    except Exception as error:  # PyYAML lets nearly any error of a malformed scalar through
+        raise BadRequest("the metadata aren't YAML: " + " ".join(str(error).split())) from None
+    if not isinstance(data, dict):
+        raise BadRequest(f"the metadata are a {type(data).__name__}, expected a mapping")
+    return data
+
+
+def card(path: Path) -> dict[str, Any]:
+    """The front matter of a README.md; empty if it has none that can be read."""
+    status = path.stat()
+    return _card(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _card(path: Path, size: int, modified: int) -> dict[str, Any]:
+    with path.open("rb") as file:
+        text = file.read(FRONT_MATTER + 64).decode("utf-8", "replace")
+    try:
+        return front_matter(text)
+    except BadRequest:
+        return {}
+
+
+def parameters(path: Path) -> dict[str, int] | None:
+    """Elements by dtype as the head of a safetensors file gives them; None if it isn't one."""
+    status = path.stat()
+    return _parameters(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _parameters(path: Path, size: int, modified: int) -> dict[str, int] | None:
+    counts: dict[str, int] = {}
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(size, 25_000_000):  # the Hub reads no longer ones
+                return None
+            head = json.loads(file.read(length))
+        for name, tensor in head.items():
+            if name != "__metadata__":
+                counts[tensor["dtype"]] = counts.get(tensor["dtype"], 0) + math.prod(tensor["shape"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return counts
+
+
+def tags(card: dict[str, Any], paths: Iterator[str]) -> list[str]:
+    """The tags by which a repository is found: the card's own and those that follow from its other fields."""
+    found = [
+        *strings(card.get("tags")),
+        *strings(card.get("library_name")),
+        *strings(card.get("pipeline_tag")),
+        *strings(card.get("language")),
+        *[f"license:{each}" for each in strings(card.get("license"))],
+        *[f"dataset:{each}" for each in strings(card.get("datasets"))],
+        *[f"task_categories:{each}" for each in strings(card.get("task_categories"))],
+        *[f"base_model:{each}" for each in strings(card.get("base_model"))],
+    ]
+    for relation in strings(card.get("base_model_relation")):
+        found += [f"base_model:{relation}:{each}" for each in strings(card.get("base_model"))]
+    if any(path.endswith(".safetensors") for path in paths):
+        found.append("safetensors")
+    return list(dict.fromkeys(found))
+
+
+def strings(value: Any) -> list[str]:
+    """A field of the card that may be one text or several."""
+    return [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)]

@@ -1,0 +1,140 @@
+"""Reading: listings, repositories, revisions, trees, and the files themselves."""
+
+import json
+from typing import Any
+from urllib.parse import parse_qs, quote, urlencode
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from zoo.server import access, info, receiving, store
+from zoo.server.errors import BadRequest, EntryNotFound
+from zoo.server.hub import OWNER, cdn_path, hub, owner, parameter, readable, revision, seen
+from zoo.server.sending import FileAnswer
+
+SORTS = {"lastModified", "createdAt", "downloads", "likes", "trendingScore"}
+
+
+def listing(request: Request) -> Response:
+    """Repositories of a kind that the query asks for, those changed last first."""
+    query = parse_qs(request.url.query, keep_blank_values=True)
+    sort = query.get("sort", ["lastModified"])[0]
+    if sort not in SORTS:
+        raise BadRequest(f"can't sort by {sort!r}, known are {sorted(SORTS)}")
+    root, asking = hub(request).root, owner(request)
+    rows = []
+    for repository in store.listing(root, request.path_params["kind"]):
+        if asking or not repository.private:
+            row = info.summary(root, repository, store.resolved(repository, "main"))
+            if info.matches(row, query):
+                rows.append(row)
+    rows.sort(key=lambda row: row[sort], reverse=True)
+    if "cursor" in query:
+        value, after = _cursor(query["cursor"][0])
+        rows = [row for row in rows if (row[sort] < value) or (row[sort] == value and row["id"] > after)]
+    fields = set(query.get("expand", [])) or _fields(request.path_params["kind"], query)
+    return _page(request, rows, 1000, lambda row: json.dumps([row[sort], row["id"]]), fields)
+
+
+def _fields(kind: str, query: dict[str, list[str]]) -> set[str]:
+    asked = {key for key in ("full", "cardData") if query.get(key, [""])[0].lower() in ("true", "1")}
+    fields = info.BRIEF | {"sha"} | (asked & {"cardData"})
+    if "full" in asked:
+        fields |= {"siblings", "disabled"} | ({"cardData"} if kind != "model" else set())
+    return fields
+
+
+def _cursor(text: str) -> tuple[Any, str]:
+    try:
+        value, after = json.loads(text)
+        return (value, after) if isinstance(after, str) and isinstance(value, str | int) else _cursor("")
+    except (ValueError, TypeError):
+        raise BadRequest("the cursor isn't one that a listing gave") from None
+
+
+def _page(request: Request, rows: list[Any], size: int, mark: Any, fields: set[str] | None = None) -> Response:
+    """The first rows, and where the rest is: a row that `mark` names comes before all of them."""
+    asked = request.query_params.get("limit", str(size))
+    if not (asked.isascii() and asked.isdigit() and len(asked) < 10 and int(asked) > 0):
+        raise BadRequest(f"limit: expected a positive number, found {asked!r}")
+    shown = rows[: min(int(asked), size)]
+    headers = {}
+    if len(rows) > len(shown):
+        query = [(key, value) for key, value in request.query_params.multi_items() if key != "cursor"]
+        query.append(("cursor", mark(shown[-1])))
+        headers["Link"] = f'<{hub(request).origin}{request.scope["path"]}?{urlencode(query)}>; rel="next"'
+    return JSONResponse(shown if fields is None else [info.picked(row, fields) for row in shown], headers=headers)
+
+
+def repository(request: Request) -> Response:
+    """What is known of a repository at a revision."""
+    found = seen(request)
+    commit = revision(request, found)
+    data = info.summary(hub(request).root, found, commit)
+    if request.query_params.get("blobs", "").lower() == "true":
+        data["siblings"] = info.siblings(commit)
+    expand = request.query_params.getlist("expand")
+    return JSONResponse(info.picked(data, expand) if expand else data)
+
+
+def refs(request: Request) -> Response:
+    """Branches and tags."""
+    return JSONResponse(info.refs(seen(request)))
+
+
+def commits(request: Request) -> Response:
+    """The history of a revision, newest first."""
+    found = seen(request)
+    rows = info.commits(found, revision(request, found), OWNER)
+    after = request.query_params.get("cursor")
+    ids = [row["id"] for row in rows]
+    return _page(request, rows[ids.index(after) + 1 if after in ids else 0 :], 1000, lambda row: row["id"])
+
+
+def tree(request: Request) -> Response:
+    """The files and folders of a revision, or of a folder in it."""
+    found = seen(request)
+    commit = revision(request, found)
+    folder = parameter(request, "path").strip("/") if "path" in request.path_params else ""
+    asked = {key: request.query_params.get(key, "").lower() == "true" for key in ("recursive", "expand")}
+    rows = info.tree(commit, folder, asked["recursive"])
+    if folder and not rows:
+        raise EntryNotFound(f"{found.name.id} has no folder {folder!r}", commit.id)
+    after = request.query_params.get("cursor", "")
+    rows = [row for row in rows if row["path"] > after]
+    if asked["expand"]:
+        rows = info.with_last_commits(found, commit, rows)
+    return _page(request, rows, 1000, lambda row: row["path"])
+
+
+async def paths_info(request: Request) -> Response:
+    """The files and folders among some paths."""
+    fields = await receiving.form(request)
+
+    def answer() -> Response:
+        found = seen(request)
+        commit = revision(request, found)
+        rows = info.entries(commit, dict.fromkeys(path.strip("/") for path in fields.get("paths", [])))
+        expand = fields.get("expand", [""])[0].lower() == "true"
+        return JSONResponse(info.with_last_commits(found, commit, rows) if expand else rows)
+
+    return await run_in_threadpool(answer)
+
+
+def resolve(request: Request) -> Response:
+    """A file: its bytes if it is a regular one, the address on the CDN if it is an LFS object."""
+    served, found = hub(request), readable(request)
+    commit = revision(request, found)
+    path = parameter(request, "path")
+    if path not in commit.files:
+        raise EntryNotFound(f"{found.name.id} has no file {path!r} at {commit.id}", commit.id)
+    file = commit.files[path]
+    name = quote(path.rpartition("/")[2])
+    headers = {"X-Repo-Commit": commit.id, "Content-Disposition": f"inline; filename*=UTF-8''{name}"}
+    if not file.lfs:
+        return FileAnswer(store.location(served.root, found, commit, path), file.size, file.oid, headers)
+    headers["X-Linked-ETag"] = f'"{file.sha256}"'
+    headers["X-Linked-Size"] = str(file.size)
+    headers["Location"] = served.cdn + access.signed(served.key, "GET", cdn_path(found.name, commit, path))
+    return Response(status_code=302, headers=headers)
