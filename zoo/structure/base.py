@@ -36,7 +36,7 @@ _INITIALISERS: set[Callable[..., Any]] = {
 }
 
 
-class _Meta(DeviceContext):
+class Meta(DeviceContext):
     """The meta device, on which nothing is initialised and which bounds how much there may be."""
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ def skeleton(base: Base) -> nn.Module:
         UnknownName: the installed timm has no such architecture.
         StructureError: an argument isn't one of the architecture's, or asks for something absurd.
     """
-    with _Meta():
+    with Meta():
         return _create(base)
 
 

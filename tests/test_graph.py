@@ -1,0 +1,227 @@
+"""Graph: structures as lists of nodes, run as plain torch modules."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from zoo.errors import StructureError
+from zoo.structure import base, ops
+from zoo.structure.graph import Graph, Node, build
+
+NET = Graph(
+    ("x",),
+    (
+        Node("stem.conv", "conv2d", ("x",), {"in_channels": 3, "out_channels": 4, "kernel_size": 3, "padding": 1}),
+        Node("norm", "batch_norm2d", ("stem.conv",), {"num_features": 4}),
+        Node("scale", "parameter", (), {"shape": [4, 1, 1]}),
+        Node("scaled", "mul", ("norm", "scale")),
+        Node("act", "relu", ("scaled",)),
+        Node("again", "conv2d", ("act",), {"in_channels": 4, "out_channels": 4, "kernel_size": 1}),
+        Node("once_more", "conv2d", ("again",), {}, "again"),
+        Node("sum", "add", ("act", "once_more")),
+        Node("height", "size", ("sum",), {"dim": 2}),
+        Node("rows", "reshape", ("sum", "height"), {"shape": ["batch", 4, "input", -1]}),
+        Node("pooled", "mean", ("rows",), {"dim": [2, 3]}),
+        Node("drop", "dropout", ("pooled",), {"p": 0.1}),
+        Node("head", "linear", ("drop",), {"in_features": 4, "out_features": 5}),
+    ),
+    ("head",),
+)
+
+
+def filled(graph, seed=0):
+    """The graph's model with random weights, and those by name."""
+    model, generator = build(graph), torch.Generator().manual_seed(seed)
+    model.to_empty(device="cpu")
+    for tensor in base.tensors(model).values():
+        if tensor.is_floating_point():
+            tensor.data.copy_(torch.rand(tensor.shape, generator=generator))
+        else:
+            tensor.data.zero_()
+    return model, dict(model.state_dict())
+
+
+def by_hand(w, x):
+    """What NET computes, in torch's own functions."""
+    y = F.conv2d(x, w["stem.conv.weight"], w["stem.conv.bias"], padding=1)
+    y = F.batch_norm(y, w["norm.running_mean"], w["norm.running_var"], w["norm.weight"], w["norm.bias"])
+    y = F.relu(y * w["scale"])
+    z = y
+    for _ in range(2):
+        z = F.conv2d(z, w["again.weight"], w["again.bias"])
+    return F.linear((y + z).mean((2, 3)), w["head.weight"], w["head.bias"])
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_a_graph_computes_what_its_nodes_say_at_any_batch(batch):
+    model, weights = filled(NET)
+    x = torch.randn(batch, 3, 6, 7)
+
+    assert torch.allclose(by_hand(weights, x), model(x), atol=1e-6)
+
+
+def test_a_graph_survives_json():
+    assert Graph.from_json(json.loads(json.dumps(NET.to_json()))) == Graph.from_json(NET.to_json())
+    model, weights = filled(Graph.from_json(json.loads(json.dumps(NET.to_json()))))
+    x = torch.randn(2, 3, 6, 6)
+
+    assert torch.allclose(by_hand(weights, x), model(x), atol=1e-6)
+
+
+def test_names_are_those_of_the_nodes():
+    model, weights = filled(NET)
+
+    assert {"stem.conv.weight", "scale", "again.bias", "head.weight"} < weights.keys()
+    assert isinstance(model.stem.conv, nn.Conv2d)
+    assert "Conv2d(3, 4" in str(model)
+    assert sum(p.numel() for p in model.parameters()) == (3 * 9 + 1) * 4 + 8 + 4 + 20 + 25
+
+
+def test_a_graph_trains():
+    model, _ = filled(NET)
+    model.train()
+    model(torch.randn(4, 3, 6, 6)).square().sum().backward()
+
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_a_graph_can_be_exported_with_any_batch():
+    model, weights = filled(NET)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(model, (torch.randn(2, 3, 6, 6),), dynamic_shapes={"x": {0: batch}})
+    x = torch.randn(7, 3, 6, 6)
+
+    assert torch.allclose(by_hand(weights, x), program.module()(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_graph_runs_in_other_precisions(dtype):
+    model, weights = filled(NET)
+    x = torch.randn(2, 3, 6, 6)
+
+    assert torch.allclose(by_hand(weights, x), model.to(dtype)(x.to(dtype)).float(), rtol=0.05, atol=0.05)
+
+
+def test_products_are_counted():
+    model, _ = filled(NET)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randn(1, 3, 6, 6))
+
+    assert counter.get_total_flops() == 2 * (36 * (4 * 27 + 2 * 16) + 20)
+
+
+@pytest.mark.parametrize(
+    ("op", "expected", "inputs"),
+    [
+        ("pad_same", lambda x: F.pad(x, (1, 2, 0, 1)), [torch.randn(1, 2, 6, 5)]),
+        ("scores", lambda q, k: q @ k.transpose(-2, -1) / 2, [torch.randn(2, 3, 4), torch.randn(2, 5, 4)]),
+        ("channel_affine", lambda x, w: x * w[None, :, None, None], [torch.randn(2, 3, 4, 4), torch.randn(3)]),
+        ("channel_affine", lambda x, w, b: x * w + b, [torch.randn(2, 4, 3), torch.randn(3), torch.randn(3)]),
+        ("prepend", lambda t, x: torch.cat([torch.cat([t, t]), x], 1), [torch.randn(1, 1, 3), torch.randn(2, 4, 3)]),
+        ("gather", lambda x, i: x[:, i], [torch.randn(2, 5), torch.tensor([4, 0, 0])]),
+        ("masked", lambda a, m: a + m[[0, 1, 0, 1]][:, None], [torch.randn(4, 3, 2, 2), torch.randn(2, 2, 2)]),
+    ],
+)
+def test_an_op_of_our_own_equals_its_definition(op, expected, inputs):
+    attributes = {"pad_same": {"kernel_size": [3, 4], "stride": [2, 1], "dilation": [1, 1]}, "gather": {"dim": 1}}
+
+    assert torch.allclose(expected(*inputs), ops.FUNCTIONS[op].call(*inputs, **attributes.get(op, {})))
+
+
+def test_windows_are_cut_and_put_together():
+    x = torch.randn(2, 4, 6, 3)
+    windows = ops.window_partition(x, [2, 3])
+
+    assert torch.equal(x[0, :2, :3], windows[0])
+    assert torch.equal(x[1, 2:, 3:], windows[7])
+    assert torch.equal(x, ops.window_reverse(windows, [2, 3], [4, 6]))
+
+
+def test_patches_are_merged_in_the_order_of_swin():
+    x = torch.randn(1, 4, 4, 3)
+    corners = [x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)]
+
+    assert torch.equal(torch.cat(corners, -1), ops.merge_patches(x))
+
+
+@pytest.mark.parametrize("size", [7, 8, 9])
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(3, 2, 1), (3, 1, 2), (5, 3, 1), (2, 2, 1)])
+def test_padding_same_gives_a_stride_th_of_the_pixels_rounded_up(size, kernel, stride, dilation):
+    padded = ops.pad_same(torch.ones(1, 1, size, size), *([each] * 2 for each in (kernel, stride, dilation)))
+    out = F.conv2d(padded, torch.ones(1, 1, kernel, kernel), stride=stride, dilation=dilation)
+
+    assert out.shape[-1] == -(-size // stride)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"nodes": {}}, "graph.nodes isn't a list"),
+        ({"extra": 1}, "isn't an object of inputs, outputs and nodes"),
+        ({"nodes": [{"name": "a"}]}, "graph.nodes[0] isn't an object of attributes, inputs, module, name, op"),
+        (
+            {"nodes": [{"name": "a", "op": "os.system", "inputs": ["x"]}]},
+            "node 'a' is a 'os.system', an operation this version",
+        ),
+        (
+            {"nodes": [{"name": "a", "op": "relu", "inputs": ["b"]}]},
+            "node 'a' reads 'b', which doesn't stand before it",
+        ),
+        ({"nodes": [{"name": "x", "op": "relu", "inputs": ["x"]}]}, "node 'x': the name is taken"),
+        (
+            {"nodes": [{"name": "a b", "op": "relu", "inputs": ["x"]}]},
+            "the name is taken, or isn't one of dotted words",
+        ),
+        ({"nodes": [{"name": "a", "op": "relu", "inputs": "x"}]}, "graph.nodes[0].inputs isn't a list of names"),
+        (
+            {"nodes": [{"name": "a", "op": "relu", "inputs": ["x"], "attributes": {"inplace": True}}]},
+            "relu has no attribute 'inplace'",
+        ),
+        (
+            {"nodes": [{"name": "a", "op": "linear", "inputs": ["x"], "attributes": {"in_features": 1e12}}]},
+            "in_features is 1000000000000.0, at most 100000 is accepted",
+        ),
+        (
+            {"nodes": [{"name": "a", "op": "mean", "inputs": ["x"], "attributes": {"dim": {"a": 1}}}]},
+            "node 'a'.dim is a dict, expected plain data",
+        ),
+        ({"nodes": [{"name": "a", "op": "conv2d", "inputs": ["x"], "module": "b"}]}, "uses the module of 'b'"),
+        ({"nodes": [], "outputs": ["y"]}, "output 'y' isn't a node"),
+        ({"nodes": [], "outputs": []}, "no input or no output"),
+    ],
+)
+def test_a_graph_that_cannot_be_understood_is_refused(change, message):
+    data = {"inputs": ["x"], "outputs": ["x"], "nodes": [], **change}
+
+    with pytest.raises(StructureError) as caught:
+        Graph.from_json(data)
+
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"in_features": 100_000, "out_features": 100_000_000}, "at most 100000 is accepted"),
+        ({"in_features": -1, "out_features": 3}, "no linear of"),
+        ({}, "no linear of {}"),
+    ],
+)
+def test_a_node_that_cannot_be_built_is_named_and_nothing_is_allocated(attributes, message):
+    with pytest.raises(StructureError, match="node 'a'") as caught:
+        build(Graph(("x",), (Node("a", "linear", ("x",), attributes),), ("a",)))
+
+    assert message in str(caught.value)
+
+
+def test_what_is_absurd_in_sum_is_refused():
+    nodes = tuple(Node(f"a{i}", "parameter", (), {"shape": [100_000, 100_000]}) for i in range(20))
+
+    with pytest.raises(StructureError, match="asks for more than"):
+        build(Graph(("x",), nodes, ("x",)))
