@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from zoo.building import build, push, save
+    from zoo.building import build, convert, push, save
     from zoo.catalog import info, names
     from zoo.compressing import compress, distil
     from zoo.loading import create, load, transform
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from zoo.verification import verify
 
 _ROOMS = {
-    "zoo.building": ("build", "push", "save"),
+    "zoo.building": ("build", "convert", "push", "save"),
     "zoo.catalog": ("info", "names"),
     "zoo.compressing": ("compress", "distil"),
     "zoo.loading": ("create", "load", "transform"),
@@ -34,6 +34,7 @@ _ROOM = {verb: room for room, verbs in _ROOMS.items() for verb in verbs}
 __all__ = [
     "build",
     "compress",
+    "convert",
     "create",
     "distil",
     "info",

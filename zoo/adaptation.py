@@ -73,6 +73,7 @@ def _description_of(model: nn.Module) -> Description:
 
 def _redescribe_(model: nn.Module, plan: Plan, **args: int) -> None:
     description = _description_of(model)
+    assert description.base is not None  # graphs have been refused
     base = replace(description.base, args={**description.base.args, **args})
     model.zoo_entry = replace(description, base=base, plan=plan)  # type: ignore[assignment]
 

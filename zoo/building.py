@@ -19,20 +19,21 @@ import torch
 from torch import nn
 
 from zoo import catalog
-from zoo.cards.card import render
+from zoo.cards.card import eval_results, render
 from zoo.catalog.entry import Base, Budget, Entry, Recipe
-from zoo.compressing import compress, declared, distil
+from zoo.compressing import check_method, compress, declared, distil
+from zoo.converting import converted
 from zoo.errors import RepositoryError, StructureError, UnknownName, require
 from zoo.files import free, read_json, write_json, writing_folder
-from zoo.hub import repository
+from zoo.hub import remote, repository
 from zoo.hub.repository import Description, describe
-from zoo.loading import create, folder_of, load, pretrained
+from zoo.loading import create, folder_of, load, origin_of, pretrained
 from zoo.report import Report
 from zoo.structure.base import initialised
 from zoo.tasks.datasets import check_classes, dataset
 from zoo.training.hierarchy import Distil
 from zoo.training.trainer import Schedule
-from zoo.verification import report_of
+from zoo.verification import report_of, results_of
 
 NOTE = "recipe.json"
 Say = Callable[[str], None]
@@ -62,7 +63,10 @@ def make(entry: Entry, folder: Path, data: str | None = None, say: Say = lambda 
     """Make the model of an entry, in the catalog or not; arguments and errors are those of `build`."""
     recipe, data = entry.recipe, data or entry.recipe.data
     if data is None or entry.base is None:
-        raise UnknownName(f"{entry.name}: no {'data set' if entry.base else 'base'} is named; {entry.note or ''}")
+        what = "data set is named: pass --data" if entry.base else "base is named: it can't be built"
+        raise UnknownName(f"{entry.name}: no {what}")
+    if recipe.method is not None:
+        check_method(recipe.method)
     free(folder)
     require("jinja2", "build")  # the card comes last; its template had better be missed first
     work, follows = _work(folder, entry, data)
@@ -98,6 +102,7 @@ def recipe_for(base: str, method: str, budget: Budget, data: str, epochs: int, o
     """The entry of a model that isn't in the catalog: `base` compressed, then distilled from `base` itself."""
     dense = create(base)
     description = describe(dense)
+    assert description.base is not None  # create refuses graphs
     config: dict[str, Any] = dense.pretrained_cfg  # type: ignore[assignment]
     channels, height, width = config["input_size"]
     recipe = Recipe(
@@ -157,32 +162,83 @@ def save(
     return Path(folder)
 
 
-def push(folder: str | os.PathLike[str], to: str | os.PathLike[str]) -> Path:
-    """Publish a repository to a folder of repositories, whole or not at all.
+def convert(
+    source: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    size: int | None = None,
+    probabilities: bool = False,
+) -> Path:
+    """Make a repository of another project's checkpoint; nothing that it holds is run.
+
+    Args:
+        source: a folder with the checkpoint, a model of the catalog, or `org/name` on the Hub.
+        folder: the new repository.
+        name: of the model; None takes the catalog's, or the source's own.
+        size: side of its square input in pixels, where the catalog can't say.
+        probabilities: keep a softmax at the end where there is one; else the model gives logits.
+
+    Returns:
+        The new repository's folder.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, dangerous or not understood.
+        StructureError: it refuses an input of that size.
+        UnknownName, HubError, RepositoryError, StorageError: as for `load` and `save`.
+    """
+    free(Path(folder))
+    entry, checkpoint = origin_of(source)
+    model = converted(
+        checkpoint, name or (entry.name if entry else checkpoint.name), entry, probabilities=probabilities
+    )
+    if size is not None:
+        config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+        model.pretrained_cfg = {**config, "input_size": (3, size, size)}  # type: ignore[assignment]
+    return save(model, folder)
+
+
+def push(
+    folder: str | os.PathLike[str],
+    to: str | os.PathLike[str],
+    *,
+    private: bool = False,
+    tag: str | None = None,
+) -> str:
+    """Publish a repository, whole or not at all; one that is there already is left alone.
 
     Args:
         folder: the repository.
-        to: its place there.
+        to: `org/name` on the Hub, or a folder (`./folder`).
+        private: on the Hub, make it so that only its owner sees it.
+        tag: on the Hub, the name of this commit.
 
     Returns:
-        Where it lies now.
+        Its page on the Hub, or the folder.
 
     Raises:
         RepositoryError, WeightsError: the repository can't be read back, or something else lies at that place.
+        HubError, UnknownName: the Hub can't be reached, or refuses.
         StorageError: the disk is full or refuses.
     """
-    source, target = Path(folder), Path(to)
+    source = Path(folder)
     for name in repository.FILES:
         if (source / name).is_symlink():
             raise RepositoryError(f"{source / name} is a link, expected a file: it would publish what it points to")
     if (source / repository.CONFIG).is_file() and not (source / repository.WEIGHTS).is_file():
         raise RepositoryError(f"{source} has no {repository.WEIGHTS}: save the repository again")
     repository.check_sha256(source)
-    with writing_folder(target) as new:
+    if isinstance(to, str) and remote.ID.fullmatch(to):
+        if Path(to).exists():
+            raise RepositoryError(f"{to} is a folder here and a name on the Hub: for the folder say ./{to}")
+        return remote.push(source, to, private=private, tag=tag, files=eval_results(results_of(source)))
+    if private or tag:
+        raise RepositoryError(f"{to} is a folder, which is neither private nor tagged: expected org/name on the Hub")
+    with writing_folder(Path(to)) as new:
         for name in repository.FILES:
             if (source / name).is_file():
                 shutil.copy(source / name, new / name)
-    return target
+    return str(to)
 
 
 def _base(entry: Entry, base: Base) -> nn.Module:
@@ -267,11 +323,12 @@ def _entry(description: Description, config: Mapping[str, Any]) -> Entry:
         return catalog.info(description.name)
     except UnknownName:
         channels, height, width = config["input_size"]
+        architecture = description.base.architecture if description.base else description.name
         return Entry(
             name=description.name,
             project="own",
-            family=description.base.architecture,
-            architecture=description.base.architecture,
+            family=architecture,
+            architecture=architecture,
             task="image-classification",
             status="recipe",
             base=description.base,

@@ -7,8 +7,10 @@
     ├── RepositoryError  (ValueError)   a repository's folder or config.json is missing something or malformed
     ├── StructureError   (ValueError)   a base, plan or edit can't be built
     │   └── FingerprintError            the installed timm builds another base than the one saved
+    ├── CheckpointError  (ValueError)   another project's checkpoint is damaged, dangerous or not understood
     ├── WeightsError     (ValueError)   a tensor is missing, extra, misshapen, or the file is damaged
     ├── BudgetError      (ValueError)   a budget that the model can't meet
+    ├── HubError         (OSError)      an endpoint can't be reached, or refuses
     ├── DataError        (ValueError)   a data set or image that can't be used
     └── StorageError     (OSError)      the disk refused
 
@@ -47,12 +49,20 @@ class FingerprintError(StructureError):
     """The installed timm builds another base than the one saved."""
 
 
+class CheckpointError(ZooError, ValueError):
+    """Another project's checkpoint is damaged, dangerous or not understood."""
+
+
 class WeightsError(ZooError, ValueError):
     """A tensor is missing, extra, misshapen, or the file is damaged."""
 
 
 class BudgetError(ZooError, ValueError):
     """A budget that the model can't meet."""
+
+
+class HubError(ZooError, OSError):
+    """An endpoint can't be reached, or refuses."""
 
 
 class DataError(ZooError, ValueError):

@@ -1,7 +1,8 @@
 """Names in, models out: `create` and `load`, each readable from top to bottom."""
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from zoo import adaptation, catalog
-from zoo.catalog.entry import Base, Entry
+from zoo.catalog.entry import Base, Entry, Origin
+from zoo.converting import FILES, converted
 from zoo.errors import RepositoryError, StructureError, UnknownName, ZooError
-from zoo.hub import repository
+from zoo.files import cache, sha256_stamped
+from zoo.hub import remote, repository
 from zoo.hub.repository import Description
 from zoo.structure.base import MAX_ARGUMENT, initialised, skeleton
 from zoo.structure.plan import apply_
 from zoo.tasks.classification import evaluation_transform
 
+log = logging.getLogger(__name__)
+
 
 def load(
     name: str | os.PathLike[str],
     *,
+    revision: str | None = None,
+    namespace: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     num_classes: int | None = None,
@@ -31,7 +39,13 @@ def load(
     """Load a model with its weights.
 
     Args:
-        name: of the catalog, or the folder of a repository (a path: with a slash in it).
+        name: of the catalog; `org/name` on the Hub; the folder of a repository (`./folder`); or a dense timm id with
+            its tag (`timm/resnet50d.a1_in1k`).
+        revision: of a model on the Hub: a commit, in full or shortened, a tag or a branch; None is the commit that the
+            catalog pins, or the head.
+        namespace: the organisation or user on the Hub that a plain name is looked up at; None is `ZOO_NAMESPACE`, which
+            names that are embedded don't need.
+        cache_dir: for what is fetched; None is huggingface_hub's own.
         device: where the weights shall lie.
         dtype: of the floating-point weights; None keeps what is stored.
         num_classes: a new, randomly initialised head of so many classes; 0 leaves the head out.
@@ -44,10 +58,14 @@ def load(
 
     Raises:
         UnknownName: no such model; the message names near ones.
+        HubError: it can't be fetched.
         RepositoryError, StructureError, FingerprintError, WeightsError: what doesn't fit, by name.
     """
     _check_options(device, dtype, num_classes=num_classes, in_chans=in_chans)
-    model = repository.rebuild(folder_of(name), device)
+    if _is_dense(name):
+        model = pretrained(Base(str(name))).to(device)
+    else:
+        model = repository.rebuild(folder_of(name, revision, namespace, cache_dir), device)
     if in_chans is not None:
         adaptation.set_in_chans_(model, in_chans)
     if num_classes is not None:
@@ -59,10 +77,10 @@ def load(
 
 
 def create(name: str | os.PathLike[str], *, seed: int = 0) -> nn.Module:
-    """Build a model with random weights; nothing is fetched.
+    """Build a model with random weights; no weights are fetched.
 
     Args:
-        name: of the catalog, or the folder of a repository (weights not needed), or a base id such as `timm/resnet18`.
+        name: of the catalog, `org/name` on the Hub, the folder of a repository, or a base id such as `timm/resnet18`.
         seed: of the random weights. They come from the base's own initialiser, of which the plan keeps the first
             channels.
 
@@ -73,6 +91,8 @@ def create(name: str | os.PathLike[str], *, seed: int = 0) -> nn.Module:
         UnknownName, RepositoryError, StructureError: as for `load`.
     """
     description, config = _description(name)
+    if description.base is None or description.graph is not None:
+        raise StructureError(f"create: {description.name} is a graph, which has no initialiser: load it instead")
     model = initialised(description.base, seed)
     with torch.random.fork_rng(devices=[]):  # factors draw their own values
         torch.manual_seed(seed)
@@ -93,13 +113,14 @@ def pretrained(base: Base) -> nn.Module:
         The model in eval mode.
 
     Raises:
-        RepositoryError: timm can't fetch the weights.
+        HubError, RepositoryError: the weights can't be fetched.
         UnknownName, StructureError: no such base.
     """
     if not base.id.startswith("timm/"):
         return load(base.id)
     name = base.id.removeprefix("timm/")
     skeleton(base)  # says what is wrong with the id or the arguments before anything is fetched
+    remote.reach(base.id)
     try:
         model = timm.create_model(name, pretrained=True, **base.args)
     except (OSError, RuntimeError, ValueError) as error:
@@ -145,28 +166,106 @@ def _check_options(device: Any, dtype: Any, **counts: Any) -> None:
         raise StructureError(f"load: device {device!r} can't be used here: {reason}") from None
 
 
+def _is_dense(name: str | os.PathLike[str]) -> bool:
+    return isinstance(name, str) and name.startswith("timm/")
+
+
 def _is_path(name: str | os.PathLike[str]) -> bool:
-    return not isinstance(name, str) or "/" in name or os.sep in name or name in (".", "..")
+    if not isinstance(name, str) or name in (".", ".."):
+        return True
+    return ("/" in name or os.sep in name) and (not remote.ID.fullmatch(name) or Path(name).is_dir())
 
 
-def folder_of(name: str | os.PathLike[str]) -> Path:
-    """The folder of a model's repository.
+def folder_of(
+    name: str | os.PathLike[str],
+    revision: str | None = None,
+    namespace: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    files: Iterable[str] = repository.FILES,
+) -> Path:
+    """The folder of a model's repository, fetched if need be.
 
     Args:
-        name: of the catalog, or a path.
+        name: of the catalog, `org/name` on the Hub, or a path.
+        revision: as for `load`.
+        namespace: as for `load`.
+        cache_dir: as for `load`.
+        files: what is needed of it.
 
     Raises:
-        UnknownName, RepositoryError: as for `load`.
+        UnknownName, RepositoryError, HubError: as for `load`.
     """
     if _is_path(name):
         folder = Path(name)
         if not folder.is_dir():
             raise RepositoryError(f"no folder {folder}: expected a model repository, or a name that zoo list shows")
         return folder
-    entry = _entry(str(name))
+    entry = _origin_entry(str(name), namespace)
+    if entry is not None:
+        return _converted(entry, Path(cache_dir) if cache_dir else None)
+    repo, pinned = _place(str(name), namespace)
+    if repo is None:
+        return catalog.EMBEDDED / str(name)
+    return remote.fetch(repo, revision or pinned, cache_dir=Path(cache_dir) if cache_dir else None, files=files)
+
+
+def _origin_entry(name: str, namespace: str | None) -> Entry | None:
+    """The entry of a name whose weights lie in another project's repository, unless a namespace is to be asked."""
+    if namespace or os.environ.get("ZOO_NAMESPACE") or name not in catalog.names(status="origin"):
+        return None
+    return catalog.info(name)
+
+
+def _converted(entry: Entry, cache_dir: Path | None) -> Path:
+    """The repository that an origin was converted to; converted once for each version of its weights."""
+    _, checkpoint = origin_of(entry.name, cache_dir)
+    assert entry.origin is not None  # or it would have no origin to be fetched from
+    digest = sha256_stamped(checkpoint / FILES[entry.origin.format][-1])
+    folder = cache() / "converted" / f"{entry.name}-{digest[:16]}"
+    if not (folder / repository.CONFIG).is_file():
+        log.info("converting %s, a %s checkpoint", entry.origin.repo, entry.origin.format)
+        model = converted(checkpoint, entry.name, entry)
+        repository.write(folder, model, repository.describe(model), {})
+    return folder
+
+
+def origin_of(source: str | os.PathLike[str], cache_dir: Path | None = None) -> tuple[Entry | None, Path]:
+    """Where another project's checkpoint lies, fetched if need be, and what the catalog knows of it.
+
+    Args:
+        source: a folder, a name of the catalog, or `org/name` on the Hub.
+        cache_dir: as for `load`.
+
+    Raises:
+        UnknownName, RepositoryError, HubError: as for `load`.
+    """
+    if _is_path(source) or Path(source).is_dir():
+        if not Path(source).is_dir():
+            raise RepositoryError(f"no folder {source}: expected a checkpoint, a name of the catalog, or org/name")
+        return None, Path(source)
+    known = (catalog.info(name) for name in catalog.names(all=True))
+    entry = next((each for each in known if source in (each.name, each.origin and each.origin.repo)), None)
+    if entry is None and "/" not in str(source):
+        raise RepositoryError(f"{_entry(str(source)).name} has no origin to be converted from")
+    origin = entry.origin if entry else Origin(str(source), "torch-dag")
+    if origin is None:
+        raise RepositoryError(f"{source} has no origin to be converted from: it is no other project's checkpoint")
+    return entry, remote.fetch_files(origin.repo, origin.commit, FILES[origin.format], cache_dir=cache_dir)
+
+
+def _place(name: str, namespace: str | None) -> tuple[str | None, str | None]:
+    """Where on the Hub a name lies, and at which commit; nowhere if it is embedded."""
+    if "/" in name:
+        return name, None
+    if namespace:
+        return f"{namespace}/{name}", None
+    own = os.environ.get("ZOO_NAMESPACE")
+    if own and (name not in catalog.names(all=True) or catalog.obstacle(catalog.info(name))):
+        return f"{own}/{name}", None
+    entry = _entry(name)
     if obstacle := catalog.obstacle(entry):
         raise RepositoryError(f"{name} can't be loaded: {obstacle}")
-    return catalog.EMBEDDED / entry.name
+    return entry.repo, entry.revision
 
 
 def _entry(name: str) -> Entry:
@@ -179,18 +278,19 @@ def _entry(name: str) -> Entry:
 
 
 def _description(name: str | os.PathLike[str]) -> tuple[Description, Any]:
-    if isinstance(name, str) and name.startswith("timm/"):
-        return Description(name.partition("/")[2], Base(name)), None
-    if not _is_path(name):
+    if _is_dense(name):
+        base = Base(str(name))
+        return Description(base.id.partition("/")[2], base), None
+    if not _is_path(name) and "/" not in str(name):
         entry = _entry(str(name))
         if entry.origin is not None and entry.origin.format == "timm":
             return Description(entry.name, Base(entry.origin.repo)), None
-        if entry.status != "embedded":
+        if obstacle := catalog.obstacle(entry):
             if entry.base is None or entry.recipe.method is not None:
-                raise RepositoryError(f"the structure of {name} isn't known yet; make it with: zoo build {name}")
+                raise RepositoryError(f"the structure of {name} isn't known yet: {obstacle}")
             return Description(entry.name, entry.base), None
-    folder = folder_of(name)
+    folder = folder_of(name, files=(repository.CONFIG, repository.GRAPH))
     config = repository.read(folder)
-    description = repository.from_config(config, str(folder))
-    repository.dense_skeleton(config, description)  # refuses what this timm builds otherwise, or what is absurd
+    description = repository.describe_folder(folder, config)
+    repository.skeleton_of(config, description)  # refuses what this timm builds otherwise, or what is absurd
     return description, config.get("pretrained_cfg")

@@ -10,16 +10,17 @@ from dataclasses import asdict
 from pathlib import Path, PurePath
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
+from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
 
 from zoo.catalog.entry import Base, Entry, Recipe, Reported
 from zoo.errors import require
+from zoo.hub.remote import LIBRARY
 from zoo.hub.repository import Description
 from zoo.report import Report
 from zoo.structure.plan import Drop, Edit, Factor, Heads, Mask, Narrow, Plan, Rank, Width
 
 LONG = 12  # layers; a longer table is collapsed
-LIBRARY = "compressed-zoo"  # never timm: the Hub would show a snippet that fails on changed widths
 
 TAGS = {
     "prune": ["pruned", "channel-pruning"],
@@ -108,8 +109,9 @@ def render(
         preprocessing=_preprocessing(report, pretrained_cfg),
         conditions=_conditions(report),
         reported=[_reported(row, entry) for row in (*entry.reported, *entry.baselines)],
-        base=description.base.id,
-        args=_settings(description.base.args),
+        base=description.base.id if description.base else None,
+        args=_settings(description.base.args) if description.base else "",
+        graph=description.graph,
         stand_in=description.structure == "stand-in",
         edits=[_summary(edit) for edit in edits],
         layers=[(path, edit.edit, result) for edit in edits for path, result in _results(edit).items()],
@@ -118,6 +120,27 @@ def render(
         origin=_origin(entry),
     )
     return f"---\n{_metadata(entry, description, recipe, report).to_yaml()}\n---\n\n{body}"
+
+
+def eval_results(report: Report) -> dict[str, str]:
+    """What was measured on a data set of the Hub, as its model pages and leaderboards read it.
+
+    Returns:
+        Path in the repository → YAML; empty where the data set isn't on the Hub.
+
+    Source: https://huggingface.co/docs/hub/eval-results
+    """
+    data = report.data.get("dataset", "")
+    if "top1" not in report.measured or not HUB_ID.fullmatch(data):
+        return {}
+    entry = EvalResultEntry(
+        dataset_id=data,
+        task_id="default",
+        value=report.measured["top1"],
+        notes=f"top-1 accuracy of {report.data.get('images', '?')} images ({report.data.get('split', 'test')})",
+    )
+    text = yaml_dump(eval_result_entries_to_yaml([entry]))
+    return {f".eval_results/{data.rpartition('/')[2]}.yaml": text}
 
 
 def _template() -> Any:

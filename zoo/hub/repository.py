@@ -15,6 +15,7 @@ from zoo.errors import RepositoryError, StructureError, WeightsError
 from zoo.files import read_json, sha256, sha256_stamped, write_json, writing_folder
 from zoo.hub import weights
 from zoo.structure.base import check_fingerprint, fingerprint, skeleton, tensors
+from zoo.structure.graph import Graph, build
 from zoo.structure.plan import Plan, apply_
 from zoo.version import __version__
 
@@ -23,7 +24,8 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
 RESULTS = "results.json"
-FILES = (CONFIG, WEIGHTS, CARD, RESULTS)
+GRAPH = "graph.json"
+FILES = (CONFIG, WEIGHTS, CARD, RESULTS, GRAPH)
 
 # What timm says of where the dense weights lie: it doesn't hold for ours.
 _ELSEWHERE = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load", "notes"}
@@ -35,19 +37,21 @@ class Description:
 
     Args:
         name: the model's.
-        base: the dense architecture.
-        plan: the edits over it; empty for a dense model.
+        base: the dense architecture; of a graph what it was once made from, None where that isn't known here.
+        plan: the edits over the base; empty for a dense model.
+        graph: a structure that stands alone, in place of base and plan.
         recipe: how it was made, as plain data.
         structure: `stand-in` where the published widths aren't known yet, else `exact`.
         source: the folder that it was loaded from, or where it came from otherwise.
     """
 
     name: str
-    base: Base
+    base: Base | None
     plan: Plan = field(default_factory=Plan)
     recipe: Mapping[str, Any] = field(default_factory=dict)
     structure: Literal["exact", "stand-in"] = "exact"
     source: str = ""
+    graph: Graph | None = None
 
 
 def versions() -> dict[str, str]:
@@ -99,10 +103,8 @@ def write(folder: Path, model: nn.Module, description: Description, files: Mappi
         WeightsError: the plan doesn't describe this model.
         StorageError: the disk is full or refuses.
     """
-    dense = skeleton(description.base)
-    saved_fingerprint = fingerprint(dense, description.plan.paths())
-    values = tensors(model)
-    rebuilt = apply_(dense, description.plan)
+    values, structure = tensors(model), _structure(description)
+    rebuilt = _built(description)
     weights.assign_(rebuilt, values, description.name)
     config: dict[str, Any] = dict(getattr(model, "pretrained_cfg", None) or {})
     config = {key: value for key, value in config.items() if key not in _ELSEWHERE and value is not None}
@@ -110,6 +112,8 @@ def write(folder: Path, model: nn.Module, description: Description, files: Mappi
         digest = weights.write(new / WEIGHTS, values)
         for name, text in files.items():
             (new / name).write_text(text, encoding="utf-8")
+        if description.graph is not None:
+            write_json(new / GRAPH, description.graph.to_json())
         write_json(
             new / CONFIG,
             {
@@ -120,15 +124,35 @@ def write(folder: Path, model: nn.Module, description: Description, files: Mappi
                 "zoo": {
                     "schema": SCHEMA,
                     "name": description.name,
-                    "base": {"id": description.base.id, "args": dict(description.base.args)},
-                    "plan": description.plan.to_json(),
+                    **structure,
                     "recipe": dict(description.recipe),
                     "weights_sha256": digest,
-                    "fingerprint": saved_fingerprint,
                     "versions": versions(),
                 },
             },
         )
+
+
+def _structure(description: Description) -> dict[str, Any]:
+    """The keys that say how the structure is rebuilt."""
+    base = description.base and {"id": description.base.id, "args": dict(description.base.args)}
+    if description.graph is not None:
+        return {"base": base, "graph": GRAPH}
+    saved = fingerprint(_dense(description), description.plan.paths())
+    return {"base": base, "plan": description.plan.to_json(), "fingerprint": saved}
+
+
+def _dense(description: Description) -> nn.Module:
+    if description.base is None:
+        raise StructureError(f"{description.name} names neither a base nor a graph: it can't be rebuilt")
+    return skeleton(description.base)
+
+
+def _built(description: Description) -> nn.Module:
+    """The structure, on the meta device."""
+    if description.graph is not None:
+        return build(description.graph, description.name)
+    return apply_(_dense(description), description.plan)
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -157,7 +181,8 @@ def read(folder: Path) -> dict[str, Any]:
             f"{folder / CONFIG} has schema {schema}, zoo {__version__} reads up to {SCHEMA}: "
             f"needs zoo >= {needed}; pip install -U compressed-zoo"
         )
-    expected: dict[str, type] = {"name": str, "base": dict, "plan": list, "weights_sha256": str, "fingerprint": dict}
+    expected: dict[str, type] = {"name": str, "weights_sha256": str}
+    expected |= {"graph": str} if "graph" in ours else {"base": dict, "plan": list, "fingerprint": dict}
     for key, kind in expected.items():
         if not isinstance(ours.get(key), kind):
             found = type(ours[key]).__name__ if key in ours else "nothing"
@@ -165,32 +190,46 @@ def read(folder: Path) -> dict[str, Any]:
     for where, table, key in (("", config, "pretrained_cfg"), ("zoo.", ours, "recipe"), ("zoo.", ours, "versions")):
         if not isinstance(table.get(key, {}), dict):
             raise RepositoryError(f"{folder / CONFIG}: {where}{key} is {type(table[key]).__name__}, expected dict")
-    base = ours["base"]
-    if not isinstance(base.get("id"), str) or not isinstance(base.get("args", {}), dict):
+    base = {"id": ""} if "graph" in ours and ours.get("base") is None else ours["base"]
+    if not isinstance(base, dict) or not isinstance(base.get("id"), str) or not isinstance(base.get("args", {}), dict):
         raise RepositoryError(f"{folder / CONFIG}: zoo.base is {base}, expected id and args")
     return config
 
 
-def from_config(config: Mapping[str, Any], source: str = "") -> Description:
-    """What a repository's configuration says that it holds.
+def describe_folder(folder: Path, config: Mapping[str, Any]) -> Description:
+    """What a repository says that it holds.
+
+    Args:
+        folder: the repository; read only for a graph.
+        config: its config.json.
 
     Raises:
-        StructureError: the plan holds an unknown edit or key.
+        RepositoryError: a graph that is named isn't there.
+        StructureError: the plan or the graph holds something unknown.
     """
     ours = config["zoo"]
-    base = Base(ours["base"]["id"], ours["base"].get("args", {}))
-    return Description(ours["name"], base, Plan.from_json(ours["plan"]), ours.get("recipe", {}), source=source)
+    base = Base(ours["base"]["id"], ours["base"].get("args", {})) if ours.get("base") else None
+    recipe, source = ours.get("recipe", {}), str(folder)
+    if "graph" in ours:
+        graph = Graph.from_json(read_json(folder / GRAPH), str(folder / GRAPH))
+        return Description(ours["name"], base, graph=graph, recipe=recipe, source=source)
+    return Description(ours["name"], base, Plan.from_json(ours["plan"]), recipe=recipe, source=source)
 
 
-def dense_skeleton(config: Mapping[str, Any], description: Description) -> nn.Module:
-    """The base that a repository was saved from, on meta, as this timm builds it.
+def skeleton_of(config: Mapping[str, Any], description: Description) -> nn.Module:
+    """The structure that a repository describes, on meta; its base must be that which it was saved from.
 
     Raises:
-        UnknownName, StructureError: the base can't be built.
-        FingerprintError: this timm builds another.
+        UnknownName, StructureError: it can't be built.
+        FingerprintError: this timm builds another base.
     """
-    ours, model = config["zoo"], skeleton(description.base)
-    check_fingerprint(description.base, model, ours["fingerprint"], ours.get("versions", {}).get("timm", "unknown"))
+    if description.graph is None and description.base is not None:
+        ours, dense = config["zoo"], _dense(description)
+        saved_timm = ours.get("versions", {}).get("timm", "unknown")
+        check_fingerprint(description.base, dense, ours["fingerprint"], saved_timm)
+        return apply_(dense, description.plan)
+    model = _built(description)
+    model.num_classes = int(config.get("num_classes", 0))  # type: ignore[assignment]
     return model
 
 
@@ -208,8 +247,8 @@ def rebuild(folder: Path, device: str | torch.device = "cpu") -> nn.Module:
         RepositoryError, StructureError, FingerprintError, WeightsError: whatever doesn't fit, named.
     """
     config = read(folder)
-    description = from_config(config, str(folder))
-    model = apply_(dense_skeleton(config, description), description.plan)
+    description = describe_folder(folder, config)
+    model = skeleton_of(config, description)
     path, expected = folder / WEIGHTS, config["zoo"]["weights_sha256"]
     values = weights.read(path, device)
     if (digest := sha256_stamped(path)) != expected:

@@ -1,0 +1,61 @@
+"""The command line: arguments in, functions called, results printed. Nothing else prints or sets an exit code."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from zoo.cli import listing, making, verifying
+from zoo.errors import ZooError
+from zoo.version import __version__
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; the exit code is 0, 1 (an error or a figure that differs), 2 (usage) or 130 (Ctrl-C)."""
+    log = logging.getLogger("zoo")
+    log.handlers, log.level = [_Echo()], logging.INFO
+    if not sys.stderr.isatty():  # elsewhere a bar would run into the line that says what went wrong
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        code = cli.main(args=arguments, prog_name="zoo", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted: nothing half-written was left; the same command goes on where it stopped", err=True)
+        code = 130
+    except ZooError as error:
+        click.echo(f"error: {error}", err=True)
+        code = 1
+    except OSError as error:
+        click.echo(f"error: {error.filename or 'the disk'}: {error.strerror or error}", err=True)
+        code = 1
+    sys.exit(code or 0)
+
+
+class _Echo(logging.Handler):
+    """What is being tried, on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(record.getMessage(), err=True)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="zoo %(version)s")
+def cli() -> None:
+    """Compressed vision models: find, load, make, publish, verify."""
+
+
+for command in (
+    listing.list_models,
+    listing.show,
+    making.compress,
+    making.build,
+    making.push,
+    making.import_model,
+    making.serve,
+    verifying.verify,
+):
+    cli.add_command(command)

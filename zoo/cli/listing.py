@@ -1,0 +1,168 @@
+"""`zoo list` and `zoo show`: what is known of every model."""
+
+import contextlib
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from zoo import catalog
+from zoo.catalog.entry import METHODS, STATUSES, Entry, Reported
+from zoo.cli.tables import UNITS, as_json, count, table
+from zoo.files import read_json
+
+if TYPE_CHECKING:
+    from zoo.hub.remote import Listed
+
+
+class Count(click.ParamType):  # type: ignore[type-arg]
+    """A number that may end in k, M or G."""
+
+    name = "count"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """`1.5G` → 1.5e9."""
+        unit = value[-1:] if value[-1:] in UNITS else ""
+        with contextlib.suppress(ValueError):
+            count = float(value.removesuffix(unit)) * UNITS[unit]
+            if 0 < count < math.inf:
+                return count
+        return self.fail(f"{value!r} isn't a number such as 300M or 1.5G", param, ctx)
+
+
+@click.command("list")
+@click.argument("pattern", default="*")
+@click.option("--method", type=click.Choice(METHODS), help="Only models compressed by this method.")
+@click.option("--task", help="Only models for this task, e.g. image-classification.")
+@click.option("--base", metavar="PATTERN", help="Only models made from such a base, e.g. resnet50d.")
+@click.option("--project", help="Only models of this project, e.g. torch-dag.")
+@click.option("--status", type=click.Choice(STATUSES), help="Only models of this status.")
+@click.option("--max-macs", type=Count(), help="Only models with at most so many macs, e.g. 1.5G.")
+@click.option("--max-params", type=Count(), help="Only models with at most so many parameters, e.g. 10M.")
+@click.option("--sort", type=click.Choice(catalog.ORDERS), default="name", show_default=True, help="The order.")
+@click.option("--all", "everything", is_flag=True, help="Also models that aren't built yet.")
+@click.option("--hub", is_flag=False, flag_value="", metavar="[ORG]", help="Also what the Hub has, of ORG or of all.")
+@as_json
+def list_models(pattern: str, everything: bool, hub: str | None, as_json: bool, **wanted: Any) -> None:
+    """List the models of the catalog.
+
+    PATTERN is a part of the name, or a pattern with * and ?. Figures that a source reports and we haven't measured
+    are marked so.
+    """
+    entries = [catalog.info(name) for name in catalog.names(pattern, all=everything, **wanted)]
+    found = [] if hub is None else _published(hub or None, pattern)
+    if as_json:
+        models = [*(_listed(entry) for entry in entries), *(asdict(each) for each in found)]
+        click.echo(json.dumps({"counts": _counts(entries), "models": models}, indent=2))
+        return
+    head = ["name", "method", "macs kept", "params", "macs", "accuracy", "figures", "status"]
+    published = [[each.repo, ", ".join(each.methods), *[""] * 5, f"on the Hub at {each.commit[:7]}"] for each in found]
+    table(head, [*map(_row, entries), *published])
+    left = 0 if everything else len(catalog.names(pattern, all=True, **wanted)) - len(entries)
+    counts = Counter(entry.status for entry in entries)
+    parts = [f"{count} {status}" for status, count in counts.items()] + [f"{left} more with --all"] * bool(left)
+    parts += [f"{len(found)} on the Hub"] * (hub is not None)
+    click.echo(f"{len(entries) + len(found)} models: {', '.join(parts)}" if parts else "no model fits")
+
+
+@click.command()
+@click.argument("name")
+@as_json
+def show(name: str, as_json: bool) -> None:
+    """Show what is known of the model NAME.
+
+    What it is made from and how, what is claimed and what was measured of it, and how to load it.
+    """
+    entry = catalog.info(name)
+    measured = catalog.results(entry)
+    obstacle = catalog.obstacle(entry)
+    load = {"load": None if obstacle else f'zoo.load("{name}")', "obstacle": obstacle}
+    if as_json:
+        more = {**load, "structure": _structure(entry), "results": measured or None}
+        click.echo(json.dumps({**asdict(entry), **more}, indent=2))
+        return
+    recipe = entry.recipe
+    facts = {
+        "name": entry.name,
+        "base": entry.base.id if entry.base else None,
+        "task": entry.task,
+        "input": " x ".join(map(str, entry.input)),
+        "status": entry.status,
+        "load": load["load"] or f"not yet: {obstacle}",
+        "structure": _structure(entry),
+        "made by": ", ".join([recipe.method or "training from scratch", *_pairs(recipe.options)]),
+        "budget": ", ".join(f"{v:.1%} of the {k}" for k, v in asdict(recipe.budget).items() if v)
+        if recipe.budget
+        else "",
+        "teachers": ", ".join(recipe.teachers),
+        "training": ", ".join([*_pairs(recipe.schedule), *_pairs(recipe.distil), *_pairs(recipe.augment)]),
+        "data": recipe.data or entry.dataset,
+        "licence": entry.license or "of the weights that it will be made from",
+        "origin": ", ".join(str(fact) for fact in asdict(entry.origin).values() if fact) if entry.origin else None,
+        "source": entry.source,
+        "note": entry.note,
+    }
+    table(["", ""], [[key, value] for key, value in facts.items() if value])
+    rows = [["measured here", _pairs(measured["measured"]), _pairs(measured["data"])]] if measured else []
+    rows += [
+        [row.of or "reported", _pairs(row.figures), _conditions(row)] for row in (*entry.reported, *entry.baselines)
+    ]
+    if rows:
+        table(["figures of", "", "for"], [[who, ", ".join(what), ", ".join(where)] for who, what, where in rows])
+
+
+def _published(organisation: str | None, pattern: str) -> "list[Listed]":
+    """What the Hub has; a model of the catalog is told by its own row there, with all that is known of it."""
+    from zoo.hub.remote import listing
+
+    return [each for each in listing(organisation) if catalog.matches(each.repo.partition("/")[2], pattern)]
+
+
+def _counts(entries: Sequence[Entry]) -> dict[str, dict[str, int]]:
+    """Project → status → models."""
+    projects = sorted({entry.project for entry in entries})
+    return {project: dict(Counter(e.status for e in entries if e.project == project)) for project in projects}
+
+
+def _listed(entry: Entry) -> dict[str, Any]:
+    keys = ("name", "project", "family", "task", "status", "license", "source")
+    recipe, base = asdict(entry.recipe), entry.base.id if entry.base else None
+    plain = {**{key: getattr(entry, key) for key in keys}, "base": base}
+    return {**plain, "method": recipe["method"], "budget": recipe["budget"], **asdict(catalog.size(entry))}
+
+
+def _row(entry: Entry) -> list[str]:
+    size = catalog.size(entry)
+    share = f"{entry.recipe.budget.macs:.0%}" if entry.recipe.budget else ""
+    mean = size.map or size.map50
+    accuracy = f"{size.top1:.2%}" if size.top1 else f"{mean:.1%} mAP" if mean else "-"
+    known = {key for key, value in asdict(size).items() if value is not None} - {"reported"}
+    figures = (
+        "reported" if known == set(size.reported) else ", ".join(size.reported) + " reported" * bool(size.reported)
+    )
+    costs = [count(size.params), count(size.macs), accuracy, (figures or "measured") if known else ""]
+    return [entry.name, entry.recipe.method or "dense", share, *costs, entry.status]
+
+
+def _structure(entry: Entry) -> str:
+    """What is known of the layers without building them."""
+    if entry.status == "embedded":
+        plan = read_json(catalog.EMBEDDED / entry.name / "config.json")["zoo"]["plan"]
+        edits = [f"{edit.pop('edit')} of {sum(len(items) for items in edit.values())} modules" for edit in plan]
+        return ", ".join(edits) or "that of the base"
+    if entry.origin is not None:
+        return f"as the {entry.origin.format} checkpoint has it"
+    return "known once it is built"
+
+
+def _pairs(values: Mapping[str, Any]) -> list[str]:
+    return [f"{key} {value:.8g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()]
+
+
+def _conditions(row: Reported) -> list[str]:
+    known = {key: value for key, value in asdict(row).items() if key not in ("figures", "of") and value is not None}
+    return _pairs(known)

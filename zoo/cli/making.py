@@ -1,0 +1,143 @@
+"""The commands that make, publish and serve models."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from zoo import catalog
+from zoo.catalog.entry import AVAILABLE, Budget, Entry
+from zoo.errors import ZooError
+
+
+@click.command()
+@click.argument("base")
+@click.option("--method", type=click.Choice(AVAILABLE), default="prune", show_default=True, help="How.")
+@click.option("--budget", type=float, required=True, metavar="SHARE", help="Share of the macs that stays, 0..1.")
+@click.option("--params", type=float, metavar="SHARE", help="Share of the params that stays, if that matters too.")
+@click.option("--data", required=True, help="digits, digit_pairs, a folder of class folders, or a Hub id ORG/NAME.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new repository.")
+@click.option("--epochs", type=click.IntRange(0), default=0, show_default=True, help="Distil from BASE so long.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Option of the method, e.g. round_to=16.")
+def compress(
+    base: str,
+    method: str,
+    budget: float,
+    params: float | None,
+    data: str,
+    out: Path,
+    epochs: int,
+    settings: tuple[str, ...],
+) -> None:
+    """Compress the model BASE.
+
+    BASE is a model of the list, a repository's folder, or a timm id such as timm/resnet18.a1_in1k. A command that was
+    stopped goes on where it stopped.
+    """
+    from zoo.building import recipe_for
+
+    entry = recipe_for(base, method, Budget(budget, params), data, epochs, _settings(settings))
+    _build(entry, out, None)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the repository.  [default: build/NAME]")
+@click.option("--data", help="Another data set than the recipe's.")
+def build(name: str, out: Path | None, data: str | None) -> None:
+    """Make the model NAME by its recipe.
+
+    A build that was stopped goes on where it stopped.
+    """
+    _build(catalog.info(name), out or Path("build") / name, data)
+
+
+def _build(entry: Entry, out: Path, data: str | None) -> None:
+    from zoo.building import make
+
+    started = [time.monotonic()]
+
+    def say(line: str) -> None:
+        now = time.monotonic()
+        seconds = f"  {now - started[-1]:.1f} s" if len(started) > 1 else ""
+        started.append(now)
+        click.echo(f"{seconds}\n{line} ..." if seconds else f"{line} ...", nl=False, err=True)
+
+    try:
+        folder = make(entry, out, data, say)
+    except ZooError:
+        if len(started) > 1:
+            click.echo(err=True)  # the error stands on a line of its own
+        raise
+    click.echo(f"  {time.monotonic() - started[-1]:.1f} s", err=True)
+    click.echo(str(folder))
+
+
+@click.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("to")
+@click.option("--private", is_flag=True, help="On the Hub, make it so that only you see it.")
+@click.option("--tag", help="On the Hub, name this version, e.g. v1.")
+def push(folder: Path, to: str, private: bool, tag: str | None) -> None:
+    """Publish the repository FOLDER.
+
+    TO is ORG/NAME on the Hub, or a folder such as ./models/NAME. What is there already is replaced whole or not at
+    all; the same folder again changes nothing.
+    """
+    from zoo.building import push
+
+    click.echo(push(folder, to, private=private, tag=tag))
+
+
+@click.command("import")
+@click.argument("source")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new repository.")
+@click.option("--name", help="Of the model.  [default: the catalog's, or the source's]")
+@click.option("--input", "size", type=click.IntRange(1), help="Side of its square input, where the catalog can't say.")
+@click.option("--probabilities", is_flag=True, help="Keep a softmax at the end; else the model gives logits.")
+@click.option("--push", "to", metavar="ORG/NAME", help="Publish it there too.")
+def import_model(
+    source: str, out: Path, name: str | None, size: int | None, probabilities: bool, to: str | None
+) -> None:
+    """Make a repository of SOURCE, a torch-dag checkpoint.
+
+    SOURCE is a folder with config.dict.json and modules.pt, a model of the list, or ORG/NAME on the Hub. Nothing that
+    it holds is run.
+    """
+    from zoo.building import convert, push
+
+    folder = convert(source, out, name=name, size=size, probabilities=probabilities)
+    click.echo(str(folder))
+    if to:
+        click.echo(push(folder, to))
+
+
+@click.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes any free one.")
+@click.option("--token", envvar="ZOO_SERVE_TOKEN", help="What clients must present to write. [env: ZOO_SERVE_TOKEN]")
+def serve(folder: Path, port: int, token: str | None) -> None:
+    """Serve FOLDER as a Hub on this machine, until Ctrl-C.
+
+    Clients find it by HF_ENDPOINT; they need HF_HUB_DISABLE_XET=1.
+    """
+    from zoo.server import serve
+
+    serve(folder, port=port, token=token, say=lambda line: click.echo(line, err=True))
+
+
+def _settings(settings: tuple[str, ...]) -> dict[str, Any]:
+    pairs = [setting.partition("=") for setting in settings]
+    for key, equals, _ in pairs:
+        if not equals:
+            raise click.BadParameter(f"{key!r} isn't KEY=VALUE", param_hint="--set")
+    return {key: _value(value) for key, _, value in pairs}
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

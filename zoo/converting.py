@@ -1,0 +1,117 @@
+"""Another project's checkpoint → a model of ours, without the network and without running anything in it.
+
+Weights and structure come from the checkpoint; preprocessing, which it doesn't hold, from what the catalog knows of the
+model and of its base.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from zoo.catalog.entry import Base, Entry
+from zoo.errors import CheckpointError, WeightsError
+from zoo.files import sha256
+from zoo.hub import torch_dag, weights
+from zoo.hub.repository import Description
+from zoo.structure.base import skeleton
+from zoo.structure.graph import Graph, Node, build
+
+
+def converted(folder: Path, name: str, entry: Entry | None = None, *, probabilities: bool = False) -> nn.Module:
+    """Convert a checkpoint.
+
+    Args:
+        folder: holds its files; which they are, `FILES` says for each format.
+        name: of the model.
+        entry: what the catalog knows of it; without one it is a torch-dag checkpoint.
+        probabilities: leave a softmax at the end where there is one; else the model gives logits.
+
+    Returns:
+        The model in eval mode, with `pretrained_cfg` and `zoo_entry`.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, dangerous, not understood, or another than the catalog's.
+    """
+    format = entry.origin.format if entry and entry.origin else "torch-dag"
+    hashes = {file: sha256(folder / file) for file in FILES[format] if (folder / file).is_file()}
+    known = entry.origin.sha256 if entry and entry.origin else None
+    if known is not None and hashes.get(WEIGHTS[format]) != known:
+        raise CheckpointError(f"{folder / WEIGHTS[format]} isn't the file that the catalog knows: sha256 {known[:12]}…")
+    model, description = _READERS[format](folder, name, entry, probabilities)
+    model.zoo_entry = replace(  # type: ignore[assignment]
+        description, recipe={"converted_from": {"format": format, "sha256": hashes}}, source=str(folder)
+    )
+    return model.eval()
+
+
+def _torch_dag(folder: Path, name: str, entry: Entry | None, probabilities: bool) -> tuple[nn.Module, Description]:
+    graph, tensors = torch_dag.read(folder)
+    softmax = None if probabilities else _last_softmax(graph)
+    if softmax is not None:
+        graph = replace(graph, nodes=tuple(n for n in graph.nodes if n is not softmax), outputs=softmax.inputs)
+    model = weights.assign_(build(graph, name), tensors, str(folder))
+    classes = _classes(graph, tensors)
+    model.num_classes = classes  # type: ignore[assignment]
+    model.pretrained_cfg = _preprocessing(entry, classes)  # type: ignore[assignment]
+    return model, Description(name, entry.base if entry else None, graph=graph)
+
+
+def _timm(folder: Path, name: str, entry: Entry | None, probabilities: bool) -> tuple[nn.Module, Description]:
+    assert entry is not None  # that is how the format is known
+    assert entry.origin is not None
+    base = Base(entry.origin.repo)
+    model, path = skeleton(base), folder / WEIGHTS["timm"]
+    try:
+        tensors = weights.read(path)
+        missing = {n: b for n, b in model.named_buffers() if n.endswith("num_batches_tracked") and n not in tensors}
+        weights.assign_(
+            model, {**tensors, **{n: torch.zeros_like(b, device="cpu") for n, b in missing.items()}}, str(path)
+        )
+    except WeightsError as error:
+        raise CheckpointError(f"{folder} isn't converted: {error}") from error
+    return model, Description(name, base)
+
+
+def _last_softmax(graph: Graph) -> Node | None:
+    """The softmax that gives the only output, if one does."""
+    last = next((node for node in graph.nodes if graph.outputs == (node.name,)), None)
+    return last if last is not None and last.op == "softmax" else None
+
+
+def _classes(graph: Graph, tensors: Mapping[str, Tensor]) -> int:
+    """How many classes the layer before the output tells apart; 0 where no layer gives the output."""
+    by_name = {node.name: node for node in graph.nodes}
+    node = by_name.get(graph.outputs[0])
+    while node is not None and node.op in ("reshape", "flatten", "dropout", "scale", "add"):
+        node = by_name.get(node.inputs[0])
+    if len(graph.outputs) > 1 or node is None or node.op not in ("linear", "conv2d"):
+        return 0
+    return len(tensors[f"{node.module or node.name}.weight"])
+
+
+def _preprocessing(entry: Entry | None, num_classes: int) -> dict[str, Any]:
+    """What images must undergo: as for the base, at the size that the model was trained for."""
+    if entry is None:
+        return {"input_size": (3, 224, 224), "num_classes": num_classes}
+    known = None
+    if entry.base is not None and entry.base.id.startswith("timm/"):
+        known = timm.get_pretrained_cfg(entry.base.id.removeprefix("timm/"))
+    config: dict[str, Any] = {} if known is None else known.to_dict()
+    kept = ("interpolation", "crop_pct", "crop_mode", "mean", "std")
+    own = {"input_size": entry.input, "num_classes": num_classes, "license": entry.license}
+    return {**{key: config[key] for key in kept if config.get(key) is not None}, **own}
+
+
+WEIGHTS: Mapping[str, str] = {"torch-dag": torch_dag.MODULES, "timm": "model.safetensors"}
+"""Format → the file with the weights."""
+FILES: Mapping[str, tuple[str, ...]] = {"torch-dag": (torch_dag.CONFIG, torch_dag.MODULES), "timm": (WEIGHTS["timm"],)}
+"""Format → the files that a checkpoint consists of."""
+_READERS: Mapping[str, Callable[[Path, str, Entry | None, bool], tuple[nn.Module, Description]]] = {
+    "torch-dag": _torch_dag,
+    "timm": _timm,
+}
