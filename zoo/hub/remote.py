@@ -5,7 +5,6 @@ announced, which the client itself doesn't do over plain HTTP.
 """
 
 import contextlib
-import errno
 import hashlib
 import logging
 import re
@@ -24,18 +23,15 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import (
     EntryNotFoundError,
-    GatedRepoError,
     HfHubHTTPError,
-    HFValidationError,
     LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
-from zoo.errors import HubError, RepositoryError, StorageError, UnknownName, WeightsError, ZooError
+from zoo.errors import HubError, RepositoryError, StorageError, UnknownName, WeightsError
 from zoo.files import REPOSITORY, cache, read_json, sha256_stamped, write_json
+from zoo.hub.refusals import explained, refused, unreachable
 from zoo.hub.repository import CONFIG, FILES, GRAPH, WEIGHTS, read
 
 # The tag by which our repositories are found, and their library_name: were that timm, the Hub would show a snippet that
@@ -47,7 +43,6 @@ TIMEOUT = 10.0  # seconds for the first answer
 _COMMIT = re.compile("[0-9a-f]{40}")
 _SHORT = re.compile("[0-9a-f]{7,39}")
 _ABSENT = Path()  # in place of a file that a commit is known not to have
-_HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]  # of the client that huggingface_hub is built on
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +102,7 @@ def fetch(
             raise RepositoryError(f"{repo} at {commit[:7]} has no {name}: not written by zoo")
         return path
 
-    with _explained(repo, commit):
+    with explained(repo, commit):
         folder = have(CONFIG, True).parent
         graph = "graph" in read(folder)["zoo"]  # refuses what isn't ours before the weights are fetched
         for name in dict.fromkeys((*files, GRAPH)):
@@ -132,7 +127,7 @@ def fetch_files(repo: str, revision: str | None, files: Sequence[str], *, cache_
         UnknownName, HubError, RepositoryError, WeightsError, StorageError: as for `fetch`.
     """
     commit, answered = _resolved(repo, revision, once=True)
-    with _explained(repo, commit):
+    with explained(repo, commit):
         paths = {name: _cached(repo, name, commit, cache_dir) for name in files}
         missing = [name for name, path in paths.items() if path is None]
         if missing and not answered:
@@ -168,7 +163,7 @@ def _resolved(repo: str, revision: str | None, once: bool = False) -> tuple[str,
         return str(known[asked]), False
     log.info("asking %s for %s", constants.ENDPOINT, repo)
     try:
-        with _explained(repo, revision):
+        with explained(repo, revision):
             commit, branch = _ask(repo, asked)
     except HubError:
         if asked not in known:
@@ -191,7 +186,7 @@ def reach(repo: str) -> None:
     """
     if try_to_load_from_cache(repo, WEIGHTS) is None:
         log.info("fetching %s from %s", repo, constants.ENDPOINT)
-        with _explained(repo, None):
+        with explained(repo, None):
             HfApi().model_info(repo, timeout=TIMEOUT)
 
 
@@ -223,7 +218,7 @@ def push(
     api = HfApi()
     add = [CommitOperationAdd(name, folder / name) for name in FILES if (folder / name).is_file()]
     add += [CommitOperationAdd(name, text.encode()) for name, text in (files or {}).items()]
-    with _explained(repo, None):
+    with explained(repo, None):
         page = api.create_repo(repo, private=private or None, exist_ok=True)
         head = api.model_info(repo, timeout=TIMEOUT)
         if private and not head.private:
@@ -254,7 +249,7 @@ def listing(organisation: str | None = None) -> Iterator[Listed]:
     Raises:
         HubError: as for `fetch`.
     """
-    with _explained(f"the models of {organisation}" if organisation else "the list of models", None):
+    with explained(f"the models of {organisation}" if organisation else "the list of models", None):
         log.info("asking %s for its models", constants.ENDPOINT)
         once = {"filter": LIBRARY, "limit": "1"}  # the client alone would try a dead endpoint for half a minute
         url = f"{constants.ENDPOINT}/api/models"
@@ -339,9 +334,9 @@ def _transfer(repo: str) -> Iterator[None]:
     try:
         yield
     except HfHubHTTPError as error:  # the repository is there, whatever the client makes of the answer
-        raise HubError(_refused(repo, error)) from None
+        raise HubError(refused(repo, error)) from None
     except RuntimeError as error:  # an upload's
-        raise error.__cause__ or HubError(_unreachable(error)) from None
+        raise error.__cause__ or HubError(unreachable(error)) from None
     except ValueError as error:  # what the endpoint says of files that it doesn't take
         raise HubError(f"{constants.ENDPOINT} refuses {repo}: {' '.join(str(error).split())}") from None
     finally:
@@ -356,65 +351,7 @@ def _tag(api: HfApi, repo: str, tag: str, commit: str) -> None:
         try:
             api.create_tag(repo, tag=tag, revision=commit)
         except HfHubHTTPError as error:
-            raise HubError(f"{_refused(repo, error)}; what was pushed stands") from None
-
-
-@contextlib.contextmanager
-def _explained(repo: str, revision: str | None) -> Iterator[None]:
-    """The client's exceptions in one line each, with the next step. The order is that of their inheritance."""
-    where = constants.ENDPOINT
-    try:
-        yield
-    except ZooError:
-        raise
-    except OfflineModeIsEnabled:
-        raise HubError(f"{repo} isn't in the cache and HF_HUB_OFFLINE is set: unset it to fetch") from None
-    except GatedRepoError:
-        raise HubError(f"{repo} is gated: ask for access on {where}/{repo}, then: hf auth login") from None
-    except RepositoryNotFoundError:
-        raise UnknownName(
-            f"no repository {repo} on {where}, or it is private: check the name, or log in: hf auth login"
-        ) from None
-    except RevisionNotFoundError:
-        raise UnknownName(
-            f"{repo} has no revision {revision!r}: {where}/{repo}/commits/main lists its commits and tags"
-        ) from None
-    except LocalEntryNotFoundError as error:
-        raise HubError(_unreachable(error.__cause__ or error)) from None
-    except HFValidationError:
-        raise UnknownName(f"{repo!r} can't be a repository's name: expected org/name") from None
-    except HfHubHTTPError as error:
-        raise HubError(_refused(repo, error)) from None
-    except _HTTPError as error:
-        raise HubError(_unreachable(error)) from None
-    except OSError as error:
-        if error.errno is None:  # the client's own: a file of another size than announced
-            raise HubError(_unreachable(error)) from None
-        if error.errno != errno.ENOSPC:
-            raise
-        place = error.filename or "the cache"
-        full = (
-            f"{place} can't be written: the disk is full; nothing was left behind, free space or choose another place"
-        )
-        raise StorageError(errno.ENOSPC, full) from None
-
-
-def _unreachable(error: BaseException) -> str:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"{constants.ENDPOINT} can't be reached ({reason}): check the network and HF_ENDPOINT"
-
-
-def _refused(repo: str, error: HfHubHTTPError) -> str:
-    status = error.response.status_code
-    said = (error.server_message or error.response.reason_phrase).strip().splitlines()[0]  # not the signed address
-    next_step = {
-        401: "log in: hf auth login",
-        403: "the token may not do that: hf auth login with one that may write there",
-        412: "somebody else published meanwhile: push again",
-        413: "it is too large for this endpoint",
-        429: "too many requests: wait a while",
-    }.get(status, "try again later" if status >= 500 else "mend what it names")
-    return f"{constants.ENDPOINT} answers {status} for {repo} ({said}): {next_step}"
+            raise HubError(f"{refused(repo, error)}; what was pushed stands") from None
 
 
 def _name(text: str) -> str:

@@ -1,0 +1,181 @@
+"""The local Hub: listings, and the server as a process."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+from urllib.parse import urlsplit
+
+import pytest
+from hub import ask, commit, create, regular, serving
+from served import address, card, folder
+
+from zoo.errors import MissingExtra, StorageError, ZooError
+from zoo.server import serve
+
+# Listings.
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A server with 25 models, two data sets and a space."""
+    with serving(tmp_path_factory.mktemp("many")) as address:
+        for number in range(25):
+            name = f"{'even' if number % 2 == 0 else 'odd'}/model-{number:02}"
+            create(address, name)
+            tag = "low-rank" if number % 3 == 0 else "magnitude"
+            task = "object-detection" if number == 7 else "image-classification"
+            commit(address, name, regular("README.md", card(tag, task)))
+        for kind, name in (("dataset", "odd/pictures"), ("dataset", "even/pictures"), ("space", "odd/page")):
+            create(address, name, kind)
+        yield address
+
+
+def pages(address, path):
+    """All rows, and how many pages they came on."""
+    answer = ask(address, "GET", path)
+    if not (link := re.fullmatch(r'<(.*)>; rel="next"', answer.headers.get("link", ""))):
+        return answer.json(), 1
+    rows, count = pages(address, link[1].removeprefix(address))
+    return answer.json() + rows, count + 1
+
+
+ODD = [f"odd/model-{number:02}" for number in range(1, 25, 2)]
+EVEN = [f"even/model-{number:02}" for number in range(0, 25, 2)]
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("", ODD + EVEN),
+        ("author=odd", ODD),
+        ("search=MODEL-1", [name for name in ODD + EVEN if "-1" in name]),
+        ("search=odd%2003", ["odd/model-03"]),
+        ("filter=low-rank", [name for name in ODD + EVEN if int(name[-2:]) % 3 == 0]),
+        ("filter=low-rank&filter=pruned&author=even", [name for name in EVEN if int(name[-2:]) % 3 == 0]),
+        ("filter=low-rank&filter=magnitude", []),
+        ("filter=license:mit&pipeline_tag=object-detection", ["odd/model-07"]),
+        ("filter=timm&author=nobody", []),
+        ("gated=true", []),
+        ("gated=false&author=even", EVEN),
+    ],
+)
+def test_a_listing_holds_what_fits_every_condition_whatever_the_page(many, query, expected):
+    for limit in (1000, 7, 1):
+        rows, count = pages(many, f"/api/models?{query}&limit={limit}")
+        assert sorted(row["id"] for row in rows) == sorted(expected)
+        assert count == max(-(-len(expected) // limit), 1)
+
+
+def test_a_listing_has_the_last_changed_first_and_survives_changes_between_its_pages(many):
+    rows, _ = pages(many, "/api/models?sort=lastModified")
+    first = ask(many, "GET", "/api/models?limit=10")
+    commit(many, "odd/model-01", regular("f", "x"))
+    rest, _ = pages(many, re.fullmatch(r'<(.*)>; rel="next"', first.headers["link"])[1].removeprefix(many))
+    seen = [row["id"] for row in first.json() + rest]
+
+    assert [row["lastModified"] for row in rows] == sorted((row["lastModified"] for row in rows), reverse=True)
+    assert len(seen) == len(set(seen))
+    assert set(ODD + EVEN) - set(seen) <= {"odd/model-01"}  # it went to the front
+    assert ask(many, "GET", "/api/models?limit=1").json()[0]["id"] == "odd/model-01"
+
+
+def test_a_listing_shows_as_much_as_is_asked_for(many):
+    def keys(query, kind="model"):
+        return set(ask(many, "GET", f"/api/{kind}s?{query}").json()[0])
+
+    assert not {"siblings", "cardData"} & keys("")
+    assert {"siblings", "sha", "tags"} <= keys("full=True")
+    assert "cardData" in keys("cardData=true")
+    assert keys("expand=sha&expand=downloads") == {"id", "sha", "downloads"}
+    assert {"siblings", "cardData"} <= keys("full=True", "dataset")
+    assert [row["id"] for row in ask(many, "GET", "/api/spaces").json()] == ["odd/page"]
+    for wrong in (
+        "sort=size",
+        "limit=0",
+        "limit=x",
+        "limit=" + "9" * 5000,
+        "cursor=x",
+        "cursor=[1,2]",
+        "cursor=[[],%22%22]",
+    ):
+        assert ask(many, "GET", f"/api/models?{wrong}").status == 400
+
+
+def test_trees_and_histories_come_in_pages_too(many):
+    lines = [regular(f"d{number % 3}/{number:03}", "x") for number in range(30)]
+    create(many, "tree/tree-1")
+    for line in lines:
+        assert commit(many, "tree/tree-1", line, title=line[1]["path"]).status == 200
+    ask(many, "DELETE", "/api/repos/delete", {"name": "tree/tree-1-none"})
+    base = "/api/models/tree/tree-1"
+    rows, count = pages(many, f"{base}/tree/main?recursive=true&expand=true&limit=7")
+    commits, _ = pages(many, f"{base}/commits/main?limit=7")
+    below, _ = pages(many, f"{base}/tree/main/d1?limit=4")
+    top, _ = pages(many, f"{base}/tree/main")
+    ask(many, "DELETE", "/api/repos/delete", {"organization": "tree", "name": "tree-1"})
+
+    assert count == 5
+    assert [row["path"] for row in rows] == sorted([".gitattributes", "d0", "d1", "d2", *(x[1]["path"] for x in lines)])
+    assert {row["path"]: row["lastCommit"]["title"] for row in rows if row["type"] == "file"} == {
+        ".gitattributes": "initial commit",
+        **{line[1]["path"]: line[1]["path"] for line in lines},
+    }
+    assert {row["path"]: row["lastCommit"]["title"] for row in rows if row["type"] == "directory"} == {
+        "d0": "d0/027",
+        "d1": "d1/028",
+        "d2": "d2/029",
+    }
+    assert [row["title"] for row in commits] == [line[1]["path"] for line in reversed(lines)] + ["initial commit"]
+    assert [row["path"] for row in below] == [f"d1/{number:03}" for number in range(1, 30, 3)]
+    assert [row["path"] for row in top] == [".gitattributes", "d0", "d1", "d2"]
+
+
+# The server as a process.
+
+
+def test_serve_says_where_it_listens_and_ends_with_ctrl_c(tmp_path):
+    program = (
+        "import sys; from zoo.server import serve; serve(sys.argv[1], port=0, say=lambda line: print(line, flush=True))"
+    )
+    command = [sys.executable, "-W", "error", "-c", program, str(tmp_path / "new")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        address = process.stdout.readline().strip()
+        try:
+            assert ask(address, "GET", "/api/models").json() == []
+            with pytest.raises(ZooError, match="is being served by another process"):
+                serve(tmp_path / "new", port=0)
+            with pytest.raises(StorageError, match=r"can't listen on 127\.0\.0\.1, port \d+: .*choose another port"):
+                serve(tmp_path / "other", port=urlsplit(address).port)
+        finally:
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=20)
+
+    assert (process.returncode, out, err) == (0, "", "")
+    with pytest.raises(ConnectionError), socket.create_connection(("127.0.0.1", urlsplit(address).port)):
+        pass
+
+
+def test_serve_is_for_this_machine_unless_there_is_a_token(tmp_path):
+    for host in ("0.0.0.0", "::", "", "192.0.2.1"):
+        with pytest.raises(ZooError, match="can be reached from other machines, which could write here: pass a token"):
+            serve(tmp_path, host=host, port=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_served_is_said(tmp_path):
+    (tmp_path / "file").touch()
+    for place in ("file", "file/below"):
+        with pytest.raises(StorageError, match="can't be served"):
+            serve(tmp_path / place, port=0)
+
+
+def test_a_missing_extra_is_said(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'compressed-zoo\[serve\]'"):
+        serve(tmp_path, port=0)
+
+
+def test_the_servers_own_folder_is_its_users_alone(address, folder):
+    assert (folder / ".hub").stat().st_mode & 0o777 == 0o700
