@@ -1,5 +1,7 @@
 """huggingface_hub in this process, pointed at a server as its environment variables would before it is imported."""
 
+import atexit
+import functools
 import os
 import socket
 
@@ -44,10 +46,13 @@ def environment(address, folder):
     return {**os.environ, **own, "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
+@functools.cache
 def dead():
-    """An address at which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+    """An address at which nobody listens: its port is taken, so that nobody else can."""
+    taken = socket.socket()
+    atexit.register(taken.close)
+    taken.bind(("127.0.0.1", 0))
+    return f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
 def faults(address, **what):

@@ -23,6 +23,7 @@ from itertools import count
 from urllib.parse import urlsplit
 
 FILES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "tempfile.mkstemp"}
+RELATIVE = {"os.remove", "os.rmdir"}  # as rmtree does within a folder that it holds open
 
 
 def around(application, faults, folder, cdn):
@@ -35,7 +36,9 @@ def around(application, faults, folder, cdn):
 
     def audit(event, arguments):
         written = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        if (event in FILES or written) and str(arguments[0]).startswith(str(folder)):
+        if event not in FILES and not written:
+            return
+        if str(arguments[0]).startswith(str(folder)) or (event in RELATIVE and arguments[1] >= 0):
             step()
 
     if "kill" in faults:

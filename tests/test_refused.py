@@ -128,6 +128,7 @@ UNTAKEN = {  # words of the message, and what differs from pushing SMALL to org/
     "down": (["{at} answers 503 for org/model (", "try again later"], {"fail": [99, "/"]}),
     "storage down": (["answers 503 for org/model (Service Un", "try again later"], {"fail": [99, "/uploads/"]}),
     "commit fails": (["answers 500 for org/model (Internal", "try again later"], {"fail": [99, "/commit/", 500]}),
+    "commit refused": (["400 for org/model (Bad Request): mend what it names"], {"fail": [9, "/commit/", 400]}),
     "raced": (["{at} answers 412 for org/model (", "somebody else published meanwhile: push again"], {}),
     "dead": (["{at} can't be reached (", "check the network and HF_ENDPOINT"], {}),
     "offline": (["org/model can't be published: HF_HUB_OFFLINE is set, unset it"], {}),

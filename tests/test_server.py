@@ -11,6 +11,8 @@ import pytest
 from hub import TOKEN, ask, batch, commit, content, create, follow, large, regular
 from served import EVERY_CHANGE, TEXT, WEIGHTS, address, card, folder
 
+from zoo.server.errors import TooLarge
+from zoo.server.receiving import lines
 from zoo.server.sending import PIECE, FileAnswer
 
 # Files.
@@ -122,7 +124,8 @@ def test_revisions_are_branches_tags_and_full_hashes(address):
     assert found == {"main": b"2", "c": b"2", "v1/first": b"1", "a/b": b"1", commits[0]: b"1", commits[1]: b"2"}
     assert [(each["name"], each["ref"]) for each in refs["tags"]] == [("v1/first", "refs/tags/v1/first")]
     assert [each["name"] for each in refs["branches"]] == ["a/b", "c", "main"]
-    for unknown in (commits[1][:7], commits[1][:39], "0" * 40, "HEAD", "refs%2Fpr%2F1"):
+    climbs = ["..%2Frepository", f"..%2Fcommits%2F{commits[1]}", f"%2F{commits[1]}"]
+    for unknown in (commits[1][:7], commits[1][:39], "0" * 40, "HEAD", "refs%2Fpr%2F1", *climbs):
         answer = ask(address, "GET", f"/api/models/org/revisions/revision/{unknown}")
         assert (answer.status, answer.headers["x-error-code"]) == (404, "RevisionNotFound")
     branch = commit(address, "org/revisions", regular("f", "3"), branch="a%2Fb", token=TOKEN)
@@ -213,6 +216,18 @@ def test_what_is_larger_than_the_server_takes_is_refused(address):
 
     assert row["error"]["code"] == 413
     assert "actions" not in row
+
+
+def test_a_body_of_lines_is_refused_as_soon_as_it_is_too_long():
+    def endless(piece):
+        while True:
+            yield piece
+
+    assert list(lines([b"ab\nc", b"d\n\n", b"ef"], 3, 100)) == [b"ab", b"cd", b"ef"]
+    with pytest.raises(TooLarge, match="a line of the commit is longer than 10 bytes"):
+        list(lines(endless(b"abc"), 10, 100))
+    with pytest.raises(TooLarge, match="the commit is longer than 100 bytes"):
+        list(lines(endless(b"abc\n"), 10, 100))
 
 
 DAMAGED = [

@@ -3,12 +3,15 @@
 import contextlib
 import hashlib
 import http.client
+import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hub import ask, batch, commit, content, create, follow, large, regular, serving
+
+from zoo.server.values import ATTRIBUTES
 
 DATA = bytes(range(256)) * 40
 
@@ -30,6 +33,11 @@ def whole(address):
             titles = [each["title"] for each in ask(address, "GET", f"/api/models/{name}/commits/{at}").json()]
             state[name, ref["ref"]] = (files, titles)
     return state
+
+
+def unfinished(folder):
+    """Files that were being written."""
+    return [path for path in folder.rglob(".*") if path.name != ".hub"]
 
 
 def add(address):
@@ -93,7 +101,7 @@ def test_a_server_killed_at_any_step_leaves_the_state_before_or_after_and_the_ch
                 assert whole(address) == states[1]
             else:
                 outcomes.append("after")
-        assert list(folder.rglob(".*.*.*")) == []
+        assert unfinished(folder) == []
         if kill and done:
             break
 
@@ -162,7 +170,7 @@ def test_a_full_disk_is_said_and_leaves_what_was_there(before, tmp_path):
         assert commit(address, "org/one", regular("long.txt", "x" * 30_000)).status == 507
         assert whole(address) == state
         assert commit(address, "org/one", regular("short.txt", "x")).status == 200
-    assert list(folder.rglob(".*.*.*")) == []
+    assert unfinished(folder) == []
 
 
 def broken():
@@ -186,3 +194,32 @@ def test_an_upload_that_breaks_off_leaves_nothing(before, tmp_path):
             time.sleep(0.01)
 
     assert left == []
+
+
+def test_bytes_that_nothing_uses_any_more_are_removed_a_day_later(before, tmp_path):
+    folder = shutil.copytree(before, tmp_path / "hub")
+    blobs = folder / ".hub" / "blobs"
+
+    def stored(age):
+        for path in [*blobs.glob("*/*"), *(folder / ".hub" / "parts").glob("*")]:
+            os.utime(path, (time.time() - age, time.time() - age))
+        with serving(folder, part=8192) as address:
+            assert whole(address)
+        return {path.name for path in blobs.glob("*/*")}
+
+    with serving(folder, part=8192) as address:
+        make(address)
+        used = {path.name for path in blobs.glob("*/*")}
+        large(address, "org/one", "never committed", DATA)
+        oid = hashlib.sha256(DATA * 2).hexdigest()
+        header = batch(address, "org/one", oid, len(DATA * 2)).json()["objects"][0]["actions"]["upload"]["header"]
+        assert follow(header["1"], "PUT", DATA[:8192]).status == 200
+    parts = folder / ".hub" / "parts" / oid
+
+    assert stored(80_000) == used | {hashlib.sha256(DATA).hexdigest()}
+    assert parts.exists()
+    assert stored(90_000) == used
+    assert not parts.exists()
+    with serving(folder) as address:
+        assert delete(address).status == 200
+    assert stored(90_000) == {hashlib.sha256(ATTRIBUTES).hexdigest()}

@@ -5,6 +5,7 @@ and what it made of it.
 """
 
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -16,10 +17,12 @@ import zoo
 from zoo.catalog.entry import Base, Entry, Origin
 from zoo.converting import converted
 from zoo.counting import torch_dag as counted
-from zoo.errors import CheckpointError
+from zoo.errors import CheckpointError, StructureError, WeightsError
 from zoo.files import sha256
-from zoo.hub import repository, torch_dag
+from zoo.hub import repository, torch_dag, unpickle, weights
+from zoo.hub.torch_dag import checkpoint
 from zoo.measurement import measure
+from zoo.structure.graph import build
 
 FOLDER = Path(__file__).parent / "data" / "torch_dag"
 CHECKPOINTS = {  # parameters, classes, kmapp at 64 pixels: as torch-dag itself counted them
@@ -250,3 +253,45 @@ def test_a_missing_file_is_named(damaged, file):
 
     with pytest.raises(CheckpointError, match=f"has no {file}"):
         torch_dag.read(folder)
+
+
+def mutated(value, rng):
+    """A JSON value with one part replaced, removed or repeated."""
+    others = [None, True, -1, 0, 1, 10**9, 1.5, float("nan"), "", "x", [], {}, [0], [[[]]], {"0": {}}]
+    if isinstance(value, dict) and value and rng.random() < 0.9:
+        key = rng.choice(list(value))
+        changed = dict(value)
+        if rng.random() < 0.1:
+            del changed[key]
+        else:
+            changed[key] = mutated(value[key], rng)
+        return changed
+    if isinstance(value, list) and value and rng.random() < 0.7:
+        place = rng.randrange(len(value))
+        return [*value[:place], mutated(value[place], rng), *value[place + rng.randrange(2) :]]
+    return rng.choice(others)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_random_graph_is_read_or_refused(seed, monkeypatch):
+    """Whatever a graph says, it is built on the meta device or refused with the one error."""
+    rng = random.Random(seed)  # noqa: S311
+    folder = FOLDER / "convnextv2_atto_tiny_pruned"
+    config = json.loads((folder / "config.dict.json").read_text())
+    modules = unpickle.read(folder / "modules.pt", checkpoint.NAMES)
+    monkeypatch.setattr(checkpoint.unpickle, "read", lambda *_: modules)
+    kept, refusals = 0, []
+    for _ in range(60):
+        changed = config
+        for _ in range(rng.randrange(1, 4)):
+            changed = mutated(changed, rng)
+        monkeypatch.setattr(checkpoint, "read_json", lambda _, data=changed: data)
+        try:
+            graph, tensors = torch_dag.read(folder)
+            weights.assign_(build(graph), tensors, "net")
+            kept += 1
+        except (CheckpointError, StructureError, WeightsError) as error:
+            refusals.append(str(error))
+    assert [text for text in refusals if "\n" in text] == []
+    assert refusals
+    assert kept + len(refusals) == 60

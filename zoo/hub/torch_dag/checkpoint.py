@@ -57,6 +57,10 @@ def read(folder: Path) -> tuple[Graph, dict[str, Tensor]]:
         return _read(folder)
     except (RepositoryError, StructureError, WeightsError) as error:
         raise CheckpointError(f"{folder} isn't imported: {error}") from error
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        # Modules hold whatever the file says; what no check above foresaw is no reason to fail otherwise.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{folder} isn't imported: a module isn't what its class is ({reason})") from error
 
 
 def _read(folder: Path) -> tuple[Graph, dict[str, Tensor]]:

@@ -39,7 +39,7 @@ def convert(writer: Writer, name: str, record: Record, inputs: list[Value]) -> V
     if record.name in LEAVES:
         return leaf(writer, name, record, _one(name, inputs))
     if record.name in blocks.BLOCKS:
-        return blocks.BLOCKS[record.name](writer, name, record, *_names(name, inputs))
+        return blocks.BLOCKS[record.name](writer, name, record, *_names(name, inputs)[:2])
     if record.name not in VERTICES:
         raise StructureError(f"{name} is a {record.name}, which isn't known")
     return VERTICES[record.name](writer, name, record, inputs)
@@ -52,16 +52,16 @@ def _one(name: str, inputs: list[Value]) -> str:
 
 
 def _names(name: str, inputs: list[Value]) -> list[str]:
-    for value in inputs:
-        if not isinstance(value, str):
-            raise StructureError(f"{name}: expected tensors as inputs")
+    if not inputs or not all(isinstance(value, str) for value in inputs):
+        raise StructureError(f"{name}: expected tensors as inputs")
     return [value for value in inputs if isinstance(value, str)]
 
 
 def _two(op: str) -> Convert:
     def written(writer: Writer, name: str, record: Record, inputs: list[Value]) -> Value:
         names = _names(name, inputs)
-        return names[0] if len(names) == 1 else writer.function(op, name, *names[:2])  # further inputs are ignored
+        # One is left where a whole branch was cut away; those beyond the second are ignored.
+        return names[0] if len(names) == 1 else writer.function(op, name, *names[:2])
 
     return written
 
@@ -88,7 +88,7 @@ def _plain(value: Any) -> Any:
 
 def _extract(writer: Writer, name: str, record: Record, inputs: list[Value]) -> Value:
     index = attribute(record, "index", int)
-    if isinstance(inputs[0], Shape):
+    if inputs and isinstance(inputs[0], Shape):
         return writer.function("size", name, inputs[0].of, dim=index)
     return writer.function("item", name, _one(name, inputs), index=index)
 
@@ -180,7 +180,7 @@ def _layer_scale(writer: Writer, name: str, record: Record, inputs: list[Value])
 
 
 def _matmul(writer: Writer, name: str, record: Record, inputs: list[Value]) -> Value:
-    x, y = _names(name, inputs)
+    x, y = (_names(name, inputs) * 2)[:2]  # a repeated input is stored once
     transposed, normalized = (record.state.get(key) is True for key in ("transpose", "normalize"))
     if transposed and normalized:
         return writer.function("scores", name, x, y)
