@@ -43,8 +43,10 @@ def converted(folder: Path, name: str, entry: Entry | None = None, *, probabilit
     if known is not None and hashes.get(WEIGHTS[format]) != known:
         raise CheckpointError(f"{folder / WEIGHTS[format]} isn't the file that the catalog knows: sha256 {known[:12]}…")
     model, description = _READERS[format](folder, name, entry, probabilities)
+    origin = {"repo": entry.origin.repo, "commit": entry.origin.commit} if entry and entry.origin else {}
+    came = {"format": format, **origin, "sha256": hashes, "changed": list(description.recipe.get("changed", ()))}
     model.zoo_entry = replace(  # type: ignore[assignment]
-        description, recipe={"converted_from": {"format": format, "sha256": hashes}}, source=str(folder)
+        description, recipe={"converted_from": came}, source=str(folder)
     )
     return model.eval()
 
@@ -58,7 +60,9 @@ def _torch_dag(folder: Path, name: str, entry: Entry | None, probabilities: bool
     classes = _classes(graph, tensors)
     model.num_classes = classes  # type: ignore[assignment]
     model.pretrained_cfg = _preprocessing(entry, classes)  # type: ignore[assignment]
-    return model, Description(name, entry.base if entry else None, graph=graph)
+    changed = ["what does nothing in evaluation is left out", "blocks of timm are taken apart into plain operations"]
+    changed += ["the softmax at the end is left out: outputs are logits"] * (softmax is not None)
+    return model, Description(name, entry.base if entry else None, recipe={"changed": changed}, graph=graph)
 
 
 def _timm(folder: Path, name: str, entry: Entry | None, probabilities: bool) -> tuple[nn.Module, Description]:

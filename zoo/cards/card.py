@@ -87,7 +87,9 @@ def render(
     catalogued = {key: value for key, value in asdict(entry.recipe).items() if value != default[key]}
     recipe = dict(description.recipe) or catalogued
     # A user's model can bear a name of the catalog: what is claimed there holds only for one that was made like it.
-    if json.dumps(recipe, sort_keys=True) != json.dumps(catalogued, sort_keys=True):
+    came = recipe.get("converted_from", {})
+    converted = entry.origin is not None and came.get("repo") == entry.origin.repo
+    if not converted and json.dumps(recipe, sort_keys=True) != json.dumps(catalogued, sort_keys=True):
         entry = Entry(
             name=description.name,
             project="own",
@@ -115,7 +117,8 @@ def render(
         stand_in=description.structure == "stand-in",
         edits=[_summary(edit) for edit in edits],
         layers=[(path, edit.edit, result) for edit in edits for path, result in _results(edit).items()],
-        recipe=_made(recipe),
+        recipe=_made(catalogued if converted else recipe),
+        came=_came(came),
         buildable=entry.base is not None and entry.recipe.data is not None,
         origin=_origin(entry),
     )
@@ -162,7 +165,8 @@ def _inline(value: Any) -> str:
 
 def _metadata(entry: Entry, description: Description, recipe: Mapping[str, Any], report: Report) -> ModelCardData:
     method = str(recipe.get("method") or "")
-    tags = TAGS.get(method, []) if method or description.plan.edits else ["dense"]
+    method = method or str(entry.recipe.method or "")
+    tags = TAGS.get(method, []) if method or description.plan.edits or description.graph else ["dense"]
     more: dict[str, Any] = {}
     if (dense := _dense(entry.base)) and HUB_ID.fullmatch(dense):
         relation = "quantized" if method == "integer" else "finetune"
@@ -199,6 +203,9 @@ def _dense(base: Base | None) -> str | None:
 
 
 def _sentence(entry: Entry, plan: Plan, recipe: Mapping[str, Any], report: Report) -> str:
+    if came := recipe.get("converted_from"):
+        place = f" {came['repo']}" if came.get("repo") else ""
+        return f"{entry.architecture}, converted from the {came['format']} checkpoint{place}."
     dense = _dense(entry.base) or "its base"
     method, budget, teachers = str(recipe.get("method") or ""), recipe.get("budget"), list(recipe.get("teachers", ()))
     how = WORDS.get(method, "compressed") if method or plan.edits else "dense"
@@ -341,6 +348,16 @@ def _made(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
         "seed": str(recipe.get("seed", 0)) if recipe.get("data") else "",
     }
     return [(what, how) for what, how in rows.items() if how]
+
+
+def _came(came: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Where a converted checkpoint came from, and what conversion changed."""
+    if not came:
+        return []
+    commit = f" at {came['commit']}" if came.get("commit") else ""
+    hashes = [(f"sha256 of {file}", digest) for file, digest in came.get("sha256", {}).items()]
+    place = came.get("repo") or "a local folder"
+    return [("checkpoint", f"{place}{commit} ({came['format']})"), *hashes, *(("changed", t) for t in came["changed"])]
 
 
 def _budget(budget: Mapping[str, float | None]) -> str:

@@ -1,0 +1,169 @@
+"""Models whose weights lie in another project's repository: fetched, converted once, loaded by name."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from client import dead, faults, point, requests
+from hub import commit, create, large, regular, serving
+from safetensors.torch import load_file, save_file
+
+import zoo
+from zoo.errors import CheckpointError, HubError, RepositoryError
+from zoo.files import sha256
+from zoo.structure.base import skeleton
+
+CHECKPOINT = Path(__file__).parent / "data" / "torch_dag" / "deit3_tiny_pruned"
+FAMILY = """
+[family]
+architecture = "deit3_small_patch16_224"
+task = "image-classification"
+base = "timm/deit3_small_patch16_224.fb_in1k"
+license = "apache-2.0"
+input = [3, 64, 64]
+[[model]]
+name = "tiny"
+origin = {{ repo = "upstream/tiny", format = "torch-dag"{more} }}
+"""
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("served")) as address:
+        yield address
+
+
+@pytest.fixture
+def upstream(served, tmp_path, monkeypatch):
+    """A function that publishes the checkpoint there and points the catalog at it; returns the commit."""
+    point(monkeypatch, served, tmp_path / "cache")
+    monkeypatch.setenv("ZOO_CATALOG", str(tmp_path / "catalog"))
+    (tmp_path / "catalog").mkdir()
+
+    def publish(repo="upstream/tiny", modules=CHECKPOINT / "modules.pt", more="", files=("config", "modules")):
+        create(served, repo)
+        lines = []
+        if "config" in files:
+            lines.append(regular("config.dict.json", (CHECKPOINT / "config.dict.json").read_text()))
+        if "modules" in files:
+            lines.append(large(served, repo, "modules.pt", modules.read_bytes()))
+        made = commit(served, repo, *lines).json()["commitOid"]
+        text = FAMILY.format(more=more.format(commit=made)).replace("upstream/tiny", repo)
+        (tmp_path / "catalog" / "own.toml").write_text(text)
+        faults(served)
+        return made
+
+    return publish
+
+
+def agrees(model):
+    data = load_file(CHECKPOINT / "io.safetensors")
+    expected = data[next(key for key in data if key != "input")]
+    with torch.no_grad():
+        return float((model(data["input"]) - expected).abs().max() / expected.abs().max()) <= 1e-5
+
+
+def test_an_origin_is_fetched_converted_and_loaded_by_name(upstream):
+    upstream("upstream/one")
+    model = zoo.load("tiny")
+
+    assert agrees(model)
+    assert (model.zoo_entry.name, model.num_classes) == ("tiny", 10)
+    assert model.pretrained_cfg["input_size"] == [3, 64, 64]
+    assert zoo.transform(model)
+
+
+@pytest.mark.parametrize("length", [7, 40], ids=["shortened", "in full"])
+def test_it_is_fetched_at_its_commit_and_converted_once(upstream, served, monkeypatch, tmp_path, length):
+    repo = f"upstream/pinned{length}"
+    made = upstream(repo)
+    upstream(repo, modules=CHECKPOINT / "config.dict.json")  # a later commit whose weights are rubbish
+    text = FAMILY.format(more=f', commit = "{made[:length]}"').replace("upstream/tiny", repo)
+    shutil.rmtree(tmp_path / "catalog")
+    (tmp_path / "pinned").mkdir()
+    (tmp_path / "pinned" / "own.toml").write_text(text)
+    monkeypatch.setenv("ZOO_CATALOG", str(tmp_path / "pinned"))
+
+    assert agrees(zoo.load("tiny"))
+    point(monkeypatch, dead(), tmp_path / "cache")
+    monkeypatch.setattr("zoo.loading.converted", None)  # neither asked for nor converted again
+    if length == 40:
+        assert agrees(zoo.load("tiny"))
+
+
+def test_the_first_commit_seen_of_an_origin_is_trusted_from_then_on(upstream, served):
+    upstream("upstream/moving")
+    zoo.load("tiny")
+    create(served, "upstream/moving")
+    rubbish = large(served, "upstream/moving", "modules.pt", b"rubbish")
+    assert commit(served, "upstream/moving", rubbish).status == 200
+    faults(served)
+
+    assert agrees(zoo.load("tiny"))
+    assert requests(served) == []
+
+
+def test_another_file_than_the_catalog_knows_is_refused(upstream):
+    upstream("upstream/known", more=f', sha256 = "{sha256(CHECKPOINT / "modules.pt")}"')
+    assert agrees(zoo.load("tiny"))
+
+
+def test_a_changed_file_is_refused(upstream):
+    upstream("upstream/changed", more=f', sha256 = "{"0" * 64}"')
+
+    with pytest.raises(CheckpointError, match="isn't the file that the catalog knows"):
+        zoo.load("tiny")
+
+
+def test_a_file_that_is_not_there_is_named(upstream):
+    upstream("upstream/half", files=("config",))
+
+    with pytest.raises(RepositoryError, match=r"upstream/half at [0-9a-f]{7} has no modules.pt"):
+        zoo.load("tiny")
+
+
+def test_a_dead_endpoint_is_said(upstream, monkeypatch, tmp_path):
+    upstream("upstream/unreachable")
+    point(monkeypatch, dead(), tmp_path / "other")
+
+    with pytest.raises(HubError, match="can't be reached"):
+        zoo.load("tiny")
+
+
+def test_an_origin_is_imported_by_name_or_by_its_repository(upstream, tmp_path):
+    upstream("upstream/imported")
+
+    for source in ("tiny", "upstream/imported"):
+        folder = zoo.convert(source, tmp_path / source.replace("/", "-"))
+        assert agrees(zoo.load(folder))
+        card = (folder / "README.md").read_text()
+        assert "converted from the torch-dag checkpoint upstream/imported." in card
+        assert f"- sha256 of modules.pt: {sha256(CHECKPOINT / 'modules.pt')}\n" in card
+        assert "- licence: apache-2.0\n" in card
+
+
+def test_a_model_of_timm_loads_by_our_name_for_it(served, tmp_path, monkeypatch):
+    """As timm's own loading does, without a pickle."""
+    point(monkeypatch, served, tmp_path / "cache")
+    theirs = timm.create_model("efficientnet_b1_pruned").eval()
+    save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+    create(served, "timm/efficientnet_b1_pruned.in1k")
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    line = large(served, "timm/efficientnet_b1_pruned.in1k", "model.safetensors", weights)
+    made = commit(served, "timm/efficientnet_b1_pruned.in1k", line).json()["commitOid"]
+    (tmp_path / "catalog").mkdir()
+    (tmp_path / "catalog" / "own.toml").write_text(
+        FAMILY.format(more="")
+        .replace('"torch-dag"', f'"timm", commit = "{made}"')
+        .replace("upstream/tiny", "timm/efficientnet_b1_pruned.in1k")
+    )
+    monkeypatch.setenv("ZOO_CATALOG", str(tmp_path / "catalog"))
+    ours = zoo.load("tiny")
+    x = torch.randn(2, 3, 96, 96)
+
+    with torch.no_grad():
+        assert torch.allclose(theirs(x), ours(x), atol=1e-6)
+    assert ours.zoo_entry.base.id == "timm/efficientnet_b1_pruned.in1k"
+    assert skeleton(ours.zoo_entry.base) is not None
