@@ -7,6 +7,7 @@ and what it made of it.
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,61 @@ def test_another_file_than_the_catalog_s_is_refused():
 
     with pytest.raises(CheckpointError, match="isn't the file that the catalog knows: sha256 000000000000"):
         converted(FOLDER / "deit3_tiny_pruned", "net", entry(sha256="0" * 64))
+
+
+# As a plan over timm's model.
+
+BASES = {
+    "beit_tiny_pruned": Base(
+        "timm/beit_base_patch16_224", {"embed_dim": 48, "depth": 2, "num_heads": 3, "img_size": 64, "num_classes": 10}
+    ),
+    "convnextv2_atto_tiny_pruned": Base(
+        "timm/convnextv2_atto", {"depths": [1, 1, 2, 1], "dims": [16, 24, 32, 48], "num_classes": 10}
+    ),
+    "deit3_tiny_pruned": Base(
+        "timm/deit3_small_patch16_224", {"embed_dim": 48, "depth": 2, "num_heads": 3, "img_size": 64}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["beit_tiny_pruned", "convnextv2_atto_tiny_pruned"])
+def test_a_checkpoint_that_is_a_narrowed_timm_model_becomes_a_plan(name, tmp_path):
+    source = replace(entry(), name=name, base=BASES[name])
+    model = converted(FOLDER / name, name, source)
+    repository.write(tmp_path / name, model, model.zoo_entry, {})
+    again = zoo.load(tmp_path / name)
+    images, expected = reference(name)
+
+    assert (model.zoo_entry.graph, len(model.zoo_entry.plan.edits)) == (None, 1)
+    assert off(again, images, expected) <= 1e-5
+    assert CHECKPOINTS[name][0] == measure(again, (3, 64, 64)).params
+
+
+def test_such_a_model_takes_a_new_head_and_gives_features(tmp_path):
+    name = "convnextv2_atto_tiny_pruned"
+    model = converted(FOLDER / name, name, replace(entry(), name=name, base=BASES[name]))
+    repository.write(tmp_path / name, model, model.zoo_entry, {})
+    images, _ = reference(name)
+
+    assert zoo.load(tmp_path / name, num_classes=3)(images).shape == (2, 3)
+    assert len(zoo.load(tmp_path / name, features_only=True)(images)) == 4
+
+
+def test_heads_of_uneven_widths_stay_a_graph():
+    source = replace(entry(), base=BASES["deit3_tiny_pruned"])
+
+    assert converted(FOLDER / "deit3_tiny_pruned", "net", source).zoo_entry.graph is not None
+
+
+def test_a_plan_that_gives_other_outputs_is_not_taken():
+    """The same tensors in a network that norms with another epsilon."""
+    name = "convnextv2_atto_tiny_pruned"
+    graph, tensors = torch_dag.read(FOLDER / name)
+    other = Base(BASES[name].id, {**BASES[name].args, "norm_eps": 0.5})
+
+    assert torch_dag.timm_view(graph, tensors, BASES[name], (3, 64, 64)) is not None
+    assert torch_dag.timm_view(graph, tensors, other, (3, 64, 64)) is None
+    assert torch_dag.timm_view(graph, tensors, Base("timm/resnet18"), (3, 64, 64)) is None
 
 
 # What is damaged, or dangerous.

@@ -20,6 +20,7 @@ from zoo.hub import torch_dag, weights
 from zoo.hub.repository import Description
 from zoo.structure.base import skeleton
 from zoo.structure.graph import Graph, Node, build
+from zoo.structure.plan import apply_
 
 
 def converted(folder: Path, name: str, entry: Entry | None = None, *, probabilities: bool = False) -> nn.Module:
@@ -60,6 +61,19 @@ def _torch_dag(folder: Path, name: str, entry: Entry | None, probabilities: bool
     classes = _classes(graph, tensors)
     model.num_classes = classes  # type: ignore[assignment]
     model.pretrained_cfg = _preprocessing(entry, classes)  # type: ignore[assignment]
+    view = None
+    if entry is not None and entry.base is not None and entry.base.id.startswith("timm/"):
+        base = Base(entry.base.id, {**entry.base.args, "num_classes": classes})
+        view = torch_dag.timm_view(graph, tensors, base, entry.input)
+    if view is not None:
+        plan, values = view
+        model = weights.assign_(apply_(skeleton(base), plan), values, str(folder))
+        timms: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+        config = _preprocessing(entry, classes)
+        config |= {key: timms[key] for key in ("first_conv", "classifier") if key in timms}
+        model.pretrained_cfg = config  # type: ignore[assignment]
+        changed = ["the graph is written as a plan over timm's model, whose outputs are the graph's"]
+        return model, Description(name, base, plan, recipe={"changed": changed})
     changed = ["what does nothing in evaluation is left out", "blocks of timm are taken apart into plain operations"]
     changed += ["the softmax at the end is left out: outputs are logits"] * (softmax is not None)
     return model, Description(name, entry.base if entry else None, recipe={"changed": changed}, graph=graph)

@@ -1,5 +1,6 @@
 """`verify`: what a card and a source claim of a model, measured again."""
 
+import math
 import os
 import platform
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ def verify(
     name: str | os.PathLike[str],
     *,
     data: str | None = None,
+    images: int | None = None,
     structure_only: bool = False,
     revision: str | None = None,
     namespace: str | None = None,
@@ -43,6 +45,7 @@ def verify(
     Args:
         name: of the catalog, `org/name` on the Hub, or a repository's folder.
         data: the data set to evaluate on; None takes the one that the results name.
+        images: evaluate on at most so many; a reported accuracy may then differ by two standard deviations of the draw.
         structure_only: leave accuracy out; needs no data.
         revision: as for `load`.
         namespace: as for `load`.
@@ -63,8 +66,8 @@ def verify(
         raise RepositoryError(f"{folder / repository.RESULTS} names no data set for {', '.join(further)}: pass --data")
     base = claimed.data.get("against")
     against = load(base) if base in catalog.names() and not structure_only else None
-    found = report_of(model, None if structure_only else spec, against=against)
-    if data and data != claimed.data.get("dataset"):  # an accuracy elsewhere is no claim of this one
+    found = report_of(model, None if structure_only else spec, against=against, images=images)
+    if images or (data and data != claimed.data.get("dataset")):  # an accuracy elsewhere is no claim of this one
         claimed = Report(claimed.name, {k: v for k, v in claimed.measured.items() if k in COUNTS})
     tolerances = {"kmapp": 5e-4, "top1": 1 / found.data.get("images", 1), "kl": 0.01 * claimed.measured.get("kl", 0)}
     rows = [
@@ -73,11 +76,16 @@ def verify(
     ]
     left = {} if structure_only else claimed.measured
     rows += [Row(figure, value, None) for figure, value in left.items() if figure not in found.measured]
-    return Verification(describe(model).name, (*rows, *_reported(name, model, found)), found)
+    return Verification(describe(model).name, (*rows, *_reported(name, model, found, images)), found)
 
 
 def report_of(
-    model: nn.Module, data: str | None = None, *, against: nn.Module | None = None, name: str | None = None
+    model: nn.Module,
+    data: str | None = None,
+    *,
+    against: nn.Module | None = None,
+    name: str | None = None,
+    images: int | None = None,
 ) -> Report:
     """Measure a model.
 
@@ -86,6 +94,7 @@ def report_of(
         data: the data set; its test split is evaluated. None counts params and macs only.
         against: the dense model that the outputs are compared with (`kl`, in nats).
         name: of the model; None takes the one that it carries.
+        images: evaluate on at most so many.
 
     Returns:
         The figures, with the data, preprocessing, versions and machine that they hold for.
@@ -95,14 +104,14 @@ def report_of(
     where: dict[str, Any] = {}
     if data is not None:
         config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-        images_of = dataset(data, "test")
+        images_of = dataset(data, "test", limit=images)
         check_classes(images_of, getattr(model, "num_classes", None), data)
         batches = loader(images_of, evaluation_transform(config), BATCH)
         found = evaluate(model, batches, against=against, progress="evaluate")
-        images = int(found.pop("images"))
+        evaluated = int(found.pop("images"))
         figures.update(found)
         keys = ("interpolation", "crop_pct", "mean", "std")
-        where = {"dataset": data, "split": "test", "images": images, "input": list(counts.input)}
+        where = {"dataset": data, "split": "test", "images": evaluated, "input": list(counts.input)}
         where.update({key: config[key] for key in keys if key in config})
         if against is not None:
             where["against"] = describe(against).name
@@ -130,7 +139,7 @@ def results_of(folder: Path) -> Report:
         raise RepositoryError(f"{path} isn't a report: {error}") from None
 
 
-def _reported(name: str | os.PathLike[str], model: nn.Module, found: Report) -> list[Row]:
+def _reported(name: str | os.PathLike[str], model: nn.Module, found: Report, images: int | None) -> list[Row]:
     """What the entry's source reports: costs in its own counting, accuracy where it was measured on the same data."""
     if not isinstance(name, str) or name not in catalog.names(all=True):
         return []
@@ -147,7 +156,8 @@ def _reported(name: str | os.PathLike[str], model: nn.Module, found: Report) -> 
                 counted = COUNTINGS[claim.counting](model, size)
                 rows.append(Row(f"kmapp ({claim.counting})", value, counted, max(value / 200, _printed(value))))
             elif figure in found.measured and same and claim.input in (None, found.data["input"][-1]):
-                rows.append(Row(figure, value, found.measured[figure], 0.001))
+                drawn = 2 * math.sqrt(value * (1 - value) / images) if images else 0.001
+                rows.append(Row(figure, value, found.measured[figure], drawn))
     return rows
 
 

@@ -11,10 +11,13 @@ from zoo.report import Verification
 @click.command()
 @click.argument("names", nargs=-1, required=True)
 @click.option("--data", help="Data set to evaluate on.  [default: the one that the results name]")
+@click.option("--images", type=click.IntRange(1), help="Evaluate on at most so many.")
 @click.option("--structure", is_flag=True, help="Only params and macs; needs no data.")
 @click.option("--revision", help="Of models on the Hub: a commit, tag or branch.")
 @as_json
-def verify(names: tuple[str, ...], data: str | None, structure: bool, revision: str | None, as_json: bool) -> None:
+def verify(
+    names: tuple[str, ...], data: str | None, images: int | None, structure: bool, revision: str | None, as_json: bool
+) -> None:
     """Measure the models NAMES again.
 
     Each is a name of the list, ORG/NAME on the Hub, or a repository's folder. What is
@@ -22,7 +25,7 @@ def verify(names: tuple[str, ...], data: str | None, structure: bool, revision: 
     """
     from zoo.verification import verify
 
-    found = [verify(name, data=data, structure_only=structure, revision=revision) for name in names]
+    found = [verify(name, data=data, images=images, structure_only=structure, revision=revision) for name in names]
     if as_json:
         click.echo(json.dumps([each.to_json() for each in found], indent=2))
     elif len(found) == 1:

@@ -3,3 +3,4 @@
 from zoo.hub.torch_dag.checkpoint import CONFIG as CONFIG
 from zoo.hub.torch_dag.checkpoint import MODULES as MODULES
 from zoo.hub.torch_dag.checkpoint import read as read
+from zoo.hub.torch_dag.view import timm_view as timm_view
