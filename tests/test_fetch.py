@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -345,3 +346,19 @@ def test_the_command_line_takes_the_endpoint_from_the_environment(endpoint, tmp_
     assert huggingface_hub.try_to_load_from_cache(
         "org/model", "model.safetensors", tmp_path / "hf" / "hub", commits(endpoint)[1]
     )
+
+
+def test_a_file_that_xet_keeps_elsewhere_is_neither_damaged_nor_removed(tmp_path):
+    """Its blob is named for its sha256 and links to where several files share their bytes, under another hash."""
+    shared, blobs, snapshot = tmp_path / "shared", tmp_path / "blobs", tmp_path / "snapshots"
+    for folder in (shared, blobs, snapshot):
+        folder.mkdir()
+    (shared / ("1" * 64)).write_bytes(b"weights")
+    blob = blobs / hashlib.sha256(b"weights").hexdigest()
+    blob.symlink_to(shared / ("1" * 64))
+    (snapshot / "model.safetensors").symlink_to(blob)
+
+    assert remote._kept(snapshot / "model.safetensors")
+    (shared / ("1" * 64)).write_bytes(b"weightz")
+    assert not remote._kept(snapshot / "model.safetensors")
+    assert [path.name for path in tmp_path.rglob("*") if not path.is_dir()] == ["1" * 64]

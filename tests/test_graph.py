@@ -221,7 +221,42 @@ def test_a_node_that_cannot_be_built_is_named_and_nothing_is_allocated(attribute
 
 
 def test_what_is_absurd_in_sum_is_refused():
-    nodes = tuple(Node(f"a{i}", "parameter", (), {"shape": [100_000, 100_000]}) for i in range(20))
+    nodes = tuple(Node(f"a{i}", "parameter", (), {"shape": [10_000, 9_999]}) for i in range(1_100))
 
     with pytest.raises(StructureError, match="asks for more than"):
         build(Graph(("x",), nodes, ("x",)))
+
+
+@pytest.mark.parametrize(
+    "name", ["x=print('run')", "x, y=1", "class", "a.class", "x y", "", ".".join(["a"] * 3000), "é.b c"], ids=ascii
+)
+def test_a_name_never_becomes_code(name):
+    """torch.fx compiles source that holds the names of inputs and modules."""
+    for graph in (
+        Graph((name,), (), (name,)),
+        Graph(("x",), (Node(name, "relu", ("x",)),), (name,)),
+        Graph(("x",), (Node(name, "linear", ("x",), {"in_features": 1, "out_features": 1}),), ("x",)),
+    ):
+        with pytest.raises(StructureError):
+            build(graph)
+
+
+def test_inputs_have_different_names():
+    with pytest.raises(StructureError, match="inputs aren't words, each once"):
+        build(Graph(("x", "x"), (), ("x",)))
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes"),
+    [
+        ("upsample", {"size": [100_000, 100_000]}),
+        ("upsample", {"scale_factor": [50_000, 50_000]}),
+        ("expand", {"shape": [100_000, 100_000]}),
+        ("adaptive_avg_pool2d", {"output_size": [100_000, 100_000]}),
+        ("item", {}),
+        ("item", {"index": "0"}),
+    ],
+)
+def test_a_node_that_would_ask_for_the_moon_or_lacks_what_it_needs_is_refused(op, attributes):
+    with pytest.raises(StructureError, match="node 'a'"):
+        build(Graph(("x",), (Node("a", op, ("x",), attributes),), ("a",)))

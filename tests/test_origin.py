@@ -11,7 +11,7 @@ from hub import commit, create, large, regular, serving
 from safetensors.torch import load_file, save_file
 
 import zoo
-from zoo.errors import CheckpointError, HubError, RepositoryError
+from zoo.errors import CheckpointError, HubError, RepositoryError, UnknownName
 from zoo.files import sha256
 from zoo.structure.base import skeleton
 
@@ -167,3 +167,34 @@ def test_a_model_of_timm_loads_by_our_name_for_it(served, tmp_path, monkeypatch)
         assert torch.allclose(theirs(x), ours(x), atol=1e-6)
     assert ours.zoo_entry.base.id == "timm/efficientnet_b1_pruned.in1k"
     assert skeleton(ours.zoo_entry.base) is not None
+
+
+def test_a_namespace_in_the_environment_leaves_origins_as_they_are(upstream, monkeypatch):
+    upstream("upstream/named")
+    monkeypatch.setenv("ZOO_NAMESPACE", "me")
+
+    assert agrees(zoo.load("tiny"))
+
+
+def test_a_revision_is_that_of_the_origin_and_means_nothing_elsewhere(upstream):
+    upstream("upstream/revised")
+
+    with pytest.raises(UnknownName, match="no revision 'v9'"):
+        zoo.load("tiny", revision="v9")
+    for name in ("digits_cnn", CHECKPOINT, "timm/resnet18.a1_in1k"):
+        with pytest.raises(RepositoryError, match="revision 'v9' would mean something"):
+            zoo.load(name, revision="v9")
+
+
+def test_a_hash_that_the_catalog_learns_later_is_checked_though_the_conversion_is_cached(
+    upstream, tmp_path, monkeypatch
+):
+    made = upstream("upstream/later")
+    zoo.load("tiny")
+    (tmp_path / "later").mkdir()
+    more = f', commit = "{made}", sha256 = "{"0" * 64}"'
+    (tmp_path / "later" / "own.toml").write_text(FAMILY.format(more=more).replace("upstream/tiny", "upstream/later"))
+    monkeypatch.setenv("ZOO_CATALOG", str(tmp_path / "later"))
+
+    with pytest.raises(CheckpointError, match="isn't the file that the catalog knows"):
+        zoo.load("tiny")

@@ -8,6 +8,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -195,7 +196,10 @@ def convert(
     if size is not None:
         config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
         model.pretrained_cfg = {**config, "input_size": (3, size, size)}  # type: ignore[assignment]
-    return save(model, folder)
+    try:
+        return save(model, folder)
+    except StructureError as error:
+        raise StructureError(f"{error}; --input SIZE says what it takes") from None
 
 
 def push(
@@ -228,6 +232,8 @@ def push(
     if (source / repository.CONFIG).is_file() and not (source / repository.WEIGHTS).is_file():
         raise RepositoryError(f"{source} has no {repository.WEIGHTS}: save the repository again")
     repository.check_sha256(source)
+    if isinstance(to, str) and re.fullmatch(r"[\w-]+", to):
+        raise RepositoryError(f"{to} is neither ORG/NAME on the Hub nor a folder: for a folder say ./{to}")
     if isinstance(to, str) and remote.ID.fullmatch(to):
         if Path(to).exists():
             raise RepositoryError(f"{to} is a folder here and a name on the Hub: for the folder say ./{to}")

@@ -1,5 +1,6 @@
 """Names in, models out: `create` and `load`, each readable from top to bottom."""
 
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable
@@ -8,12 +9,13 @@ from typing import Any
 
 import timm
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from zoo import adaptation, catalog
 from zoo.catalog.entry import Base, Entry, Origin
 from zoo.converting import FILES, converted
-from zoo.errors import RepositoryError, StructureError, UnknownName, ZooError
+from zoo.errors import CheckpointError, RepositoryError, StructureError, UnknownName, ZooError
 from zoo.files import cache, sha256_stamped
 from zoo.hub import remote, repository
 from zoo.hub.repository import Description
@@ -63,6 +65,7 @@ def load(
     """
     _check_options(device, dtype, num_classes=num_classes, in_chans=in_chans)
     if _is_dense(name):
+        _check_revision(name, revision)
         model = pretrained(Base(str(name))).to(device)
     else:
         model = repository.rebuild(folder_of(name, revision, namespace, cache_dir), device)
@@ -199,42 +202,58 @@ def folder_of(
         folder = Path(name)
         if not folder.is_dir():
             raise RepositoryError(f"no folder {folder}: expected a model repository, or a name that zoo list shows")
+        _check_revision(name, revision)
         return folder
     entry = _origin_entry(str(name), namespace)
     if entry is not None:
-        return _converted(entry, Path(cache_dir) if cache_dir else None)
+        return _converted(entry, revision, Path(cache_dir) if cache_dir else None)
     repo, pinned = _place(str(name), namespace)
     if repo is None:
+        _check_revision(name, revision)
         return catalog.EMBEDDED / str(name)
     return remote.fetch(repo, revision or pinned, cache_dir=Path(cache_dir) if cache_dir else None, files=files)
 
 
 def _origin_entry(name: str, namespace: str | None) -> Entry | None:
     """The entry of a name whose weights lie in another project's repository, unless a namespace is to be asked."""
-    if namespace or os.environ.get("ZOO_NAMESPACE") or name not in catalog.names(status="origin"):
+    if namespace or name not in catalog.names(status="origin"):
         return None
     return catalog.info(name)
 
 
-def _converted(entry: Entry, cache_dir: Path | None) -> Path:
-    """The repository that an origin was converted to; converted once for each version of its weights."""
-    _, checkpoint = origin_of(entry.name, cache_dir)
-    assert entry.origin is not None  # or it would have no origin to be fetched from
-    digest = sha256_stamped(checkpoint / FILES[entry.origin.format][-1])
-    folder = cache() / "converted" / f"{entry.name}-{digest[:16]}"
-    if not (folder / repository.CONFIG).is_file():
-        log.info("converting %s, a %s checkpoint", entry.origin.repo, entry.origin.format)
-        model = converted(checkpoint, entry.name, entry)
-        repository.write(folder, model, repository.describe(model), {})
+def _check_revision(name: str | os.PathLike[str], revision: str | None) -> None:
+    if revision is not None:
+        raise RepositoryError(f"{name} doesn't lie on the Hub, where revision {revision!r} would mean something")
+
+
+def _converted(entry: Entry, revision: str | None, cache_dir: Path | None) -> Path:
+    """The repository that an origin was converted to: once for each version of its files, of its entry and of ours."""
+    _, checkpoint = origin_of(entry.name, cache_dir, revision)
+    origin = entry.origin
+    assert origin is not None  # or it would have no origin to be fetched from
+    hashes = [sha256_stamped(checkpoint / file) for file in FILES[origin.format]]
+    if origin.sha256 not in (None, hashes[-1]):
+        raise CheckpointError(f"{origin.repo} isn't the file that the catalog knows: sha256 {hashes[-1][:12]}…")
+    key = hashlib.sha256(repr((hashes, entry, repository.versions())).encode()).hexdigest()[:16]
+    folder = cache() / "converted" / f"{entry.name}-{key}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):  # another process may convert the same
+        if not (folder / repository.CONFIG).is_file():
+            log.info("converting %s, a %s checkpoint", origin.repo, origin.format)
+            model = converted(checkpoint, entry.name, entry)
+            repository.write(folder, model, repository.describe(model), {})
     return folder
 
 
-def origin_of(source: str | os.PathLike[str], cache_dir: Path | None = None) -> tuple[Entry | None, Path]:
+def origin_of(
+    source: str | os.PathLike[str], cache_dir: Path | None = None, revision: str | None = None
+) -> tuple[Entry | None, Path]:
     """Where another project's checkpoint lies, fetched if need be, and what the catalog knows of it.
 
     Args:
         source: a folder, a name of the catalog, or `org/name` on the Hub.
         cache_dir: as for `load`.
+        revision: as for `load`; None is the commit that the catalog knows.
 
     Raises:
         UnknownName, RepositoryError, HubError: as for `load`.
@@ -250,7 +269,7 @@ def origin_of(source: str | os.PathLike[str], cache_dir: Path | None = None) -> 
     origin = entry.origin if entry else Origin(str(source), "torch-dag")
     if origin is None:
         raise RepositoryError(f"{source} has no origin to be converted from: it is no other project's checkpoint")
-    return entry, remote.fetch_files(origin.repo, origin.commit, FILES[origin.format], cache_dir=cache_dir)
+    return entry, remote.fetch_files(origin.repo, revision or origin.commit, FILES[origin.format], cache_dir=cache_dir)
 
 
 def _place(name: str, namespace: str | None) -> tuple[str | None, str | None]:
@@ -285,6 +304,8 @@ def _description(name: str | os.PathLike[str]) -> tuple[Description, Any]:
         entry = _entry(str(name))
         if entry.origin is not None and entry.origin.format == "timm":
             return Description(entry.name, Base(entry.origin.repo)), None
+        if entry.status == "origin":
+            raise RepositoryError(f"the structure of {name} is known once it was converted: zoo.load({str(name)!r})")
         if obstacle := catalog.obstacle(entry):
             if entry.base is None or entry.recipe.method is not None:
                 raise RepositoryError(f"the structure of {name} isn't known yet: {obstacle}")

@@ -54,7 +54,7 @@ def list_models(pattern: str, everything: bool, hub: str | None, as_json: bool, 
     are marked so.
     """
     entries = [catalog.info(name) for name in catalog.names(pattern, all=everything, **wanted)]
-    found = [] if hub is None else _published(hub or None, pattern)
+    found = [] if hub is None else _published(hub or None, pattern, wanted)
     if as_json:
         models = [*(_listed(entry) for entry in entries), *(asdict(each) for each in found)]
         click.echo(json.dumps({"counts": _counts(entries), "models": models}, indent=2))
@@ -115,11 +115,21 @@ def show(name: str, as_json: bool) -> None:
         table(["figures of", "", "for"], [[who, ", ".join(what), ", ".join(where)] for who, what, where in rows])
 
 
-def _published(organisation: str | None, pattern: str) -> "list[Listed]":
-    """What the Hub has; a model of the catalog is told by its own row there, with all that is known of it."""
+def _published(organisation: str | None, pattern: str, wanted: Mapping[str, Any]) -> "list[Listed]":
+    """What the Hub has and the catalog doesn't know; of its models only name and base are known to filter by."""
     from zoo.hub.remote import listing
 
-    return [each for each in listing(organisation) if catalog.matches(each.repo.partition("/")[2], pattern)]
+    if any(value is not None for key, value in wanted.items() if key not in ("base", "sort")):
+        return []
+    base = f"*{wanted['base'] or ''}*"
+    known = {catalog.info(name).repo for name in catalog.names(all=True)}
+    return [
+        each
+        for each in listing(organisation)
+        if each.repo not in known
+        and catalog.matches(each.repo.partition("/")[2], pattern)
+        and catalog.matches(each.base or "", base)
+    ]
 
 
 def _counts(entries: Sequence[Entry]) -> dict[str, dict[str, int]]:

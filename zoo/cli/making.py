@@ -125,7 +125,7 @@ def serve(folder: Path, port: int, token: str | None) -> None:
     """
     from zoo.server import serve
 
-    serve(folder, port=port, token=token, say=lambda line: click.echo(line, err=True))
+    serve(folder, port=port, token=token, say=_serving)
 
 
 def _settings(settings: tuple[str, ...]) -> dict[str, Any]:
@@ -141,3 +141,7 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def _serving(address: str) -> None:
+    click.echo(f"{address}  (clients: HF_ENDPOINT={address} HF_HUB_DISABLE_XET=1; Ctrl-C ends it)", err=True)

@@ -30,7 +30,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
 from zoo.errors import HubError, RepositoryError, StorageError, UnknownName, WeightsError
-from zoo.files import REPOSITORY, cache, read_json, sha256_stamped, write_json
+from zoo.files import cache, read_json, sha256_stamped, write_json
 from zoo.hub.refusals import explained, refused, unreachable
 from zoo.hub.repository import CONFIG, FILES, GRAPH, WEIGHTS, read
 
@@ -224,7 +224,7 @@ def push(
         if private and not head.private:
             raise HubError(f"{repo} is there already and public: make it private in its settings on {page}")
         there = {sibling.rfilename for sibling in head.siblings or []}
-        gone = (there & REPOSITORY) - {operation.path_in_repo for operation in add}
+        gone = (there & set(FILES)) - {operation.path_in_repo for operation in add}
         with _transfer(repo):
             commit = api.create_commit(
                 repo,
@@ -306,16 +306,21 @@ def _download(repo: str, name: str, commit: str, cache_dir: Path | None) -> Path
 
 def _kept(path: Path) -> bool:
     """Whether a file of the cache is intact; otherwise it is removed."""
-    if intact := _intact(path):
+    blob = _blob(path)
+    if intact := _intact(blob):
         return intact
-    for part in (path.resolve(), path):
+    for part in (blob, path):
         part.unlink(missing_ok=True)
     return False
 
 
-def _intact(path: Path) -> bool:
+def _blob(path: Path) -> Path:
+    """What a file of the cache links to; that may be a link itself, to where Xet keeps what several files share."""
+    return path.parent / path.readlink() if path.is_symlink() else path
+
+
+def _intact(blob: Path) -> bool:
     """Whether a file of the cache has the hash that it is named for: sha256, or git's own of a small file."""
-    blob = path.resolve()
     if len(blob.name) == 64:
         return sha256_stamped(blob) == blob.name
     if len(blob.name) == 40:

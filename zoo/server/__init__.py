@@ -44,6 +44,8 @@ def serve(
     from zoo.server import listening
     from zoo.server.app import app
 
+    if token == "":
+        raise ZooError("the token is empty: whoever sent none would own everything; pass one, or none at all")
     if token is None and not listening.is_loopback(host):
         raise ZooError(f"{host} can be reached from other machines, which could write here: pass a token")
     folder = Path(folder).absolute()

@@ -18,9 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from zoo.files import read_json, write_json, writing
+from zoo.files import MAX_JSON, read_json, write_json, writing
 from zoo.server import blobs
-from zoo.server.errors import BadRequest, Conflict, Forbidden, RepoNotFound, RevisionNotFound, StaleParent
+from zoo.server.errors import BadRequest, Conflict, Forbidden, RepoNotFound, RevisionNotFound, StaleParent, TooLarge
 from zoo.server.names import KINDS, RepoId, ref
 from zoo.server.store import Repository, find, home, resolved
 from zoo.server.values import ATTRIBUTES, Change, Commit, File, changed, git_oid
@@ -191,6 +191,8 @@ def _write(folder: Path, new: Commit) -> Commit:
         data = json.dumps(kept, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise BadRequest("title and message of a commit must be text") from None
+    if len(data) > MAX_JSON:
+        raise TooLarge(f"a commit of {len(new.files)} files is more than one can be read back")
     sha1 = hashlib.sha1(data, usedforsecurity=False).hexdigest()
     with writing(folder / "commits" / f"{sha1}.json") as file:
         file.write(data)

@@ -79,6 +79,8 @@ def _parameters(path: Path, size: int, modified: int) -> dict[str, int] | None:
             head = json.loads(file.read(length))
         for name, tensor in head.items():
             if name != "__metadata__":
+                if not all(type(axis) is int and axis >= 0 for axis in tensor["shape"]):
+                    return None
                 counts[tensor["dtype"]] = counts.get(tensor["dtype"], 0) + math.prod(tensor["shape"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from zoo.server.errors import BadRequest, RepoNotFound
 
 KINDS = ("model", "dataset", "space")
-RESERVED = {"api", "datasets", "spaces"}  # first segments of the server's own paths
+RESERVED = {"api", "datasets", "models", "spaces"}  # first segments of the server's own paths
 VERBS = {
     "revision",
     "refs",

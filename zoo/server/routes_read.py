@@ -32,6 +32,7 @@ def listing(request: Request) -> Response:
     rows.sort(key=lambda row: row[sort], reverse=True)
     if "cursor" in query:
         value, after = _cursor(query["cursor"][0])
+        rows = [row for row in rows if type(row[sort]) is type(value) and isinstance(after, str)]
         rows = [row for row in rows if (row[sort] < value) or (row[sort] == value and row["id"] > after)]
     fields = set(query.get("expand", [])) or _fields(request.path_params["kind"], query)
     return _page(request, rows, 1000, lambda row: json.dumps([row[sort], row["id"]]), fields)

@@ -4,6 +4,8 @@ It is what a checkpoint becomes that no timm model has the shape of. It is a val
 `torch.fx.GraphModule` of plain torch modules: it trains, compiles and exports as any other.
 """
 
+import keyword
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -15,6 +17,9 @@ from zoo.structure.base import MAX_ARGUMENT, Meta
 from zoo.structure.ops import FUNCTIONS, MODULES, TENSORS
 
 OPS = {**MODULES, **TENSORS, **FUNCTIONS}
+GROWING = ("size", "output_size", "scale_factor", "shape")  # what may make a result larger than what it was made of
+MAX_ELEMENTS = 10**8
+MAX_DEPTH = 16  # words of a dotted name
 MAX_NODES = 50_000  # the largest model of the catalog has some 1,500
 
 
@@ -83,6 +88,8 @@ def check(graph: Graph, where: str = "graph") -> None:
         StructureError: naming the node and what is wrong.
     """
     known, modules = set(graph.inputs), dict[str, str]()
+    if len(known) != len(graph.inputs) or not all(map(_is_name, graph.inputs)):
+        raise StructureError(f"{where}: inputs aren't words, each once")
     for node in graph.nodes:
         here = f"{where}: node {node.name!r}"
         op = OPS.get(node.op)
@@ -90,7 +97,7 @@ def check(graph: Graph, where: str = "graph") -> None:
             raise StructureError(
                 f"{here} is a {node.op!r}, an operation this version doesn't know: pip install -U compressed-zoo"
             )
-        if node.name in known or not all(part.isidentifier() for part in node.name.split(".")):
+        if node.name in known or not _is_name(node.name):
             raise StructureError(f"{here}: the name is taken, or isn't one of dotted words")
         for name in node.inputs:
             if name not in known:
@@ -101,6 +108,10 @@ def check(graph: Graph, where: str = "graph") -> None:
                     f"{here}: {node.op} has no attribute {key!r}, known are {', '.join(op.attributes)}"
                 )
             _check_value(value, f"{here}.{key}")
+            if key in GROWING and math.prod(_sizes(value)) > MAX_ELEMENTS:
+                raise StructureError(f"{here}.{key} is {value}: more than {MAX_ELEMENTS:.0e} elements are refused")
+        if node.op == "item" and type(node.attributes.get("index")) is not int:
+            raise StructureError(f"{here}: an item needs its index")
         if node.module is not None and modules.get(node.module) != node.op:
             raise StructureError(f"{here} uses the module of {node.module!r}, which isn't a {node.op} before it")
         if node.op in MODULES and node.module is None:
@@ -128,7 +139,8 @@ def build(graph: Graph, name: str = "Graph") -> fx.GraphModule:
     """
     check(graph, name)
     root, program = nn.Module(), fx.Graph()
-    values: dict[str, Any] = {each: program.placeholder(each) for each in graph.inputs}
+    # What a file says never becomes code: fx writes the names of inputs into the source that it compiles.
+    values: dict[str, Any] = {each: program.placeholder(f"x{i or ''}") for i, each in enumerate(graph.inputs)}
     with Meta():
         for node in graph.nodes:
             inputs = tuple(values[each] for each in node.inputs)
@@ -185,6 +197,17 @@ def _node(row: Any, where: str) -> Node:
     if not isinstance(row["name"], str) or not isinstance(row["op"], str):
         raise StructureError(f"{where}: name and op must be text")
     return Node(row["name"], row["op"], _names(row.get("inputs", []), f"{where}.inputs"), attributes, module)
+
+
+def _is_name(name: str) -> bool:
+    """Whether a name is a path of words that Python lets attributes have."""
+    parts = name.split(".")
+    return len(parts) <= MAX_DEPTH and all(part.isidentifier() and not keyword.iskeyword(part) for part in parts)
+
+
+def _sizes(value: Any) -> list[float]:
+    items = value if isinstance(value, list | tuple) else [value]
+    return [item for item in items if isinstance(item, int | float) and item > 1]
 
 
 def _names(value: Any, where: str) -> tuple[str, ...]:

@@ -1,8 +1,7 @@
 """Ops: the closed table of what a graph's nodes may do. Plain torch modules and functions, nothing else.
 
 A module op owns weights and becomes `torch.nn`'s module of that kind, a tensor op is a weight or constant itself; a
-function op only computes. Sizes are read from
-the tensors at run time, so that no graph freezes a batch.
+function op only computes. Sizes are read from the tensors at run time, so that no graph freezes a batch.
 """
 
 import math

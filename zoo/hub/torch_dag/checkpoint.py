@@ -64,6 +64,8 @@ def read(folder: Path) -> tuple[Graph, dict[str, Tensor]]:
 
 
 def _read(folder: Path) -> tuple[Graph, dict[str, Tensor]]:
+    if not (folder / CONFIG).is_file():
+        raise StructureError(f"it has no {CONFIG}: not a torch-dag checkpoint")
     config = read_json(folder / CONFIG)
     modules = unpickle.read(folder / MODULES, NAMES)
     if not isinstance(modules, Record) or modules.name != "torch.nn.modules.container.ModuleList":

@@ -1,4 +1,4 @@
-"""How each class of a checkpoint's modules becomes nodes. One function per class; `CLASSES` is the closed list.
+"""How each class of a checkpoint's modules becomes nodes. One function per class; `VERTICES` is the closed list.
 
 Attributes were written by torch-dag, torch 2.1 and timm 0.9; widths are taken from the weights all the same. Where
 torch-dag's own forward has a quirk, the node has it too, and the comment says so.
