@@ -142,6 +142,7 @@ def test_an_origin_is_imported_by_name_or_by_its_repository(upstream, tmp_path):
         assert "converted from the torch-dag checkpoint upstream/imported." in card
         assert f"- sha256 of modules.pt: {sha256(CHECKPOINT / 'modules.pt')}\n" in card
         assert "- licence: apache-2.0\n" in card
+        assert "- not yet: loaded from the Hub and evaluated by us" in card
 
 
 def test_a_model_of_timm_loads_by_our_name_for_it(served, tmp_path, monkeypatch):

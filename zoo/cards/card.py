@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
 
+from zoo import catalog
 from zoo.catalog.entry import Base, Entry, Recipe, Reported
 from zoo.errors import require
 from zoo.hub.remote import LIBRARY
@@ -118,7 +119,7 @@ def render(
         edits=[_summary(edit) for edit in edits],
         layers=[(path, edit.edit, result) for edit in edits for path, result in _results(edit).items()],
         recipe=_made(catalogued if converted else recipe),
-        came=_came(came),
+        came=_came(came, entry),
         buildable=entry.base is not None and entry.recipe.data is not None,
         origin=_origin(entry),
     )
@@ -350,14 +351,19 @@ def _made(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(what, how) for what, how in rows.items() if how]
 
 
-def _came(came: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _came(came: Mapping[str, Any], entry: Entry) -> list[tuple[str, str]]:
     """Where a converted checkpoint came from, and what conversion changed."""
     if not came:
         return []
+    more = [("changed", text) for text in came.get("changed", ())]
+    if entry.dataset == "ILSVRC/imagenet-1k":
+        more.append(("labels", "ImageNet's 1,000 classes in the order of their synsets, as timm has them"))
+    if entry.origin is not None and not catalog.results(entry):
+        more.append(("not yet", "loaded from the Hub and evaluated by us: the source's figures stand unchecked"))
     commit = f" at {came['commit']}" if came.get("commit") else ""
     hashes = [(f"sha256 of {file}", digest) for file, digest in came.get("sha256", {}).items()]
     place = came.get("repo") or "a local folder"
-    return [("checkpoint", f"{place}{commit} ({came['format']})"), *hashes, *(("changed", t) for t in came["changed"])]
+    return [("checkpoint", f"{place}{commit} ({came['format']})"), *hashes, *more]
 
 
 def _budget(budget: Mapping[str, float | None]) -> str:
