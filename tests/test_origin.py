@@ -199,3 +199,33 @@ def test_a_hash_that_the_catalog_learns_later_is_checked_though_the_conversion_i
 
     with pytest.raises(CheckpointError, match="isn't the file that the catalog knows"):
         zoo.load("tiny")
+
+
+PUBLISHED = {  # our name → where it is published, and the small checkpoint of that family that stands in for it
+    "convnextv2_nano_pruned_54": ("TCLResearchEurope/convnetxtv2_nano_pruned_54", "convnextv2_atto_tiny_pruned"),
+    "deit3_small_patch16_224_pruned_66": ("TCLResearchEurope/deit3_small_patch16_224_pruned_66", "deit3_tiny_pruned"),
+    "poolformerv2_s24_pruned_52": ("TCLResearchEurope/poolformerv2_s24_pruned_52", "poolformerv2_tiny_pruned"),
+    "beit_base_patch16_224_pruned_65": ("TCLResearchEurope/beit_base_patch16_224_pruned_65", "beit_tiny_pruned"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_name_loads_cold_cached_and_offline(name, served, tmp_path, monkeypatch):
+    repo, stand_in = PUBLISHED[name]
+    folder = CHECKPOINT.parent / stand_in
+    lines = [regular("config.dict.json", (folder / "config.dict.json").read_text())]
+    create(served, repo)
+    lines.append(large(served, repo, "modules.pt", (folder / "modules.pt").read_bytes()))
+    made = commit(served, repo, *lines).json()["commitOid"]
+    text = FAMILY.format(more=f', commit = "{made}"').replace("upstream/tiny", repo).replace('"tiny"', f'"{name}"')
+    (tmp_path / "catalog").mkdir()
+    (tmp_path / "catalog" / "own.toml").write_text(text)
+    monkeypatch.setenv("ZOO_CATALOG", str(tmp_path / "catalog"))
+    data = load_file(folder / "io.safetensors")
+    expected = data[next(key for key in data if key != "input")]
+
+    for address, offline in ((served, False), (dead(), False), (dead(), True)):
+        point(monkeypatch, address, tmp_path / "cache", offline=offline)
+        with torch.no_grad():
+            found = zoo.load(name)(data["input"])
+        assert float((found - expected).abs().max() / expected.abs().max()) <= 1e-5
