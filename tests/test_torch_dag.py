@@ -116,6 +116,21 @@ def test_a_converted_model_trains(tmp_path):
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
+@pytest.fixture
+def damaged(tmp_path):
+    """A function that changes a copy of a checkpoint's graph: change → the copy."""
+
+    def copy(change):
+        shutil.copytree(FOLDER / "convnextv2_atto_tiny_pruned", tmp_path / "net")
+        path = tmp_path / "net" / "config.dict.json"
+        config = json.loads(path.read_text())
+        change(config)
+        path.write_text(json.dumps(config))
+        return tmp_path / "net"
+
+    return copy
+
+
 # Importing.
 
 
@@ -179,6 +194,20 @@ def test_another_file_than_the_catalog_s_is_refused():
         converted(FOLDER / "deit3_tiny_pruned", "net", entry(sha256="0" * 64))
 
 
+def test_a_graph_within_a_vertex_is_written_out(damaged):
+    """The vertex reads what its own graph's inputs stand for, and is worth what that graph gives."""
+
+    def nest(config):
+        third = config["3"]
+        inner = {"0": {"name": "in", "type": "input"}, "1": {**third, "predecessor_indices": [0]}, "output_index": 1}
+        config["3"] = {**third, "is_atomic": False, "module_dict": inner}
+
+    images, expected = reference("convnextv2_atto_tiny_pruned")
+    folder = damaged(nest)
+
+    assert off(converted(folder, "net"), images, expected) <= 1e-5
+
+
 # As a plan over timm's model.
 
 BASES = {
@@ -235,21 +264,6 @@ def test_a_plan_that_gives_other_outputs_is_not_taken():
 
 
 # What is damaged, or dangerous.
-
-
-@pytest.fixture
-def damaged(tmp_path):
-    """A function that changes a copy of a checkpoint's graph: change → the copy."""
-
-    def copy(change):
-        shutil.copytree(FOLDER / "convnextv2_atto_tiny_pruned", tmp_path / "net")
-        path = tmp_path / "net" / "config.dict.json"
-        config = json.loads(path.read_text())
-        change(config)
-        path.write_text(json.dumps(config))
-        return tmp_path / "net"
-
-    return copy
 
 
 @pytest.mark.parametrize(
