@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from zoo.catalog.entry import Base, Entry
 from zoo.errors import CheckpointError, WeightsError
-from zoo.files import sha256
+from zoo.files import sha256_stamped
 from zoo.hub import torch_dag, weights
 from zoo.hub.repository import Description
 from zoo.structure.base import skeleton
 from zoo.structure.graph import Graph, Node, build
-from zoo.structure.plan import apply_
 
 
 def converted(folder: Path, name: str, entry: Entry | None = None, *, probabilities: bool = False) -> nn.Module:
@@ -38,11 +37,8 @@ def converted(folder: Path, name: str, entry: Entry | None = None, *, probabilit
     Raises:
         CheckpointError: the checkpoint is damaged, dangerous, not understood, or another than the catalog's.
     """
-    format = entry.origin.format if entry and entry.origin else "torch-dag"
-    hashes = {file: sha256(folder / file) for file in FILES[format] if (folder / file).is_file()}
-    known = entry.origin.sha256 if entry and entry.origin else None
-    if known is not None and hashes.get(WEIGHTS[format]) != known:
-        raise CheckpointError(f"{folder / WEIGHTS[format]} isn't the file that the catalog knows: sha256 {known[:12]}…")
+    format = _format(entry)
+    hashes = checked_hashes(folder, entry)
     model, description = _READERS[format](folder, name, entry, probabilities)
     origin = {"repo": entry.origin.repo, "commit": entry.origin.commit} if entry and entry.origin else {}
     came = {"format": format, **origin, "sha256": hashes, "changed": list(description.recipe.get("changed", ()))}
@@ -52,28 +48,43 @@ def converted(folder: Path, name: str, entry: Entry | None = None, *, probabilit
     return model.eval()
 
 
+def checked_hashes(folder: Path, entry: Entry | None) -> dict[str, str]:
+    """File → sha256 of a checkpoint's files, those of its weights compared with what the catalog knows.
+
+    Raises:
+        CheckpointError: they are others.
+    """
+    format = _format(entry)
+    hashes = {file: sha256_stamped(folder / file) for file in FILES[format] if (folder / file).is_file()}
+    known = entry.origin.sha256 if entry and entry.origin else None
+    if known is not None and hashes.get(WEIGHTS[format]) != known:
+        raise CheckpointError(f"{folder / WEIGHTS[format]} isn't the file that the catalog knows: sha256 {known[:12]}…")
+    return hashes
+
+
+def _format(entry: Entry | None) -> str:
+    return entry.origin.format if entry and entry.origin else "torch-dag"
+
+
 def _torch_dag(folder: Path, name: str, entry: Entry | None, probabilities: bool) -> tuple[nn.Module, Description]:
     graph, tensors = torch_dag.read(folder)
     softmax = None if probabilities else _last_softmax(graph)
     if softmax is not None:
         graph = replace(graph, nodes=tuple(n for n in graph.nodes if n is not softmax), outputs=softmax.inputs)
-    model = weights.assign_(build(graph, name), tensors, str(folder))
     classes = _classes(graph, tensors)
-    model.num_classes = classes  # type: ignore[assignment]
-    model.pretrained_cfg = _preprocessing(entry, classes)  # type: ignore[assignment]
-    view = None
+    config = _preprocessing(entry, classes)
     if entry is not None and entry.base is not None and entry.base.id.startswith("timm/"):
         base = Base(entry.base.id, {**entry.base.args, "num_classes": classes})
-        view = torch_dag.timm_view(graph, tensors, base, entry.input)
-    if view is not None:
-        plan, values = view
-        model = weights.assign_(apply_(skeleton(base), plan), values, str(folder))
-        timms: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-        config = _preprocessing(entry, classes)
-        config |= {key: timms[key] for key in ("first_conv", "classifier") if key in timms}
-        model.pretrained_cfg = config  # type: ignore[assignment]
-        changed = ["the graph is written as a plan over timm's model, whose outputs are the graph's"]
-        return model, Description(name, base, plan, recipe={"changed": changed})
+        if view := torch_dag.timm_view(graph, tensors, base, entry.input):
+            plan, narrowed = view
+            timms: dict[str, Any] = narrowed.pretrained_cfg  # type: ignore[assignment]
+            config |= {key: timms[key] for key in ("first_conv", "classifier") if key in timms}
+            narrowed.pretrained_cfg = config  # type: ignore[assignment]
+            changed = ["the graph is written as a plan over timm's model, whose outputs are the graph's"]
+            return narrowed, Description(name, base, plan, recipe={"changed": changed})
+    model = weights.assign_(build(graph, name), tensors, str(folder))
+    model.num_classes = classes  # type: ignore[assignment]
+    model.pretrained_cfg = config  # type: ignore[assignment]
     changed = ["what does nothing in evaluation is left out", "blocks of timm are taken apart into plain operations"]
     changed += ["the softmax at the end is left out: outputs are logits"] * (softmax is not None)
     return model, Description(name, entry.base if entry else None, recipe={"changed": changed}, graph=graph)

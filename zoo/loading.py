@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from zoo import adaptation, catalog
 from zoo.catalog.entry import Base, Entry, Origin
-from zoo.converting import FILES, converted
-from zoo.errors import CheckpointError, RepositoryError, StructureError, UnknownName, ZooError
-from zoo.files import cache, sha256_stamped
+from zoo.converting import FILES, checked_hashes, converted
+from zoo.errors import RepositoryError, StructureError, UnknownName, ZooError
+from zoo.files import cache
 from zoo.hub import remote, repository
 from zoo.hub.repository import Description
 from zoo.structure.base import MAX_ARGUMENT, initialised, skeleton
@@ -231,9 +231,7 @@ def _converted(entry: Entry, revision: str | None, cache_dir: Path | None) -> Pa
     _, checkpoint = origin_of(entry.name, cache_dir, revision)
     origin = entry.origin
     assert origin is not None  # or it would have no origin to be fetched from
-    hashes = [sha256_stamped(checkpoint / file) for file in FILES[origin.format]]
-    if origin.sha256 not in (None, hashes[-1]):
-        raise CheckpointError(f"{origin.repo} isn't the file that the catalog knows: sha256 {hashes[-1][:12]}…")
+    hashes = checked_hashes(checkpoint, entry)
     key = hashlib.sha256(repr((hashes, entry, repository.versions())).encode()).hexdigest()[:16]
     folder = cache() / "converted" / f"{entry.name}-{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 from zoo.files import writing
 from zoo.server.errors import BadRequest, TooLarge
@@ -31,18 +32,24 @@ def put(root: Path, sha256: str, size: int, chunks: Iterable[bytes]) -> Path:
     """
     path = location(root, sha256)
     with writing(path) as file:
-        digest, written = hashlib.sha256(), 0
-        for chunk in chunks:
-            written += len(chunk)
-            if written > size:
-                raise TooLarge(f"object {sha256}: more than the announced {size} bytes")
-            digest.update(chunk)
-            file.write(chunk)
+        found, written = _copy(file, chunks, size, f"object {sha256}: more than the announced {size} bytes")
         if written != size:
             raise BadRequest(f"object {sha256}: expected {size} bytes, found {written}")
-        if digest.hexdigest() != sha256:
-            raise BadRequest(f"object {sha256}: the bytes have sha256 {digest.hexdigest()}")
+        if found != sha256:
+            raise BadRequest(f"object {sha256}: the bytes have sha256 {found}")
     return path
+
+
+def _copy(file: IO[bytes], chunks: Iterable[bytes], size: int, too_large: str) -> tuple[str, int]:
+    """Write at most so many bytes; returns their sha256 and how many they are."""
+    digest, written = hashlib.sha256(), 0
+    for chunk in chunks:
+        written += len(chunk)
+        if written > size:
+            raise TooLarge(too_large)
+        digest.update(chunk)
+        file.write(chunk)
+    return digest.hexdigest(), written
 
 
 def keep(root: Path, data: bytes) -> str:
@@ -60,15 +67,8 @@ def put_part(root: Path, sha256: str, number: int, size: int, chunks: Iterable[b
         TooLarge: there are more bytes than a part has.
         StorageError: the disk is full or refuses.
     """
-    digest, written = hashlib.sha256(), 0
     with writing(_parts(root, sha256) / str(number)) as file:
-        for chunk in chunks:
-            written += len(chunk)
-            if written > size:
-                raise TooLarge(f"part {number} of object {sha256}: more than {size} bytes")
-            digest.update(chunk)
-            file.write(chunk)
-    return digest.hexdigest()
+        return _copy(file, chunks, size, f"part {number} of object {sha256}: more than {size} bytes")[0]
 
 
 def join(root: Path, sha256: str, size: int, count: int) -> Path:

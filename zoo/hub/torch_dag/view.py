@@ -26,7 +26,7 @@ Groups = dict[str, dict[str, str]]
 
 def timm_view(
     graph: Graph, tensors: Mapping[str, Tensor], base: Base, input: tuple[int, int, int]
-) -> tuple[Plan, dict[str, Tensor]] | None:
+) -> tuple[Plan, nn.Module] | None:
     """Find the plan over a timm model that a graph amounts to.
 
     Args:
@@ -36,7 +36,8 @@ def timm_view(
         input: channels, height, width.
 
     Returns:
-        The plan and the tensors by timm's names; None where the graph is no narrowed model of that base.
+        The plan, and the narrowed model with its weights in eval mode; None where the graph is no narrowed model of
+        that base.
     """
     try:
         model = skeleton(base)
@@ -54,7 +55,7 @@ def timm_view(
     except (StructureError, UnknownName, WeightsError, RuntimeError, AssertionError, ValueError):
         return None
     same = isinstance(expected, Tensor) and isinstance(found, Tensor) and expected.shape == found.shape
-    return (plan, values) if same and _close(found, expected) else None
+    return (plan, narrowed) if same and _close(found, expected) else None
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:
