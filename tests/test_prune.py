@@ -135,8 +135,8 @@ def problem(units, chain, damages):
     """Return layers in a chain, each width between two of them, and a damage that falls as units are kept."""
     groups = tuple(Group(f"g{i}", n, (), (), ()) for i, n in enumerate(units))
     neighbours = [(0,), *((i, i + 1) for i in range(len(units) - 1)), (len(units) - 1,)]
-    macs = tuple(Cost(count, pair) for count, pair in zip(chain, neighbours, strict=False))
-    params = tuple(Cost(1 + count // 7, cost.groups) for count, cost in zip(chain[::-1], macs, strict=False))
+    macs = tuple(Cost(count, tuple({g: 1.0} for g in pair)) for count, pair in zip(chain, neighbours, strict=False))
+    params = tuple(Cost(1 + count // 7, cost.axes) for count, cost in zip(chain[::-1], macs, strict=False))
     curves = [
         dict(zip(range(1, n + 1), sorted(itertools.accumulate(d[:n]), reverse=True), strict=True))
         for n, d in zip(units, damages, strict=True)
@@ -181,7 +181,7 @@ def test_an_allocation_meets_its_budget_and_is_close_to_the_best_there_is(drawn,
 
 def test_with_one_price_for_every_unit_the_least_damaging_are_taken():
     analysis = Analysis(
-        tuple(Group(name, 3, (), (), ()) for name in "ab"), (Cost(3, (0,)), Cost(3, (1,))), (Cost(6, ()),)
+        tuple(Group(name, 3, (), (), ()) for name in "ab"), (Cost(3, ({0: 1.0},)), Cost(3, ({1: 1.0},))), (Cost(6, ()),)
     )
     damage = [{1: 9.0, 2: 4.0, 3: 0.0}, {1: 2.0, 2: 1.0, 3: 0.0}]
     assert allocate(analysis, damage, Budget(4 / 6)) == [3, 1]

@@ -39,26 +39,23 @@ _SAME_CHANNELS = {
 _PRODUCTS = {aten.mul.Tensor, aten.mul_.Tensor}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slice:
     """Where a group's units lie in one tensor.
 
     Args:
         tensor: its path.
-        dim: the dimension, which is copies × units × span long.
-        copies: q, k and v stacked are three.
-        span: neighbouring positions of one unit (a head's width).
+        dim: the dimension.
+        index: the positions in it of each unit [units, span]; a head has many, thrice as many where q, k, v are one.
     """
 
     tensor: str
     dim: int
-    copies: int = 1
-    span: int = 1
+    index: Tensor
 
-    def positions(self, units: int, kept: Tensor) -> Tensor:
-        """Positions in the dimension of the units kept, in order."""
-        every = torch.arange(self.copies * units * self.span).view(self.copies, units, self.span)
-        return every[:, kept].flatten()
+    def positions(self, kept: Tensor) -> Tensor:
+        """Positions in the dimension of the units kept, rising."""
+        return self.index[kept].flatten().sort().values
 
 
 @dataclass(frozen=True)
@@ -86,10 +83,16 @@ class Group:
 
 @dataclass(frozen=True)
 class Cost:
-    """A count that shrinks with its groups: `count` · ∏ kept/units over `groups` (indices)."""
+    """A count that shrinks with its groups: `count` · ∏ over axes of the share of the axis that stays.
+
+    Args:
+        count: of the dense model, for one image.
+        axes: of each dimension that can be cut, group (its index) → the share of the dimension that it takes; several
+            where tensors were joined end to end. What no group takes stays.
+    """
 
     count: int
-    groups: tuple[int, ...]
+    axes: tuple[Mapping[int, float], ...]
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,11 @@ class Analysis:
 
     def total(self, costs: Iterable[Cost], kept: Sequence[int]) -> float:
         """Add costs up for so many units kept of each group."""
-        share = [k / group.units for k, group in zip(kept, self.groups, strict=True)]
-        return sum(cost.count * prod(share[g] for g in cost.groups) for cost in costs)
+        cut = [1 - k / group.units for k, group in zip(kept, self.groups, strict=True)]
+        return sum(
+            cost.count * prod(1 - sum(share * cut[g] for g, share in axis.items()) for axis in cost.axes)
+            for cost in costs
+        )
 
 
 def narrow(groups: Sequence[Group], kept: Sequence[int]) -> Narrow:
@@ -140,7 +146,7 @@ def select(groups: Sequence[Group], kept: Sequence[Tensor], tensors: Mapping[str
     for group, units in zip(groups, kept, strict=True):
         for piece in group.slices:
             if piece.tensor in cut:
-                positions = piece.positions(group.units, units).to(cut[piece.tensor].device)
+                positions = piece.positions(units).to(cut[piece.tensor].device)
                 cut[piece.tensor] = cut[piece.tensor].index_select(piece.dim, positions)
     return cut
 
@@ -174,6 +180,20 @@ def analyse(model: nn.Module, image: Tensor) -> Analysis:
     return walk.finish()
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """A slice while it isn't known how many units there are: the dimension is copies × units × span long."""
+
+    tensor: str
+    dim: int
+    copies: int = 1
+    span: int = 1
+
+    def of(self, units: int) -> Slice:
+        every = torch.arange(self.copies * units * self.span).view(self.copies, units, self.span)
+        return Slice(self.tensor, self.dim, every.transpose(0, 1).flatten(1))
+
+
 class _Walk:
     """One pass over the exported graph; spaces are integers under union-find, 0 is frozen."""
 
@@ -181,7 +201,7 @@ class _Walk:
         self.model, self.paths, self.batch = model, paths, batch
         self.parent = [0]
         self.value: dict[Node, tuple[int, int]] = {}  # node → its channels' space and dimension
-        self.slices: list[tuple[int, Slice]] = []
+        self.slices: list[tuple[int, _Piece]] = []
         self.writers: list[tuple[int, str]] = []
         self.readers: list[tuple[int, str]] = []
         self.depthwise: list[tuple[int, str]] = []
@@ -255,7 +275,7 @@ class _Walk:
         attention = self._attention(owner)
         if groups == 1:
             new = 0 if attention or not all((path, *bias)) else self._open()
-            self.slices.append((space, Slice(path, 1)))
+            self.slices.append((space, _Piece(path, 1)))
             if space:
                 self.readers.append((space, owner))
             self.macs.append((count, (space, self.heads[attention][0] if attention else new)))
@@ -268,7 +288,7 @@ class _Walk:
             new = 0
             self.macs.append((count, ()))
         if new:
-            self.slices += [(new, Slice(name, 0)) for name in (path, *bias)]
+            self.slices += [(new, _Piece(name, 0)) for name in (path, *bias)]
             if groups == 1:
                 self.writers.append((new, owner))
         self.value[node] = (new, dim)
@@ -286,7 +306,7 @@ class _Walk:
         space, dim = self.value[x]
         if x in self.owner:
             self.normalised.add(self.owner[x])
-        self.slices += [(space, Slice(self.paths[t.name], 0)) for t in node.args[1:5] if isinstance(t, Node)]
+        self.slices += [(space, _Piece(self.paths[t.name], 0)) for t in node.args[1:5] if isinstance(t, Node)]
         self.value[node] = (space, dim)
 
     def _product(self, node: Node) -> None:
@@ -306,7 +326,7 @@ class _Walk:
     def finish(self) -> Analysis:
         for path, (space, layout) in self.heads.items():
             self._open_heads(path, space, layout)
-        by_tensor: dict[str, dict[Slice, int]] = {}
+        by_tensor: dict[str, dict[_Piece, int]] = {}
         for space, piece in self.slices:  # a layer that is used twice has the same channels both times
             self.join([space, by_tensor.setdefault(piece.tensor, {}).setdefault(piece, space)])
         live = dict.fromkeys(root for space, _ in self.slices if (root := self.find(space)))
@@ -321,9 +341,9 @@ class _Walk:
         ranking = sorted(range(len(groups)), key=lambda g: order[groups[g].name])
         rank = {old: new for new, old in enumerate(ranking)}
 
-        def involved(spaces: Iterable[int]) -> tuple[int, ...]:
+        def involved(spaces: Iterable[int]) -> tuple[Mapping[int, float], ...]:
             roots = (self.find(space) for space in spaces)
-            return tuple(rank[index[root]] for root in roots if root in index)
+            return tuple({rank[index[root]]: 1.0} for root in roots if root in index)
 
         macs = [Cost(count, involved(spaces)) for count, spaces in self.macs]
         params = [
@@ -339,7 +359,7 @@ class _Walk:
             for dim, pattern in enumerate(patterns):
                 if name in held and "h" in pattern:
                     copies, _, span = layout.positions(pattern, sizes).shape
-                    self.slices.append((space, Slice(f"{path}.{name}", dim, copies, span)))
+                    self.slices.append((space, _Piece(f"{path}.{name}", dim, copies, span)))
         self.readers.append((space, f"{path}.{layout.reader}"))
 
     def _group(self, root: int) -> Group:
@@ -347,10 +367,12 @@ class _Walk:
             if space == root:
                 units, head_dim = layout.sizes(self.model.get_submodule(path))
                 slices, readers = self._of(root, self.slices), self._of(root, self.readers)
+                slices = tuple(piece.of(units) for piece in slices)
                 return Group(path, units, slices, (f"{path}.qkv",), readers, head_dim=head_dim)
         slices, writers = self._of(root, self.slices), self._of(root, self.writers)
         units = self.model.get_parameter(f"{writers[0]}.weight").shape[0]
         readers, depthwise = self._of(root, self.readers), self._of(root, self.depthwise)
+        slices = tuple(piece.of(units) for piece in slices)
         return Group(writers[0], units, slices, writers, readers, depthwise)
 
     def _of(self, root: int, items: Iterable[tuple[int, Any]]) -> tuple[Any, ...]:

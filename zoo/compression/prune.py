@@ -119,8 +119,7 @@ def _allowed(analysis: Analysis, budget: Budget, how: Prune) -> list[list[int]]:
 
 def _reader_slices(group: Group, path: str) -> Tensor:
     """Positions of each unit among a reader's inputs [units, span]."""
-    piece = next(piece for piece in group.slices if piece.tensor == f"{path}.weight" and piece.dim == 1)
-    return piece.positions(group.units, torch.arange(group.units)).view(group.units, -1)
+    return next(piece.index for piece in group.slices if piece.tensor == f"{path}.weight" and piece.dim == 1)
 
 
 def _eliminate(
@@ -185,7 +184,7 @@ def _scores(tensors: Mapping[str, Tensor], group: Group, seen: dict[str, Moments
         for piece in group.slices:
             if piece.dim == 0 and piece.tensor.rpartition(".")[0] in group.writers and piece.tensor.endswith("weight"):
                 rows = tensors[piece.tensor].flatten(1).double().square().sum(1)
-                score += rows.view(piece.copies, group.units, piece.span).sum((0, 2))
+                score += rows[piece.index].sum(1)
     return score
 
 
@@ -204,5 +203,5 @@ def _written_positions(groups: Sequence[Group], units: Sequence[Tensor], path: s
     for group, kept in zip(groups, units, strict=True):
         for piece in group.slices:
             if piece.tensor == f"{path}.weight" and piece.dim == 0:
-                return piece.positions(group.units, kept)
+                return piece.positions(kept)
     return torch.arange(outputs)
