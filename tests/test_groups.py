@@ -163,7 +163,8 @@ def test_nothing_is_said_to_depend_on_a_group_that_is_not_there():
     _, analysis = network("resnet50")
     full = [group.units for group in analysis.groups]
     assert analysis.total(analysis.macs, full) == sum(cost.count for cost in analysis.macs)
-    assert {index for cost in (*analysis.macs, *analysis.params) for axis in cost.axes for index in axis} == set(range(len(full)))
+    axes = (axis for cost in (*analysis.macs, *analysis.params) for axis in cost.axes)
+    assert {index for axis in axes for index in axis} == set(range(len(full)))
 
 
 class Wired(nn.Module):
