@@ -8,10 +8,11 @@ import timm
 import torch
 from client import dead, faults, point, requests
 from hub import commit, create, large, regular, serving
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import zoo
-from zoo.errors import CheckpointError, HubError, RepositoryError, UnknownName
+from zoo.errors import CatalogError, CheckpointError, HubError, RepositoryError, UnknownName
 from zoo.files import sha256
 from zoo.structure.base import skeleton
 
@@ -23,6 +24,7 @@ task = "image-classification"
 base = "timm/deit3_small_patch16_224.fb_in1k"
 license = "apache-2.0"
 input = [3, 64, 64]
+{family}
 [[model]]
 name = "tiny"
 origin = {{ repo = "upstream/tiny", format = "torch-dag"{more} }}
@@ -42,7 +44,9 @@ def upstream(served, tmp_path, monkeypatch):
     monkeypatch.setenv("ZOO_CATALOG", str(tmp_path / "catalog"))
     (tmp_path / "catalog").mkdir()
 
-    def publish(repo="upstream/tiny", modules=CHECKPOINT / "modules.pt", more="", files=("config", "modules")):
+    def publish(
+        repo="upstream/tiny", modules=CHECKPOINT / "modules.pt", more="", family="", files=("config", "modules")
+    ):
         create(served, repo)
         lines = []
         if "config" in files:
@@ -50,7 +54,7 @@ def upstream(served, tmp_path, monkeypatch):
         if "modules" in files:
             lines.append(large(served, repo, "modules.pt", modules.read_bytes()))
         made = commit(served, repo, *lines).json()["commitOid"]
-        text = FAMILY.format(more=more.format(commit=made)).replace("upstream/tiny", repo)
+        text = FAMILY.format(more=more.format(commit=made), family=family).replace("upstream/tiny", repo)
         (tmp_path / "catalog" / "own.toml").write_text(text)
         faults(served)
         return made
@@ -80,7 +84,7 @@ def test_it_is_fetched_at_its_commit_and_converted_once(upstream, served, monkey
     repo = f"upstream/pinned{length}"
     made = upstream(repo)
     upstream(repo, modules=CHECKPOINT / "config.dict.json")  # a later commit whose weights are rubbish
-    text = FAMILY.format(more=f', commit = "{made[:length]}"').replace("upstream/tiny", repo)
+    text = FAMILY.format(family="", more=f', commit = "{made[:length]}"').replace("upstream/tiny", repo)
     shutil.rmtree(tmp_path / "catalog")
     (tmp_path / "pinned").mkdir()
     (tmp_path / "pinned" / "own.toml").write_text(text)
@@ -156,7 +160,7 @@ def test_a_model_of_timm_loads_by_our_name_for_it(served, tmp_path, monkeypatch)
     made = commit(served, "timm/efficientnet_b1_pruned.in1k", line).json()["commitOid"]
     (tmp_path / "catalog").mkdir()
     (tmp_path / "catalog" / "own.toml").write_text(
-        FAMILY.format(more="")
+        FAMILY.format(family="", more="")
         .replace('"torch-dag"', f'"timm", commit = "{made}"')
         .replace("upstream/tiny", "timm/efficientnet_b1_pruned.in1k")
     )
@@ -168,6 +172,49 @@ def test_a_model_of_timm_loads_by_our_name_for_it(served, tmp_path, monkeypatch)
         assert torch.allclose(theirs(x), ours(x), atol=1e-6)
     assert ours.zoo_entry.base.id == "timm/efficientnet_b1_pruned.in1k"
     assert skeleton(ours.zoo_entry.base) is not None
+
+
+def test_preprocessing_that_the_catalog_knows_wins_over_timm_s(upstream):
+    upstream("upstream/preprocessed", family='preprocessing = { mean = [0.1, 0.2, 0.3], interpolation = "bilinear" }')
+    model = zoo.load("tiny")
+    config = model.pretrained_cfg
+
+    assert (config["mean"], config["interpolation"]) == ([0.1, 0.2, 0.3], "bilinear")
+    assert (config["std"], config["crop_pct"]) == ([0.229, 0.224, 0.225], 0.9)  # timm's of that base
+    black = zoo.transform(model)(Image.new("RGB", (80, 80)))
+    assert black[:, 0, 0].tolist() == pytest.approx([-0.1 / 0.229, -0.2 / 0.224, -0.3 / 0.225])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("{ means = [0, 0, 0] }", "unknown key 'means', known are mean, std, interpolation, crop_pct"),
+        ("{ mean = [0.5, 0.5] }", "preprocessing.mean is [0.5, 0.5], expected a number for each of 3 channels"),
+        ("{ mean = 0.5 }", "preprocessing.mean is 0.5, expected a number for each"),
+        ("{ std = [1, 0, 1] }", "preprocessing.std is [1, 0, 1], expected a number for each"),
+        ("{ std = [1, true, 1] }", "preprocessing.std is [1, True, 1]"),
+        ("{ mean = [nan, 0, 0] }", "preprocessing.mean is [nan, 0, 0]"),
+        ('{ interpolation = "cubic" }', "preprocessing.interpolation is 'cubic', expected one of nearest, bilinear"),
+        ("{ crop_pct = 87.5 }", "preprocessing.crop_pct is 87.5, expected a share above 0, at most 1"),
+        ('"imagenet"', "preprocessing is a str, expected a table"),
+    ],
+)
+def test_preprocessing_that_can_not_be_meant_names_file_entry_and_key(tmp_path, monkeypatch, value, message):
+    (tmp_path / "own.toml").write_text(FAMILY.format(more="", family=f"preprocessing = {value}"))
+    monkeypatch.setenv("ZOO_CATALOG", str(tmp_path))
+
+    with pytest.raises(CatalogError) as caught:
+        zoo.info("tiny")
+    assert "own.toml: tiny.preprocessing" in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_a_model_s_own_preprocessing_extends_its_family_s(tmp_path, monkeypatch):
+    family = FAMILY.format(more="", family="preprocessing = { mean = [0, 0, 0], crop_pct = 0.5 }")
+    (tmp_path / "own.toml").write_text(family + "preprocessing = { crop_pct = 0.9 }\n")
+    monkeypatch.setenv("ZOO_CATALOG", str(tmp_path))
+
+    assert zoo.info("tiny").preprocessing == {"mean": (0, 0, 0), "crop_pct": 0.9}
 
 
 def test_a_namespace_in_the_environment_leaves_origins_as_they_are(upstream, monkeypatch):
@@ -194,7 +241,9 @@ def test_a_hash_that_the_catalog_learns_later_is_checked_though_the_conversion_i
     zoo.load("tiny")
     (tmp_path / "later").mkdir()
     more = f', commit = "{made}", sha256 = "{"0" * 64}"'
-    (tmp_path / "later" / "own.toml").write_text(FAMILY.format(more=more).replace("upstream/tiny", "upstream/later"))
+    (tmp_path / "later" / "own.toml").write_text(
+        FAMILY.format(family="", more=more).replace("upstream/tiny", "upstream/later")
+    )
     monkeypatch.setenv("ZOO_CATALOG", str(tmp_path / "later"))
 
     with pytest.raises(CheckpointError, match="isn't the file that the catalog knows"):
@@ -217,7 +266,11 @@ def test_a_published_name_loads_cold_cached_and_offline(name, served, tmp_path, 
     create(served, repo)
     lines.append(large(served, repo, "modules.pt", (folder / "modules.pt").read_bytes()))
     made = commit(served, repo, *lines).json()["commitOid"]
-    text = FAMILY.format(more=f', commit = "{made}"').replace("upstream/tiny", repo).replace('"tiny"', f'"{name}"')
+    text = (
+        FAMILY.format(family="", more=f', commit = "{made}"')
+        .replace("upstream/tiny", repo)
+        .replace('"tiny"', f'"{name}"')
+    )
     (tmp_path / "catalog").mkdir()
     (tmp_path / "catalog" / "own.toml").write_text(text)
     monkeypatch.setenv("ZOO_CATALOG", str(tmp_path / "catalog"))

@@ -161,6 +161,9 @@ def test_a_softmax_at_the_end_is_left_out_unless_probabilities_are_wanted(tmp_pa
     assert off(converted(source, "net"), images, [logits]) <= 1e-5
     assert off(converted(source, "net", probabilities=True), images, [logits.softmax(-1)]) <= 1e-5
     assert converted(source, "net").num_classes == 10
+    said = "- changed: the softmax at the end is left out: outputs are logits\n"
+    assert said in (zoo.convert(source, tmp_path / "net", size=64) / "README.md").read_text()
+    assert said not in (zoo.convert(source, tmp_path / "other", size=64, probabilities=True) / "README.md").read_text()
 
 
 def entry(**origin):

@@ -16,19 +16,23 @@ from torch import Tensor, nn
 from zoo.catalog.entry import Base, Entry
 from zoo.errors import CheckpointError, WeightsError
 from zoo.files import sha256_stamped
-from zoo.hub import torch_dag, weights
+from zoo.hub import ptdeco, torch_dag, weights
 from zoo.hub.repository import Description
-from zoo.structure.base import skeleton
+from zoo.structure.base import initialised, skeleton
 from zoo.structure.graph import Graph, Node, build
+from zoo.structure.plan import Plan, apply_
 
 
-def converted(folder: Path, name: str, entry: Entry | None = None, *, probabilities: bool = False) -> nn.Module:
+def converted(
+    folder: Path, name: str, entry: Entry | None = None, *, base: Base | None = None, probabilities: bool = False
+) -> nn.Module:
     """Convert a checkpoint.
 
     Args:
         folder: holds its files; which they are, `FILES` says for each format.
         name: of the model.
-        entry: what the catalog knows of it; without one it is a torch-dag checkpoint.
+        entry: what the catalog knows of it; without one the files tell the format.
+        base: the dense model that it was made from, where no entry says so.
         probabilities: leave a softmax at the end where there is one; else the model gives logits.
 
     Returns:
@@ -37,9 +41,10 @@ def converted(folder: Path, name: str, entry: Entry | None = None, *, probabilit
     Raises:
         CheckpointError: the checkpoint is damaged, dangerous, not understood, or another than the catalog's.
     """
-    format = _format(entry)
+    format = _format(folder, entry)
     hashes = checked_hashes(folder, entry)
-    model, description = _READERS[format](folder, name, entry, probabilities)
+    base = base or (entry.base if entry else None)
+    model, description = _READERS[format](folder, name, entry, base, probabilities)
     origin = {"repo": entry.origin.repo, "commit": entry.origin.commit} if entry and entry.origin else {}
     came = {"format": format, **origin, "sha256": hashes, "changed": list(description.recipe.get("changed", ()))}
     model.zoo_entry = replace(  # type: ignore[assignment]
@@ -54,7 +59,7 @@ def checked_hashes(folder: Path, entry: Entry | None) -> dict[str, str]:
     Raises:
         CheckpointError: they are others.
     """
-    format = _format(entry)
+    format = _format(folder, entry)
     hashes = {file: sha256_stamped(folder / file) for file in FILES[format] if (folder / file).is_file()}
     known = entry.origin.sha256 if entry and entry.origin else None
     if known is not None and hashes.get(WEIGHTS[format]) != known:
@@ -62,35 +67,59 @@ def checked_hashes(folder: Path, entry: Entry | None) -> dict[str, str]:
     return hashes
 
 
-def _format(entry: Entry | None) -> str:
-    return entry.origin.format if entry and entry.origin else "torch-dag"
+def _format(folder: Path, entry: Entry | None) -> str:
+    if entry and entry.origin:
+        return entry.origin.format
+    return "ptdeco" if (folder / ptdeco.CONFIG).is_file() else "torch-dag"
 
 
-def _torch_dag(folder: Path, name: str, entry: Entry | None, probabilities: bool) -> tuple[nn.Module, Description]:
+def _torch_dag(
+    folder: Path, name: str, entry: Entry | None, base: Base | None, probabilities: bool
+) -> tuple[nn.Module, Description]:
     graph, tensors = torch_dag.read(folder)
     softmax = None if probabilities else _last_softmax(graph)
     if softmax is not None:
         graph = replace(graph, nodes=tuple(n for n in graph.nodes if n is not softmax), outputs=softmax.inputs)
     classes = _classes(graph, tensors)
-    config = _preprocessing(entry, classes)
-    if entry is not None and entry.base is not None and entry.base.id.startswith("timm/"):
-        base = Base(entry.base.id, {**entry.base.args, "num_classes": classes})
-        if view := torch_dag.timm_view(graph, tensors, base, entry.input):
+    config = preprocessing(entry, base, classes)
+    logits = ["the softmax at the end is left out: outputs are logits"] * (softmax is not None)
+    if base is not None and base.id.startswith("timm/"):
+        timm_base = Base(base.id, {**base.args, "num_classes": classes})
+        if view := torch_dag.timm_view(graph, tensors, timm_base, config["input_size"]):
             plan, narrowed = view
             timms: dict[str, Any] = narrowed.pretrained_cfg  # type: ignore[assignment]
             config |= {key: timms[key] for key in ("first_conv", "classifier") if key in timms}
             narrowed.pretrained_cfg = config  # type: ignore[assignment]
-            changed = ["the graph is written as a plan over timm's model, whose outputs are the graph's"]
-            return narrowed, Description(name, base, plan, recipe={"changed": changed})
+            changed = ["the graph is written as a plan over timm's model, whose outputs are the graph's", *logits]
+            return narrowed, Description(name, timm_base, plan, recipe={"changed": changed})
     model = weights.assign_(build(graph, name), tensors, str(folder))
     model.num_classes = classes  # type: ignore[assignment]
     model.pretrained_cfg = config  # type: ignore[assignment]
     changed = ["what does nothing in evaluation is left out", "blocks of timm are taken apart into plain operations"]
-    changed += ["the softmax at the end is left out: outputs are logits"] * (softmax is not None)
-    return model, Description(name, entry.base if entry else None, recipe={"changed": changed}, graph=graph)
+    return model, Description(name, base, recipe={"changed": [*changed, *logits]}, graph=graph)
 
 
-def _timm(folder: Path, name: str, entry: Entry | None, probabilities: bool) -> tuple[nn.Module, Description]:
+def _ptdeco(
+    folder: Path, name: str, entry: Entry | None, base: Base | None, probabilities: bool
+) -> tuple[nn.Module, Description]:
+    if base is None:
+        raise CheckpointError(f"{folder} doesn't say what was decomposed: name it, --base timm/ARCHITECTURE.TAG")
+    edit, tensors = ptdeco.read(folder, skeleton(base))
+    computed = {path: buffer for path, buffer in initialised(base).named_buffers() if path not in tensors}
+    plan = Plan((edit,))
+    try:
+        model = weights.assign_(apply_(skeleton(base), plan), {**computed, **tensors}, str(folder))
+    except WeightsError as error:
+        raise CheckpointError(f"{folder} isn't imported: {error}") from error
+    timms: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    classes: int = model.num_classes  # type: ignore[assignment]
+    model.pretrained_cfg = {**timms, **preprocessing(entry, base, classes)}  # type: ignore[assignment]
+    return model, Description(name, base, plan)
+
+
+def _timm(
+    folder: Path, name: str, entry: Entry | None, base: Base | None, probabilities: bool
+) -> tuple[nn.Module, Description]:
     assert entry is not None  # that is how the format is known
     assert entry.origin is not None
     base = Base(entry.origin.repo)
@@ -123,24 +152,40 @@ def _classes(graph: Graph, tensors: Mapping[str, Tensor]) -> int:
     return len(tensors[f"{node.module or node.name}.weight"])
 
 
-def _preprocessing(entry: Entry | None, num_classes: int) -> dict[str, Any]:
-    """What images must undergo: as for the base, at the size that the model was trained for."""
-    if entry is None:
-        return {"input_size": (3, 224, 224), "num_classes": num_classes}
-    known = None
-    if entry.base is not None and entry.base.id.startswith("timm/"):
-        known = timm.get_pretrained_cfg(entry.base.id.removeprefix("timm/"))
+def preprocessing(entry: Entry | None, base: Base | None, num_classes: int) -> dict[str, Any]:
+    """What images must undergo: what the catalog knows, else as for the base; at the size that it was trained for.
+
+    Args:
+        entry: what the catalog knows.
+        base: the dense model.
+        num_classes: that the model tells apart.
+
+    Returns:
+        The keys of timm's `pretrained_cfg` that preprocessing follows from.
+    """
+    known = timm.get_pretrained_cfg(base.id.removeprefix("timm/")) if base and base.id.startswith("timm/") else None
     config: dict[str, Any] = {} if known is None else known.to_dict()
-    kept = ("interpolation", "crop_pct", "crop_mode", "mean", "std")
-    own = {"input_size": entry.input, "num_classes": num_classes, "license": entry.license}
-    return {**{key: config[key] for key in kept if config.get(key) is not None}, **own}
+    kept = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+    found = {"input_size": (3, 224, 224)} | {key: config[key] for key in kept if config.get(key) is not None}
+    if entry is not None:
+        found |= {**entry.preprocessing, "input_size": entry.input, "license": entry.license}
+    return {**found, "num_classes": num_classes}
 
 
-WEIGHTS: Mapping[str, str] = {"torch-dag": torch_dag.MODULES, "timm": "model.safetensors"}
+WEIGHTS: Mapping[str, str] = {
+    "torch-dag": torch_dag.MODULES,
+    "ptdeco": ptdeco.WEIGHTS,
+    "timm": "model.safetensors",
+}
 """Format → the file with the weights."""
-FILES: Mapping[str, tuple[str, ...]] = {"torch-dag": (torch_dag.CONFIG, torch_dag.MODULES), "timm": (WEIGHTS["timm"],)}
+FILES: Mapping[str, tuple[str, ...]] = {
+    "torch-dag": (torch_dag.CONFIG, torch_dag.MODULES),
+    "ptdeco": (ptdeco.CONFIG, ptdeco.WEIGHTS),
+    "timm": (WEIGHTS["timm"],),
+}
 """Format → the files that a checkpoint consists of."""
-_READERS: Mapping[str, Callable[[Path, str, Entry | None, bool], tuple[nn.Module, Description]]] = {
+_READERS: Mapping[str, Callable[[Path, str, Entry | None, Base | None, bool], tuple[nn.Module, Description]]] = {
     "torch-dag": _torch_dag,
+    "ptdeco": _ptdeco,
     "timm": _timm,
 }

@@ -7,7 +7,7 @@ from typing import Any
 from zoo.errors import BudgetError, StructureError
 
 METHODS = ("prune", "low_rank", "falor", "lockd", "dwain", "magnitude", "integer")
-AVAILABLE = ("prune",)  # what this version can run itself
+AVAILABLE = ("prune", "low_rank", "falor", "lockd", "dwain")  # what this version can run itself
 STATUSES = ("published", "origin", "embedded", "recipe")
 
 COUNTINGS = ("ptdeco", "torch-dag")  # published ways of counting kmapp; zoo.counting does them
@@ -26,6 +26,11 @@ FIGURES = (
     "speedup",
     "params_size",
 )
+
+# How an image becomes an input, by timm's names: a value for each channel, how it is resized, and which share of the
+# resized side the crop takes.
+PREPROCESSING = ("mean", "std", "interpolation", "crop_pct")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,7 @@ class Recipe:
         schedule: fields of the training schedule that differ from its defaults.
         augment: keyword arguments of timm's training transform.
         seed: of initialisation, order and augmentation.
+        note: what of it the source doesn't say, so that it is ours.
     """
 
     method: str | None = None
@@ -102,6 +108,7 @@ class Recipe:
     schedule: Mapping[str, Any] = field(default_factory=dict)
     augment: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,7 @@ class Origin:
 
     Args:
         repo: `org/name`, as it is spelt there.
-        format: `torch-dag` or `timm`.
+        format: `torch-dag`, `ptdeco` or `timm`.
         commit: where it is known, in full or shortened.
         sha256: of the weights' file, where it is known.
     """
@@ -163,6 +170,7 @@ class Entry:
         license: the Hub's id of it, as the base imposes it.
         dataset: the Hub's data set id, or our own name of it.
         input: channels, height, width of one input.
+        preprocessing: what is known of it, and wins over what timm has of the base; of `PREPROCESSING`.
         source: where the figures and the recipe come from.
         recipe: how it is made.
         reported: what the source says of this model.
@@ -183,6 +191,7 @@ class Entry:
     license: str | None = None
     dataset: str | None = None
     input: tuple[int, int, int] = (3, 224, 224)
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
     source: str | None = None
     recipe: Recipe = field(default_factory=Recipe)
     reported: tuple[Reported, ...] = ()

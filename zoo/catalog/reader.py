@@ -8,7 +8,20 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from zoo.catalog.entry import COUNTINGS, FIGURES, METHODS, STATUSES, Base, Budget, Entry, Origin, Recipe, Reported
+from zoo.catalog.entry import (
+    COUNTINGS,
+    FIGURES,
+    INTERPOLATIONS,
+    METHODS,
+    PREPROCESSING,
+    STATUSES,
+    Base,
+    Budget,
+    Entry,
+    Origin,
+    Recipe,
+    Reported,
+)
 from zoo.errors import BudgetError, CatalogError
 
 
@@ -54,7 +67,7 @@ def _family(file: Path) -> list[Entry]:
 
 def _merge(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """Let a model's tables extend the family's; a plain value replaces it."""
-    tables = ("recipe", "options", "distil", "schedule", "augment", "budget")
+    tables = ("recipe", "options", "distil", "schedule", "augment", "budget", "preprocessing")
     merged = {**shared, **own}
     for key in tables:
         if isinstance(shared.get(key), dict) and isinstance(own.get(key), dict):
@@ -91,12 +104,33 @@ def _entry(file: Path, data: dict[str, Any]) -> Entry:
     data["input"] = tuple(data.get("input", (3, 224, 224)))
     if len(data["input"]) != 3 or not all(type(size) is int and size > 0 for size in data["input"]):
         raise CatalogError(f"{where}.input is {list(data['input'])}, expected channels, height and width")
+    data["preprocessing"] = _preprocessing(data.get("preprocessing", {}), data["input"][0], f"{where}.preprocessing")
     data.setdefault("status", "published" if "repo" in data else "origin" if "origin" in data else "recipe")
     entry: Entry = _record(Entry, data, where)
     _one_of(f"{where}.status", entry.status, STATUSES)
     if entry.recipe.method is not None:
         _one_of(f"{where}.recipe.method", entry.recipe.method, METHODS)
     return entry
+
+
+def _preprocessing(data: Any, channels: int, where: str) -> dict[str, Any]:
+    """By timm's names, with tuples as timm has them."""
+    _kind(where, data, dict)
+    for key in data.keys() - set(PREPROCESSING):
+        raise CatalogError(f"{where}: unknown key {key!r}, known are {', '.join(PREPROCESSING)}")
+    for key in data.keys() & {"mean", "std"}:
+        values = data[key] if isinstance(data[key], list) else []
+        if len(values) != channels or not all(_number(value) and (value > 0 or key == "mean") for value in values):
+            raise CatalogError(f"{where}.{key} is {data[key]!r}, expected a number for each of {channels} channels")
+    if "interpolation" in data:
+        _one_of(f"{where}.interpolation", data["interpolation"], INTERPOLATIONS)
+    if "crop_pct" in data and not (_number(data["crop_pct"]) and 0 < data["crop_pct"] <= 1):
+        raise CatalogError(f"{where}.crop_pct is {data['crop_pct']!r}, expected a share above 0, at most 1")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _reported(row: Any, where: str) -> Reported:
@@ -107,7 +141,7 @@ def _reported(row: Any, where: str) -> Reported:
     for key in row.keys() - figures.keys() - set(conditions):
         raise CatalogError(f"{where}: unknown key {key!r}, known are {', '.join((*FIGURES, *conditions))}")
     for figure, value in figures.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if not _number(value):
             raise CatalogError(f"{where}.{figure} is {value!r}, expected a number")
     if "counting" in row:
         _one_of(f"{where}.counting", row["counting"], COUNTINGS)
