@@ -260,3 +260,98 @@ def test_inputs_have_different_names():
 def test_a_node_that_would_ask_for_the_moon_or_lacks_what_it_needs_is_refused(op, attributes):
     with pytest.raises(StructureError, match="node 'a'"):
         build(Graph(("x",), (Node("a", op, ("x",), attributes),), ("a",)))
+
+
+SQUARE = [Node("n", "size", ("a",), {"dim": 0}), Node("b", "zeros", ("x", "n"), {"size": ["$1", "$1"]})]
+ONE = {"in_channels": 1, "out_channels": 1, "kernel_size": 1}
+MANY = {"repeats": [20_000]}
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [Node("a", "expand", ("x",), {"shape": [3000, 10_000]}), *SQUARE],
+        [Node("a", "aten.repeat", ("x",), MANY), *SQUARE],
+        [Node("a", "aten.repeat", ("x",), MANY), Node("b", "aten.repeat", ("a",), MANY)],
+        [Node("a", "upsample", ("x",), {"scale_factor": 200}), Node("b", "upsample", ("a",), {"size": 200})],
+        [Node("b", "upsample", ("x",), {"size": 90_000})],
+        [Node("b", "adaptive_avg_pool2d", ("x",), {"output_size": 90_000})],
+        [Node("b", "aten.pad", ("x",), {"pad": [4096] * 8})],
+        [Node("b", "aten.constant_pad_nd", ("x",), {"pad": [4096] * 8})],
+        [Node("b", "aten.conv3d", ("x", "x"), {"padding": [4096] * 3})],
+        [Node(n, "concat", (b,) * 64, {"dim": 0}) for b, n in zip("xcdef", "cdefb", strict=True)],
+        [Node("b", "conv_transpose2d", ("x",), {**ONE, "stride": 90_000})],
+    ],
+)  # fmt: skip
+def test_what_grows_along_a_path_is_refused(nodes):
+    with pytest.raises(StructureError, match=r"node 'b'.*more than 1e\+08 elements are refused") as caught:
+        build(Graph(("x",), tuple(nodes), ("b",)))
+
+    assert "\n" not in str(caught.value)
+
+
+def test_what_grows_on_its_way_and_stays_small_is_accepted():
+    nodes = (
+        *(Node(n, "upsample", (b,), {"scale_factor": 2}) for b, n in zip("xcde", "cdef", strict=True)),
+        *(Node(f"{n}p", "aten.pad", (b,), {"pad": [0, 6, 0, 6]}) for b, n in zip("fg", "gh", strict=True) if b == "f"),
+        Node("i", "concat", ("gp", "gp"), {"dim": 1}),
+    )
+    assert build(Graph(("x",), nodes, ("i",)))(torch.zeros(1, 1, 1, 1)).shape == (1, 2, 22, 22)
+
+
+WRITTEN = """{"inputs": ["x"], "outputs": ["head"], "nodes": [
+ {"name": "stem", "op": "conv2d", "inputs": ["x"],
+  "attributes": {"in_channels": 3, "out_channels": 4, "kernel_size": [3, 3], "stride": [2, 2], "padding": [1, 1],
+                 "dilation": [1, 1], "groups": 1, "bias": false}},
+ {"name": "norm", "op": "batch_norm2d", "inputs": ["stem"], "attributes": {"num_features": 4, "eps": 0.001}},
+ {"name": "act", "op": "hardswish", "inputs": ["norm"]},
+ {"name": "height", "op": "size", "inputs": ["act"], "attributes": {"dim": 2}},
+ {"name": "rows", "op": "reshape", "inputs": ["act", "height"], "attributes": {"shape": ["batch", 4, "input", -1]}},
+ {"name": "index", "op": "buffer", "attributes": {"shape": [2], "dtype": "int64"}},
+ {"name": "kept", "op": "gather", "inputs": ["rows", "index"], "attributes": {"dim": 1}},
+ {"name": "token", "op": "parameter", "attributes": {"shape": [1, 2, 1, 1]}},
+ {"name": "sum", "op": "add", "inputs": ["kept", "token"]},
+ {"name": "large", "op": "upsample", "inputs": ["sum"], "attributes": {"scale_factor": 2.0, "mode": "nearest"}},
+ {"name": "pooled", "op": "mean", "inputs": ["large"], "attributes": {"dim": [2, 3], "keepdim": false}},
+ {"name": "head", "op": "linear", "inputs": ["pooled"], "attributes": {"in_features": 2, "out_features": 5}}]}"""
+
+
+def test_a_graph_written_by_the_first_version_loads_and_computes_the_same():
+    graph = Graph.from_json(json.loads(WRITTEN))
+    model, w = filled(graph)
+    x = torch.randn(3, 3, 8, 8)
+    y = F.conv2d(x, w["stem.weight"], stride=2, padding=1)
+    y = F.batch_norm(y, w["norm.running_mean"], w["norm.running_var"], w["norm.weight"], w["norm.bias"], eps=0.001)
+    y = F.hardswish(y)[:, w["index"]] + w["token"]
+
+    assert torch.allclose(F.linear(y.mean((2, 3)), w["head.weight"], w["head.bias"]), model(x), atol=1e-5)
+    assert Graph.from_json(graph.to_json()) == graph
+
+
+def test_names_may_be_numbers_of_a_list_and_what_lies_below_a_module_may_come_first():
+    linear = {"in_features": 2, "out_features": 2}
+    nodes = (
+        Node("blocks.0.weight", "parameter", (), {"shape": []}),
+        Node("a", "mul", ("x", "blocks.0.weight")),
+        Node("blocks.1.inner", "linear", ("a",), linear),
+        Node("blocks.1", "linear", ("blocks.1.inner",), linear),
+    )
+    model, weights = filled(Graph(("x",), nodes, ("blocks.1",)))
+    x = torch.randn(3, 2)
+    y = F.linear(x * weights["blocks.0.weight"], weights["blocks.1.inner.weight"], weights["blocks.1.inner.bias"])
+
+    assert torch.allclose(F.linear(y, weights["blocks.1.weight"], weights["blocks.1.bias"]), model(x))
+
+
+def test_an_attribute_may_name_an_input_that_does_not_come_first():
+    nodes = (
+        Node("n", "size", ("x",), {"dim": 0}),
+        Node("m", "int_floordiv", ("n",), {"b": 2}),
+        Node("half", "aten.slice.Tensor", ("m", "x"), {"end": "$0"}),
+        Node("low", "aten.clamp_min", ("half",), {"min": "-inf"}),
+        Node("zeros", "zeros", ("x", "m"), {"size": ["$1", 3], "dtype": "int64"}),
+    )
+    half, zeros = build(Graph(("x",), nodes, ("low", "zeros")))(x := torch.randn(5, 3))
+
+    assert torch.equal(x[:2], half)
+    assert torch.equal(torch.zeros(2, 3, dtype=torch.int64), zeros)

@@ -12,6 +12,7 @@ from torch import nn
 from zoo.catalog.entry import Base
 from zoo.errors import StructureError
 from zoo.structure.base import skeleton
+from zoo.structure.layers import REPLACEMENTS
 from zoo.structure.plan import Drop, Factor, Heads, Mask, Narrow, Plan, Rank, Swap, Width, apply_
 
 SMALL = Base("timm/resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 24]})
@@ -40,14 +41,15 @@ edits = st.one_of(
     st.builds(
         Narrow,
         st.dictionaries(paths, st.builds(Width, some, some, some), max_size=3),
-        st.dictionaries(paths, st.builds(Heads, counts, counts), max_size=3),
+        st.dictionaries(paths, st.builds(Heads, counts, counts, some), max_size=3),
+        st.dictionaries(paths, st.lists(counts, max_size=4).map(tuple), max_size=3),
     ),
     st.builds(Factor, st.dictionaries(paths, st.builds(Rank, counts, st.sampled_from(["first", "last"])), max_size=3)),
     st.builds(Mask, st.lists(paths, max_size=3).map(tuple)),
     st.builds(Drop, st.dictionaries(paths, st.sampled_from(["identity", "zero"]), max_size=3)),
     st.builds(Swap, st.dictionaries(paths, st.just("BeitAttention"), max_size=3)),
 )
-keys = st.sampled_from(["edit", "widths", "heads", "layers", "paths", "classes", "other"])
+keys = st.sampled_from(["edit", "widths", "heads", "tensors", "layers", "paths", "classes", "other"])
 kinds = st.sampled_from(["narrow", "factor", "mask", "drop", "swap", "fold"])
 anything = st.recursive(st.none() | st.integers() | kinds, lambda x: st.lists(x) | st.dictionaries(keys, x))
 plans = st.builds(Plan, st.lists(edits, max_size=4).map(tuple))
@@ -100,7 +102,7 @@ def test_whatever_json_is_read_gives_a_plan_or_an_error_of_one_line(data):
         ([{"edit": "fold"}], "plan[0]: unknown edit 'fold', known are narrow, factor, mask, drop, swap"),
         ([{"edit": ["mask"]}], "plan[0]: unknown edit ['mask'], known are narrow, factor, mask, drop, swap"),
         ([{"edit": "factor", "rank": 3}], "plan[0]: factor has no key 'rank', known are layers"),
-        ([{"edit": "narrow", "layers": {}}], "plan[0]: narrow has no key 'layers', known are heads, widths"),
+        ([{"edit": "narrow", "layers": {}}], "plan[0]: narrow has no key 'layers', known are heads, tensors, widths"),
         ([{"edit": "narrow", "widths": []}], "plan[0].widths: expected an object by module path, found list"),
         ([{"edit": "factor", "layers": {"fc": 3}}], "plan[0].layers.fc: expected an object by module path, found int"),
         (
@@ -109,9 +111,11 @@ def test_whatever_json_is_read_gives_a_plan_or_an_error_of_one_line(data):
         ),
         (
             [{"edit": "narrow", "heads": {"a": {"num_heads": 1}}}],
-            "plan[0].heads.a: found keys num_heads, expected num_heads, head_dim",
+            "plan[0].heads.a: found keys num_heads, expected num_heads, head_dim, key_dim",
         ),
         ([{"edit": "factor", "layers": {"fc": {}}}], "plan[0].layers.fc: found keys none, expected rank, spatial"),
+        ([{"edit": "narrow", "tensors": {"a": 3}}], "plan[0].tensors.a: expected a list of sizes"),
+        ([{"edit": "narrow", "tensors": {"a": [3.0]}}], "plan[0].tensors.a: expected a list of sizes"),
         ([{"edit": "mask", "paths": "fc"}], "plan[0].paths: expected a list of module paths"),
         ([{"edit": "mask", "paths": [1]}], "plan[0].paths: expected a list of module paths"),
     ],
@@ -139,8 +143,8 @@ def test_json_that_is_no_plan_is_refused_by_name(data, message):
         (Narrow({"conv1": Width(groups=2)}), "narrow: conv1.groups is 2, expected 1 to 1"),
         (
             Narrow(heads={"layer1": Heads(1, 1)}),
-            "layer1: heads of class torch.nn.modules.container.Sequential can't be narrowed; known are "
-            "timm.layers.attention.Attention, zoo.structure.layers.BeitAttention",
+            "narrow: layer1 is a torch.nn.modules.container.Sequential, whose heads aren't known; "
+            "narrow its layers by widths",
         ),
         (Factor({"fc": Rank(0)}), "factor: fc.rank is 0, expected 1 to 24"),
         (Factor({"fc": Rank(25)}), "factor: fc.rank is 25, expected 1 to 24"),
@@ -151,8 +155,11 @@ def test_json_that_is_no_plan_is_refused_by_name(data, message):
         (Mask(("nope",)), "mask: the base has no module 'nope'"),
         (Drop({"act1": "one"}), "drop: act1 becomes 'one', expected identity or zero"),
         (Drop({"nope": "zero"}), "drop: the base has no module 'nope'"),
-        (Swap({"fc": "Evil"}), "swap: fc names unknown class 'Evil', known are BeitAttention"),
-        (Swap({"fc": ["Evil"]}), "swap: fc names unknown class ['Evil'], known are BeitAttention"),
+        (Swap({"fc": "Evil"}), f"swap: fc names unknown class 'Evil', known are {', '.join(REPLACEMENTS)}"),
+        (Swap({"fc": ["Evil"]}), f"swap: fc names unknown class ['Evil'], known are {', '.join(REPLACEMENTS)}"),
+        (Narrow(tensors={"fc": (3,)}), "narrow: the base has no tensor 'fc'"),
+        (Narrow(tensors={"fc.weight": (3,)}), "narrow: fc.weight has 2 dimensions, expected 1"),
+        (Narrow(tensors={"fc.weight": (3, 25)}), "narrow: fc.weight[1] is 25, expected 1 to 24"),
         (
             Swap({"fc": "BeitAttention"}),
             "swap: fc is a torch.nn.modules.linear.Linear, which BeitAttention doesn't replace",
@@ -167,9 +174,14 @@ def test_an_edit_that_does_not_fit_is_refused_by_name(edit, message):
 
 def inner(name, keep):
     base, size, cut, reader = INNER[name]
-    widths = {path: Width(keep) for path in cut}
-    depthwise = {path: Width(keep, keep) for path in cut if path.endswith("conv_dw")}
-    return base, size, Plan((Narrow({**widths, **depthwise, reader: Width(inputs=keep)}),))
+    return base, size, Plan((Narrow({**{path: Width(keep) for path in cut}, reader: Width(inputs=keep)}),))
+
+
+@pytest.mark.parametrize("width", [Width(4), Width(inputs=2), Width(4, 2), Width(4, 2, 2)], ids=str)
+def test_a_depthwise_convolution_follows_from_either_side_whatever_its_multiplier(width):
+    conv = nn.Conv2d(8, 16, 3, groups=8)
+    apply_(nn.Sequential(conv), Plan((Narrow({"0": width}),)))
+    assert (conv.groups, conv.in_channels, conv.out_channels, conv.weight.shape) == (2, 2, 4, (4, 1, 3, 3))
 
 
 @pytest.mark.parametrize("batch", [1, 2])

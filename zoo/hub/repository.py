@@ -4,7 +4,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import timm
 import torch
@@ -31,6 +31,9 @@ FILES = (CONFIG, WEIGHTS, CARD, RESULTS, GRAPH)
 _ELSEWHERE = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load", "notes"}
 
 
+Structure = Literal["exact", "stand-in"]
+
+
 @dataclass(frozen=True)
 class Description:
     """What a model is: enough to rebuild its structure.
@@ -49,7 +52,7 @@ class Description:
     base: Base | None
     plan: Plan = field(default_factory=Plan)
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    structure: Literal["exact", "stand-in"] = "exact"
+    structure: Structure = "exact"
     source: str = ""
     graph: Graph | None = None
 
@@ -139,7 +142,8 @@ def _structure(description: Description) -> dict[str, Any]:
     if description.graph is not None:
         return {"base": base, "graph": GRAPH}
     saved = fingerprint(_dense(description), description.plan.paths())
-    return {"base": base, "plan": description.plan.to_json(), "fingerprint": saved}
+    mark = {"structure": description.structure} if description.structure != "exact" else {}
+    return {"base": base, "plan": description.plan.to_json(), "fingerprint": saved, **mark}
 
 
 def _dense(description: Description) -> nn.Module:
@@ -213,7 +217,10 @@ def describe_folder(folder: Path, config: Mapping[str, Any]) -> Description:
     if "graph" in ours:
         graph = Graph.from_json(read_json(folder / GRAPH), str(folder / GRAPH))
         return Description(ours["name"], base, graph=graph, recipe=recipe, source=source)
-    return Description(ours["name"], base, Plan.from_json(ours["plan"]), recipe=recipe, source=source)
+    plan, structure = Plan.from_json(ours["plan"]), ours.get("structure", "exact")
+    if structure not in get_args(Structure):
+        raise RepositoryError(f"{folder / CONFIG}: zoo.structure is {structure!r}, expected exact or stand-in")
+    return Description(ours["name"], base, plan, recipe=recipe, structure=structure, source=source)
 
 
 def skeleton_of(config: Mapping[str, Any], description: Description) -> nn.Module:

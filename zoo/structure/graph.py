@@ -6,19 +6,34 @@ It is what a checkpoint becomes that no timm model has the shape of. It is a val
 
 import keyword
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from zoo.errors import StructureError
+from zoo.structure.aten import ATEN
 from zoo.structure.base import MAX_ARGUMENT, Meta
-from zoo.structure.ops import FUNCTIONS, MODULES, TENSORS
+from zoo.structure.ops import DTYPES, FUNCTIONS, MODULES, SIZES, TENSORS
 
-OPS = {**MODULES, **TENSORS, **FUNCTIONS}
-GROWING = ("size", "output_size", "scale_factor", "shape")  # what may make a result larger than what it was made of
+CALLS = {**FUNCTIONS, **ATEN}
+OPS = {**MODULES, **TENSORS, **CALLS}
+GROWING = (  # what may make a result larger than what it was made of
+    *("size", "output_size", "scale_factor", "scale_factors", "shape", "repeats", "dims", "end", "num_classes"),
+    "upscale_factor",
+)
+SIDES = ("size", "output_size", "scale_factor", "scale_factors")  # one number may stand for both
+KEEPING = (  # never more elements than before, whatever their attributes say
+    *("reshape", "permute", "roll", "aten.flip", "aten.slice.Tensor", "aten.slice_scatter", "aten.pixel_shuffle"),
+)
+ADDING = ("aten.col2im", "aten.unfold")  # their sizes are reached once, not multiplied by one another
+FRESH = ("zeros", "ones", "full", "arange")  # as large as their attributes say, whatever they are given
+PADDING = ("pad", "padding", "output_padding")
 MAX_ELEMENTS = 10**8
+MAX_PADDING = 4096
+MAX_DEGREE = 2  # how many sizes of inputs may be multiplied before something grows by them
+INTS = {function.__name__: function for function in SIZES}
 MAX_DEPTH = 16  # words of a dotted name
 MAX_NODES = 50_000  # the largest model of the catalog has some 1,500
 
@@ -30,8 +45,9 @@ class Node:
     Args:
         name: unique in the graph; of a module op also the path of its module.
         op: a key of `MODULES` or `FUNCTIONS` in `zoo.structure.ops`.
-        inputs: names of nodes before it, or of the graph's inputs.
-        attributes: keyword arguments of the operation.
+        inputs: names of nodes before it, or of the graph's inputs; the operation's first arguments.
+        attributes: keyword arguments of the operation; in those of a function `"$1"` stands for the input 1, counted
+            from 0, which isn't one of the first arguments then.
         module: of a module op, the earlier node whose module it uses too.
     """
 
@@ -88,6 +104,8 @@ def check(graph: Graph, where: str = "graph") -> None:
         StructureError: naming the node and what is wrong.
     """
     known, modules = set(graph.inputs), dict[str, str]()
+    ints: dict[str, _Int] = {}
+    grown = dict.fromkeys(graph.inputs, _Int(1, 1))
     if len(known) != len(graph.inputs) or not all(map(_is_name, graph.inputs)):
         raise StructureError(f"{where}: inputs aren't words, each once")
     for node in graph.nodes:
@@ -108,10 +126,17 @@ def check(graph: Graph, where: str = "graph") -> None:
                     f"{here}: {node.op} has no attribute {key!r}, known are {', '.join(op.attributes)}"
                 )
             _check_value(value, f"{here}.{key}")
-            if key in GROWING and math.prod(_sizes(value)) > MAX_ELEMENTS:
+            if node.op in TENSORS and key == "shape" and math.prod(_sizes(value)) > MAX_ELEMENTS:
                 raise StructureError(f"{here}.{key} is {value}: more than {MAX_ELEMENTS:.0e} elements are refused")
+            if key in PADDING and any(size > MAX_PADDING for size in _sizes(value)):
+                raise StructureError(f"{here}.{key} is {value}: at most {MAX_PADDING} is accepted")
+            if key == "dtype" and value not in DTYPES:
+                raise StructureError(f"{here}.dtype is {value!r}, expected one of {', '.join(DTYPES)}")
+        if node.op in CALLS:
+            _check_call(node, ints, grown, here)
         if node.op == "item" and type(node.attributes.get("index")) is not int:
             raise StructureError(f"{here}: an item needs its index")
+        grown[node.name] = _grown(node, ints, grown, here)
         if node.module is not None and modules.get(node.module) != node.op:
             raise StructureError(f"{here} uses the module of {node.module!r}, which isn't a {node.op} before it")
         if node.op in MODULES and node.module is None:
@@ -154,11 +179,136 @@ def build(graph: Graph, name: str = "Graph") -> fx.GraphModule:
             elif node.op == "item":
                 values[node.name] = program.call_function(FUNCTIONS["item"].call, (*inputs, node.attributes["index"]))
             else:
-                values[node.name] = program.call_function(FUNCTIONS[node.op].call, inputs, dict(node.attributes))
+                keywords = {key: _argument(key, value, inputs) for key, value in node.attributes.items()}
+                named = set(_references(node.attributes))
+                first = tuple(each for i, each in enumerate(inputs) if i not in named)
+                values[node.name] = program.call_function(CALLS[node.op].call, first, keywords)
     outputs = tuple(values[each] for each in graph.outputs)
     program.output(outputs[0] if len(outputs) == 1 else outputs)
     program.lint()
     return fx.GraphModule(root, program, name if name.isidentifier() else "Graph").eval()
+
+
+def _argument(key: str, value: Any, inputs: Sequence[Any]) -> Any:
+    """What an attribute stands for: an input, a dtype, an infinity, or itself."""
+    if isinstance(value, list | tuple):
+        return [_argument(key, item, inputs) for item in value]
+    if isinstance(value, str) and value.startswith("$"):
+        return inputs[int(value[1:])]
+    if key == "dtype":
+        return DTYPES[value]
+    return float(value) if value in ("inf", "-inf") else value
+
+
+def _references(value: Any) -> Iterator[int]:
+    """Which inputs an attribute names."""
+    if isinstance(value, str) and value.startswith("$"):
+        if not (value[1:].isascii() and value[1:].isdecimal()):
+            raise ValueError(value)
+        yield int(value[1:])
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _references(item)
+
+
+@dataclass(frozen=True)
+class _Int:
+    """A bound of a size or of a tensor's elements: `factor` times as many sizes of inputs as `degree` says."""
+
+    factor: float
+    degree: int
+
+
+def _check_call(node: Node, ints: dict[str, _Int], grown: Mapping[str, _Int], here: str) -> None:
+    """Check what a function is given: tensors where it takes tensors, sizes that are bounded elsewhere."""
+    try:
+        named = set(_references(node.attributes))
+    except ValueError:
+        raise StructureError(f"{here}: an attribute names an input otherwise than $0, $1, ...") from None
+    if named and not max(named) < len(node.inputs):
+        raise StructureError(f"{here} has {len(node.inputs)} inputs, an attribute names ${max(named)}")
+    op = CALLS[node.op]
+    first = [name for i, name in enumerate(node.inputs) if i not in named]
+    if op.tensors and tuple(op.attributes[: len(first)]) != op.tensors[: len(first)]:
+        raise StructureError(f"{here}: {len(first)} inputs come first, {node.op} takes tensors as {op.tensors}")
+    for key, value in node.attributes.items():
+        sizes = [node.inputs[i] for i in _references(value)]
+        if key not in op.tensors and any(name not in ints for name in sizes):
+            raise StructureError(f"{here}.{key} names an input that isn't a size")
+    if node.op == "size":
+        read = [grown[name] for name in first]
+        ints[node.name] = _Int(max((each.factor for each in read), default=1), max((1, *(r.degree for r in read))))
+    elif node.op in INTS:
+        ints[node.name] = _int(node, first, ints, here)
+    elif not op.tensors and node.op not in ("reshape", "expand") and any(name in ints for name in first):
+        raise StructureError(f"{here}: a size comes first, {node.op} takes tensors there")
+
+
+def _grown(node: Node, ints: Mapping[str, _Int], grown: Mapping[str, _Int], here: str) -> _Int:
+    """Bound the elements of a result by those of what goes in, along every path from the inputs."""
+    if node.name in ints:
+        return ints[node.name]
+    before = [grown[name] for name in node.inputs if name not in ints]
+    factor = max((each.factor for each in before), default=1)
+    degree = max((each.degree for each in before), default=0)
+    shape = node.attributes.get("shape", ())
+    if node.op in FRESH or (node.op == "expand" and isinstance(shape, list | tuple) and -1 not in shape):
+        factor, degree = 1, 1 if "batch" in shape else 0
+    if node.op in TENSORS or node.op in KEEPING:
+        return _Int(factor, degree)
+    by, references = 1.0, [*_references(node.attributes)]
+    growing = _references([value for key, value in node.attributes.items() if key in GROWING])
+    read = node.inputs if node.op == "expand" else [node.inputs[i] for i in growing]
+    sizes = [ints[name] for name in read if name in ints]
+    for key, value in node.attributes.items():
+        if key in PADDING or (key in GROWING and node.op in ADDING):
+            factor = max(factor, _growth(node.op, key, value))
+        elif key in GROWING or (key == "stride" and "conv_transpose" in node.op):
+            by *= _growth(node.op, key, value)
+    if node.op in ("concat", "aten.stack"):
+        parts = [node.inputs[i] for i in references] or [*node.inputs]
+        by *= max(map(parts.count, parts), default=1)
+    factor *= by * math.prod(each.factor for each in sizes)
+    degree += sum(each.degree for each in sizes)
+    if factor > MAX_ELEMENTS or (sizes and degree > MAX_DEGREE):
+        raise StructureError(f"{here} with {dict(node.attributes)}: more than {MAX_ELEMENTS:.0e} elements are refused")
+    return _Int(factor, degree)
+
+
+def _growth(op: str, key: str, value: Any) -> float:
+    """How many elements an attribute makes of one."""
+    items = list(value) if isinstance(value, list | tuple) else [value]
+    if key in PADDING:
+        items = [item for item in items if isinstance(item, int)]
+        if op in ("aten.pad", "aten.constant_pad_nd", "aten.reflection_pad2d", "aten.replication_pad2d"):
+            return float(math.prod(1.0 + max(sum(items[i : i + 2]), 0) for i in range(0, len(items), 2)))
+        items = [1 + 2 * item for item in items]
+    one = len(items) == 1 and "1d" not in op and (key in (*SIDES, *PADDING, "stride"))
+    return math.prod(map(float, _sizes(items * 2 if one and op not in FRESH else items)))
+
+
+def _int(node: Node, first: Sequence[str], ints: Mapping[str, _Int], here: str) -> _Int:
+    """Bound the result of shape arithmetic by the bounds of what goes in."""
+    given = [*first, *(node.attributes[key] for key in ("a", "b") if key in node.attributes)]
+    sides = []
+    for value in given:
+        name = node.inputs[int(value[1:])] if isinstance(value, str) and value.startswith("$") else value
+        if type(name) is not int and name not in ints:
+            raise StructureError(f"{here}: {node.op} of what isn't a size")
+        sides.append(_Int(abs(name), 0) if isinstance(name, int) else ints[name])
+    if len(sides) != 2:
+        raise StructureError(f"{here}: {node.op} takes two sizes, found {len(sides)}")
+    a, b = sides
+    match node.op:
+        case "int_mul":
+            bound = _Int(a.factor * b.factor, a.degree + b.degree)
+        case "int_floordiv":
+            bound = a
+        case _:
+            bound = _Int(a.factor + b.factor, max(a.degree, b.degree))
+    if bound.factor > MAX_ELEMENTS or bound.degree > 2 * MAX_DEGREE:
+        raise StructureError(f"{here}: a size of more than {MAX_ELEMENTS:.0e} is refused")
+    return bound
 
 
 def _made(node: Node) -> nn.Module | Tensor:
@@ -179,7 +329,15 @@ def _add(root: nn.Module, path: str, item: nn.Module | Tensor) -> None:
         if not hasattr(root, parent):
             root.add_module(parent, nn.Module())
         root = getattr(root, parent)
-    if not isinstance(root, nn.Module) or hasattr(root, last):
+    if not isinstance(root, nn.Module):
+        raise StructureError(f"node {path!r}: a module has something of that name already")
+    stand_in = root._modules.get(last)
+    if type(stand_in) is nn.Module and isinstance(item, nn.Module):  # something below it came first
+        for name, child in (*stand_in._modules.items(), *stand_in._parameters.items(), *stand_in._buffers.items()):
+            if child is not None:
+                _add(item, name, child)
+        del root._modules[last]
+    if hasattr(root, last):
         raise StructureError(f"node {path!r}: a module has something of that name already")
     if isinstance(item, Tensor) and not isinstance(item, nn.Parameter):
         root.register_buffer(last, item)
@@ -200,9 +358,11 @@ def _node(row: Any, where: str) -> Node:
 
 
 def _is_name(name: str) -> bool:
-    """Whether a name is a path of words that Python lets attributes have."""
+    """Whether a name is a path of words that Python lets attributes have, and of numbers within a list of modules."""
     parts = name.split(".")
-    return len(parts) <= MAX_DEPTH and all(part.isidentifier() and not keyword.iskeyword(part) for part in parts)
+    return len(parts) <= MAX_DEPTH and all(
+        (part.isidentifier() and not keyword.iskeyword(part)) or (part.isdecimal() and part.isascii()) for part in parts
+    )
 
 
 def _sizes(value: Any) -> list[float]:

@@ -22,10 +22,12 @@ class Op:
     Args:
         call: a module's or tensor's constructor, or the function itself.
         attributes: the keyword arguments that a node may set.
+        tensors: of an ATen operation, which of them are tensors.
     """
 
     call: Callable[..., Any]
     attributes: tuple[str, ...] = ()
+    tensors: tuple[str, ...] = ()
 
 
 DTYPES = {
@@ -136,6 +138,58 @@ def concat(*tensors: Tensor, dim: int) -> Tensor:
     return torch.cat(tensors, dim)
 
 
+def cast(x: Tensor, like: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """Change the type of the values, to that of another tensor or to a fixed one."""
+    return x.to(like.dtype if like is not None else dtype)
+
+
+def zeros(like: Tensor, *, size: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    """Make zeros where another tensor lies, of its type unless told."""
+    return like.new_zeros(size, dtype=dtype)
+
+
+def ones(like: Tensor, *, size: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    """Make ones where another tensor lies, of its type unless told."""
+    return like.new_ones(size, dtype=dtype)
+
+
+def full(like: Tensor, *, size: Sequence[int], fill_value: float, dtype: torch.dtype | None = None) -> Tensor:
+    """Make a tensor of one value where another tensor lies, of its type unless told."""
+    return like.new_full(size, fill_value, dtype=dtype)
+
+
+def arange(like: Tensor, *, end: float, start: float = 0, dtype: torch.dtype | None = None) -> Tensor:
+    """Count from `start` to below `end` where another tensor lies."""
+    return torch.arange(start, end, dtype=dtype, device=like.device)
+
+
+def int_mul(a: int, b: int) -> int:
+    """Multiply sizes."""
+    return a * b
+
+
+def int_add(a: int, b: int) -> int:
+    """Add sizes."""
+    return a + b
+
+
+def int_sub(a: int, b: int) -> int:
+    """Subtract sizes."""
+    return a - b
+
+
+def int_floordiv(a: int, b: int) -> int:
+    """Divide sizes, rounding down."""
+    return a // b
+
+
+def int_mod(a: int, b: int) -> int:
+    """Take the rest of a division of sizes."""
+    return a % b
+
+
+SIZES = (int_mul, int_add, int_sub, int_floordiv, int_mod)  # shape arithmetic
+
 MODULES: Mapping[str, Op] = {
     "conv2d": Op(
         nn.Conv2d,
@@ -147,10 +201,25 @@ MODULES: Mapping[str, Op] = {
     "layer_norm2d": Op(LayerNorm2d, ("normalized_shape", "eps", "elementwise_affine", "bias")),
     "group_norm": Op(GroupNorm, ("num_groups", "num_channels", "eps", "bias")),
     "dropout": Op(nn.Dropout, ("p",)),
+    "conv1d": Op(
+        nn.Conv1d,
+        ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias"),
+    ),
+    "conv_transpose2d": Op(
+        nn.ConvTranspose2d,
+        (
+            *("in_channels", "out_channels", "kernel_size", "stride", "padding"),
+            *("output_padding", "groups", "bias", "dilation"),
+        ),
+    ),
+    "batch_norm1d": Op(nn.BatchNorm1d, ("num_features", "eps", "momentum", "affine")),
+    "rms_norm": Op(nn.RMSNorm, ("normalized_shape", "eps")),
+    "prelu": Op(nn.PReLU, ("num_parameters",)),
+    "embedding": Op(nn.Embedding, ("num_embeddings", "embedding_dim")),
 }
 TENSORS: Mapping[str, Op] = {
-    "parameter": Op(lambda shape: nn.Parameter(torch.empty(*shape)), ("shape",)),
-    "buffer": Op(lambda shape, dtype="float32": torch.empty(*shape, dtype=DTYPES[dtype]), ("shape", "dtype")),
+    "parameter": Op(lambda shape: nn.Parameter(torch.empty(shape)), ("shape",)),
+    "buffer": Op(lambda shape, dtype="float32": torch.empty(shape, dtype=DTYPES[dtype]), ("shape", "dtype")),
 }
 FUNCTIONS: Mapping[str, Op] = {
     "relu": Op(F.relu),
@@ -203,4 +272,10 @@ FUNCTIONS: Mapping[str, Op] = {
     "adaptive_avg_pool2d": Op(F.adaptive_avg_pool2d, ("output_size",)),
     "upsample": Op(F.interpolate, ("size", "scale_factor", "mode", "align_corners")),
     "attention": Op(F.scaled_dot_product_attention, ("scale",)),
+    "cast": Op(cast, ("dtype",)),
+    "zeros": Op(zeros, ("size", "dtype")),
+    "ones": Op(ones, ("size", "dtype")),
+    "full": Op(full, ("size", "fill_value", "dtype")),
+    "arange": Op(arange, ("start", "end", "dtype")),
+    **{function.__name__: Op(function, ("a", "b")) for function in SIZES},
 }

@@ -5,16 +5,16 @@ become is worked out when the plan is applied, from tensor shapes and from the t
 value, reads and writes JSON, and composes: what one edit leaves, the next may address.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal, Self, get_args
 
-import torch
 from torch import Tensor, nn
 
 from zoo.errors import StructureError
-from zoo.structure import blocks
+from zoo.structure import blocks, widths
 from zoo.structure.layers import REPLACEMENTS, Identity, Zero
+from zoo.structure.narrowing import count, narrow_heads_, narrow_layer_, narrow_tensor_, width_name
 
 Spatial = Literal["first", "last"]
 Remnant = Literal["identity", "zero"]
@@ -27,7 +27,8 @@ class Width:
     Args:
         outputs: channels out; for a norm or a per-channel scale its channels.
         inputs: channels in.
-        groups: of a convolution, where it isn't the base's (a depthwise one follows `inputs` by itself).
+        groups: of a convolution or group norm, where they aren't the base's (a depthwise convolution's `inputs` and
+            groups follow from its `outputs`).
     """
 
     outputs: int | None = None
@@ -37,10 +38,11 @@ class Width:
 
 @dataclass(frozen=True)
 class Heads:
-    """Heads that an attention module keeps, and their width."""
+    """Heads that an attention module keeps, and their width; `key_dim` is that of queries and keys where it differs."""
 
     num_heads: int
     head_dim: int
+    key_dim: int | None = None
 
 
 @dataclass(frozen=True)
@@ -58,18 +60,29 @@ class Rank:
 
 @dataclass(frozen=True)
 class Narrow:
-    """Fewer channels: `widths` by path of a layer, `heads` by path of an attention module."""
+    """Fewer channels.
+
+    Args:
+        widths: by path of a layer that holds its tensors itself (linear, convolution, norm, scale).
+        heads: by path of an attention module.
+        tensors: shapes by path of a tensor that is no layer's (a position embedding, a bias table, a block's scale).
+    """
 
     edit: ClassVar[str] = "narrow"
     widths: Mapping[str, Width] = field(default_factory=dict)
     heads: Mapping[str, Heads] = field(default_factory=dict)
+    tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def apply_(self, model: nn.Module) -> None:
         """Keep the first channels of each."""
         for path, width in self.widths.items():
-            _narrow_layer_(_module(model, self, path), width, path)
+            narrow_layer_(_module(model, self, path), path, width.outputs, width.inputs, width.groups)
         for path, heads in self.heads.items():
-            _narrow_heads_(_module(model, self, path), heads, path)
+            narrow_heads_(_module(model, self, path), path, heads.num_heads, heads.head_dim, heads.key_dim)
+        for path, shape in self.tensors.items():
+            narrow_tensor_(model, path, shape)
+        for module in model.modules():
+            blocks.refresh_block_(module)
 
 
 @dataclass(frozen=True)
@@ -152,8 +165,12 @@ class Plan:
         return list(dict.fromkeys(path for edit in self.edits for item in _values(edit) for path in item))
 
     def to_json(self) -> list[dict[str, Any]]:
-        """The plan as JSON: one object an edit, None left out."""
-        return [{"edit": edit.edit, **_without_none(asdict(edit))} for edit in self.edits]
+        """The plan as JSON: one object an edit; what has its default is left out."""
+        rows = (asdict(edit) for edit in self.edits)
+        return [
+            {"edit": edit.edit, **{key: _without_none(value) for key, value in row.items() if value}}
+            for edit, row in zip(self.edits, rows, strict=True)
+        ]
 
     @classmethod
     def from_json(cls, data: Any) -> "Plan":
@@ -181,9 +198,61 @@ def apply_(model: nn.Module, plan: Plan) -> nn.Module:
         StructureError: an edit addresses a module that isn't there, of a class that can't be edited, or asks for more
             than the base has.
     """
-    for edit in plan.edits:
-        edit.apply_(model)
+    with widths.followed(model):
+        for edit in plan.edits:
+            edit.apply_(model)
     return model
+
+
+def narrowing(
+    model: nn.Module,
+    shapes: Mapping[str, Sequence[int]],
+    heads: Mapping[str, Heads] | None = None,
+    groups: Mapping[str, int] | None = None,
+) -> Narrow:
+    """The edit that gives a model's tensors these shapes.
+
+    Args:
+        model: as it is before the edit; left as it was.
+        shapes: by path of a tensor; those that keep theirs may be left out.
+        heads: of attention modules; what follows from them is left out of the widths.
+        groups: by path, of convolutions (not depthwise ones) and group norms that have fewer.
+
+    Returns:
+        The edit.
+    """
+    heads, groups = heads or {}, groups or {}
+    following = {
+        (f"{path}.{name}", dim)
+        for path in heads
+        for module in (model.get_submodule(path),)
+        for name, dim in blocks.layout(module, path).patterns(module)
+    }
+    widths: dict[str, dict[str, int]] = {}
+    for path, n in groups.items():
+        widths[path] = {"groups": n}
+        if isinstance(layer := model.get_submodule(path), nn.modules.conv._ConvNd):
+            widths[path]["inputs"] = n * layer.weight.shape[1]
+    tensors: dict[str, tuple[int, ...]] = {}
+    for path, shape in shapes.items():
+        before = blocks.tensor(model, path)
+        if before is None:
+            raise StructureError(f"narrow: the base has no tensor {path!r}")
+        cut = [d for d, n in enumerate(shape) if n != before.shape[d] and (path, d) not in following]
+        owner = path.rpartition(".")[0]
+        layer = model.get_submodule(owner)
+        for dim in cut:
+            name = width_name(layer, dim)
+            if name is None or not owner:
+                tensors[path] = tuple(shape)
+            else:
+                within = (
+                    groups.get(owner, layer.groups)
+                    if isinstance(layer, nn.modules.conv._ConvNd) and name == "inputs"
+                    else 1
+                )
+                widths.setdefault(owner, {})[name] = shape[dim] * within
+    return Narrow({path: Width(**width) for path, width in widths.items()}, heads, tensors)
 
 
 def _module(model: nn.Module, edit: Edit, path: str) -> nn.Module:
@@ -201,98 +270,15 @@ def _replace_(model: nn.Module, path: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), name, module)
 
 
-def _count(asked: int | None, available: int, what: str) -> int:
-    if asked is None:
-        return available
-    if isinstance(asked, bool) or not isinstance(asked, int) or not 1 <= asked <= available:
-        raise StructureError(f"{what} is {asked}, expected 1 to {available}")
-    return asked
-
-
-def _narrow_layer_(module: nn.Module, width: Width, path: str) -> None:
-    held = {n: t for n, t in (*module._parameters.items(), *module._buffers.items()) if t is not None and t.ndim > 0}
-    if not held or isinstance(module, nn.modules.conv._ConvTransposeNd):
-        raise StructureError(f"narrow: {path} is a {type(module).__name__}, which has no width that can be narrowed")
-    shape = (held.get("weight") if "weight" in held else next(iter(held.values()))).shape  # type: ignore[union-attr]
-    outputs = _count(width.outputs, shape[0], f"narrow: {path}.outputs")
-    fan_in = shape[1] if len(shape) > 1 else 1
-    if isinstance(module, nn.modules.conv._ConvNd):
-        inputs = _count(width.inputs, module.in_channels, f"narrow: {path}.inputs")
-        depthwise = module.groups == module.in_channels and module.groups > 1
-        follows = inputs if depthwise else None
-        asked = follows if width.groups is None else width.groups
-        groups = _count(asked, module.groups, f"narrow: {path}.groups")
-        if inputs % groups or outputs % groups or inputs // groups > fan_in:
-            raise StructureError(f"narrow: {path} has {inputs} inputs and {outputs} outputs for {groups} groups")
-        module.groups, fan_in = groups, inputs // groups
-    else:
-        fan_in = _count(width.inputs, fan_in, f"narrow: {path}.inputs")
-    for name, tensor in held.items():
-        kept = {0: outputs} if tensor.shape[0] == shape[0] else {}
-        if name == "weight" and tensor.ndim > 1:
-            kept[1] = fan_in
-        _select_(module, name, {dim: torch.arange(n, device="cpu") for dim, n in kept.items()})
-    blocks.refresh_(module)
-
-
-def _narrow_heads_(module: nn.Module, heads: Heads, path: str) -> None:
-    layout = blocks.layout(module, path)
-    before = layout.sizes(module)
-    h = _count(heads.num_heads, before[0], f"narrow: {path}.num_heads")
-    d = _count(heads.head_dim, before[1], f"narrow: {path}.head_dim")
-    for name, patterns in layout.tensors.items():
-        owner_path, _, tensor = name.rpartition(".")
-        owner = getattr(module, owner_path, None) if owner_path else module
-        if not isinstance(owner, nn.Module) or getattr(owner, tensor, None) is None:
-            continue
-        index = {
-            dim: layout.positions(pattern, before)[:, : h if "h" in pattern else 1, : d if "d" in pattern else 1]
-            for dim, pattern in enumerate(patterns)
-            if pattern != "."
-        }
-        _select_(owner, tensor, {dim: positions.flatten() for dim, positions in index.items()})
-        blocks.refresh_(owner)
-    for attribute, pattern in layout.attributes.items():
-        setattr(module, attribute, (h if "h" in pattern else 1) * (d if "d" in pattern else 1))
-    if layout.scale:
-        module.scale = d**-0.5
-
-
-def _select_(module: nn.Module, name: str, index: Mapping[int, Tensor]) -> None:
-    held: dict[str, Any] = module._parameters if name in module._parameters else module._buffers
-    old = held[name]
-    assert old is not None
-    if all(len(positions) == old.shape[dim] for dim, positions in index.items()):
-        return
-    shape = [len(index[dim]) if dim in index else size for dim, size in enumerate(old.shape)]
-    new = old.detach().new_empty(shape) if old.is_meta else select(old.detach(), index)
-    held[name] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-
-
-def select(tensor: Tensor, index: Mapping[int, Tensor]) -> Tensor:
-    """Keep positions of a tensor.
-
-    Args:
-        tensor: any shape.
-        index: dimension → positions kept [k].
-
-    Returns:
-        A new tensor with those dimensions k long.
-    """
-    for dim, positions in index.items():
-        tensor = tensor.index_select(dim, positions.to(tensor.device))
-    return tensor.contiguous()
-
-
 def _factors(layer: nn.Module, rank: Rank, path: str) -> nn.Sequential:
     if isinstance(layer, nn.Linear):
         m, n = layer.weight.shape
-        k = _count(rank.rank, min(m, n), f"factor: {path}.rank")
+        k = count(rank.rank, min(m, n), f"factor: {path}.rank")
         to: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
         return nn.Sequential(nn.Linear(n, k, bias=False, **to), nn.Linear(k, m, bias=layer.bias is not None, **to))
     if isinstance(layer, nn.Conv2d) and layer.groups == 1:
         m, n = layer.weight.shape[:2]
-        k = _count(rank.rank, min(m, n * layer.weight[0, 0].numel()), f"factor: {path}.rank")
+        k = count(rank.rank, min(m, n * layer.weight[0, 0].numel()), f"factor: {path}.rank")
         if rank.spatial not in get_args(Spatial):
             raise StructureError(f"factor: {path}.spatial is {rank.spatial!r}, expected first or last")
         to = {"device": layer.weight.device, "dtype": layer.weight.dtype}
@@ -323,6 +309,7 @@ def _edit(item: dict[str, Any], where: str) -> Edit:
     readers: dict[str, Callable[[Any, str], Any]] = {
         "widths": lambda v, w: {p: _record(Width, r, f"{w}.{p}") for p, r in _object(v, w).items()},
         "heads": lambda v, w: {p: _record(Heads, r, f"{w}.{p}") for p, r in _object(v, w).items()},
+        "tensors": lambda v, w: {p: _shape(r, f"{w}.{p}") for p, r in _object(v, w).items()},
         "layers": lambda v, w: {p: _record(Rank, r, f"{w}.{p}") for p, r in _object(v, w).items()},
         "classes": _object,
         "paths": _object if kind is Drop else _names,
@@ -342,6 +329,12 @@ def _object(value: Any, where: str) -> dict[str, Any]:
 def _names(value: Any, where: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise StructureError(f"{where}: expected a list of module paths")
+    return tuple(value)
+
+
+def _shape(value: Any, where: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(size) is int for size in value):
+        raise StructureError(f"{where}: expected a list of sizes")
     return tuple(value)
 
 
