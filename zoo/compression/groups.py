@@ -1,42 +1,25 @@
 """Groups: the channels of a model that must be cut together, and what they cost.
 
-The model is exported once and every value on the way gets the space that its channels live in. A convolution or
-linear layer reads one space and opens a new one; norms, depthwise convolutions, pooling and pointwise functions stay
-in theirs; a product of two joins theirs (squeeze-and-excite). Whatever else a space meets freezes it: a sum (the
-residual stream), the output, and every operation that isn't understood. What remains are the widths inside the blocks.
-Heads come from the table of attention classes in `structure.blocks`.
+The model is exported once; every channel of every tensor gets an id, and the rules of `compression.rules` say which ids
+are one and which are frozen. Ids that lie in the same tensors the same number of times are the units of one group: any
+of them may go. No block is known by name, and what isn't understood is frozen.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export.graph_signature import InputKind
-from torch.fx import Node
+from torch.export import ExportedProgram
 
-from zoo.errors import StructureError
-from zoo.structure import blocks
-from zoo.structure.plan import Heads, Narrow, Width
-
-aten = torch.ops.aten
-_SAME_CHANNELS = {
-    aten.dropout.default,
-    aten.dropout_.default,
-    aten.max_pool2d.default,
-    aten.avg_pool2d.default,
-    aten.adaptive_avg_pool2d.default,
-    aten.clone.default,
-    aten.contiguous.default,
-    aten.gelu_.default,  # activations that torch doesn't tag as pointwise
-    aten.hardswish.default,
-    aten.hardswish_.default,
-    aten.mish_.default,
-    aten.relu6_.default,
-}
-_PRODUCTS = {aten.mul.Tensor, aten.mul_.Tensor}
+from zoo.compression import rules
+from zoo.compression.cutting import Traced
+from zoo.compression.ids import Vector
+from zoo.compression.walk import Layer, Walk
+from zoo.structure import base, blocks
+from zoo.structure.exported import export
+from zoo.structure.plan import Heads, Narrow, narrowing
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +30,17 @@ class Slice:
         tensor: its path.
         dim: the dimension.
         index: the positions in it of each unit [units, span]; a head has many, thrice as many where q, k, v are one.
+        size: how long the dimension is; 0 where the units fill it.
+        groups: of the weight of a grouped convolution, how many groups it has and how many channels each of them reads.
+        whole: whether its groups are cut as a whole.
     """
 
     tensor: str
     dim: int
     index: Tensor
+    size: int = 0
+    groups: tuple[int, int] | None = None
+    whole: bool = False
 
     def positions(self, kept: Tensor) -> Tensor:
         """Positions in the dimension of the units kept, rising."""
@@ -70,6 +59,7 @@ class Group:
         readers: paths of the layers that mix them.
         depthwise: paths of the convolutions between that take each channel by itself.
         head_dim: width of one head where the units are heads, else None.
+        residual: whether several layers write them into a sum.
     """
 
     name: str
@@ -79,6 +69,7 @@ class Group:
     readers: tuple[str, ...]
     depthwise: tuple[str, ...] = ()
     head_dim: int | None = None
+    residual: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,6 +94,9 @@ class Analysis:
     macs: tuple[Cost, ...]
     params: tuple[Cost, ...]
     normalised: frozenset[str] = frozenset()  # paths of the layers whose outputs a batch norm takes
+    frozen: Mapping[str, str] = field(default_factory=dict)  # path of a layer none of whose outputs can be cut → why
+    traced: Traced | None = None
+    roots: tuple[Tensor, ...] = ()  # ids of each group's units
 
     def total(self, costs: Iterable[Cost], kept: Sequence[int]) -> float:
         """Add costs up for so many units kept of each group."""
@@ -113,10 +107,18 @@ class Analysis:
         )
 
 
-def narrow(groups: Sequence[Group], kept: Sequence[int]) -> Narrow:
-    """The edit that keeps so many units of each group."""
-    widths: dict[str, dict[str, int]] = {}
+def narrow(model: nn.Module, groups: Sequence[Group], kept: Sequence[int]) -> Narrow:
+    """The edit that keeps so many units of each group.
+
+    Args:
+        model: that was analysed.
+        groups: as analysed.
+        kept: how many units of each.
+    """
+    held = base.tensors(model)
+    shapes: dict[str, list[int]] = {}
     heads: dict[str, Heads] = {}
+    fewer: dict[str, int] = {}
     for group, count in zip(groups, kept, strict=True):
         if count == group.units:
             continue
@@ -124,11 +126,12 @@ def narrow(groups: Sequence[Group], kept: Sequence[int]) -> Narrow:
             heads[group.name] = Heads(count, group.head_dim)
             continue
         for piece in group.slices:
-            width = widths.setdefault(piece.tensor.rpartition(".")[0], {})
-            width["inputs" if piece.dim == 1 else "outputs"] = count
-        for path in group.depthwise:
-            widths[path]["inputs"] = count
-    return Narrow({path: Width(**width) for path, width in widths.items()}, heads)
+            shape = shapes.setdefault(piece.tensor, list(held[piece.tensor].shape))
+            shape[piece.dim] -= (group.units - count) * piece.index.shape[1]
+            if piece.whole and piece.groups is not None and piece.groups[1] > 1:
+                layer = piece.tensor.rpartition(".")[0]
+                fewer[layer] = piece.groups[0] * shape[piece.dim] // len(held[piece.tensor])
+    return narrowing(model, shapes, heads, fewer)
 
 
 def select(groups: Sequence[Group], kept: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -142,12 +145,17 @@ def select(groups: Sequence[Group], kept: Sequence[Tensor], tensors: Mapping[str
     Returns:
         Path → tensor of the narrowed model; uncut ones are the same objects.
     """
-    cut = dict(tensors)
+    stays: dict[tuple[str, int], Tensor] = {}
     for group, units in zip(groups, kept, strict=True):
-        for piece in group.slices:
-            if piece.tensor in cut:
-                positions = piece.positions(units).to(cut[piece.tensor].device)
-                cut[piece.tensor] = cut[piece.tensor].index_select(piece.dim, positions)
+        gone = torch.ones(group.units, dtype=torch.bool)
+        gone[units] = False
+        for piece in group.slices if bool(gone.any()) else ():
+            if piece.tensor in tensors:
+                every = torch.ones(tensors[piece.tensor].shape[piece.dim], dtype=torch.bool)
+                stays.setdefault((piece.tensor, piece.dim), every)[piece.index[gone].flatten()] = False
+    cut = dict(tensors)
+    for (path, dim), stay in stays.items():
+        cut[path] = cut[path].index_select(dim, stay.nonzero()[:, 0].to(cut[path].device))
     return cut
 
 
@@ -164,220 +172,159 @@ def analyse(model: nn.Module, image: Tensor) -> Analysis:
     Raises:
         StructureError: the model can't be exported.
     """
-    try:
-        program = torch.export.export(model, (image,), strict=False)
-    except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise StructureError(f"prune: the model can't be exported: {reason}") from error
-    paths = {
-        spec.arg.name: spec.target or ""
-        for spec in program.graph_signature.input_specs
-        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER)
+    return trace(exported(model, image), model, {})
+
+
+def exported(model: nn.Module, image: Tensor) -> ExportedProgram:
+    """Export a model with a batch of at least two, so that the batch can be any."""
+    return export(model, image if len(image) > 1 else image.repeat(2, 1, 1, 1))
+
+
+def trace(program: ExportedProgram, model: nn.Module, frozen: Mapping[tuple[str, int], str]) -> Analysis:
+    """Find the groups of a program.
+
+    A view that splits channels along two dimensions keeps ids along one of them alone; where these turn out frozen,
+    the next is tried.
+
+    Args:
+        program: exported.
+        model: that it was exported from.
+        frozen: path and dimension of a tensor whose channels are to stay → why.
+    """
+    choices: dict[str, int] = {}
+    for _ in range(3):
+        walk = Walk(program, model, choices)
+        for node in program.graph.nodes:
+            walk.visit(node, rules.apply)
+        for (path, dim), reason in frozen.items():
+            walk.ids.freeze(walk.held[path][dim], reason)
+        components, reasons = walk.ids.resolve()
+        roots = components.clone()
+        roots[torch.isin(roots, torch.tensor(list(reasons)))] = 0
+        again = [name for name, kept, ways in walk.splits if not roots[kept].any() and choices.get(name, 0) < ways - 1]
+        if not again:
+            break
+        choices |= {name: choices.get(name, 0) + 1 for name in again}
+    return _analysis(walk, model, roots, components, reasons)
+
+
+def _analysis(walk: Walk, model: nn.Module, roots: Tensor, components: Tensor, reasons: Mapping[int, str]) -> Analysis:
+    found = _units(walk, roots)
+    unit = torch.full((len(roots),), -1)
+    group = torch.full((len(roots),), -1)
+    for g, ids in enumerate(found):
+        unit[ids], group[ids] = torch.arange(len(ids)), g
+    unit, group = unit[roots], group[roots]
+    whole = {f"{path}.weight" for _, path in walk.depthwise}
+    slices: list[list[Slice]] = [[] for _ in found]
+    for path, axes in walk.held.items():
+        for dim, vector in enumerate(axes):
+            if vector is None:
+                continue
+            for g in group[vector].unique().tolist():
+                if g >= 0:
+                    at = (group[vector] == g).nonzero()[:, 0]
+                    order = unit[vector[at]].argsort(stable=True)
+                    index, grouped = at[order].view(len(found[g]), -1), walk.groups.get(path)
+                    slices[g].append(Slice(path, dim, index, len(vector), grouped, path in whole))
+
+    def of(layers: Iterable[Layer]) -> list[tuple[str, ...]]:
+        paths: list[dict[str, None]] = [{} for _ in found]
+        for vector, path in layers:
+            for g in group[vector].unique().tolist():
+                if g >= 0:
+                    paths[g][path] = None
+        return [tuple(each) for each in paths]
+
+    writers, readers, depthwise = of(walk.writers), of(walk.readers), of(walk.depthwise)
+    summed = {g for vector in walk.sums for g in group[vector].unique().tolist()}
+    groups = []
+    names: dict[str, int] = {}
+    for g in range(len(found)):
+        first = writers[g][0] if writers[g] else slices[g][0].tensor
+        heads = _heads(model, slices[g], len(found[g]))
+        name = heads[0] if heads else first
+        names[name] = names.get(name, 0) + 1
+        name = name if names[name] == 1 else f"{name}:{names[name]}"
+        groups.append(
+            Group(
+                name,
+                len(found[g]),
+                tuple(slices[g]),
+                writers[g],
+                readers[g],
+                depthwise[g],
+                heads[1] if heads else None,
+                g in summed and len(writers[g]) > 1,
+            )
+        )
+
+    def axes_of(vectors: Iterable[Vector]) -> tuple[Mapping[int, float], ...]:
+        shares = []
+        for vector in vectors:
+            if vector is not None:
+                which, counts = group[vector].unique(return_counts=True)
+                pairs = zip(which.tolist(), counts.tolist(), strict=True)
+                shares.append({g: n / len(vector) for g, n in pairs if g >= 0})
+        return tuple(share for share in shares if share)
+
+    macs = [Cost(count, axes_of(vectors)) for count, vectors in walk.macs]
+    params = [Cost(p.numel(), axes_of(walk.held.get(path, ()))) for path, p in model.named_parameters()]
+    why = {
+        path: reasons.get(int(first_roots[0]), "cut with nothing else")
+        for vector, path in walk.writers
+        if not (group[vector] >= 0).any()
+        for first_roots in [components[vector]]
     }
-    walk = _Walk(model, paths, image.shape[0])
-    for node in program.graph.nodes:
-        walk.visit(node)
-    return walk.finish()
+    return Analysis(
+        tuple(groups),
+        tuple(macs),
+        tuple(params),
+        frozenset(walk.normalised),
+        why,
+        Traced(walk.program, walk.paths, walk.values, roots),
+        tuple(found),
+    )
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """A slice while it isn't known how many units there are: the dimension is copies × units × span long."""
-
-    tensor: str
-    dim: int
-    copies: int = 1
-    span: int = 1
-
-    def of(self, units: int) -> Slice:
-        every = torch.arange(self.copies * units * self.span).view(self.copies, units, self.span)
-        return Slice(self.tensor, self.dim, every.transpose(0, 1).flatten(1))
-
-
-class _Walk:
-    """One pass over the exported graph; spaces are integers under union-find, 0 is frozen."""
-
-    def __init__(self, model: nn.Module, paths: Mapping[str, str], batch: int) -> None:
-        self.model, self.paths, self.batch = model, paths, batch
-        self.parent = [0]
-        self.value: dict[Node, tuple[int, int]] = {}  # node → its channels' space and dimension
-        self.slices: list[tuple[int, _Piece]] = []
-        self.writers: list[tuple[int, str]] = []
-        self.readers: list[tuple[int, str]] = []
-        self.depthwise: list[tuple[int, str]] = []
-        self.owner: dict[Node, str] = {}
-        self.normalised: set[str] = set()
-        self.macs: list[tuple[int, tuple[int, ...]]] = []
-        self.heads: dict[str, tuple[int, blocks.Layout]] = {}
-        for path, module in model.named_modules():
-            found = blocks.LAYOUTS.get(blocks.class_name(module))
-            if found:
-                self.heads[path] = (self._open(), found)
-
-    def _open(self) -> int:
-        self.parent.append(len(self.parent))
-        return len(self.parent) - 1
-
-    def find(self, space: int) -> int:
-        while self.parent[space] != space:
-            space = self.parent[space]
-        return space
-
-    def join(self, spaces: Iterable[int]) -> int:
-        roots = sorted({self.find(space) for space in spaces})
-        for root in roots[1:]:
-            self.parent[root] = roots[0]
-        return roots[0]
-
-    def visit(self, node: Node) -> None:
-        tensors = [item for item in node.all_input_nodes if item in self.value]
-        if node.op == "placeholder":
-            return
-        if node.op == "call_function" and node.target in (aten.conv2d.default, aten.linear.default):
-            self._contract(node)
-        elif node.op == "call_function" and node.target == aten.batch_norm.default and tensors:
-            self._normalise(node)
-        elif node.op == "call_function" and self._keeps_channels(node, tensors):
-            self.value[node] = (self.join(self.value[t][0] for t in tensors), self.value[tensors[0]][1])
-        else:
-            self.join([0, *(self.value[t][0] for t in tensors)])
-            if node.op == "call_function":
-                self._product(node)
-
-    def _keeps_channels(self, node: Node, tensors: Sequence[Node]) -> bool:
-        if not tensors or len({self.value[t][1] for t in tensors}) > 1:
-            return False
-        if node.target == aten.mean.dim:
-            dims: Any = node.args[1]
-            return bool(min(d % tensors[0].meta["val"].ndim for d in dims) > self.value[tensors[0]][1])
-        if len(node.all_input_nodes) == 1:
-            return node.target in _SAME_CHANNELS or torch.Tag.pointwise in getattr(node.target, "tags", ())
-        dim = self.value[tensors[0]][1]
-        sizes = {t.meta["val"].shape[dim] for t in node.all_input_nodes if t.meta["val"].ndim > dim}
-        return node.target in _PRODUCTS and len(tensors) == len(node.all_input_nodes) and len(sizes) == 1
-
-    def _contract(self, node: Node) -> None:
-        x, weight, *rest = node.args
-        assert isinstance(x, Node)
-        assert isinstance(weight, Node)
-        convolution = node.target == aten.conv2d.default
-        dim = 1 if convolution else node.meta["val"].ndim - 1
-        groups = int(_argument(node, 6, 1)) if convolution else 1
-        shape, path = weight.meta["val"].shape, self.paths.get(weight.name, "")
-        owner = path.rpartition(".")[0]
-        space, at = self.value.get(x, (0, dim))
-        positions = prod(node.meta["val"].shape) // node.meta["val"].shape[dim] // self.batch
-        count = positions * prod(shape)
-        if at != dim or not path:
-            self.join([0, space])
-            space = 0
-        bias = [self.paths.get(b.name, "") for b in rest[:1] if isinstance(b, Node)]
-        attention = self._attention(owner)
-        if groups == 1:
-            new = 0 if attention or not all((path, *bias)) else self._open()
-            self.slices.append((space, _Piece(path, 1)))
-            if space:
-                self.readers.append((space, owner))
-            self.macs.append((count, (space, self.heads[attention][0] if attention else new)))
-        elif shape[1] == 1 and groups == shape[0] and space:
-            new = space
-            self.depthwise.append((space, owner))
-            self.macs.append((count, (space,)))
-        else:
-            self.join([0, space])
-            new = 0
-            self.macs.append((count, ()))
-        if new:
-            self.slices += [(new, _Piece(name, 0)) for name in (path, *bias)]
-            if groups == 1:
-                self.writers.append((new, owner))
-        self.value[node] = (new, dim)
-        self.owner[node] = owner
-
-    def _attention(self, owner: str) -> str | None:
-        """The attention module whose heads a layer's width follows from."""
-        parent, _, name = owner.rpartition(".")
-        layout = self.heads.get(parent, (0, None))[1]
-        return parent if layout and any(path.startswith(f"{name}.") for path in layout.tensors) else None
-
-    def _normalise(self, node: Node) -> None:
-        x = node.args[0]
-        assert isinstance(x, Node)
-        space, dim = self.value[x]
-        if x in self.owner:
-            self.normalised.add(self.owner[x])
-        self.slices += [(space, _Piece(self.paths[t.name], 0)) for t in node.args[1:5] if isinstance(t, Node)]
-        self.value[node] = (space, dim)
-
-    def _product(self, node: Node) -> None:
-        """Count products between activations; those of an attention module go with its heads."""
-        shapes = [t.meta["val"].shape for t in node.all_input_nodes if isinstance(t.meta.get("val"), Tensor)]
-        if node.target == aten.scaled_dot_product_attention.default:
-            (*lead, n, d), (*_, m, _), (*_, e) = shapes[:3]
-            count = prod(lead) * n * m * (d + e)
-        elif node.target in (aten.matmul.default, aten.bmm.default, aten.mm.default):
-            count = prod(node.meta["val"].shape) * shapes[0][-1]
-        else:
-            return
-        stack = [entry[0].removeprefix("L['self'].") for entry in node.meta.get("nn_module_stack", {}).values()]
-        inside = [self.heads[path][0] for path in stack if path in self.heads]
-        self.macs.append((count // self.batch, tuple(inside[:1])))
-
-    def finish(self) -> Analysis:
-        for path, (space, layout) in self.heads.items():
-            self._open_heads(path, space, layout)
-        by_tensor: dict[str, dict[_Piece, int]] = {}
-        for space, piece in self.slices:  # a layer that is used twice has the same channels both times
-            self.join([space, by_tensor.setdefault(piece.tensor, {}).setdefault(piece, space)])
-        live = dict.fromkeys(root for space, _ in self.slices if (root := self.find(space)))
-        groups: list[Group] = []
-        index: dict[int, int] = {}
-        for root in live:
-            group = self._group(root)
-            if group.readers and group.units > 1:
-                index[root] = len(groups)
-                groups.append(group)
-        order = {path: i for i, (path, _) in enumerate(self.model.named_modules())}
-        ranking = sorted(range(len(groups)), key=lambda g: order[groups[g].name])
-        rank = {old: new for new, old in enumerate(ranking)}
-
-        def involved(spaces: Iterable[int]) -> tuple[Mapping[int, float], ...]:
-            roots = (self.find(space) for space in spaces)
-            return tuple({rank[index[root]]: 1.0} for root in roots if root in index)
-
-        macs = [Cost(count, involved(spaces)) for count, spaces in self.macs]
-        params = [
-            Cost(p.numel(), involved(by_tensor.get(path, {}).values())) for path, p in self.model.named_parameters()
-        ]
-        return Analysis(tuple(groups[g] for g in ranking), tuple(macs), tuple(params), frozenset(self.normalised))
-
-    def _open_heads(self, path: str, space: int, layout: blocks.Layout) -> None:
-        module = self.model.get_submodule(path)
-        sizes = layout.sizes(module)
-        held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        for name, patterns in layout.tensors.items():
-            for dim, pattern in enumerate(patterns):
-                if name in held and "h" in pattern:
-                    copies, _, span = layout.positions(pattern, sizes).shape
-                    self.slices.append((space, _Piece(f"{path}.{name}", dim, copies, span)))
-        self.readers.append((space, f"{path}.{layout.reader}"))
-
-    def _group(self, root: int) -> Group:
-        for path, (space, layout) in self.heads.items():
-            if space == root:
-                units, head_dim = layout.sizes(self.model.get_submodule(path))
-                slices, readers = self._of(root, self.slices), self._of(root, self.readers)
-                slices = tuple(piece.of(units) for piece in slices)
-                return Group(path, units, slices, (f"{path}.qkv",), readers, head_dim=head_dim)
-        slices, writers = self._of(root, self.slices), self._of(root, self.writers)
-        units = self.model.get_parameter(f"{writers[0]}.weight").shape[0]
-        readers, depthwise = self._of(root, self.readers), self._of(root, self.depthwise)
-        slices = tuple(piece.of(units) for piece in slices)
-        return Group(writers[0], units, slices, writers, readers, depthwise)
-
-    def _of(self, root: int, items: Iterable[tuple[int, Any]]) -> tuple[Any, ...]:
-        return tuple(dict.fromkeys(item for space, item in items if self.find(space) == root))
+def _units(walk: Walk, roots: Tensor) -> list[Tensor]:
+    """Roots of each group's units: those that lie in the same values, equally often."""
+    generator = torch.Generator().manual_seed(0)
+    vectors = [vector for axes in walk.held.values() for vector in axes if vector is not None]
+    for value in walk.values.values():
+        for axes in value if isinstance(value, list) and value and isinstance(value[0], list) else [value]:
+            vectors += [vector for vector in axes or () if vector is not None]
+    vectors = list({id(vector): vector for vector in vectors}.values())
+    keys = torch.randint(-(2**62), 2**62, (len(vectors),), generator=generator)
+    key = keys.repeat_interleave(torch.tensor([len(vector) for vector in vectors]))
+    every = roots[torch.cat(vectors)]
+    signature = torch.zeros(len(roots), dtype=torch.long).index_add(0, every, key)
+    used = torch.zeros(len(roots), dtype=torch.bool)
+    inner = [vector for vector in walk.inner if vector is not None]
+    if inner:
+        used[roots[torch.cat(inner)]] = True
+    held = torch.zeros(len(roots), dtype=torch.bool)
+    held[roots[torch.cat([v for axes in walk.held.values() for v in axes if v is not None])]] = True
+    used &= held
+    used[0] = False
+    live = used.nonzero()[:, 0]
+    groups: dict[int, list[int]] = {}
+    for root, key_ in zip(live.tolist(), signature[live].tolist(), strict=True):
+        groups.setdefault(key_, []).append(root)
+    return [torch.tensor(each) for each in groups.values() if len(each) > 1]
 
 
-def _argument(node: Node, position: int, default: Any) -> Any:
-    return node.args[position] if len(node.args) > position else default
+def _heads(model: nn.Module, slices: Sequence[Slice], units: int) -> tuple[str, int] | None:
+    """Path of the attention module whose heads these are, and their width."""
+    path = slices[0].tensor.rpartition(".")[0]
+    while path:
+        module = model.get_submodule(path)
+        layout = blocks.LAYOUTS.get(blocks.class_name(module))
+        if layout is not None:
+            held = base.tensors(module)
+            theirs = {name for name, dims in layout.tensors.items() if name in held and "h" in "".join(dims)}
+            heads, width = layout.sizes(module)
+            found = {piece.tensor.removeprefix(f"{path}.") for piece in slices}
+            return (path, width) if found == theirs and heads == units else None
+        path = path.rpartition(".")[0]
+    return None

@@ -1,32 +1,40 @@
 """Prune: channels and heads are cut, and the layers that read them are fitted to what stays.
 
-1. statistic — moments of what each reader sees, one pass over calibration images;
-2. criterion — units are removed one by one: those first whose loss the refitted readers feel least (`obs`), or in the
-   order of E[x_j²]·‖W_j‖², the power that a unit adds to its reader's output (`activation`), or of ‖w_j‖², the weights
-   that write it (`l2`). What the readers miss then, noise to signal, is the damage of every width;
-3. edit — the budget is allocated over the groups by damage; units are cut, readers refitted.
+1. statistic — moments of what each reader sees, over calibration images;
+2. criterion — units are removed in the order that one of `criteria.CRITERIA` gives; what the refitted readers miss
+   then, noise to signal, is the damage of every width, up to a factor: the Kullback-Leibler divergence of the model's
+   own outputs (nats) over that noise, measured with the group alone cut to ¾, ½, ¼ and ⅛ and interpolated between;
+3. edit — the budget is allocated over the groups in several ways: by damage, by its square root, which trusts large
+   figures less, or alike without any; residual streams cut last or like all others; the floor as declared or a quarter
+   of it. Of all these the model, cut and refitted, that is nearest to the dense one on calibration images is taken.
 
-Source: Hassibi, Stork, "Second Order Derivatives for Network Pruning: Optimal Brain Surgeon" (NIPS 1992), equations 5
-and 6, on the loss of a layer's own outputs and for blocks of weights; norms after Li et al., "Pruning Filters for
-Efficient ConvNets" (ICLR 2017); refit as in `compression.refit`.
+Source: the criteria's own; elimination and refit as in `compression.elimination` and `compression.refit`. The factor is
+ours.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from zoo.catalog.entry import Budget
-from zoo.compression.allocation import allocate, widths
-from zoo.compression.groups import Analysis, Group, analyse, narrow, select
-from zoo.compression.refit import Moments, columns, moments, refit
-from zoo.errors import BudgetError, DataError, UnknownName
+from zoo.compression.allocation import allocate, prior
+from zoo.compression.checking import run
+from zoo.compression.criteria import CRITERIA, Evidence, gradients, l2
+from zoo.compression.elimination import eliminate, inputs
+from zoo.compression.groups import Analysis, Group, select
+from zoo.compression.refit import Moments, Seen, columns, refit
+from zoo.errors import BudgetError, UnknownName
 from zoo.structure import base
-from zoo.structure.plan import Narrow
 
-Criterion = Literal["obs", "activation", "l2"]
+POINTS = (0.75, 0.5, 0.25, 0.125)  # shares of a group's units at which the outputs are looked at
+IMAGES = 64  # looked at for each of them,
+COMPARED = 256  # that whole cuts are compared on
+FORWARDS = 12_800  # and about so many for all groups together, 8 for each at least
 
 
 @dataclass(frozen=True)
@@ -34,13 +42,13 @@ class Prune:
     """How channels are pruned.
 
     Args:
-        criterion: how the units of a group are ranked.
+        criterion: how the units of a group are ranked, a name in `criteria.CRITERIA`.
         round_to: widths are multiples of it, which kernels like; groups of few units take an eighth of them.
-        floor: the smallest share of a group's units; lowered where the budget can't be met otherwise.
+        floor: the smallest share of a group's units at first; a quarter of it is tried too, and less where it must be.
         ridge: of the refit, as a share of the mean variance.
     """
 
-    criterion: Criterion = "obs"
+    criterion: str = "obs"
     round_to: int = 8
     floor: float = 0.125
     ridge: float = 1e-4
@@ -54,154 +62,271 @@ class Prune:
                 raise BudgetError(f"prune: {name} is {value!r}, expected {least:g} to {most:g}")
 
 
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """What pruning leaves.
+
+    Args:
+        units: of each group, those that stay [k].
+        tensors: path → tensor of the narrowed model, on the CPU.
+        forwards: images that went through the model.
+    """
+
+    units: Sequence[Tensor]
+    tensors: Mapping[str, Tensor]
+    forwards: int
+
+
 def prune(
-    model: nn.Module, batches: Sequence[Tensor], budget: Budget, how: Prune | None = None
-) -> tuple[Narrow, dict[str, Tensor]]:
+    model: nn.Module, analysis: Analysis, batches: Sequence[Tensor], budget: Budget, how: Prune | None = None
+) -> Pruned:
     """Prune a model to a budget.
 
     Args:
         model: dense, in eval mode; left as it was.
+        analysis: what can be cut of it.
         batches: calibration images [B, C, H, W]; some hundred images are enough.
         budget: shares of its macs and params that stay.
         how: the declaration; None takes its defaults.
 
     Returns:
-        The edit, and path → tensor of the narrowed model, on the CPU.
+        What stays, and the weights.
 
     Raises:
         BudgetError: the budget can't be met.
         DataError: the calibration images can't be used.
-        StructureError: the model can't be exported.
     """
     how = how or Prune()
-    if how.criterion not in get_args(Criterion):
-        raise UnknownName(f"no criterion {how.criterion!r}, known are {', '.join(get_args(Criterion))}")
-    if not batches or not len(batches[0]):
-        raise DataError("calibration: no images; pass at least one batch")
-    analysis = analyse(model, batches[0][:2])
+    if how.criterion not in CRITERIA:
+        raise UnknownName(f"no criterion {how.criterion!r}, known are {', '.join(CRITERIA)}")
+    analysis = fittable(model, analysis, batches[0][:1])
     groups = analysis.groups
     if not groups:
         raise BudgetError(f"{type(model).__name__}: no channels that can be cut were found")
-    readers = dict.fromkeys(path for group in groups for path in group.readers)
-    seen = moments(model, readers, batches, analysis.normalised)
-    allowed = _allowed(analysis, budget, how)
-    held = base.tensors(model).items()  # on the CPU from here on, like the linear algebra, wherever the model is
-    tensors = {path: tensor.detach().cpu() for path, tensor in held}
-    found = [_eliminate(tensors, group, seen, how) for group in groups]
-    damage = [{k: curve[k] for k in ks} for (_, curve), ks in zip(found, allowed, strict=True)]
-    kept = allocate(analysis, damage, budget)
-    units = [order[:k].sort().values for (order, _), k in zip(found, kept, strict=True)]
-    cut = select(groups, units, tensors)
-    for path, positions in _read_positions(groups, units).items():
-        weight, bias = tensors[f"{path}.weight"], tensors.get(f"{path}.bias")
-        fitted, shift, _ = refit(weight, seen[path], columns(weight, positions), how.ridge)
-        outputs = _written_positions(groups, units, path, len(weight))
-        narrowed = cut[f"{path}.weight"]
-        cut[f"{path}.weight"] = fitted[outputs].reshape(narrowed.shape).to(narrowed.dtype)
-        if bias is not None:
-            cut[f"{path}.bias"] = (bias.double() + shift)[outputs].to(bias.dtype)
-    return narrow(groups, kept), cut
+    seen = Seen(model, _readers(groups), batches, analysis.normalised)
+    units = choose(model, analysis, batches, budget, how, seen)
+    tensors = fitted(model, analysis, units, how, seen)
+    return Pruned(units, select(groups, units, tensors), seen.forwards)
 
 
-def _allowed(analysis: Analysis, budget: Budget, how: Prune) -> list[list[int]]:
-    """Widths that each group may take: the floor is lowered where it alone would miss the budget."""
-    full = [group.units for group in analysis.groups]
-    floor = how.floor
-    while True:
-        allowed = [widths(units, how.round_to, floor) for units in full]
-        least = [w[0] for w in allowed]
-        shares = [(analysis.macs, budget.macs), (analysis.params, 1.0 if budget.params is None else budget.params)]
-        reached = all(analysis.total(c, least) <= 0.9 * share * analysis.total(c, full) for c, share in shares)
-        if reached or floor < 1e-3:
-            return allowed
-        floor /= 2
+def fittable(model: nn.Module, analysis: Analysis, image: Tensor) -> Analysis:
+    """The analysis with those readers alone that can be fitted.
+
+    Left out are layers whose weight is read without a call of the layer (timm's beit reads `qkv.weight`), and
+    convolutions that aren't plain two-dimensional ones.
+
+    Args:
+        model: in eval mode.
+        analysis: of the model.
+        image: one batch that it takes, [B, C, H, W].
+    """
+    called: set[str] = set()
+    layers = {path: model.get_submodule(path) for path in _readers(analysis.groups)}
+    hooks = [
+        layer.register_forward_pre_hook(lambda module, args, path=path: called.add(path))
+        for path, layer in layers.items()
+        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str))
+    ]
+    try:
+        _outputs(model, image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    kept = [tuple(path for path in group.readers if path in called) for group in analysis.groups]
+    groups = (replace(group, readers=readers) for group, readers in zip(analysis.groups, kept, strict=True))
+    return replace(analysis, groups=tuple(groups))
 
 
-def _reader_slices(group: Group, path: str) -> Tensor:
-    """Positions of each unit among a reader's inputs [units, span]."""
-    return next(piece.index for piece in group.slices if piece.tensor == f"{path}.weight" and piece.dim == 1)
+def choose(
+    model: nn.Module,
+    analysis: Analysis,
+    batches: Sequence[Tensor],
+    budget: Budget,
+    how: Prune,
+    seen: Seen | None = None,
+) -> list[Tensor]:
+    """Choose the units that stay.
 
-
-def _eliminate(
-    tensors: Mapping[str, Tensor], group: Group, seen: dict[str, Moments], how: Prune
-) -> tuple[Tensor, list[float]]:
-    """Remove the units of a group one by one and add up what the refitted readers miss.
-
-    Of the units still kept, P = (C + λI)⁻¹ and the refitted W give the price of removing unit j, and what remains:
-
-        price = tr(W_j P_jj⁻¹ W_jᵀ),   W ← W − W_j P_jj⁻¹ P_j,   P ← P − P_jᵀ P_jj⁻¹ P_j
+    Args:
+        model: dense, in eval mode; left as it was.
+        analysis: of the model.
+        batches: calibration images [B, C, H, W].
+        budget: shares of its macs and params that stay.
+        how: the declaration.
+        seen: moments of the readers where they are needed again; it counts the images that went through the model.
 
     Returns:
-        Units, the most important first, and the damage when the first k of them are kept, k = 0..units.
+        Of each group, indices of the units that stay, rising.
+
+    Raises:
+        BudgetError: the budget can't be met.
+        DataError: the calibration images can't be used.
     """
-    readers = [_Reader(tensors, group, path, seen[path], how.ridge) for path in group.readers]
-    left = list(range(group.units)) if how.criterion == "obs" else _scores(tensors, group, seen, how).argsort().tolist()
-    order: list[int] = []
-    damage = [0.0]
-    while left:
-        candidates = left if how.criterion == "obs" else left[:1]
-        prices = torch.stack([reader.prices(candidates) for reader in readers]).sum(0)
-        order.append(left.pop(int(prices.argmin())))
-        damage.append(damage[-1] + float(prices.min()))
-        for reader in readers:
-            reader.remove(order[-1])
-    return torch.tensor(order[::-1]), damage[::-1]
+    groups, rank = analysis.groups, CRITERIA[how.criterion]
+    seen = seen or Seen(model, _readers(groups), batches, analysis.normalised)
+    tensors = _tensors(model)
+    slopes = gradients(model, groups, batches) if how.criterion == "taylor" else {}
+    seen.forwards += sum(map(len, batches)) if slopes else 0
+    images = torch.cat([*batches])[: max(8, min(IMAGES, FORWARDS // len(POINTS) // len(groups)))]
+    target = _outputs(model, images)
+    orders, damage = [], []
+    for portion, moments in seen.portions([group.readers for group in groups]):
+        for group in groups[portion.start : portion.stop]:
+            score = rank and rank(group, Evidence(tensors, moments, slopes))
+            if group.readers:
+                order, nsr = eliminate(tensors, group, moments, how.ridge, score)
+            else:  # nobody can be fitted: as many units as are cut, the smallest weights first
+                order = l2(group, Evidence(tensors, moments, slopes)).argsort(descending=True, stable=True)
+                nsr = [1 - k / group.units for k in range(group.units + 1)]
+            points = []
+            for k in sorted({max(1, round(share * group.units)) for share in POINTS}):
+                if group.readers:
+                    with _replaced(model, _fits(tensors, [group], [order[:k]], moments, how.ridge)):
+                        logits = _outputs(model, images)
+                else:
+                    kept = [order[:k].sort().values if g is group else torch.arange(g.units) for g in groups]
+                    logits = _cut_outputs(analysis, kept, select(groups, kept, tensors), images, target)
+                points.append((nsr[k], divergence(logits, target)))
+            orders.append(order)
+            damage.append(scaled(nsr, points))
+    seen.forwards += len(images) * (1 + len(POINTS) * len(groups))
+    free = replace(analysis, groups=tuple(replace(group, residual=False) for group in groups))
+    tempered = [{k: nats**0.5 for k, nats in curve.items()} for curve in damage]
+    ways = [(of, curves) for of in (analysis, free) for curves in (damage, tempered, prior(analysis))]
+    floors = (how.floor, how.floor / 4)
+    shares = {tuple(allocate(of, by, budget, how.round_to, floor)) for of, by in ways for floor in floors}
+    found = [[order[:k].sort().values for order, k in zip(orders, kept, strict=True)] for kept in sorted(shares)]
+    if len(found) == 1:
+        return found[0]
+    images = torch.cat([*batches])[:COMPARED]
+    seen.forwards += len(images) * (1 + len(found))
+    target = _outputs(model, images)
+
+    def nats(units: Sequence[Tensor]) -> float:
+        cut = select(groups, units, fitted(model, analysis, units, how, seen))
+        return divergence(_cut_outputs(analysis, units, cut, images, target), target)
+
+    return min(found, key=nats)
 
 
-class _Reader:
-    """One reader of a group while units are removed; the symbols of `_eliminate`."""
+def fitted(model: nn.Module, analysis: Analysis, units: Sequence[Tensor], how: Prune, seen: Seen) -> dict[str, Tensor]:
+    """Fit the readers to the units that stay.
 
-    def __init__(self, tensors: Mapping[str, Tensor], group: Group, path: str, seen: Moments, ridge: float) -> None:
-        W, C = tensors[f"{path}.weight"].detach(), seen.covariance
-        self.of = torch.stack([columns(W, unit) for unit in _reader_slices(group, path)])
-        self.W = W.flatten(1).to(torch.float64, copy=True)
-        self.P = torch.linalg.inv(C + ridge * C.diagonal().mean().clamp(min=1e-12) * torch.eye(len(C), dtype=C.dtype))
-        self.signal = ((self.W @ C) * self.W).sum().clamp(min=1e-12)
+    Args:
+        model: dense, in eval mode.
+        analysis: of the model.
+        units: of each group, those that stay [k].
+        how: the declaration.
+        seen: moments of the readers.
 
-    def prices(self, units: list[int]) -> Tensor:
-        at = self.of[units]
-        W_j = self.W[:, at].permute(1, 2, 0)
-        P_jj = self.P[at[:, :, None], at[:, None, :]]
-        missed: Tensor = (W_j * torch.linalg.solve(P_jj, W_j)).sum((1, 2))
-        return missed / self.signal
-
-    def remove(self, unit: int) -> None:
-        at = self.of[unit]
-        gain = torch.linalg.solve(self.P[at][:, at], self.P[at])
-        self.W -= self.W[:, at] @ gain
-        self.P -= self.P[:, at] @ gain
-
-
-def _scores(tensors: Mapping[str, Tensor], group: Group, seen: dict[str, Moments], how: Prune) -> Tensor:
-    """Importance of each unit by itself [units]."""
-    score = torch.zeros(group.units, dtype=torch.float64)
-    if how.criterion == "activation":
-        for path in group.readers:
-            weight = tensors[f"{path}.weight"]
-            power = seen[path].power * weight.flatten(1).double().square().sum(0)
-            score += torch.stack([power[columns(weight, unit)].sum() for unit in _reader_slices(group, path)])
-    else:
-        for piece in group.slices:
-            if piece.dim == 0 and piece.tensor.rpartition(".")[0] in group.writers and piece.tensor.endswith("weight"):
-                rows = tensors[piece.tensor].flatten(1).double().square().sum(1)
-                score += rows[piece.index].sum(1)
-    return score
+    Returns:
+        Path → tensor of the dense model, on the CPU; columns that read what is cut are zero.
+    """
+    tensors = _tensors(model)
+    found = dict(tensors)
+    cut = {p for g, kept in zip(analysis.groups, units, strict=True) if len(kept) < g.units for p in g.readers}
+    paths = [path for path in seen.bytes if path in cut]
+    for portion, moments in seen.portions([[path] for path in paths]):
+        asked = {path: moments[path] for path in paths[portion.start : portion.stop]}
+        fits = _fits(tensors, analysis.groups, units, asked, how.ridge)
+        for path, (weight, shift) in fits.items():
+            bias = tensors.get(f"{path}.bias")
+            found[f"{path}.weight"] = weight
+            if bias is not None:
+                found[f"{path}.bias"] = (bias.double() + shift).to(bias.dtype)
+    return found
 
 
-def _read_positions(groups: Sequence[Group], units: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Reader → positions of its inputs that stay."""
-    return {
-        path: _reader_slices(group, path)[kept].flatten().sort().values
-        for group, kept in zip(groups, units, strict=True)
-        for path in group.readers
-        if len(kept) < group.units
-    }
+def scaled(nsr: Sequence[float], points: Sequence[tuple[float, float]]) -> dict[int, float]:
+    """Width → nats: in proportion to the noise, the factor straight in logarithms between the points measured.
+
+    Args:
+        nsr: noise to signal when k units stay, falling, k = 0..units.
+        points: noise and nats of some of these widths.
+    """
+    noise, nats = np.maximum(np.array(sorted(points)).T, 1e-9)  # more noise does no less damage
+    factors = np.log(np.maximum.accumulate(nats) / noise)
+    found = nsr * np.exp(np.interp(np.log(np.maximum(nsr, 1e-12)), np.log(noise), factors))
+    return {k: float(found[k]) for k in range(1, len(nsr))}
 
 
-def _written_positions(groups: Sequence[Group], units: Sequence[Tensor], path: str, outputs: int) -> Tensor:
-    """Positions of a layer's outputs that stay."""
+def divergence(logits: Tensor, target: Tensor) -> float:
+    """Kullback-Leibler divergence from the classes of `target`, or of outputs that are none their noise to signal."""
+    if target.ndim == 2:
+        return float(F.kl_div(logits.log_softmax(1), target.log_softmax(1), reduction="batchmean", log_target=True))
+    return float((logits - target).square().sum() / (target - target.mean(0)).square().sum().clamp(min=1e-12))
+
+
+def _outputs(model: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        found = model(images)
+    while not isinstance(found, Tensor):  # a detector's outputs come in several scales
+        found = next(iter(found.values())) if isinstance(found, Mapping) else found[0]
+    return found.double().cpu()
+
+
+def _cut_outputs(
+    analysis: Analysis, units: Sequence[Tensor], tensors: Mapping[str, Tensor], images: Tensor, like: Tensor
+) -> Tensor:
+    logits = run(analysis, units, {path: tensor.to(images.device) for path, tensor in tensors.items()}, images)
+    return logits[: like.numel()].double().cpu().view(like.shape)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """On the CPU, like the linear algebra, wherever the model is."""
+    return {path: tensor.detach().cpu() for path, tensor in base.tensors(model).items()}
+
+
+def _readers(groups: Sequence[Group]) -> list[str]:
+    return list(dict.fromkeys(path for group in groups for path in group.readers))
+
+
+def _fits(
+    tensors: Mapping[str, Tensor],
+    groups: Sequence[Group],
+    units: Sequence[Tensor],
+    seen: Mapping[str, Moments],
+    ridge: float,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Reader → its weight, zero where it reads what is cut, and the shift of its bias."""
+    left: dict[str, Tensor] = {}
     for group, kept in zip(groups, units, strict=True):
-        for piece in group.slices:
-            if piece.tensor == f"{path}.weight" and piece.dim == 0:
-                return piece.positions(kept)
-    return torch.arange(outputs)
+        gone = torch.ones(group.units, dtype=torch.bool).index_fill(0, kept, False)
+        for path in group.readers:
+            if path in seen and gone.any():
+                stays = left.setdefault(path, torch.ones(tensors[f"{path}.weight"].shape[1], dtype=torch.bool))
+                stays[inputs(group, path)[gone].flatten()] = False
+    found = {}
+    for path, stays in left.items():
+        weight = tensors[f"{path}.weight"]
+        kept = columns(weight, stays.nonzero()[:, 0])
+        narrowed, shift, _ = refit(weight, seen[path], kept, ridge)
+        whole = torch.zeros_like(weight).flatten(1).index_copy(1, kept, narrowed.to(weight.dtype))
+        found[path] = whole.view_as(weight), shift
+    return found
+
+
+@contextmanager
+def _replaced(model: nn.Module, fits: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """The model with other weights in some layers and a shift behind them, for as long as the context is open."""
+    before, hooks = {}, []
+    try:
+        for path, (weight, shift) in fits.items():
+            layer = model.get_submodule(path)
+            own = model.get_parameter(f"{path}.weight")
+            before[path] = own.detach().clone()
+            own.data.copy_(weight)
+            hooks.append(layer.register_forward_hook(_shifting(shift.to(own.device, own.dtype))))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for path, weight in before.items():
+            model.get_parameter(f"{path}.weight").data.copy_(weight)
+
+
+def _shifting(shift: Tensor) -> Callable[[nn.Module, object, Tensor], Tensor]:
+    def add(layer: nn.Module, args: object, y: Tensor) -> Tensor:
+        return y + (shift if isinstance(layer, nn.Linear) else shift[:, None, None])
+
+    return add

@@ -12,7 +12,7 @@ Source: the closed form of ThiNet (Luo et al., ICCV 2017) and of He et al., "Cha
 Neural Networks" (ICCV 2017), section 3.1, equation 4.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from zoo.errors import DataError
 
 MAX_ROWS = 16_384  # of one batch and layer: patches overlap, so more of them tell nothing new
+MAX_BYTES = 2 << 30  # of second moments held at a time
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ def moments(
 
     def observe(path: str, layer: nn.Module, x: Tensor) -> None:
         x = _rows(layer, x.to(torch.promote_types(x.dtype, torch.float32)))
-        x = x[:: -(-len(x) // MAX_ROWS)]
-        total, products = x.double().sum(0), (x.T @ x).double()
+        x = x[:: -(-len(x) // MAX_ROWS)].double()  # μμᵀ is about to be taken off: in floats C would turn indefinite
+        total, products = x.sum(0), x.T @ x
         first[path] = first[path] + total if path in first else total
         second[path] = second[path] + products if path in second else products
         rows[path] = rows.get(path, 0) + len(x)
@@ -84,6 +85,49 @@ def moments(
     return {
         path: _moments(model, path, first[path] / rows[path], second[path] / rows[path], normalised) for path in rows
     }
+
+
+class Seen:
+    """Moments of many readers, held together where they fit into `MAX_BYTES`, else collected anew for those asked for.
+
+    Args:
+        model: in eval mode.
+        readers: paths of linear layers and convolutions.
+        batches: images [B, C, H, W].
+        normalised: as in `moments`.
+
+    Attributes:
+        forwards: images that went through the model for it so far.
+    """
+
+    def __init__(
+        self, model: nn.Module, readers: Iterable[str], batches: Sequence[Tensor], normalised: Collection[str] = ()
+    ) -> None:
+        self.model, self.batches, self.normalised = model, batches, normalised
+        self.bytes = {path: 8 * model.get_parameter(f"{path}.weight")[0].numel() ** 2 for path in readers}
+        self.forwards = 0
+        self.held: dict[str, Moments] = {}
+
+    def of(self, readers: Iterable[str]) -> dict[str, Moments]:
+        """Moments of some of the readers."""
+        asked = list(dict.fromkeys(readers))
+        if not all(path in self.held for path in asked):
+            wanted = self.bytes if sum(self.bytes.values()) <= MAX_BYTES else asked
+            self.held = {}
+            self.held = moments(self.model, wanted, self.batches, self.normalised)
+            self.forwards += sum(map(len, self.batches))
+        return {path: self.held[path] for path in asked}
+
+    def portions(self, needs: Sequence[Sequence[str]]) -> Iterator[tuple[range, dict[str, Moments]]]:
+        """Take needs in turn, as many at a time as fit: which they are, and the moments of their readers."""
+        start = 0
+        while start < len(needs):
+            end, asked = start + 1, dict.fromkeys(needs[start])
+            while end < len(needs) and sum(self.bytes[p] for p in {*asked, *needs[end]}) <= MAX_BYTES:
+                asked |= dict.fromkeys(needs[end])
+                end += 1
+            yield range(start, end), self.of(asked)
+            start = end
 
 
 def _moments(model: nn.Module, path: str, mean: Tensor, second: Tensor, normalised: Collection[str]) -> Moments:

@@ -1,0 +1,185 @@
+"""Any architecture: the exported graph without its cut channels computes what the masked dense model computes."""
+
+from functools import cache
+
+import pytest
+import timm
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from zoo.compression import checking, rules
+from zoo.compression.checking import check, checked, cut
+from zoo.compression.groups import analyse, narrow, select
+from zoo.compression.ids import Ids
+from zoo.measurement import measure
+from zoo.structure.plan import Plan, apply_
+
+# Smallest of their kind: what each is here for, and how many groups a reader of its code finds: residual, others.
+ARCHITECTURES = {
+    "test_resnet": (4, 7),
+    "test_vit": (1, 12),
+    "test_vit2": (1, 16),
+    "test_efficientnet": (0, 13),
+    "test_convnext": (4, 9),
+    "test_byobnet": (4, 10),
+    "test_nfnet": (4, 21),
+    "test_mambaout": (4, 14),
+    "ese_vovnet19b_slim_dw": (0, 22),
+    "test_coatnet": (4, 11),
+}
+
+
+@cache
+def network(name):
+    """Return a small model and its analysis."""
+    model = timm.create_model(name, num_classes=5).eval()
+    size = (3, 160, 160) if name.startswith("test") else (3, 224, 224)
+    image = torch.zeros(2, *model.pretrained_cfg.get("input_size", size))
+    return model, analyse(model, image), image
+
+
+def drawn(analysis, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randperm(group.units, generator=generator)[: max(1, group.units // 2)].sort().values
+        for group in analysis.groups
+    ]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_cut_graph_computes_what_the_masked_dense_model_computes(name):
+    model, analysis, image = network(name)
+    units = drawn(analysis, 0)
+    program = cut(analysis, units)
+    assert check(model, analysis, units, program, image) < 1e-9
+    full = [group.units for group in analysis.groups]
+    kept = [len(each) for each in units]
+    assert analysis.total(analysis.macs, kept) < 0.5 * analysis.total(analysis.macs, full)
+    narrowed = select(analysis.groups, units, dict(model.named_parameters()))
+    params = sum(tensor.numel() for tensor in narrowed.values())
+    assert params == pytest.approx(analysis.total(analysis.params, kept))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_costs_add_up_to_what_measure_counts(name):
+    model, analysis, image = network(name)
+    counts = measure(model, image.shape[1:])
+    assert sum(cost.count for cost in analysis.macs) == counts.macs
+    assert sum(cost.count for cost in analysis.params) == counts.params
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_byobnet", "test_nfnet"])
+def test_a_plan_holds_the_same_cut_and_costs_what_was_said(name):
+    model, analysis, image = network(name)
+    units = drawn(analysis, 1)
+    kept = [len(each) for each in units]
+    narrowed = apply_(timm.create_model(name, num_classes=5).eval(), Plan((narrow(model, analysis.groups, kept),)))
+    assert check(model, analysis, units, narrowed, image) < 1e-9
+    counts = measure(narrowed, image.shape[1:])
+    assert counts.macs == pytest.approx(analysis.total(analysis.macs, kept), rel=1e-9)
+    assert counts.params == pytest.approx(analysis.total(analysis.params, kept), rel=1e-9)
+
+
+@pytest.mark.parametrize(("name", "expected"), ARCHITECTURES.items())
+def test_as_many_groups_are_found_as_a_reader_of_the_code_finds(name, expected):
+    _, analysis, _ = network(name)
+    residual = sum(group.residual for group in analysis.groups)
+    assert (residual, len(analysis.groups) - residual) == expected
+    assert set(analysis.frozen.values()) <= {"an output of the model"}
+    names = [group.name for group in analysis.groups]
+    assert len(set(names)) == len(names)
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_units_may_go(data):
+    model, analysis, image = network("test_vit")
+    units = [
+        torch.tensor(sorted(data.draw(st.sets(st.integers(0, group.units - 1), min_size=1))))
+        for group in analysis.groups
+    ]
+    assert check(model, analysis, units, cut(analysis, units), image) < 1e-9
+
+
+def test_each_group_alone_may_go():
+    model, analysis, image = network("test_byobnet")
+    every = [torch.arange(group.units) for group in analysis.groups]
+    for index, half in enumerate(drawn(analysis, 2)):
+        units = [*every[:index], half, *every[index + 1 :]]
+        assert check(model, analysis, units, cut(analysis, units), image) < 1e-9, analysis.groups[index].name
+
+
+class Net(nn.Module):
+    """Two convolutions with something between."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.between = between
+
+    def forward(self, x):
+        return self.c(self.b(self.between(self.a(x)).relu()))
+
+
+@torch.library.custom_op("zoo_tests::mixed", mutates_args=())
+def mixed(x: torch.Tensor) -> torch.Tensor:
+    return x.cumsum(1)
+
+
+@mixed.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+
+IMAGE = torch.zeros(2, 3, 4, 4)
+
+
+def test_an_operation_that_is_not_understood_freezes_what_it_reads():
+    model = Net(mixed).eval()
+    analysis = checked(model, IMAGE)
+    assert [group.name for group in analysis.groups] == ["b"]
+    assert "zoo_tests.mixed" in analysis.frozen["a"]
+
+
+def test_a_wrong_rule_is_found_out_and_what_it_spoils_frozen(monkeypatch):
+    model = Net(lambda x: x.softmax(1)).eval()
+    assert [group.name for group in checked(model, IMAGE).groups] == ["b"]
+    wrong = {torch.ops.aten.softmax.int: rules.unchanged}
+    monkeypatch.setattr(rules, "RULES", {**rules.RULES, **wrong})
+    assert [group.name for group in analyse(model, IMAGE).groups] == ["a", "b"]
+    analysis = checked(model, IMAGE)
+    assert [group.name for group in analysis.groups] == ["b"]
+    assert "masked" in analysis.frozen["a"]
+
+
+@pytest.mark.parametrize(
+    ("between", "units"),
+    [
+        pytest.param(lambda x: x.view(-1, 2, 4, 4, 4).transpose(1, 2).reshape(-1, 8, 4, 4), [2], id="a shuffle"),
+        pytest.param(lambda x: torch.cat(x.chunk(2, 1)[::-1], 1), [4, 4], id="halves that change places"),
+        pytest.param(lambda x: x.roll(1, 1), [], id="channels that move on"),
+        pytest.param(lambda x: x.amax(1, keepdim=True).expand(-1, 8, -1, -1), [8], id="the largest of them"),
+        pytest.param(lambda x: x / x.norm(dim=1, keepdim=True), [8], id="a norm over them"),
+        pytest.param(lambda x: x.flip(2), [8], id="space that is turned"),
+    ],
+)
+def test_movements_of_channels(between, units):
+    model = Net(between).double().eval()
+    analysis = analyse(model, IMAGE.double())
+    assert [group.units for group in analysis.groups if group.name != "b"] == units
+    chosen = drawn(analysis, 0)
+    assert check(model, analysis, chosen, cut(analysis, chosen), IMAGE) < 1e-9
+
+
+def test_ids_that_are_joined_get_one_root_and_what_meets_the_frozen_is_frozen():
+    ids = Ids()
+    a, b, c = (ids.fresh(3) for _ in range(3))
+    ids.join(a, b.flip(0), "")
+    ids.join(c, None, "because")
+    roots, reasons = ids.resolve()
+    assert roots[a].tolist() == roots[b.flip(0)].tolist() == a.tolist()
+    assert all(reasons[root] == "because" for root in roots[c].tolist())
+    assert ids.fresh(1) is None
+    assert checking._guilty(range(8), lambda those: not {2, 5} & set(those)) == [2, 5]
