@@ -178,7 +178,8 @@ class _Machine:
             self._stack.append([] if code == pickle.EMPTY_LIST else {})
         elif code == pickle.BUILD:
             state = self._pop(dict)
-            self._top(Record).state = state
+            if type(self._top()) is not dict or state.keys() != {"_metadata"}:  # which every state_dict carries
+                self._top(Record).state = state
         elif code == pickle.BINPERSID:
             self._stack.append(_storage(self._pop(tuple)))
         elif code == pickle.GLOBAL:

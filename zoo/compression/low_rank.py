@@ -1,0 +1,304 @@
+"""Low rank: each layer becomes two thinner ones, by the directions that the model's prediction depends on.
+
+A layer y = W x + b of m outputs and n inputs (k·k·n of a convolution) becomes B A x + b' of rank k:
+
+1. statistic — `spectra`: one forward and one backward pass over calibration images for all layers together gives, in
+   closed form, E_k, D_k and tail(k), the loss of every rank in nats of divergence at the model's output, doubled;
+2. criterion — one budget for all layers: of each layer the rank that minimises ½ tail(k) + λ cost(k), dense where that
+   is cheaper; λ is found by bisection;
+3. edit — A = E_k W, B = D_k where z is the output, A = E_k, B = W D_k where it is the input; b' keeps the mean output:
+
+    b' = b + (W − B A) E[x]
+
+Nothing is trained and no rank is tried out. With G = I and μ = 0 the factors are those of AFM (Yu, Wu, AAAI 2023) and
+of the truncated SVD of W C^½ (Chen et al., "DRONE", NeurIPS 2021).
+"""
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from zoo.catalog.entry import Budget
+from zoo.compression.spectra import MAX_BYTES, Spectrum, candidates, spectra
+from zoo.errors import BudgetError, DataError, UnknownName
+from zoo.measurement import measure
+from zoo.structure import base
+from zoo.structure.plan import Factor, Rank
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """How layers are factored.
+
+    Args:
+        round_to: ranks are multiples of it, which kernels like; layers of small full rank take an eighth of that.
+        ridge: added to the Fisher information's diagonal, as a share of its mean.
+        smoothing: share of the prediction that is spread evenly over the classes, so that images of which the model
+            is sure count too.
+        draws: of random signs in the place of labels for each batch; each costs a backward pass.
+        seed: of the random signs.
+        frozen: paths of layers that are left alone.
+        max_bytes: of statistics held at once; more are collected in several passes.
+    """
+
+    round_to: int = 8
+    ridge: float = 3e-2
+    smoothing: float = 0.02
+    draws: int = 1
+    seed: int = 0
+    frozen: tuple[str, ...] = ()
+    max_bytes: int = MAX_BYTES
+
+    def __post_init__(self) -> None:
+        for name, least in (("round_to", 1), ("draws", 1), ("seed", 0), ("max_bytes", 1)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise BudgetError(f"low_rank: {name} is {value!r}, expected a whole number of at least {least}")
+        for name, low, high in (("ridge", 1e-9, 1e3), ("smoothing", 0.0, 1.0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                raise BudgetError(f"low_rank: {name} is {value!r}, expected {low:g} to {high:g}")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one layer may become.
+
+    Args:
+        ranks: rising; 0 stands for dense.
+        damage: of each rank, in nats.
+        macs: of each rank, for one image.
+        params: of each rank.
+    """
+
+    ranks: Sequence[int]
+    damage: Tensor
+    macs: Tensor
+    params: Tensor
+
+
+def low_rank(
+    model: nn.Module, batches: Sequence[Tensor], budget: Budget, how: LowRank | None = None
+) -> tuple[Factor, dict[str, Tensor]]:
+    """Factor the layers of a model to a budget.
+
+    Layers that can't be factored without breaking their parents are left alone, and so are those whose signal doesn't
+    vary or doesn't reach the prediction. The divergence from the model as it was is measured and logged.
+
+    Args:
+        model: a classifier in eval mode; left as it was.
+        batches: calibration images [B, C, H, W]; some hundred images are enough.
+        budget: shares of its macs, and of its params where given, that stay.
+        how: the declaration; None takes its defaults.
+
+    Returns:
+        The edit, and path → tensor of the factored model, on the CPU.
+
+    Raises:
+        BudgetError: the budget can't be met.
+        DataError: the calibration images can't be used.
+        StructureError: the model doesn't give logits.
+        UnknownName: a layer of `frozen` isn't there.
+    """
+    how = how or LowRank()
+    if sum(map(len, batches)) < 2:
+        raise DataError(f"calibration: {sum(map(len, batches))} images; pass at least two, some hundred are better")
+    _check_frozen(model, how.frozen)
+    layers = {path: layer for path, layer in candidates(model, batches[0][:2]).items() if path not in how.frozen}
+    found = spectra(
+        model,
+        layers,
+        batches,
+        ridge=how.ridge,
+        smoothing=how.smoothing,
+        draws=how.draws,
+        seed=how.seed,
+        max_bytes=how.max_bytes,
+    )
+    if layers and not found:
+        raise DataError("calibration: no layer's signal varies and reaches the prediction; pass images that differ")
+    choices = {path: choice(layers[path], spectrum, how.round_to) for path, spectrum in found.items()}
+    counts = measure(model, tuple(batches[0].shape[1:]))
+    ranks = allocate(choices, counts.macs, counts.params, budget)
+    edit = Factor({path: Rank(rank) for path, rank in ranks.items() if rank})
+    held = base.tensors(model).items()
+    tensors = {path: tensor.detach().cpu() for path, tensor in held}
+    for path, rank in edit.layers.items():
+        del tensors[f"{path}.weight"]
+        bias = tensors.pop(f"{path}.bias", None)
+        first, second, shift = factors(layers[path], found[path], rank.rank)
+        tensors[f"{path}.0.weight"], tensors[f"{path}.1.weight"] = first, second
+        if bias is not None:
+            tensors[f"{path}.1.bias"] = (bias.double() + shift).to(bias.dtype)
+    if edit.layers:
+        kl = divergence(model, _factored(model, edit, tensors), batches)
+        logger.info("low_rank: %d layers factored, kl to dense %.4g nats", len(edit.layers), kl)
+    return edit, tensors
+
+
+def choice(layer: nn.Linear | nn.Conv2d, spectrum: Spectrum, round_to: int) -> Choice:
+    """The ranks that make a layer smaller, and dense.
+
+    Args:
+        layer: m outputs, n inputs, a kernel of k·k.
+        spectrum: its spectrum.
+        round_to: ranks are multiples of it.
+
+    Returns:
+        Ranks with (k·k·n + m)·rank < k·k·n·m, and dense, which costs no damage.
+    """
+    m, n = layer.weight.shape[0], layer.weight[0].numel()
+    step = min(round_to, max(1, min(m, n) // 8))
+    ranks = [k for k in range(step, min(m, n) + 1, step) if k < len(spectrum.values) and (m + n) * k < m * n]
+    params = torch.tensor([*((m + n) * k for k in ranks), m * n], dtype=torch.float64)
+    damage = torch.cat([spectrum.tail()[ranks] / 2, torch.zeros(1, dtype=torch.float64)])
+    return Choice([*ranks, 0], damage, params * spectrum.positions, params)
+
+
+def allocate(choices: Mapping[str, Choice], macs: int, params: int, budget: Budget) -> dict[str, int]:
+    """Choose the ranks that do the least damage within a budget.
+
+        min Σ damage(k)   subject to   macs(k) ≤ share · macs,   params(k) ≤ share · params
+
+    Where both are targets, cost is a mixture of the two shares, and the best of some mixtures is taken.
+
+    Args:
+        choices: of each layer.
+        macs: of the whole model.
+        params: of the whole model.
+        budget: shares that stay.
+
+    Returns:
+        Path → rank, 0 where the layer stays dense.
+
+    Raises:
+        BudgetError: with every layer at its smallest rank the model is still over the budget.
+    """
+    targets = [("macs", macs, budget.macs), *([("params", params, budget.params)] if budget.params is not None else [])]
+    shares = {
+        path: torch.stack([getattr(c, what) / total for what, total, _ in targets]) for path, c in choices.items()
+    }
+    over = torch.tensor([1 - share for *_, share in targets], dtype=torch.float64)
+    needed = over - 1e-12  # to be freed of each target
+    most = sum((s[:, -1] - s.min(1).values for s in shares.values()), torch.zeros(len(targets), dtype=torch.float64))
+    for (what, _, share), free in zip(targets, most.tolist(), strict=True):
+        if free < 1 - share - 1e-12:
+            raise BudgetError(
+                f"budget of {share:g} of the {what} can't be met: ranks can be cut to {1 - free:.3f} at the least; ask "
+                f"for more, lower round_to, or prune first"
+            )
+    found = [_within(choices, shares, needed, weights) for weights in _mixtures(len(targets))]
+    damage, picked = min((option for option in found if option is not None), key=lambda option: option[0])
+    del damage
+    return {path: c.ranks[i] for (path, c), i in zip(choices.items(), picked, strict=True)}
+
+
+def _mixtures(targets: int) -> list[Tensor]:
+    if targets == 1:
+        return [torch.ones(1, dtype=torch.float64)]
+    return [torch.tensor([i / 16, 1 - i / 16], dtype=torch.float64) for i in range(17)]
+
+
+def _within(
+    choices: Mapping[str, Choice], shares: Mapping[str, Tensor], needed: Tensor, weights: Tensor
+) -> tuple[float, list[int]] | None:
+    """Damage and option of each layer for one mixture of the targets."""
+    costs = [weights @ s for s in shares.values()]
+    damages = [c.damage for c in choices.values()]
+
+    def at(price: float) -> list[int]:
+        return [int((d + price * cost).argmin()) for d, cost in zip(damages, costs, strict=True)]
+
+    def freed(picked: Sequence[int]) -> Tensor:
+        each = [s[:, -1] - s[:, i] for s, i in zip(shares.values(), picked, strict=True)]
+        return sum(each, torch.zeros_like(needed))
+
+    low, high = 1e-12, 1e12  # nats for the whole model's cost
+    if not bool((freed(at(high)) >= needed).all()):
+        return None
+    picked = [len(d) - 1 for d in damages]
+    if not bool((freed(picked) >= needed).all()):
+        for _ in range(80):
+            price = (low * high) ** 0.5
+            low, high = (low, price) if bool((freed(at(price)) >= needed).all()) else (price, high)
+        picked = at(high)
+    return _give_back(picked, damages, shares, needed - freed(picked))
+
+
+def _give_back(
+    picked: list[int], damages: list[Tensor], shares: Mapping[str, Tensor], short: Tensor
+) -> tuple[float, list[int]]:
+    """Spend what the last step freed too much where it heals most for its cost; `short` is at most 0."""
+    options = list(shares.values())
+    while True:
+        best, chosen = 0.0, None
+        for g, (damage, s) in enumerate(zip(damages, options, strict=True)):
+            spent = s - s[:, picked[g] : picked[g] + 1]
+            gain = damage[picked[g]] - damage
+            gain[(short[:, None] + spent > 0).any(0)] = 0
+            values = gain / spent.amax(0).clamp(min=1e-15)
+            i = int(values.argmax())
+            if float(values[i]) > best:
+                best, chosen = float(values[i]), (g, i)
+        if chosen is None:
+            return float(sum(float(d[i]) for d, i in zip(damages, picked, strict=True))), picked
+        g, i = chosen
+        short = short + options[g][:, i] - options[g][:, picked[g]]
+        picked[g] = i
+
+
+def factors(layer: nn.Linear | nn.Conv2d, spectrum: Spectrum, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The two layers that stand in for one.
+
+    Args:
+        layer: W [m, n] or [m, n, k, k].
+        spectrum: of the layer.
+        rank: between the two.
+
+    Returns:
+        A [rank, n] or [rank, n, k, k], B [m, rank] or [m, rank, 1, 1], and the shift (W − B A) E[x] of the bias [m], in
+        double precision.
+    """
+    weight = layer.weight.detach().cpu()
+    W, E, D = weight.double().flatten(1), spectrum.encoder[:rank], spectrum.decoder[:, :rank]
+    lost = spectrum.mean - D @ (E @ spectrum.mean)
+    A, B, shift = (E, W @ D, W @ lost) if spectrum.inputs else (E @ W, D, lost)
+    # Each direction's scale shared by both, as half precision and later training like it.
+    scale = (B.norm(dim=0) / A.norm(dim=1).clamp(min=1e-300)).clamp(min=1e-300).sqrt()
+    A, B = A * scale[:, None], B / scale
+    shapes = ((rank, *weight.shape[1:]), (len(W), rank, *(1 for _ in weight.shape[2:])))
+    return A.reshape(shapes[0]).to(weight.dtype), B.reshape(shapes[1]).to(weight.dtype).contiguous(), shift
+
+
+def divergence(dense: nn.Module, other: nn.Module, batches: Sequence[Tensor]) -> float:
+    """Mean Kullback-Leibler divergence of a model's predictions from the dense model's, in nats."""
+    total, images = 0.0, 0
+    with torch.no_grad():
+        for batch in batches:
+            p, q = (network(batch).double().log_softmax(1) for network in (dense, other))
+            total += float((p.exp() * (p - q)).sum())
+            images += len(batch)
+    return total / images
+
+
+def _factored(model: nn.Module, edit: Factor, tensors: Mapping[str, Tensor]) -> nn.Module:
+    factored = copy.deepcopy(model)
+    edit.apply_(factored)
+    with torch.no_grad():
+        for path in edit.layers:
+            for name, tensor in factored.get_submodule(path).named_parameters():
+                tensor.copy_(tensors[f"{path}.{name}"])
+    return factored
+
+
+def _check_frozen(model: nn.Module, frozen: Sequence[str]) -> None:
+    known = {path for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    for path in frozen:
+        if path not in known:
+            raise UnknownName(f"low_rank: frozen names {path!r}, which is no linear layer or convolution of the model")

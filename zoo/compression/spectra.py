@@ -1,0 +1,328 @@
+"""Spectra: what each layer's signal looks like, and how much of it every rank loses, from one pass over images.
+
+Of a layer y = W x + b the smaller side z is watched: z = x where a linear layer (or 1 x 1 convolution) has more outputs
+than inputs, else z = W x. With the covariance C of z and the Fisher information G of the model's prediction about z,
+
+    C = E[(z−μ)(z−μ)ᵀ],   G = Σ_positions E[g gᵀ],   g = Jᵀ u,   J = ∂logits/∂z,   E[u uᵀ] = diag(p) − p pᵀ
+
+an error δ at z costs about ½ tr(G E[δ δᵀ]) nats. With G = L Lᵀ, of all maps of rank k the cheapest is
+
+    z − μ → D_k E_k (z − μ),   E_k = U_kᵀ Lᵀ,   D_k = L⁻ᵀ U_k,   Lᵀ C L = U diag(λ) Uᵀ,   tail(k) = Σ_{j>k} λ_j
+
+One backward pass gives G for all layers: u = √p∘v − p (√p·v) with random signs v has the covariance asked for, so
+labels need not be enumerated, and where the model is sure it varies far less than the gradient at a drawn label does.
+
+Sources: Yu, Wu, "Compressing Transformers: Features Are Low-Rank, but Weights Are Not!" (AAAI 2023), for C alone;
+Martens, "New Insights and Perspectives on the Natural Gradient Method" (JMLR 2020), section 9, for G and its factors.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import DataError, StructureError
+
+MAX_ROWS = 16_384  # of one batch and layer, evenly taken: neighbouring positions tell little new
+MAX_BYTES = 4 * 2**30  # of statistics held at once; a larger model is watched in several passes
+
+_READ_BY_PARENTS = {"weight", "bias", "in_features", "out_features", "in_channels", "out_channels", "kernel_size"}
+_READ_BY_PARENTS |= {"stride", "padding", "dilation", "groups", "padding_mode"}
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What a layer's smaller side z [r] looks like.
+
+    Args:
+        inputs: whether z is the layer's input; else it is its output without the bias.
+        mean: μ [r]; zero where the layer has no bias that could take up a shift.
+        values: λ [r], falling: nats of Kullback-Leibler divergence, doubled.
+        encoder: E_r [r, r]; its first k rows are E_k.
+        decoder: D_r [r, r]; its first k columns are D_k.
+        positions: outputs of the layer for one image, all its uses together.
+    """
+
+    inputs: bool
+    mean: Tensor
+    values: Tensor
+    encoder: Tensor
+    decoder: Tensor
+    positions: float
+
+    def tail(self) -> Tensor:
+        """Twice the loss of each rank k = 0..r, in nats."""
+        sums = self.values.flip(0).cumsum(0).flip(0)
+        return torch.cat([sums, sums.new_zeros(1)])
+
+
+@dataclass
+class _Sums:
+    """What is added up of one layer; `origin` is about its mean, which keeps the covariance exact."""
+
+    origin: Tensor
+    first: Tensor
+    second: Tensor
+    fisher: Tensor
+    rows: int = 0
+    positions: int = 0
+
+
+def candidates(model: nn.Module, images: Tensor) -> dict[str, nn.Linear | nn.Conv2d]:
+    """Find the layers that two layers in sequence can stand in for.
+
+    The model is run once. A layer qualifies that is called with one tensor, whose weight nobody else has, and of which
+    nobody reads an attribute from outside (some attention modules multiply by `qkv.weight` themselves).
+
+    Args:
+        model: in eval mode; left as it was.
+        images: [B, C, H, W].
+
+    Returns:
+        Path → ungrouped convolution or linear layer, in the model's order.
+    """
+    paths: dict[nn.Module, list[str]] = {}
+    weights: dict[int, set[nn.Module]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths.setdefault(module, []).append(path)
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                weights.setdefault(id(parameter), set()).add(module)
+    found: dict[str, nn.Linear | nn.Conv2d] = {}
+    for module, (path, *others) in paths.items():
+        kind = type(module)
+        if (kind is nn.Linear or (kind is nn.Conv2d and module.groups == 1)) and path and not others:
+            own = [p for p in module._parameters.values() if p is not None]
+            if all(len(weights[id(p)]) == 1 for p in own) and own[0].is_floating_point():
+                found[path] = module  # type: ignore[assignment]
+    called, read = _watch(model, found.values(), images)
+    return {path: layer for path, layer in found.items() if layer in called and layer not in read}
+
+
+def _watch(model: nn.Module, layers: Any, images: Tensor) -> tuple[set[nn.Module], set[nn.Module]]:
+    """Layers that are called, and layers that are read or called in a way that a sequence of two doesn't know."""
+    called: set[nn.Module] = set()
+    read: set[nn.Module] = set()
+    inside: list[nn.Module] = []
+
+    def watched(kind: type[Any]) -> type[Any]:
+        class Watched(kind):
+            def __getattribute__(self, name: str) -> Any:
+                if name in _READ_BY_PARENTS and self not in inside:
+                    read.add(self)
+                return super().__getattribute__(name)
+
+            def forward(self, *args: Any, **kwargs: Any) -> Any:
+                called.add(self)
+                if len(args) != 1 or kwargs:
+                    read.add(self)
+                inside.append(self)
+                try:
+                    return super().forward(*args, **kwargs)
+                finally:
+                    inside.pop()
+
+        return Watched
+
+    kinds = {nn.Linear: watched(nn.Linear), nn.Conv2d: watched(nn.Conv2d)}
+    originals = {layer: type(layer) for layer in layers}
+    try:
+        for layer, kind in originals.items():
+            layer.__class__ = kinds[kind]
+        with torch.no_grad():
+            model(images)
+    finally:
+        for layer, kind in originals.items():
+            layer.__class__ = kind
+    return called, read
+
+
+def spectra(
+    model: nn.Module,
+    layers: Mapping[str, nn.Linear | nn.Conv2d],
+    batches: Sequence[Tensor],
+    *,
+    ridge: float,
+    smoothing: float,
+    draws: int,
+    seed: int,
+    max_bytes: int = MAX_BYTES,
+) -> dict[str, Spectrum]:
+    """Collect the spectra of layers.
+
+    Args:
+        model: a classifier in eval mode; left as it was.
+        layers: path → layer, as `candidates` gives them.
+        batches: images [B, C, H, W].
+        ridge: added to the diagonal of G, as a share of its mean.
+        smoothing: share of the prediction p that is spread evenly over the classes.
+        draws: of random signs for each batch, one backward pass each.
+        seed: of the random signs.
+        max_bytes: of statistics held at once.
+
+    Returns:
+        Path → spectrum, in double precision on the CPU; without the layers whose signal doesn't vary or doesn't reach
+        the prediction.
+
+    Raises:
+        DataError: an activation isn't finite.
+        StructureError: the model doesn't give logits [B, classes].
+    """
+    found: dict[str, Spectrum] = {}
+    for chunk in _chunks(layers, max_bytes):
+        for path, sums in _collect(model, chunk, batches, smoothing, draws, seed).items():
+            spectrum = _spectrum(path, chunk[path], sums, sum(map(len, batches)), draws, ridge)
+            if spectrum is not None:
+                found[path] = spectrum
+    return {path: found[path] for path in layers if path in found}
+
+
+def _chunks(layers: Mapping[str, nn.Linear | nn.Conv2d], max_bytes: int) -> Iterator[dict[str, nn.Linear | nn.Conv2d]]:
+    chunk: dict[str, nn.Linear | nn.Conv2d] = {}
+    held = 0
+    for path, layer in layers.items():
+        needed = 2 * 8 * (layer.weight.shape[1] if reads_inputs(layer) else layer.weight.shape[0]) ** 2
+        if chunk and held + needed > max_bytes:
+            yield chunk
+            chunk, held = {}, 0
+        chunk[path] = layer
+        held += needed
+    if chunk:
+        yield chunk
+
+
+def reads_inputs(layer: nn.Linear | nn.Conv2d) -> bool:
+    """Whether a layer's input is its smaller side, and is one row for each output."""
+    m, n = layer.weight.shape[:2]
+    pointwise = isinstance(layer, nn.Linear) or (layer.kernel_size == (1, 1) and layer.padding in ((0, 0), "valid"))
+    return m > n and pointwise
+
+
+def _rows(layer: nn.Linear | nn.Conv2d, z: Tensor, inputs: bool) -> Tensor:
+    """One row for each output position [rows, r]."""
+    if isinstance(layer, nn.Linear):
+        return z.reshape(-1, z.shape[-1])
+    if inputs:
+        z = z[..., :: layer.stride[0], :: layer.stride[1]]
+    return z.movedim(-3, -1).reshape(-1, z.shape[-3])
+
+
+def _collect(
+    model: nn.Module,
+    layers: Mapping[str, nn.Linear | nn.Conv2d],
+    batches: Sequence[Tensor],
+    smoothing: float,
+    draws: int,
+    seed: int,
+) -> dict[str, _Sums]:
+    sums: dict[str, _Sums] = {}
+
+    def signal(path: str, z: Tensor) -> None:
+        layer, inputs = layers[path], reads_inputs(layers[path])
+        rows = _rows(layer, z.detach(), inputs)
+        if layer.bias is not None and not inputs:
+            rows = rows - layer.bias.detach()
+        positions = len(rows)
+        rows = rows[:: -(-positions // MAX_ROWS)].to(torch.promote_types(rows.dtype, torch.float32))
+        if path not in sums:
+            origin = rows.mean(0) if layer.bias is not None else torch.zeros_like(rows[0])
+            empty = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
+            sums[path] = _Sums(origin, torch.zeros_like(origin, dtype=torch.float64), empty, empty.clone())
+        of = sums[path]
+        rows = rows - of.origin
+        of.first += rows.double().sum(0)
+        of.second += (rows.T @ rows).double()
+        of.rows += len(rows)
+        of.positions += positions
+        if z.requires_grad:
+            z.register_hook(partial(gradient, path))
+
+    def gradient(path: str, g: Tensor) -> None:
+        layer, of = layers[path], sums[path]
+        rows = _rows(layer, g, reads_inputs(layer))
+        thinned = rows[:: -(-len(rows) // MAX_ROWS)].to(torch.promote_types(rows.dtype, torch.float32))
+        of.fisher += (thinned.T @ thinned).double() * (len(rows) / len(thinned))
+
+    with _hooks(layers, signal), torch.enable_grad():
+        for number, batch in enumerate(batches):
+            images = batch.detach().clone().requires_grad_()
+            logits = model(images)
+            if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(batch):
+                shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+                raise StructureError(
+                    f"low_rank: expected logits [{len(batch)}, classes], found {shape}; use a classifier"
+                )
+            for u in _probes(logits.detach().float(), smoothing, draws, 1_000_003 * seed + number):
+                if logits.requires_grad:
+                    torch.autograd.grad(logits, images, u.to(logits.dtype), retain_graph=True, allow_unused=True)
+            del logits
+    return sums
+
+
+@contextmanager
+def _hooks(layers: Mapping[str, nn.Linear | nn.Conv2d], signal: Any) -> Iterator[None]:
+    def before(path: str, layer: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        x = args[0].view_as(args[0])  # a tensor of its own: other readers of the input have gradients of their own
+        signal(path, x)
+        return (x,)
+
+    def after(path: str, layer: nn.Module, args: Any, y: Tensor) -> Tensor:
+        y = y.view_as(y)  # nor may an operation in place behind the layer move the hook
+        signal(path, y)
+        return y
+
+    handles = [
+        layer.register_forward_pre_hook(partial(before, path))
+        if reads_inputs(layer)
+        else layer.register_forward_hook(partial(after, path))
+        for path, layer in layers.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _probes(logits: Tensor, smoothing: float, draws: int, seed: int) -> Iterator[Tensor]:
+    """Random u [B, classes] with E[u uᵀ] = diag(p) − p pᵀ; the same for every pass over the batches."""
+    p = (1 - smoothing) * logits.softmax(1) + smoothing / logits.shape[1]
+    root, generator = p.sqrt(), torch.Generator().manual_seed(seed)
+    for _ in range(draws):
+        v = (torch.randint(0, 2, p.shape, generator=generator) * 2 - 1).to(p)
+        yield root * v - p * (root * v).sum(1, keepdim=True)
+
+
+def _spectrum(
+    path: str, layer: nn.Linear | nn.Conv2d, sums: _Sums, images: int, draws: int, ridge: float
+) -> Spectrum | None:
+    second, fisher = sums.second.cpu() / sums.rows, sums.fisher.cpu() / (images * draws)
+    if not (torch.isfinite(second).all() and torch.isfinite(fisher).all()):
+        raise DataError(f"calibration: what {path} sees isn't finite; check the images and the model")
+    mean = sums.first.cpu() / sums.rows
+    if layer.bias is None:
+        C, mean = second, torch.zeros_like(mean)
+    else:
+        C = second - torch.outer(mean, mean)
+        mean = mean + sums.origin.cpu().double()
+    variance = float(C.diagonal().mean())
+    information = float(fisher.diagonal().mean())
+    if variance <= 1e-12 * max(1.0, float(mean.square().mean())) or information <= 0 or not math.isfinite(information):
+        return None
+    identity = torch.eye(len(C), dtype=C.dtype)
+    W = layer.weight.detach().cpu().double().flatten(1)
+    if reads_inputs(layer):
+        gram = W.T @ W  # an even ridge at the output
+        fisher += ridge * information * (gram / gram.diagonal().mean().clamp(min=1e-300) + 1e-3 * identity)
+    else:
+        fisher += ridge * information * identity
+    L = torch.linalg.cholesky(fisher)
+    values, U = torch.linalg.eigh(L.T @ C @ L)
+    values, U = values.flip(0).clamp(min=0), U.flip(1)
+    decoder = torch.linalg.solve_triangular(L.T, U, upper=True)
+    return Spectrum(reads_inputs(layer), mean, values, U.T @ L.T, decoder, sums.positions / images)
