@@ -1,20 +1,90 @@
 """`python -m builders NAME`: make one family as its recipes say."""
 
 import importlib
+from pathlib import Path
 
 import click
 
+from builders.family import Run
+from zoo.building import processes
 from zoo.errors import ZooError
+from zoo.training.schedule import PRECISIONS, Machine
 
-FAMILIES = ("digits",)
+FAMILIES = (
+    "digits",
+    "fbnetv3_g",
+    "efficientnetv2_b0",
+    "deit3_small",
+    "resnet18",
+    "resnet50d",
+    "convnext_femto",
+    "convnextv2_nano",
+    "rexnetr_200",
+    "poolformerv2_s24",
+    "beit_base",
+    "efficientformerv2_s2",
+    "convformer_s18",
+    "mobilevitv2_200",
+    "swinv2_cr_tiny",
+)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("name", type=click.Choice(FAMILIES))
-def main(name: str) -> None:
-    """Build the family NAME; the same command goes on where it was stopped."""
+@click.argument("name", metavar="NAME", type=click.Choice(FAMILIES))
+@click.argument("models", metavar="[MODEL]...", nargs=-1)
+@click.option("--data", metavar="PATH|HUB_ID", help="Folder of train/CLASS and validation/CLASS, or a Hub id.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Of the repositories.  [default: build]")
+@click.option("--push", "organisation", metavar="ORG", help="Publish them at the Hub, as ORG/MODEL.")
+@click.option("--smoke", is_flag=True, help="A stand-in in seconds: random weights, noise, the same code. No network.")
+@click.option("--plan-only", is_flag=True, help="Write the plans and compare their costs, without fine-tuning.")
+@click.option("--precision", type=click.Choice(PRECISIONS), help="Of training.  [default: what accelerate launch said]")
+@click.option("--accumulation", type=click.IntRange(1), default=1, metavar="N", help="Compute a batch in N parts.")
+@click.option("--channels-last", is_flag=True, help="Lay images out as tensor cores want them.")
+@click.option("--compile", "compiled", is_flag=True, help="torch.compile the student.")
+@click.option("--workers", type=click.IntRange(0), metavar="N", help="Loading processes of each training process.")
+@click.option("--log-with", metavar="TRACKER", help="tensorboard, trackio, or another that accelerate knows.")
+def main(
+    name: str,
+    models: tuple[str, ...],
+    data: str | None,
+    out: Path | None,
+    organisation: str | None,
+    smoke: bool,
+    plan_only: bool,
+    precision: str | None,
+    accumulation: int,
+    channels_last: bool,
+    compiled: bool,
+    workers: int | None,
+    log_with: str | None,
+) -> None:
+    """Build the family NAME, or some MODELs of it; the same command goes on where it was stopped.
+
+    NAME is one of: digits, fbnetv3_g, efficientnetv2_b0, deit3_small, resnet18, resnet50d,
+    convnext_femto, convnextv2_nano, rexnetr_200, poolformerv2_s24, beit_base,
+    efficientformerv2_s2, convformer_s18, mobilevitv2_200, swinv2_cr_tiny.
+
+    On several GPUs: accelerate launch -m builders NAME ...; on several machines DIR must be a folder that all of them
+    see.
+    """
+    if organisation and (smoke or plan_only):
+        raise click.UsageError("--push publishes models that were made: not with --smoke or --plan-only")
     try:
-        importlib.import_module(f"builders.{name}").build(lambda line: click.echo(f"{line} ...", err=True))
+        main_process = processes().is_main_process
+        machine = Machine(precision, accumulation, channels_last, compiled, workers, log_with)
+        run = Run(
+            models=models,
+            data=data,
+            out=out,
+            organisation=organisation,
+            smoke=smoke,
+            plan_only=plan_only,
+            machine=machine,
+            say=lambda line: click.echo(line, err=True) if main_process else None,
+        )
+        for made in importlib.import_module(f"builders.{name}").build(run):
+            if main_process:
+                click.echo(str(made))
     except ZooError as error:
         raise click.ClickException(str(error)) from None
 

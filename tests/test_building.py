@@ -15,7 +15,15 @@ from zoo import catalog
 from zoo.building import make
 from zoo.cards.card import render
 from zoo.catalog.entry import Base, Budget, Entry, Recipe
-from zoo.errors import MissingExtra, RepositoryError, StorageError, StructureError, UnknownName, WeightsError
+from zoo.errors import (
+    BudgetError,
+    MissingExtra,
+    RepositoryError,
+    StorageError,
+    StructureError,
+    UnknownName,
+    WeightsError,
+)
 from zoo.hub.repository import describe
 from zoo.report import Report
 
@@ -223,12 +231,12 @@ def test_the_card_holds_the_measured_figures_beside_those_of_the_dense_base(prun
     assert zoo.verify(folder).passed
 
 
-@pytest.mark.parametrize("name", ["digits_vit_pruned_50", "digits_cnn_pruned_25"])
+@pytest.mark.parametrize("name", ["digits_vit_pruned_50", "digits_cnn_pruned_25", "digits_cnn_lowrank_50"])
 def test_the_embedded_cards_say_what_saving_writes_today(name):
     """But for the versions and the machine, which are those of the day that they were built on."""
     folder, model = catalog.EMBEDDED / name, zoo.load(name)
     report = Report.from_json(json.loads((folder / "results.json").read_text()))
-    base = Report.from_json(json.loads((folder.with_name(name.rpartition("_pruned")[0]) / "results.json").read_text()))
+    base = Report.from_json(json.loads((folder.with_name(catalog.info(name).base.id) / "results.json").read_text()))
 
     card = render(catalog.info(name), describe(model), report, model.pretrained_cfg, base)
     assert (folder / "README.md").read_text() == card
@@ -255,11 +263,27 @@ def test_a_changed_recipe_starts_anew_wherever_the_former_was_stopped(tmp_path, 
         ({"recipe": Recipe()}, UnknownName, "small: no data set is named"),
         ({"base": None, "note": "unreleased"}, UnknownName, "small: no base is named: it can"),
         (
-            {"recipe": Recipe("falor", Budget(0.5), data="digits")},
+            {"recipe": Recipe("integer", Budget(0.5), data="digits")},
             UnknownName,
-            "no method 'falor': this version compresses by prune",
+            "no method 'integer': this version compresses by prune",
         ),
-        ({"recipe": Recipe("prune", data="digits")}, StructureError, "the recipe's method prune has no budget"),
+        ({"recipe": Recipe("prune", data="digits")}, BudgetError, "small: prune needs a budget"),
+        ({"recipe": Recipe("falor", Budget(0.5), data="digits")}, BudgetError, "small: falor takes no budget"),
+        (
+            {"recipe": Recipe("falor", options={"data": "digits"}, data="digits")},
+            UnknownName,
+            "small: data is no option of falor",
+        ),
+        (
+            {"recipe": Recipe("falor", options={"images": 2, "exclude": ["nowhere"]}, data="digits")},
+            UnknownName,
+            "falor: exclude names 'nowhere'",
+        ),
+        (
+            {"recipe": Recipe("lockd", options={"schedule": {"epoch": 1}}, data="digits")},
+            UnknownName,
+            "lockd's schedule has no option 'epoch'",
+        ),
         ({"recipe": Recipe(data="digits", schedule={"epoch": 1})}, UnknownName, "schedule has no option 'epoch'"),
         ({"recipe": Recipe(data="digits", distil={"beta": 1})}, UnknownName, "distil has no option 'beta'"),
     ],

@@ -1,10 +1,7 @@
 """Data, transforms, batches and the evaluation loop."""
 
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import accelerate
@@ -25,7 +22,6 @@ from zoo.tasks.classification import evaluation_transform, loader, training_tran
 from zoo.tasks.datasets import dataset, num_classes
 from zoo.tasks.evaluation import evaluate
 
-ROOT = Path(__file__).parents[1]
 GREY = {"input_size": [1, 16, 16], "mean": [0.3], "std": [0.35], "interpolation": "bilinear", "crop_pct": 1.0}
 AUGMENT = {"scale": [0.6, 1.0], "hflip": 0.0, "color_jitter": [0.4, 0.4, 0.4], "re_prob": 0.3, "re_mode": "pixel"}
 
@@ -361,34 +357,3 @@ def test_evaluation_without_images_or_with_hidden_labels_is_an_error(test):
     hidden = datasets.Dataset.from_dict({"image": test["image"][:4], "label": [-1] * 4})
     with pytest.raises(DataError, match="expected labels from 0, found -1: they are hidden in this split"):
         evaluate(classifier(), loader(hidden, transform, 64))
-
-
-PROCESSES = """
-import json, sys
-sys.path.insert(0, sys.argv[1])
-from tests_of_tasks import GREY, classifier, dataset, evaluate, evaluation_transform, loader
-import accelerate
-data = loader(dataset("digits", "test"), evaluation_transform(GREY), 64)
-figures = evaluate(classifier(0), data, against=classifier(1))
-state = accelerate.PartialState()
-if state.is_main_process:
-    print(json.dumps({**figures, "processes": state.num_processes}))
-state.destroy_process_group()
-"""
-
-
-def test_two_processes_measure_the_same_as_one(tmp_path, test):
-    (tmp_path / "tests_of_tasks.py").symlink_to(__file__)
-    (tmp_path / "run.py").write_text(PROCESSES)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, str(tmp_path / "run.py"), str(tmp_path)],
-        env={**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    alone = evaluate(classifier(0), loader(test, evaluation_transform(GREY), 64), against=classifier(1))
-
-    assert {**alone, "kl": pytest.approx(alone["kl"], rel=1e-6), "processes": 2} == json.loads(done.stdout)

@@ -1,181 +1,25 @@
-"""The training loop: what it minimises, and that a run killed at any moment ends in the same weights."""
+"""The training loop: what it minimises, what it refuses, and what it leaves alone."""
 
 import math
-import os
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from tiny import QUICK, batches, same, tiny
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 from zoo.errors import DataError, StorageError
 from zoo.training import masks
-from zoo.training.hierarchy import Distil, distil_step, task_step, teacher_at
+from zoo.training.hierarchy import Distil, distil_step, seen, shares_of, task_step, teacher_at
 from zoo.training.losses import distillation, kl
-from zoo.training.trainer import Schedule, learning_rate, train
+from zoo.training.schedule import Schedule, learning_rate
+from zoo.training.trainer import train
 
-ROOT = Path(__file__).parents[1]
-STEPS = 24
-
-# Real training of a network with batch norm and dropout on a slice of digits. The script forks a run after what it
-# imports, because importing takes longer than training, and kills it at the steps named, one after the other.
-SCRIPT = """
-import os, pathlib, signal, socket, sys, time
-import accelerate, torch
-from safetensors.torch import save_file
-from torch import nn
-from zoo.tasks.classification import loader, training_transform
-from zoo.tasks.datasets import dataset
-from zoo.training.hierarchy import task_step
-from zoo.training.trainer import Schedule, train
-
-STEPS = int(sys.argv[1])
-torch.set_num_threads(1)
-images = dataset("digits", "train", limit=128)
-grey = {"input_size": [1, 16, 16], "mean": [0.3], "std": [0.35], "interpolation": "bilinear", "crop_pct": 1.0}
-transform = training_transform(grey, {"scale": [0.6, 1.0], "hflip": 0.0, "color_jitter": 0.0})
-
-def run(folder, rank, processes, workers, slow):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(),
-                          nn.Linear(8 * 14 * 14, 10))
-
-    def step(model, batch, progress):
-        with (folder / f"steps{rank}").open("a") as file:
-            print(round(progress * STEPS), *(hash(image.numpy().tobytes()) for image in batch[0]), file=file)
-        time.sleep(slow)
-        return task_step(model, batch, progress)
-
-    schedule = Schedule(epochs=STEPS * processes // 8, batch_size=16, lr=0.01, checkpoint_seconds=0)
-    train(model, step, lambda epoch: loader(images, transform, 16, epoch=epoch, workers=workers), schedule,
-          seed=3, state=folder / "state.safetensors")
-    save_file(model.state_dict(), folder / f"model{rank}.safetensors")
-
-def start(folder, rank, processes, workers, slow, port):
-    if (child := os.fork()) == 0:
-        failed = True
-        os.setpgid(0, 0)
-        if processes > 1:
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
-                           "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        try:
-            run(folder, rank, processes, workers, slow)
-            failed = False
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(failed)
-    return child
-
-def begun(folder, step):
-    log = folder / "steps0"
-    return log.exists() and any(line.startswith(f"{step} ") for line in log.read_text().splitlines())
-
-for line in sys.argv[2:]:
-    name, processes, workers, *moments = line.split()
-    folder = pathlib.Path(name)
-    folder.mkdir()
-    for moment in [*map(int, moments), None]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        slow = 0.0 if moment is None else 0.02
-        children = [start(folder, r, int(processes), int(workers), slow, port) for r in range(int(processes))]
-        if moment is not None:
-            while not begun(folder, moment):
-                assert os.waitpid(children[0], os.WNOHANG) == (0, 0), "the run ended before it was killed"
-                time.sleep(0.002)
-            for child in children:
-                os.killpg(child, signal.SIGKILL)
-            assert not (folder / "model0.safetensors").exists()
-        status = [os.waitpid(child, 0)[1] for child in children]
-        assert status == [0 if moment is None else signal.SIGKILL] * len(children), status
-"""
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Run the script once; a folder for each run holds the weights and which steps saw which images."""
-    folder = tmp_path_factory.mktemp("runs")
-    wanted = {
-        "uninterrupted": "1 0",
-        "killed": "1 0 3 11 21",
-        "loading processes": "1 2 10",
-        "two": "2 0",
-        "two, killed": "2 0 7",
-    }
-    names = {name: folder / name.replace(" ", "_") for name in wanted}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(STEPS), *(f"{names[name]} {how}" for name, how in wanted.items())],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return names
-
-
-def ended(folder, rank=0):
-    return load_file(folder / f"model{rank}.safetensors")
-
-
-def logged(folder, rank=0):
-    return [[int(word) for word in line.split()] for line in (folder / f"steps{rank}").read_text().splitlines()]
-
-
-def same(expected, found):
-    assert expected.keys() == found.keys()
-    return all(torch.equal(expected[name], found[name]) for name in expected)
-
-
-@pytest.mark.parametrize(("name", "kills"), [("killed", 3), ("loading processes", 1)])
-def test_a_killed_run_that_is_started_again_ends_in_the_same_bits(name, kills, runs):
-    assert same(ended(runs["uninterrupted"]), ended(runs[name]))
-    steps = [step for step, *_ in logged(runs[name])]
-    assert list(range(STEPS)) == sorted(set(steps)), "no step is left out"
-    assert len(steps) <= STEPS + kills, "and none is done again but the one under way"
-
-
-def test_two_processes_share_the_images_and_end_in_the_same_bits(runs):
-    assert same(ended(runs["two"]), ended(runs["two"], rank=1))
-    left, right = logged(runs["two"]), logged(runs["two"], rank=1)
-    assert [step for step, *_ in left] == [step for step, *_ in right] == list(range(STEPS))
-    for (_, *first), (_, *second) in zip(left, right, strict=True):
-        assert len(first) == len(second) == 16
-        assert not set(first) & set(second)
-
-
-def test_two_processes_that_are_killed_end_in_the_same_bits(runs):
-    assert same(ended(runs["two"]), ended(runs["two, killed"]))
-    assert same(ended(runs["two"]), ended(runs["two, killed"], rank=1))
-
-
-def tiny(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 4))
-
-
-def batches(epoch, count=6, size=4):
-    generator = torch.Generator().manual_seed(epoch)
-    images = torch.randn(count * size, 3, 2, 2, generator=generator)
-    pairs = list(zip(images, torch.randint(0, 4, (count * size,), generator=generator).tolist(), strict=True))
-    return DataLoader(pairs, size, drop_last=True, generator=torch.Generator())
-
-
-QUICK = Schedule(epochs=2, batch_size=4, checkpoint_seconds=0)
 logits = st.lists(st.lists(st.floats(-20, 20), min_size=3, max_size=3), min_size=2, max_size=2).map(torch.tensor)
 
 
@@ -207,15 +51,57 @@ def test_distillation_mixes_teacher_and_labels():
 
 
 @pytest.mark.parametrize(
-    ("teachers", "expected"), [(1, [0] * 12), (2, [0] * 6 + [1] * 6), (3, [0] * 4 + [1] * 4 + [2] * 4)]
+    ("shares", "expected"),
+    [
+        ((1.0,), [0] * 12),
+        ((0.5, 0.5), [0] * 6 + [1] * 6),
+        ([1 / 3] * 3, [0] * 4 + [1] * 4 + [2] * 4),
+        ((0.25, 0.5, 0.25), [0] * 3 + [1] * 6 + [2] * 3),
+    ],
 )
-def test_each_teacher_has_an_equal_share_of_the_steps_in_order(teachers, expected):
-    assert expected == [teacher_at(step / 12, teachers) for step in range(12)]
+def test_each_teacher_has_its_share_of_the_steps_in_order(shares, expected):
+    assert expected == [teacher_at(step / 12, shares) for step in range(12)]
 
 
 @given(progress=st.floats(0, 1), teachers=st.integers(1, 9))
 def test_there_is_a_teacher_at_every_moment(progress, teachers):
-    assert 0 <= teacher_at(progress, teachers) < teachers
+    assert 0 <= teacher_at(progress, shares_of(teachers, Distil())) < teachers
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.6), (1.0, 0.0), "half", (0.5, "half")])
+def test_shares_that_do_not_add_up_are_refused(shares):
+    with pytest.raises(DataError, match=r"distil: shares is .*, expected one above 0 for each teacher, together 1"):
+        Distil(shares=shares)
+
+
+def test_shares_of_another_number_of_teachers_are_refused():
+    with pytest.raises(DataError, match="distil: 2 shares for 3 teachers; expected one for each"):
+        distil_step([tiny()] * 3, Distil(shares=(0.5, 0.5)))
+
+
+HALVES = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "input_size": (3, 4, 4)}
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "input_size": (3, 8, 8)}
+
+
+def test_a_teacher_that_was_normalised_otherwise_sees_the_same_pixels():
+    pixels = torch.rand(2, 3, 4, 4)
+    mine, its = (
+        torch.stack([(pixels[:, i] - c["mean"][i]) / c["std"][i] for i in range(3)], 1) for c in (HALVES, IMAGENET)
+    )
+    torch.testing.assert_close(seen(mine, HALVES, IMAGENET), its)
+    assert seen(mine, HALVES, {**HALVES, "input_size": (3, 8, 8)}) is mine, "and a size that it takes is left alone"
+
+
+def test_only_a_teacher_of_a_single_size_has_its_images_resized():
+    images = torch.randn(2, 3, 4, 4)
+    fixed = {**HALVES, "input_size": (3, 8, 8), "fixed_input_size": True}
+    expected = F.interpolate(images, (8, 8), mode="bicubic", antialias=True)
+    assert torch.equal(seen(images, HALVES, fixed), expected)
+    teacher = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 4)).eval()
+    teacher.pretrained_cfg = fixed
+    student = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
+    loss = distil_step([teacher], Distil(alpha=1.0), HALVES)(student, (images, torch.tensor([0, 1])), 0.0)
+    torch.testing.assert_close(loss, kl(student(images), teacher(expected), 2.0))
 
 
 @pytest.mark.parametrize(("progress", "teacher"), [(0.0, 0), (0.49, 0), (0.5, 1), (1.0, 1)])
@@ -262,8 +148,9 @@ def test_zeros_that_are_held_stay_zero_through_momentum_and_decay_while_the_othe
         (tiny, Schedule(epochs=3, batch_size=4, checkpoint_seconds=0), 0),
         (tiny, QUICK, 1),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), QUICK, 0),
+        (lambda: tiny(width=1), QUICK, 0),
     ],
-    ids=["learning rate", "length", "seed", "model"],
+    ids=["learning rate", "length", "seed", "model", "width"],
 )
 def test_the_state_of_another_run_is_refused(model, schedule, seed, tmp_path):
     state = tmp_path / "state"

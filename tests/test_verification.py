@@ -1,8 +1,13 @@
 """What a source claims of a model, held against what is measured: in the source's own counting, at its own input."""
 
+import json
+import shutil
+
 import pytest
 
 import zoo
+from zoo import catalog, verification
+from zoo.tasks.digits import digit_pairs
 
 ENTRY = """
 [family]
@@ -76,3 +81,35 @@ def test_an_accuracy_on_a_draw_of_the_images_may_differ_as_far_as_the_draw(rows)
     assert row.verdict == "agrees"
     assert row.tolerance == pytest.approx(2 * (0.97 * 0.03 / 100) ** 0.5)
     assert rows("top1 = 0.85", images=100)[0].verdict == "differs"
+
+
+@pytest.mark.parametrize(("base", "figures"), [("digits_cnn", {"kl": "agrees"}), ("one's own", {})])
+def test_a_divergence_is_judged_where_its_base_is_at_hand(base, figures, tmp_path):
+    shutil.copytree(catalog.EMBEDDED / "digits_cnn_pruned_50", tmp_path / "model")
+    results = tmp_path / "model" / "results.json"
+    said = json.loads(results.read_text())
+    results.write_text(json.dumps({**said, "data": {**said["data"], "against": base}}))
+    found = zoo.verify(tmp_path / "model")
+
+    assert {row.figure: row.verdict for row in found.rows if row.figure == "kl"} == figures
+    assert found.passed
+
+
+@pytest.mark.parametrize(("images", "workers"), [(9_999, 0), (10_000, 3)])
+def test_only_many_images_are_loaded_by_workers(images, workers, monkeypatch):
+    """As many as there are cores that this process may use, shared with the others of its machine."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(6), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    seen = []
+
+    def evaluate(model, data, **_):
+        seen.append((len(data.dataset), data.num_workers))
+        return {"top1": 0.5, "images": len(data.dataset)}
+
+    monkeypatch.setattr(verification, "evaluate", evaluate)
+    monkeypatch.setattr(verification, "check_classes", lambda *_: None)
+    monkeypatch.setattr(verification, "dataset", lambda *_, limit: digit_pairs("test", limit))
+    verification.report_of(zoo.load("digits_cnn"), "digit_pairs", images=images)
+    verification.report_of(zoo.load("digits_cnn"), "digit_pairs", images=images, workers=1)
+
+    assert seen == [(images, workers), (images, 1)]

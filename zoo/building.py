@@ -4,15 +4,14 @@
 that the same command continues where it was stopped.
 """
 
-import copy
 import hashlib
+import itertools
 import json
 import os
-import re
 import shutil
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +19,39 @@ import torch
 from torch import nn
 
 from zoo import catalog
-from zoo.cards.card import eval_results, render
 from zoo.catalog.entry import Base, Budget, Entry, Recipe
-from zoo.compressing import check_method, compress, declared, distil
-from zoo.converting import converted
-from zoo.errors import RepositoryError, StructureError, UnknownName, require
-from zoo.files import free, read_json, write_json, writing_folder
-from zoo.hub import remote, repository
+from zoo.compressing import BY_BUDGET, SUFFIXES, check_method, compress, declared, distil
+from zoo.costs import cost
+from zoo.counting import COUNTINGS
+from zoo.errors import BudgetError, RepositoryError, UnknownName, ZooError, require
+from zoo.files import free, read_json, write_json
+from zoo.hub import repository
 from zoo.hub.repository import Description, describe
-from zoo.loading import create, folder_of, load, origin_of, pretrained
-from zoo.report import Report
+from zoo.loading import create, folder_of, load, pretrained
+from zoo.measurement import measure
+from zoo.report import Row
+from zoo.saving import convert as convert
+from zoo.saving import push as push
+from zoo.saving import save
 from zoo.structure.base import initialised
+from zoo.tasks.classification import training_transform
 from zoo.tasks.datasets import check_classes, dataset
 from zoo.training.hierarchy import Distil
-from zoo.training.trainer import Schedule
-from zoo.verification import report_of, results_of
+from zoo.training.schedule import Machine, Schedule
+from zoo.verification import report_of
 
 NOTE = "recipe.json"
+STATE = "compression"  # of what the method has found so far
 Say = Callable[[str], None]
 
 
 def build(
-    name: str, out: str | os.PathLike[str] | None = None, *, data: str | None = None, say: Say = lambda line: None
+    name: str,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    data: str | None = None,
+    say: Say = lambda line: None,
+    machine: Machine | None = None,
 ) -> Path:
     """Make a model of the catalog as its recipe says; the same call continues a build that was stopped.
 
@@ -50,6 +60,7 @@ def build(
         out: the folder of the repository; None takes `build/<name>`.
         data: the data set, where it isn't the recipe's.
         say: called with a line as each step begins.
+        machine: how training runs here.
 
     Returns:
         The repository's folder.
@@ -57,55 +68,180 @@ def build(
     Raises:
         ZooError: whatever a step ran into.
     """
-    return make(catalog.info(name), Path(out) if out is not None else Path("build") / name, data, say)
+    return make(catalog.info(name), Path(out) if out is not None else Path("build") / name, data, say, machine)
 
 
-def make(entry: Entry, folder: Path, data: str | None = None, say: Say = lambda line: None) -> Path:
-    """Make the model of an entry, in the catalog or not; arguments and errors are those of `build`."""
-    recipe, data = entry.recipe, data or entry.recipe.data
-    if data is None or entry.base is None:
-        what = "data set is named: pass --data" if entry.base else "base is named: it can't be built"
-        raise UnknownName(f"{entry.name}: no {what}")
-    if recipe.method is not None:
-        check_method(recipe.method)
-    free(folder)
-    require("jinja2", "build")  # the card comes last; its template had better be missed first
-    work, follows = _work(folder, entry, data)
+def make(
+    entry: Entry,
+    folder: Path,
+    data: str | None = None,
+    say: Say = lambda line: None,
+    machine: Machine | None = None,
+) -> Path:
+    """Make the model of an entry, in the catalog or not; arguments and errors are those of `build`.
+
+    Started by `accelerate launch`, all processes compress, train and evaluate together, and the main one alone writes,
+    to a file system that all of them see.
+    """
+    recipe = replace(entry.recipe, data=data or entry.recipe.data)
+    here, machine = processes(), machine or Machine()
+    say = say if here.is_main_process else lambda line: None
     schedule, how = declared(Schedule, recipe.schedule, "schedule"), declared(Distil, recipe.distil, "distil")
-
-    say(f"1 load the base {entry.base.id}")
-    base = _base(entry, entry.base)
+    base, work, data = begin(entry, folder, data, say, machine)
     check_classes(dataset(data, "train"), getattr(base, "num_classes", None), data)
-    if not (work / "start").is_dir():
-        say(f"2 {recipe.method or 'initialise'}")
-        start = _start(base, recipe, data)
-        write_json(work / NOTE, follows)
-        repository.write(work / "start", start, describe(start), {})
-    model = load(work / "start")
+    model = load(work / "start").to(here.device)
     if schedule.epochs:
         teachers = [pretrained(Base(teacher)) for teacher in recipe.teachers]
         doing = f"distil from {', '.join(recipe.teachers)}" if teachers else "train"
-        say(f"3 {doing}, {schedule.epochs} epochs of {data}{_cost(model, teachers, schedule, data)}")
-        state = work / "training.safetensors"
-        distil(model, teachers, data, how=how, schedule=schedule, augment=recipe.augment, seed=recipe.seed, state=state)
+        transform = training_transform(_config(model), recipe.augment)
+        costs = cost(
+            model,
+            teachers,
+            dataset(data, "train"),
+            transform,
+            schedule,
+            how=how,
+            machine=machine,
+            processes=here.num_processes,
+            device=here.device,
+        )
+        say(f"3 {doing}, {schedule.epochs} epochs of {data}{f': {costs}' if costs else ''}")
+        distil(
+            model,
+            teachers,
+            data,
+            how=how,
+            schedule=schedule,
+            augment=recipe.augment,
+            seed=recipe.seed,
+            state=work / "training.safetensors",
+            machine=machine,
+            evaluate=(lambda: {"top1": report_of(model, data).measured["top1"]}) if machine.log_with else None,
+        )
     say(f"4 evaluate on {data}")
-    made = replace(recipe, data=data)
-    model.zoo_entry = replace(describe(model), name=entry.name, recipe=_plain(made))  # type: ignore[assignment]
-    dense = base if recipe.method else None
+    model.zoo_entry = replace(describe(model), name=entry.name, recipe=_plain(recipe))  # type: ignore[assignment]
+    dense = base.to(here.device) if recipe.method else None
     report = report_of(model, data, against=dense)
+    beside = report_of(dense, data) if dense else None
     say(f"5 write {folder}")
-    save(model, folder, report=report, dense=report_of(dense, data) if dense else None)
-    shutil.rmtree(work, ignore_errors=True)
+    if here.is_main_process:
+        save(model.cpu(), folder, report=report, dense=beside)
+        shutil.rmtree(work, ignore_errors=True)
+    here.wait_for_everyone()
     return folder
 
 
-def recipe_for(base: str, method: str, budget: Budget, data: str, epochs: int, options: Mapping[str, Any]) -> Entry:
+def begin(
+    entry: Entry, folder: Path, data: str | None, say: Say, machine: Machine | None = None
+) -> tuple[nn.Module, Path, str]:
+    """The steps before training: load the base, compress it, and keep what came of it as a repository.
+
+    Args:
+        entry: the recipe.
+        folder: of the repository that shall be made; `<folder>.work/start` holds the compressed model.
+        data: the data set, where it isn't the recipe's.
+        say: called with a line as each step begins.
+        machine: how a method that trains runs here.
+
+    Returns:
+        The dense base, the folder of what is kept until the build ends, and the data set.
+
+    Raises:
+        ZooError: whatever a step ran into.
+    """
+    recipe, data, here = entry.recipe, data or entry.recipe.data, processes()
+    if data is None or entry.base is None:
+        what = "data set is named: pass --data" if entry.base else "base is named: it can't be built"
+        raise UnknownName(f"{entry.name}: no {what}")
+    _check(entry.name, recipe)
+    free(folder)
+    require("jinja2", "build")  # the card comes last; its template had better be missed first
+    work, follows = _work(folder, entry, data)
+    say(f"1 load the base {entry.base.id}")
+    base = _base(entry, entry.base)
+    begun = (work / "start").is_dir()
+    here.wait_for_everyone()
+    if not begun:
+        say(f"2 {recipe.method or 'initialise'}")
+        there = next(parent for parent in work.parents if parent.exists())
+        if here.is_main_process:
+            write_json(work / NOTE, follows)  # first, as compression leaves its state beside it
+        here.wait_for_everyone()
+        try:
+            # by every process, as some methods train
+            start = _start(base.to(here.device), recipe, data, work / STATE, machine or Machine())
+        except ZooError:
+            if here.is_main_process and not (work / STATE).exists():
+                shutil.rmtree(work)
+                for made in itertools.takewhile(lambda parent: parent != there, work.parents):
+                    made.rmdir()
+            raise
+        if here.is_main_process:
+            repository.write(work / "start", start, describe(start), {})
+        here.wait_for_everyone()
+    return base, work, data
+
+
+def plan(entry: Entry, folder: Path, data: str | None = None, say: Say = lambda line: None) -> tuple[Path, list[Row]]:
+    """Compress as a recipe says and train nothing: `make` goes on from there.
+
+    Args:
+        entry: the recipe.
+        folder: of the repository that `make` would write.
+        data: the data set, where it isn't the recipe's.
+        say: called with a line as each step begins.
+
+    Returns:
+        The plan's file, `<folder>.plan.json`, and its params and costs beside those that the source reports.
+
+    Raises:
+        ZooError: whatever a step ran into.
+    """
+    _, work, _ = begin(entry, folder, data, say)
+    model = create(work / "start")
+    counts = measure(model)
+    rows = [Row("params_m", None, counts.params / 1e6), Row("macs_m", None, counts.macs / 1e6)]
+    for claim in entry.reported:
+        side = claim.input or entry.input[-1]
+        if "params_m" in claim.figures:
+            rows[0] = Row("params_m", claim.figures["params_m"], counts.params / 1e6, 0.02 * counts.params / 1e6)
+        if "kmapp" in claim.figures and claim.counting:
+            counted = COUNTINGS[claim.counting](model, (entry.input[0], side, side))
+            rows.append(Row(f"kmapp ({claim.counting})", claim.figures["kmapp"], counted, 0.02 * counted))
+    file = folder.with_name(f"{folder.name}.plan.json")
+    if processes().is_main_process:
+        write_json(file, {"name": entry.name, **read_json(work / "start" / repository.CONFIG)["zoo"]})
+    return file, rows
+
+
+def built(entry: Entry, folder: Path, data: str | None = None) -> bool:
+    """Whether a folder holds the model of an entry, made by this very recipe; arguments are those of `make`."""
+    if not (folder / repository.CONFIG).is_file():
+        return False
+    recipe = _plain(replace(entry.recipe, data=data or entry.recipe.data))
+    made = read_json(folder / repository.CONFIG).get("zoo", {})
+    then, now = ({**each, "note": None} for each in (made.get("recipe", {}), json.loads(json.dumps(recipe))))
+    return bool(made.get("name") == entry.name and then == now)
+
+
+def processes() -> Any:
+    """Those that work on this build together: accelerate's `PartialState`."""
+    # Without cpu=True accelerate takes several processes on a machine without an accelerator for several runs; without
+    # a timeout of its own, half an hour apart would be an error.
+    cpu = not torch.accelerator.is_available()
+    return require("accelerate", "eval").PartialState(cpu=cpu, timeout=timedelta(days=1))
+
+
+def recipe_for(
+    base: str, method: str, budget: Budget | None, data: str, epochs: int, options: Mapping[str, Any]
+) -> Entry:
     """The entry of a model that isn't in the catalog: `base` compressed, then distilled from `base` itself."""
     dense = create(base)
     description = describe(dense)
     assert description.base is not None  # create refuses graphs
     config: dict[str, Any] = dense.pretrained_cfg  # type: ignore[assignment]
     channels, height, width = config["input_size"]
+    share = f"_{round(100 * budget.macs)}" if budget else ""
     recipe = Recipe(
         method=method,
         budget=budget,
@@ -115,7 +251,7 @@ def recipe_for(base: str, method: str, budget: Budget, data: str, epochs: int, o
         schedule={"epochs": epochs},
     )
     return Entry(
-        name=f"{description.name}_{method}d_{round(100 * budget.macs)}",
+        name=f"{description.name}_{SUFFIXES.get(method, method)}{share}",
         project="own",
         family=description.base.architecture,
         architecture=description.base.architecture,
@@ -129,133 +265,19 @@ def recipe_for(base: str, method: str, budget: Budget, data: str, epochs: int, o
     )
 
 
-def save(
-    model: nn.Module,
-    folder: str | os.PathLike[str],
-    base: Base | str | None = None,
-    report: Report | None = None,
-    dense: Report | None = None,
-) -> Path:
-    """Write a repository: config.json, model.safetensors, README.md and results.json.
-
-    Args:
-        model: from `compress` or `load`, or any dense timm model.
-        folder: where; an earlier repository there is replaced.
-        base: the dense architecture; None reads it from what `compress`, `load` or timm left on the model.
-        report: what was measured; None counts params and macs.
-        dense: what was measured of the dense base, to stand beside it on the card.
-
-    Returns:
-        The folder.
-
-    Raises:
-        StructureError: the base isn't known or isn't this model's.
-        RepositoryError: something else lies at that place.
-        StorageError: the disk is full or refuses.
-    """
-    base = Base(base) if isinstance(base, str) else base
-    description = describe(model) if base is None else Description(base.architecture, base)
-    report = report or report_of(model, name=description.name)
-    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    card = render(_entry(description, config), description, report, config, dense)
-    results = json.dumps(report.to_json(), indent=2) + "\n"
-    repository.write(Path(folder), model, description, {repository.CARD: card, repository.RESULTS: results})
-    return Path(folder)
-
-
-def convert(
-    source: str | os.PathLike[str],
-    folder: str | os.PathLike[str],
-    *,
-    name: str | None = None,
-    size: int | None = None,
-    probabilities: bool = False,
-) -> Path:
-    """Make a repository of another project's checkpoint; nothing that it holds is run.
-
-    Args:
-        source: a folder with the checkpoint, a model of the catalog, or `org/name` on the Hub.
-        folder: the new repository.
-        name: of the model; None takes the catalog's, or the source's own.
-        size: side of its square input in pixels, where the catalog can't say.
-        probabilities: keep a softmax at the end where there is one; else the model gives logits.
-
-    Returns:
-        The new repository's folder.
-
-    Raises:
-        CheckpointError: the checkpoint is damaged, dangerous or not understood.
-        StructureError: it refuses an input of that size.
-        UnknownName, HubError, RepositoryError, StorageError: as for `load` and `save`.
-    """
-    free(Path(folder))
-    entry, checkpoint = origin_of(source)
-    model = converted(
-        checkpoint, name or (entry.name if entry else checkpoint.name), entry, probabilities=probabilities
-    )
-    if size is not None:
-        config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-        model.pretrained_cfg = {**config, "input_size": (3, size, size)}  # type: ignore[assignment]
-    try:
-        return save(model, folder)
-    except StructureError as error:
-        raise StructureError(f"{error}; --input SIZE says what it takes") from None
-
-
-def push(
-    folder: str | os.PathLike[str],
-    to: str | os.PathLike[str],
-    *,
-    private: bool = False,
-    tag: str | None = None,
-) -> str:
-    """Publish a repository, whole or not at all; one that is there already is left alone.
-
-    Args:
-        folder: the repository.
-        to: `org/name` on the Hub, or a folder (`./folder`).
-        private: on the Hub, make it so that only its owner sees it.
-        tag: on the Hub, the name of this commit.
-
-    Returns:
-        Its page on the Hub, or the folder.
-
-    Raises:
-        RepositoryError, WeightsError: the repository can't be read back, or something else lies at that place.
-        HubError, UnknownName: the Hub can't be reached, or refuses.
-        StorageError: the disk is full or refuses.
-    """
-    source = Path(folder)
-    for name in repository.FILES:
-        if (source / name).is_symlink():
-            raise RepositoryError(f"{source / name} is a link, expected a file: it would publish what it points to")
-    if (source / repository.CONFIG).is_file() and not (source / repository.WEIGHTS).is_file():
-        raise RepositoryError(f"{source} has no {repository.WEIGHTS}: save the repository again")
-    repository.check_sha256(source)
-    if isinstance(to, str) and re.fullmatch(r"[\w-]+", to):
-        raise RepositoryError(f"{to} is neither ORG/NAME on the Hub nor a folder: for a folder say ./{to}")
-    if isinstance(to, str) and remote.ID.fullmatch(to):
-        if Path(to).exists():
-            raise RepositoryError(f"{to} is a folder here and a name on the Hub: for the folder say ./{to}")
-        return remote.push(source, to, private=private, tag=tag, files=eval_results(results_of(source)))
-    if private or tag:
-        raise RepositoryError(f"{to} is a folder, which is neither private nor tagged: expected org/name on the Hub")
-    with writing_folder(Path(to)) as new:
-        for name in repository.FILES:
-            if (source / name).is_file():
-                shutil.copy(source / name, new / name)
-    return str(to)
-
-
 def _base(entry: Entry, base: Base) -> nn.Module:
     """The dense model that an entry starts from; with random weights where the entry itself is dense."""
     if entry.recipe.method is not None:
-        return pretrained(base)
+        model = pretrained(base)
+        # timm's is the size that the base was trained at, which need not be the entry's.
+        config = {**_config(model), **entry.preprocessing, "input_size": entry.input}
+        model.pretrained_cfg = model.default_cfg = config  # type: ignore[assignment]
+        return model
     model = initialised(base, entry.recipe.seed)
     model.zoo_entry = Description(entry.name, base)  # type: ignore[assignment]
     former: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     scaled = (0.5,) * entry.input[0]  # what we train from scratch sees its images scaled to -1..1
-    config: dict[str, Any] = {
+    config = {
         "input_size": entry.input,
         "mean": scaled,
         "std": scaled,
@@ -269,45 +291,49 @@ def _base(entry: Entry, base: Base) -> nn.Module:
     return model
 
 
-def _start(base: nn.Module, recipe: Recipe, data: str) -> nn.Module:
+def _start(base: nn.Module, recipe: Recipe, data: str, state: Path, machine: Machine) -> nn.Module:
     """The model that training starts from."""
     if recipe.method is None:
         return base
-    if recipe.budget is None:
-        raise StructureError(f"{describe(base).name}: the recipe's method {recipe.method} has no budget")
-    return compress(base, budget=recipe.budget, data=data, method=recipe.method, **recipe.options)
+    own = {"seed": recipe.seed, "augment": recipe.augment, **recipe.options}
+    return compress(base, budget=recipe.budget, data=data, method=recipe.method, state=state, machine=machine, **own)
 
 
-def _cost(model: nn.Module, teachers: Sequence[nn.Module], schedule: Schedule, data: str) -> str:
-    """What training will take on this machine, from one batch."""
-    images = dataset(data, "train")
-    steps = schedule.epochs * (len(images) // schedule.batch_size) if hasattr(images, "__len__") else 0
-    steps = min(steps, schedule.steps or steps)
-    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    batch = torch.zeros(schedule.batch_size, *config["input_size"])
-    student = copy.deepcopy(model)
-    for _ in range(2):  # the first call pays for what is set up once
-        started = time.perf_counter()
-        student(batch).sum().backward()
-        with torch.no_grad():
-            for teacher in teachers:
-                teacher(batch)
-        seconds = time.perf_counter() - started
-    return f": {steps:,} steps, about {1.5 * steps * seconds:,.0f} s here" if steps else ""
+def _check(name: str, recipe: Recipe) -> None:
+    """Check that a recipe's method is there, has a budget just where it needs one, and options that it may have."""
+    if recipe.method is None:
+        return
+    check_method(recipe.method)
+    if recipe.budget is None and recipe.method in BY_BUDGET:
+        raise BudgetError(f"{name}: {recipe.method} needs a budget: the share of the macs that stays")
+    if recipe.budget is not None and recipe.method not in BY_BUDGET:
+        raise BudgetError(f"{name}: {recipe.method} takes no budget, as it has thresholds: set them by its options")
+    for key in ("method", "budget", "data", "state"):
+        if key in recipe.options:
+            raise UnknownName(f"{name}: {key} is no option of {recipe.method}: it stands in the recipe itself")
 
 
 def _work(folder: Path, entry: Entry, data: str) -> tuple[Path, dict[str, str]]:
     """Where the steps leave what they made, and the note of what they follow; emptied when another recipe was."""
     work = folder.with_name(f"{folder.name}.work")
     dense = {name: _weights_of(name) for name in (entry.base.id if entry.base else "", *entry.recipe.teachers)}
-    recipe = json.dumps([asdict(entry), data, dense, repository.versions()])
-    follows = {"recipe": hashlib.sha256(recipe.encode()).hexdigest()}
-    note = work / NOTE
+    says = {**asdict(entry.recipe), "data": data, "note": None}  # what is claimed and noted elsewhere may be mended
+    what = [entry.name, entry.base and asdict(entry.base), entry.input, dict(entry.preprocessing), says, dense]
+    follows = {"recipe": hashlib.sha256(json.dumps([*what, repository.versions()]).encode()).hexdigest()}
+    note, here = work / NOTE, processes()
     if work.exists() and not note.is_file() and (work.is_file() or any(work.glob("[!.]*"))):
         raise RepositoryError(f"{work} exists and isn't of a build: choose another folder or remove it")
-    if not note.is_file() or read_json(note) != follows:
+    another = not note.is_file() or read_json(note) != follows
+    here.wait_for_everyone()
+    if another and here.is_main_process:
         shutil.rmtree(work, ignore_errors=True)
+    here.wait_for_everyone()
     return work, follows
+
+
+def _config(model: nn.Module) -> dict[str, Any]:
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    return config
 
 
 def _weights_of(name: str) -> str:
@@ -321,23 +347,3 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
     """The recipe as JSON: what differs from the defaults."""
     default = asdict(Recipe())
     return {key: value for key, value in asdict(recipe).items() if value != default[key]}
-
-
-def _entry(description: Description, config: Mapping[str, Any]) -> Entry:
-    """The catalog's entry, or what can be said of a model that isn't in it."""
-    try:
-        return catalog.info(description.name)
-    except UnknownName:
-        channels, height, width = config["input_size"]
-        architecture = description.base.architecture if description.base else description.name
-        return Entry(
-            name=description.name,
-            project="own",
-            family=architecture,
-            architecture=architecture,
-            task="image-classification",
-            status="recipe",
-            base=description.base,
-            license=config.get("license"),
-            input=(channels, height, width),
-        )

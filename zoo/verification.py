@@ -19,7 +19,7 @@ from zoo.hub.repository import describe, versions
 from zoo.loading import folder_of, load
 from zoo.measurement import measure
 from zoo.report import Report, Row, Verification
-from zoo.tasks.classification import evaluation_transform, loader
+from zoo.tasks.classification import evaluation_transform, loader, workers_for
 from zoo.tasks.datasets import check_classes, dataset
 from zoo.tasks.evaluation import evaluate
 
@@ -40,7 +40,7 @@ def verify(
 
     The weights' sha256 is read from the disk. Params and macs must agree exactly. The accuracy is that of the same
     weights on the same images, so only rounding may differ: one image in the set may turn. The divergence from the
-    dense base is measured where that base is at hand, and may differ by a hundredth of itself.
+    dense base may differ by a hundredth of itself; it has a row where that base is at hand, a model of the catalog.
 
     Args:
         name: of the catalog, `org/name` on the Hub, or a repository's folder.
@@ -74,8 +74,8 @@ def verify(
         Row(figure, claimed.measured.get(figure), value, tolerances.get(figure, 0.0))
         for figure, value in found.measured.items()
     ]
-    left = {} if structure_only else claimed.measured
-    rows += [Row(figure, value, None) for figure, value in left.items() if figure not in found.measured]
+    left = claimed.measured.keys() - found.measured.keys() - (set() if against else {"kl"})
+    rows += [Row(figure, claimed.measured[figure], None) for figure in sorted(left) if not structure_only]
     return Verification(describe(model).name, (*rows, *_reported(name, model, found, images)), found)
 
 
@@ -86,6 +86,7 @@ def report_of(
     against: nn.Module | None = None,
     name: str | None = None,
     images: int | None = None,
+    workers: int | None = None,
 ) -> Report:
     """Measure a model.
 
@@ -95,6 +96,7 @@ def report_of(
         against: the dense model that the outputs are compared with (`kl`, in nats).
         name: of the model; None takes the one that it carries.
         images: evaluate on at most so many.
+        workers: processes that load images; None takes a core each where it is worth it.
 
     Returns:
         The figures, with the data, preprocessing, versions and machine that they hold for.
@@ -106,7 +108,8 @@ def report_of(
         config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
         images_of = dataset(data, "test", limit=images)
         check_classes(images_of, getattr(model, "num_classes", None), data)
-        batches = loader(images_of, evaluation_transform(config), BATCH)
+        workers = workers_for(images_of) if workers is None else workers
+        batches = loader(images_of, evaluation_transform(config), BATCH, workers=workers)
         found = evaluate(model, batches, against=against, progress="evaluate")
         evaluated = int(found.pop("images"))
         figures.update(found)

@@ -1,6 +1,12 @@
-"""Images into batches: timm's transforms, and a loader whose batches don't depend on who loads them."""
+"""Images into batches: timm's transforms, and a loader whose batches don't depend on who loads them.
+
+One core decodes and augments some 300 images of 500 x 375 px a second: 1.1 ms is libjpeg's, 0.8 to 1.5 ms Pillow's
+bicubic resizing. JPEG's draft mode would save nothing there, as half the size is less than a crop of 224 px needs, and
+it would change the pixels that figures were measured on. What helps is workers.
+"""
 
 import inspect
+import os
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +20,7 @@ from PIL import Image
 from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from zoo.errors import DataError, require
 
@@ -24,6 +30,8 @@ if TYPE_CHECKING:
 Transform = Callable[[Image.Image], Tensor]
 MODES = {1: "L", 3: "RGB"}
 STREAM_BUFFER = 2_000  # images, undecoded: some 200 MB of ImageNet per worker
+FEW = 10_000  # images that one process loads before workers would have started
+PREFETCH = 4  # batches per worker
 
 
 def evaluation_transform(pretrained_cfg: Mapping[str, Any]) -> Transform:
@@ -113,10 +121,23 @@ def loader(
             raise DataError(f"expected at least one batch of {batch_size} images, found {len(data)}; lower batch_size")
         order = np.arange(len(data)) if epoch is None else np.random.default_rng([seed, epoch]).permutation(len(data))
         samples = _Samples(data, order[:limit], transform, seed, epoch)
-    # A loader without a generator of its own draws from the caller's.
     return DataLoader(
-        samples, batch_size, num_workers=workers, drop_last=epoch is not None, generator=torch.Generator()
+        samples,
+        batch_size,
+        num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
+        pin_memory=torch.accelerator.is_available(),
+        drop_last=epoch is not None,
+        generator=torch.Generator(),  # without one of its own it draws from the caller's
     )
+
+
+def workers_for(data: "Data") -> int:
+    """How many processes should load images here: a core each, shared with the other training processes."""
+    if not hasattr(data, "__len__") or len(data) < FEW:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 # The order lies in the data, not in a sampler: accelerate then shards and skips batches of it as of any other data,
@@ -153,13 +174,15 @@ class _Stream(IterableDataset[tuple[Tensor, int]]):
     epoch: int | None
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        worker = get_worker_info()
         for index, row in enumerate(self.data):
             with _generators_kept():
-                image = _apply(self.transform, row["image"], self.seed, self.epoch, index)
+                which = f"{worker.id}/{index}" if worker else index  # each worker counts its own shards
+                image = _apply(self.transform, row["image"], self.seed, self.epoch, which)
             yield image, row["label"]
 
 
-def _apply(transform: Transform, image: Image.Image, seed: int, epoch: int | None, index: int) -> Tensor:
+def _apply(transform: Transform, image: Image.Image, seed: int, epoch: int | None, index: int | str) -> Tensor:
     if epoch is not None:
         random.seed(f"{seed} {epoch} {index}")
         np.random.seed(random.getrandbits(32))

@@ -43,7 +43,7 @@ def evaluate(
     # `disable=None` hides the bar where stderr is no terminal.
     hidden = None if progress is not None and accelerator.is_main_process else True
     batches = tqdm(accelerator.prepare_data_loader(data), desc=progress, disable=hidden)
-    with _eval_mode(model, against), torch.inference_mode():
+    with evaluating(model, against), torch.inference_mode():
         for images, labels in batches:
             logits = _logits(model, images)
             row: tuple[Tensor, ...] = (logits.argmax(1), labels.to(logits.device))
@@ -83,7 +83,8 @@ def _figures(rows: list[tuple[Tensor, ...]]) -> dict[str, float]:
 
 
 @contextmanager
-def _eval_mode(*models: nn.Module | None) -> Iterator[None]:
+def evaluating(*models: nn.Module | None) -> Iterator[None]:
+    """Models in eval mode for as long as the context is open, then as they were."""
     modes = {module: module.training for model in models if model is not None for module in model.modules()}
     try:
         for model in models:

@@ -1,20 +1,24 @@
 """Hierarchy: teachers that take over from one another, smaller to larger, while the student learns (HKD).
 
-Of n teachers the i-th teaches while progress lies in [i/n, (i+1)/n). The source names the idea and the teachers but not
-when they change; equal shares are ours.
+The source names the idea and the teachers but not when they change: the shares are the recipe's. All teachers see what
+the student sees, at the student's size, as in the source; only a teacher that was normalised otherwise has the images
+normalised anew, and one that takes a single size has them resized.
 
 Source: torch-dag, resources/pruning_results.md, "HKD".
 """
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.errors import DataError
-from zoo.training.losses import distillation
+from zoo.training.losses import DIVERGENCES, Divergence, distillation
 
 Batch = tuple[Tensor, Tensor]
 Step = Callable[[nn.Module, Batch, float], Tensor]
@@ -27,45 +31,99 @@ class Distil:
     Args:
         alpha: share of the teacher in the loss, 0..1; the labels have the rest.
         temperature: of the teacher's term.
+        shares: of the training that each teacher has, in their order, together 1; None gives them equal shares.
+        divergence: the teacher's term: `kl`, or `symmetric`, the larger of both directions.
     """
 
     alpha: float = 0.9
     temperature: float = 2.0
+    shares: Sequence[float] | None = None
+    divergence: Divergence = "kl"
 
     def __post_init__(self) -> None:
         if not isinstance(self.alpha, int | float) or not 0 <= self.alpha <= 1:
             raise DataError(f"distil: alpha is {self.alpha!r}, expected 0 to 1")
         if not isinstance(self.temperature, int | float) or not 0 < self.temperature < float("inf"):
             raise DataError(f"distil: temperature is {self.temperature!r}, expected more than 0")
+        if self.divergence not in DIVERGENCES:
+            raise DataError(f"distil: divergence is {self.divergence!r}, expected {' or '.join(DIVERGENCES)}")
+        if self.shares is not None and not (
+            isinstance(self.shares, list | tuple)
+            and all(isinstance(share, int | float) and share > 0 for share in self.shares)
+            and abs(sum(self.shares) - 1) < 1e-6
+        ):
+            raise DataError(f"distil: shares is {self.shares!r}, expected one above 0 for each teacher, together 1")
 
 
-def teacher_at(progress: float, teachers: int) -> int:
-    """Which teacher teaches at a share of the training, 0..1.
+def teacher_at(progress: float, shares: Sequence[float]) -> int:
+    """Which teacher teaches at a point of the training, 0..1: the first i with progress < s₀ + ... + sᵢ.
 
-    >>> [teacher_at(p, 3) for p in (0.0, 0.3, 0.34, 0.99, 1.0)]
+    >>> [teacher_at(p, (0.5, 0.25, 0.25)) for p in (0.0, 0.49, 0.5, 0.75, 1.0)]
     [0, 0, 1, 2, 2]
     """
-    return min(int(progress * teachers), teachers - 1)
+    return min(bisect_right(list(accumulate(shares)), progress), len(shares) - 1)
 
 
-def distil_step(teachers: Sequence[nn.Module], how: Distil) -> Step:
+def shares_of(teachers: int, how: Distil) -> Sequence[float]:
+    """Each teacher's share of the training.
+
+    Raises:
+        DataError: the declaration has shares for another number of teachers.
+    """
+    shares = how.shares or [1 / teachers] * teachers
+    if len(shares) != teachers:
+        raise DataError(f"distil: {len(shares)} shares for {teachers} teachers; expected one for each")
+    return shares
+
+
+def distil_step(teachers: Sequence[nn.Module], how: Distil, student: Mapping[str, Any] | None = None) -> Step:
     """The training step that distils.
 
     Args:
         teachers: from smaller to larger, in eval mode; they follow the images' device.
         how: the declaration.
+        student: its `pretrained_cfg`, which says how the images are normalised; None gives them to teachers as they
+            are.
 
     Returns:
         (student, (images [B, C, H, W], labels [B]), progress 0..1) → loss.
-    """
 
-    def step(student: nn.Module, batch: Batch, progress: float) -> Tensor:
+    Raises:
+        DataError: the shares aren't those of so many teachers.
+    """
+    shares = shares_of(len(teachers), how)
+
+    def step(model: nn.Module, batch: Batch, progress: float) -> Tensor:
         images, labels = batch
+        teacher = teachers[teacher_at(progress, shares)].to(images.device)
         with torch.no_grad():
-            target = teachers[teacher_at(progress, len(teachers))].to(images.device)(images)
-        return distillation(student(images), target, labels, how.alpha, how.temperature)
+            target = teacher(seen(images, student, teacher.pretrained_cfg) if student else images)  # type: ignore[arg-type]
+        return distillation(model(images), target, labels, how.alpha, how.temperature, how.divergence)
 
     return step
+
+
+def seen(images: Tensor, student: Mapping[str, Any], teacher: Mapping[str, Any]) -> Tensor:
+    """The student's images as a teacher takes them: (x·σ + μ - μ')/σ', and resized if it takes a single size.
+
+    Args:
+        images: [B, C, H, W], normalised with the student's mean μ and standard deviation σ.
+        student: timm's keys: mean, std.
+        teacher: timm's keys: mean, std, input_size, fixed_input_size.
+
+    Returns:
+        [B, C, H', W'].
+    """
+    (mean, std), (its_mean, its_std) = ((tuple(c["mean"]), tuple(c["std"])) for c in (student, teacher))
+    if (mean, std) != (its_mean, its_std):
+        old_mean, old_std, new_mean, new_std = (
+            images.new_tensor(values).view(-1, 1, 1) for values in (mean, std, its_mean, its_std)
+        )
+        images = (images * old_std + old_mean - new_mean) / new_std
+    size = tuple(teacher["input_size"][1:])
+    if teacher.get("fixed_input_size") and images.shape[2:] != size:
+        images = F.interpolate(images, size, mode="bicubic", antialias=True)
+    return images
 
 
 def task_step(model: nn.Module, batch: Batch, progress: float) -> Tensor:

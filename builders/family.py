@@ -1,0 +1,116 @@
+"""What all families have in common: entries in, repositories out."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from builders.smoke import mark_, stand_in
+from zoo import catalog
+from zoo.building import built, make, plan, processes
+from zoo.catalog.entry import Entry
+from zoo.errors import RepositoryError, UnknownName
+from zoo.report import Row
+from zoo.saving import push
+from zoo.training.schedule import Machine
+from zoo.verification import results_of, verify
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a command asks for.
+
+    Args:
+        models: names of the family's; none for all.
+        data: a folder of class folders or a Hub id; None takes the recipe's.
+        out: the folder of the repositories; None takes the family's own.
+        organisation: on the Hub, to publish them at.
+        smoke: a stand-in of each, in seconds.
+        plan_only: the structure of each, without training.
+        machine: how training runs here.
+        say: called with each line for the reader.
+    """
+
+    models: tuple[str, ...] = ()
+    data: str | None = None
+    out: Path | None = None
+    organisation: str | None = None
+    smoke: bool = False
+    plan_only: bool = False
+    machine: Machine | None = None
+    say: Callable[[str], None] = lambda line: None
+
+    def to(self, default: Path) -> Path:
+        """The folder of the repositories; smoke tests never go where the real ones lie by default."""
+        return self.out or (Path("build") if self.smoke else default)
+
+
+def entries(*families: str) -> list[Entry]:
+    """The models of some families, as the catalog lists them, project after project."""
+    every = (catalog.info(name) for name in catalog.names(all=True))
+    return sorted((entry for entry in every if entry.family in families), key=lambda entry: entry.project)
+
+
+def build(family: list[Entry], run: Run, out: Path = Path("build")) -> Iterator[Path]:
+    """Make the models of a family, one after the other; what is made already is left alone.
+
+    Args:
+        family: its entries, in the order to make them in.
+        run: what is asked for.
+        out: the folder of the repositories, where the run names none.
+
+    Yields:
+        Each repository's folder, or each plan's file.
+
+    Raises:
+        UnknownName: the family has no such model.
+        ZooError: whatever a step ran into.
+    """
+    names = [entry.name for entry in family]
+    for name in run.models:
+        if name not in names:
+            raise UnknownName(f"no model {name!r} here, there are: {', '.join(names)}")
+    for entry in family:
+        if not run.models or entry.name in run.models:
+            yield one(entry, run, run.to(out))
+
+
+def one(entry: Entry, run: Run, out: Path) -> Path:
+    """Make one model, check that what was written rebuilds as it says, and publish it if that is asked for."""
+    main = processes().is_main_process
+    if run.smoke:
+        entry = stand_in(entry, out / "stand-ins", small=not run.plan_only)
+    data = None if run.smoke else run.data
+    folder = out / entry.name
+    goal = _top1(entry)
+    run.say(f"{entry.name}, which should reach {goal:.2%}" if goal else entry.name)
+    if run.plan_only:
+        file, rows = plan(entry, folder, data, run.say)
+        run.say("\n".join(map(_line, rows)))
+        return file
+    if built(entry, folder, data):
+        run.say(f"{folder} is made already")
+    else:
+        make(entry, folder, data, run.say, run.machine)
+    if main:
+        if run.smoke:
+            mark_(folder)
+        found = verify(folder, structure_only=True)
+        if not found.passed:
+            raise RepositoryError(f"{folder} doesn't rebuild as its results say: {'; '.join(map(_line, found.rows))}")
+        row = Row("top1", goal, results_of(folder).measured.get("top1"), 0.001)
+        run.say("\n".join(map(_line, (*found.rows, row))))
+        if run.organisation:
+            run.say(push(folder, f"{run.organisation}/{entry.name}"))
+    processes().wait_for_everyone()
+    return folder
+
+
+def _top1(entry: Entry) -> float | None:
+    """What the source reports at the size that the entry is evaluated at."""
+    rows = [row for row in entry.reported if "top1" in row.figures and row.input in (None, entry.input[-1])]
+    return rows[0].figures["top1"] if rows else None
+
+
+def _line(row: Row) -> str:
+    reported, measured = (f"{value:,.6g}" if value is not None else "-" for value in (row.reported, row.measured))
+    return f"  {row.figure:18} reported {reported:>12}  measured {measured:>15}  {row.verdict}"

@@ -1,0 +1,123 @@
+"""Stand-ins: a recipe that runs in seconds with no network, through the very code of the real one.
+
+The architecture keeps its depth and widths; base and teachers have random weights, images are few, small where the
+architecture takes them so, and noise. What comes out is named and marked so that nobody takes it for the model.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from zoo.building import processes
+from zoo.catalog.entry import Base, Entry, Recipe
+from zoo.errors import StructureError, UnknownName
+from zoo.files import writing
+from zoo.hub import repository
+from zoo.hub.repository import Description
+from zoo.measurement import measure
+from zoo.structure.base import initialised, skeleton
+
+IMAGES = 8
+SIDES = (64, 128)
+# Elimination takes minutes on wide layers; so few images leave covariances singular without a strong ridge. Gates that
+# hardly stand open close in two steps, some of them. Few images make falor's probes cheap.
+QUICK: dict[str, dict[str, Any]] = {
+    "prune": {"criterion": "l2", "ridge": 1.0},
+    "lockd": {"initial_logit": 0.05, "start_steps": 1},
+    "falor": {"images": 2, "data_steps": 1, "metric_steps": 1},
+}
+WARNING = f"A smoke test: made of random weights in a few steps on {IMAGES} images, its figures mean nothing."
+
+
+def stand_in(entry: Entry, folder: Path, *, small: bool = True) -> Entry:
+    """The recipe of an entry, shrunk.
+
+    Args:
+        entry: the recipe.
+        folder: where the stand-ins of base and teachers are kept.
+        small: let images be small; else params and macs are those of the real recipe.
+
+    Returns:
+        An entry that isn't in the catalog, named `<name>_smoke`.
+    """
+    recipe, base = entry.recipe, entry.base
+    assert base is not None  # or nothing could be built
+    dense = [base, *map(Base, recipe.teachers)] if recipe.method else []
+    side = next((side for side in SIDES if small and all(_takes(each, entry, side) for each in dense)), entry.input[-1])
+    size = (entry.input[0], side, side)
+    ids = {each.id: _dense(each, folder, size) for each in dense}
+    return replace(
+        entry,
+        name=f"{entry.name}_smoke",
+        status="recipe",
+        base=Base(ids[base.id]) if recipe.method else base,
+        input=size,
+        recipe=_recipe(recipe, tuple(ids[teacher] for teacher in recipe.teachers)),
+        origin=None,
+        repo=None,
+        revision=None,
+        reported=entry.reported if not small else (),
+        baselines=(),
+        note=WARNING,
+    )
+
+
+def mark_(folder: Path) -> None:
+    """Put the warning at the head of a card, once."""
+    card = folder / repository.CARD
+    front, title, body = card.read_text(encoding="utf-8").partition(f"# {folder.name}\n")
+    if WARNING not in body:
+        with writing(card) as file:
+            file.write(f"{front}{title}\n**{WARNING}**\n{body}".encode())
+
+
+def _recipe(recipe: Recipe, teachers: tuple[str, ...]) -> Recipe:
+    own = "digits" if recipe.data == "digits" else "noise"
+    short: dict[str, Any] = {"epochs": 1, "steps": 2, "batch_size": IMAGES // 2, "checkpoint_seconds": 0}
+    quick = {**QUICK.get(recipe.method or "", {})}
+    if recipe.method in ("lockd", "dwain"):
+        quick["schedule"] = {**recipe.options.get("schedule", {}), **short, "lr": 0.1}
+    return replace(
+        recipe,
+        data=f"{own}[:{IMAGES}]",
+        teachers=teachers,
+        options={**recipe.options, "images": IMAGES, **quick} if recipe.method else recipe.options,
+        schedule={**recipe.schedule, **short},
+        note=WARNING,
+    )
+
+
+def _takes(base: Base, entry: Entry, side: int) -> bool:
+    """Whether an architecture takes images of that side; teachers of a fixed size have theirs resized."""
+    if not base.id.startswith("timm/"):
+        return side == entry.input[-1]
+    if _config(base)["fixed_input_size"]:
+        return base != entry.base
+    try:
+        measure(skeleton(base), (entry.input[0], side, side))
+    except StructureError:
+        return False
+    return True
+
+
+def _dense(base: Base, folder: Path, size: tuple[int, int, int]) -> str:
+    """A dense model's stand-in, as a repository's folder; what lies in the wheel stands for itself."""
+    if not base.id.startswith("timm/"):
+        return base.id
+    place = folder / f"{base.id.removeprefix('timm/')}_{size[-1]}"
+    if processes().is_main_process and not (place / repository.CONFIG).is_file():
+        model, config = initialised(base), _config(base)
+        config["input_size"] = config["input_size"] if config["fixed_input_size"] else size
+        model.pretrained_cfg = config  # type: ignore[assignment]
+        repository.write(place, model, Description(base.architecture, base), {})
+    processes().wait_for_everyone()
+    return str(place.absolute())
+
+
+def _config(base: Base) -> dict[str, Any]:
+    config = timm.get_pretrained_cfg(base.id.removeprefix("timm/"))
+    if config is None:
+        raise UnknownName(f"timm knows no weights of the name {base.id}")
+    return dict(config.to_dict())

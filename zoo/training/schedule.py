@@ -1,0 +1,96 @@
+"""Schedule and Machine: what a recipe says of a training, and what only the machine that runs it cares about."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from zoo.errors import DataError
+
+PRECISIONS = ("no", "fp16", "bf16")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast.
+
+    Args:
+        epochs: passes over the data.
+        steps: optimiser steps at most; what a stream without a length needs.
+        batch_size: images of one optimiser step, over all processes: a recipe takes the same steps on any number.
+        lr: the highest learning rate of AdamW, reached after the warm-up.
+        warmup: share of the steps in which it rises linearly; then it falls along a cosine to zero.
+        weight_decay: of tensors with two or more dimensions.
+        clip: largest norm of the gradient; 0 leaves it as it is.
+        ema: decay d of the average θ̄ ← d·θ̄ + (1 - d)·θ that is evaluated and returned in place of the weights; 0: none.
+        checkpoint_seconds: at most so much work is lost when the run is killed.
+    """
+
+    epochs: int = 30
+    steps: int | None = None
+    batch_size: int = 64
+    lr: float = 1e-3
+    warmup: float = 0.05
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    ema: float = 0.0
+    checkpoint_seconds: float = 20.0
+
+    def __post_init__(self) -> None:
+        least = {"epochs": 0, "steps": 1, "batch_size": 1, "lr": 0, "warmup": 0, "weight_decay": 0, "clip": 0, "ema": 0}
+        for name, smallest in least.items():
+            if getattr(self, name) is not None or name != "steps":
+                _check("schedule", self, name, smallest, whole=name in ("epochs", "steps", "batch_size"))
+        if self.ema >= 1:
+            raise DataError(f"schedule: ema is {self.ema!r}, expected less than 1")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How training runs here; no recipe names it.
+
+    A state is resumed on another machine: only `precision` must be the same, because it decides what is computed. The
+    others change rounding at most, but for batch norm, whose statistics are those of one process and part.
+
+    Args:
+        precision: `no`, `fp16` or `bf16`; None takes what `accelerate launch --mixed_precision` said.
+        accumulation: parts that a process's share of a batch is computed in, where memory is scarce.
+        channels_last: keep images and convolutions in that order, which tensor cores want.
+        compile: `torch.compile` the model.
+        workers: processes that load images for each training process; None takes a core each where it is worth it.
+        log_with: a tracker that accelerate knows (`tensorboard`, `trackio`, ...), or one's own; None logs nowhere.
+        logs: the folder of trackers that write files.
+    """
+
+    precision: str | None = None
+    accumulation: int = 1
+    channels_last: bool = False
+    compile: bool = False
+    workers: int | None = None
+    log_with: Any = None
+    logs: str = "logs"
+
+    def __post_init__(self) -> None:
+        if self.precision not in (None, *PRECISIONS):
+            raise DataError(f"machine: precision is {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
+        _check("machine", self, "accumulation", 1, whole=True)
+        if self.workers is not None:
+            _check("machine", self, "workers", 0, whole=True)
+
+
+def learning_rate(schedule: Schedule, step: int, total: int) -> float:
+    """The learning rate of a step: linear warm-up, then a cosine to zero.
+
+    >>> [round(learning_rate(Schedule(lr=1.0, warmup=0.5), step, 4), 3) for step in range(4)]
+    [0.5, 1.0, 1.0, 0.5]
+    """
+    warmup = max(1, round(schedule.warmup * total)) if schedule.warmup else 0
+    if step < warmup:
+        return schedule.lr * (step + 1) / warmup
+    return schedule.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def _check(what: str, declared: object, name: str, smallest: float, *, whole: bool) -> None:
+    value = getattr(declared, name)
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not value >= smallest:
+        kind = "whole number" if whole else "number"
+        raise DataError(f"{what}: {name} is {value!r}, expected a {kind} of at least {smallest}")

@@ -1,0 +1,96 @@
+"""The state of a training: one file that is written whole, and that a run goes on from bit for bit."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from zoo.errors import DataError, StorageError
+from zoo.files import writing
+from zoo.structure import base
+
+
+def write(
+    path: Path,
+    run: str,
+    done: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: Mapping[str, Tensor] | None = None,
+    scaler: Any = None,
+) -> None:
+    """Write a state.
+
+    Args:
+        path: of the file.
+        run: what identifies the run; only the same is resumed.
+        done: steps.
+        model: its parameters and buffers.
+        optimizer: its moments.
+        average: of the weights, where there is one.
+        scaler: of the loss, where precision needs one.
+
+    Raises:
+        StorageError: the disk is full or refuses.
+    """
+    tensors = {f"model.{name}": value for name, value in base.tensors(model).items()}
+    tensors |= {f"average.{name}": value for name, value in (average or {}).items()}
+    for index, parameter in enumerate(_parameters(optimizer)):
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"optimizer.{index}.{key}"] = value
+    metadata = {"run": run, "step": str(done), "scaler": json.dumps(scaler.state_dict() if scaler else {})}
+    data = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata)
+    with writing(path) as file:
+        file.write(data)
+
+
+@torch.no_grad()
+def resume_(
+    path: Path,
+    run: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: Mapping[str, Tensor] | None = None,
+    scaler: Any = None,
+) -> int:
+    """Set everything as a state says; arguments are those of `write`.
+
+    Returns:
+        The steps that are done.
+
+    Raises:
+        StorageError: the file can't be read or is damaged.
+        DataError: it belongs to another run.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise StorageError(0, f"{path} can't be resumed from ({error}); remove it to start again") from None
+    held = {f"model.{name}": value for name, value in base.tensors(model).items()}
+    held |= {f"average.{name}": value for name, value in (average or {}).items()}
+    stored = {name: value.shape for name, value in tensors.items() if not name.startswith("optimizer.")}
+    if metadata.get("run") != run or stored != {name: value.shape for name, value in held.items()}:
+        raise DataError(f"{path} belongs to another run; remove it to start again")
+    for name, value in held.items():
+        value.copy_(tensors[name])
+    for index, parameter in enumerate(_parameters(optimizer)):
+        prefix = f"optimizer.{index}."
+        for name in [name for name in tensors if name.startswith(prefix)]:
+            value = tensors[name]
+            # Moments lie as their parameter does, in memory too; the count of steps stays on the CPU.
+            like = value.clone() if value.ndim == 0 else torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            optimizer.state[parameter][name.removeprefix(prefix)] = like
+    if scaler:
+        scaler.load_state_dict(json.loads(metadata["scaler"]))
+    return int(metadata["step"])
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
