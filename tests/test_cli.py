@@ -184,7 +184,7 @@ def test_a_mistake_in_a_users_catalog_is_one_line(run, tmp_path, monkeypatch):
         ({"--budget": "nan"}, "budget of nan of the macs can't be met: expected a share above 0, at most 1"),
         ({"--params": "0"}, "budget of 0.0 of the params can't be met: expected a share above 0, at most 1"),
         ({"--set": "rounding=4"}, "prune has no option 'rounding', known are criterion, round_to, floor, ridge"),
-        ({"--set": "criterion=random"}, "no criterion 'random', known are obs, activation, l2"),
+        ({"--set": "criterion=random"}, "no criterion 'random', known are obs, activation, taylor, l1, l2"),
         ({"--data": "digit"}, "no data set 'digit'; possible are: digits, digit_pairs, a folder, a Hub id"),
         ({"--data": "./nowhere/at/all"}, "./nowhere/at/all: no such folder"),
         ({"BASE": "digits_cn"}, "no model 'digits_cn' in the catalog; did you mean"),

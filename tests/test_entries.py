@@ -15,6 +15,9 @@ import zoo
 from zoo import catalog
 from zoo.catalog.entry import AVAILABLE, Base
 from zoo.compressing import declared
+from zoo.compression.falor import Falor
+from zoo.compression.lockd import Lockd
+from zoo.compression.low_rank import LowRank
 from zoo.compression.prune import Prune
 from zoo.counting import COUNTINGS
 from zoo.errors import RepositoryError, UnknownName
@@ -67,6 +70,7 @@ def test_a_name_says_base_and_method(entry):
         "magnitude": r"_pruned_\d\d",
         "lockd": r"_lockd_nt\d{3}",
         "falor": r"_falor_nft\d{3}",
+        "low_rank": r"_lowrank_\d\d",
         "integer": "_int8",
     }[entry.recipe.method]
 
@@ -81,11 +85,14 @@ def test_a_recipe_is_accepted_by_its_method(entry):
     declared(Schedule, recipe.schedule, "schedule")
     declared(Distil, recipe.distil, "distil")
 
-    if recipe.method == "prune":
+    options = {key: value for key, value in recipe.options.items() if key != "schedule"}
+    declarations = {"prune": Prune, "low_rank": LowRank, "lockd": Lockd, "falor": Falor}
+    if declaration := declarations.get(recipe.method):
+        declared(declaration, options, recipe.method)
+        declared(Schedule, recipe.options.get("schedule", {}), "schedule")
+    if recipe.method in ("prune", "low_rank"):
         assert recipe.budget
-        declared(Prune, recipe.options, "prune")
     elif threshold := thresholds.get(recipe.method):
-        assert list(recipe.options) == [threshold]
         assert 0 < recipe.options[threshold] < 1
     else:
         assert (recipe.method, dict(recipe.options)) == ("integer", {})
@@ -176,6 +183,9 @@ def test_a_model_that_cannot_be_loaded_says_so_with_the_way_to_build_it(entry):
     assert str(caught.value).startswith(f"{entry.name} can't be loaded: ")
     buildable = entry.base is not None and entry.recipe.method in (*AVAILABLE, None)
     assert (f"zoo build {entry.name}" in str(caught.value)) == buildable
+    if catalog.stand_in(entry):
+        assert zoo.create(entry.name).zoo_entry.structure == "stand-in"
+        return
     with pytest.raises((RepositoryError, UnknownName)):
         zoo.create(entry.name) if not (entry.origin and entry.origin.format == "timm") else zoo.load(entry.name)
 

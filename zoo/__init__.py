@@ -14,19 +14,21 @@ from typing import TYPE_CHECKING, Any
 from zoo.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from zoo.building import build, convert, push, save
+    from zoo.building import build
     from zoo.catalog import info, names
     from zoo.compressing import compress, distil
     from zoo.loading import create, load, transform
     from zoo.measurement import measure
+    from zoo.saving import convert, push, save
     from zoo.verification import verify
 
 _ROOMS = {
-    "zoo.building": ("build", "convert", "push", "save"),
+    "zoo.building": ("build",),
     "zoo.catalog": ("info", "names"),
     "zoo.compressing": ("compress", "distil"),
     "zoo.loading": ("create", "load", "transform"),
     "zoo.measurement": ("measure",),
+    "zoo.saving": ("convert", "push", "save"),
     "zoo.verification": ("verify",),
 }
 _ROOM = {verb: room for room, verbs in _ROOMS.items() for verb in verbs}

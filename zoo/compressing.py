@@ -1,71 +1,115 @@
 """`compress` and `distil`: a model in, a smaller or a better model out."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from zoo.catalog.entry import AVAILABLE, Budget
+from zoo.compression import dwain, falor, lockd
+from zoo.compression.checking import CLOSE, check, check_graph, checked, cut
+from zoo.compression.groups import Analysis, narrow
+from zoo.compression.low_rank import LowRank, low_rank
 from zoo.compression.prune import Prune, prune
 from zoo.compression.refit import recalibrate_
-from zoo.errors import StructureError, UnknownName
+from zoo.errors import BudgetError, DataError, StructureError, UnknownName
 from zoo.hub import weights
 from zoo.hub.repository import Description, describe
+from zoo.measurement import forward_on_meta
 from zoo.structure import base, blocks
 from zoo.structure.base import skeleton
-from zoo.structure.plan import Mask, Plan, Swap, apply_
-from zoo.tasks.classification import evaluation_transform, loader, training_transform
+from zoo.structure.exported import lift
+from zoo.structure.graph import build
+from zoo.structure.plan import Factor, Mask, Plan, Swap, apply_
+from zoo.tasks.classification import evaluation_transform, loader, training_transform, workers_for
 from zoo.tasks.datasets import check_classes, dataset
+from zoo.tasks.evaluation import evaluating
 from zoo.training import masks
 from zoo.training.hierarchy import Distil, Step, distil_step, task_step
-from zoo.training.trainer import Schedule, train
+from zoo.training.schedule import Machine, Schedule
+from zoo.training.trainer import train
+
+log = logging.getLogger(__name__)
 
 CALIBRATION_IMAGES = 512
+BY_BUDGET = ("prune", "low_rank")
+NO_PLAN = "the attributes of its block aren't known, so no plan can cut it"
+SUFFIXES = {"prune": "pruned", "low_rank": "lowrank"}
 
 
 def compress(
     model: nn.Module,
     *,
-    budget: float | Budget,
+    budget: float | Budget | None = None,
     data: str | Sequence[Tensor],
     method: str = "prune",
     images: int = CALIBRATION_IMAGES,
+    seed: int = 0,
+    state: Path | None = None,
+    augment: Mapping[str, Any] | None = None,
+    machine: Machine | None = None,
     **options: Any,
 ) -> nn.Module:
     """Compress a model.
 
     Args:
         model: from `zoo.load` or timm, dense or compressed before; left as it was.
-        budget: share of its macs that stays, 0..1, or shares of macs and params.
-        data: calibration images: a data set as `--data` takes it, or batches [B, C, H, W].
-        method: `prune`.
+        budget: share of its macs that stays, 0..1, or shares of macs and params, for `prune` and `low_rank`; the other
+            methods have thresholds instead.
+        data: calibration images: a data set as `--data` takes it, or batches [B, C, H, W]. `lockd` and `dwain` train,
+            and need the data set.
+        method: `prune`, `low_rank`, `falor`, `lockd` or `dwain`.
         images: how many of the data set are looked at.
-        options: fields of the method's declaration (`zoo.compression.prune.Prune`) that differ from its defaults.
+        seed: of what is random.
+        state: a file that `falor`, `lockd` and `dwain` resume from.
+        augment: keyword arguments of timm's training transform, for a method that trains.
+        machine: how a method that trains runs here.
+        options: fields of the method's declaration (`zoo.compression.prune.Prune`, ...) that differ from its defaults;
+            for a method that trains also `schedule`, fields of its schedule that do.
 
     Returns:
         A new model in eval mode, with `zoo_entry`; `save` writes it.
 
     Raises:
         UnknownName: no such method or option.
-        BudgetError: the budget can't be met.
+        BudgetError: the budget can't be met, is missing, or means nothing to the method.
         DataError, StructureError: the images or the model can't be used.
     """
     check_method(method)
-    how = declared(Prune, options, "prune")
-    budget = budget if isinstance(budget, Budget) else Budget(budget)
+    if (budget is None) == (method in BY_BUDGET):
+        problem = "needs a budget" if budget is None else "has thresholds and takes no budget"
+        raise BudgetError(f"{method} {problem}; {' and '.join(BY_BUDGET)} compress to a budget")
+    budget = Budget(budget) if isinstance(budget, int | float) else budget
     dense = describe(model)
+    if dense.base is None or dense.graph is not None:
+        raise StructureError(f"{dense.name} is a graph: only what has a plan over a base can be compressed")
     batches = calibration(model, data, images) if isinstance(data, str) else list(data)
-    swapped = _swapped(model, dense)
-    edit, tensors = prune(swapped, batches, budget, how)
-    plan = describe(swapped).plan + Plan((edit,))
-    recipe = {"method": method, "budget": asdict(budget), "options": dict(options)}
-    name = f"{dense.name}_pruned_{round(100 * budget.macs)}"
-    pruned = _rebuilt(model, replace(dense, name=name, plan=plan, recipe=recipe, source=""), tensors)
-    recalibrate_(pruned.to(batches[0].device), batches)
-    return pruned
+    name, recipe = f"{dense.name}_{SUFFIXES.get(method, method)}", {"method": method, "options": dict(options)}
+    if budget is not None:
+        name, recipe = f"{name}_{round(100 * budget.macs)}", recipe | {"budget": asdict(budget)}
+    about = replace(dense, name=name, recipe=recipe, source="")
+    with evaluating(model):
+        if method == "prune":
+            assert budget is not None
+            smaller = _pruned(model, about, batches, budget, declared(Prune, options, method))
+        else:
+            if method in ("low_rank", "falor"):
+                edit, tensors = _factored(model, method, batches, budget, seed, state, options)
+            elif isinstance(data, str):
+                edit, tensors = _learned(model, method, data, seed, state, augment, machine or Machine(), options)
+            else:
+                raise DataError(f"{method} trains, so batches aren't enough: pass a data set's name, folder or Hub id")
+            smaller = _rebuilt(model, replace(about, plan=dense.plan + Plan((edit,))), tensors)
+    smaller = smaller.to(next(model.parameters()).device)
+    if method in BY_BUDGET:
+        recalibrate_(smaller, batches)
+    return smaller
 
 
 def check_method(method: str) -> None:
@@ -88,6 +132,8 @@ def distil(
     augment: Mapping[str, Any] | None = None,
     seed: int = 0,
     state: Path | None = None,
+    machine: Machine | None = None,
+    evaluate: Callable[[], Mapping[str, float]] | None = None,
 ) -> nn.Module:
     """Train a model in place: from its teachers, or from the labels alone where there are none.
 
@@ -100,6 +146,8 @@ def distil(
         augment: keyword arguments of timm's training transform.
         seed: of order and augmentation.
         state: a file to resume from.
+        machine: how it runs here.
+        evaluate: called after each epoch; its figures are shown and logged.
 
     Returns:
         The same model in eval mode.
@@ -109,20 +157,31 @@ def distil(
         MissingExtra: accelerate or datasets isn't installed.
         StorageError: the state can't be written.
     """
-    schedule = schedule or Schedule()
-    transform = training_transform(model.pretrained_cfg, augment or {})  # type: ignore[arg-type]
+    schedule, machine = schedule or Schedule(), machine or Machine()
+    config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    transform = training_transform(config, augment or {})
     images = dataset(data, "train")
     for network in (model, *teachers):
         check_classes(images, getattr(network, "num_classes", None), data)
-    step: Step = distil_step([teacher.eval() for teacher in teachers], how or Distil()) if teachers else task_step
+    frozen = [teacher.eval() for teacher in teachers]
+    step: Step = distil_step(frozen, how or Distil(), config) if teachers else task_step
     plan: Plan = describe(model).plan
     zeros = [path for edit in plan.edits if isinstance(edit, Mask) for path in edit.paths]
 
-    def epoch(number: int) -> Any:
-        return loader(images, transform, schedule.batch_size, seed=seed, epoch=number)
-
+    progress = "distil" if teachers else "train"
+    epoch = _epochs(data, transform, schedule, seed, machine)
     with masks.held(model, zeros):
-        return train(model, step, epoch, schedule, seed=seed, state=state, progress="distil" if teachers else "train")
+        return train(
+            model,
+            step,
+            epoch,
+            schedule,
+            seed=seed,
+            state=state,
+            evaluate=evaluate,
+            progress=progress,
+            machine=machine,
+        )
 
 
 def calibration(model: nn.Module, data: str, images: int = CALIBRATION_IMAGES) -> list[Tensor]:
@@ -146,20 +205,141 @@ def declared(kind: Callable[..., Any], options: Mapping[str, Any], where: str) -
     return kind(**options)
 
 
-def _rebuilt(model: nn.Module, description: Description, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """A model of this description with these tensors, carrying the preprocessing of another."""
-    if description.base is None or description.graph is not None:
-        raise StructureError(f"{description.name} is a graph: only what has a plan over a base can be compressed")
-    rebuilt = apply_(skeleton(description.base), description.plan)
-    weights.assign_(rebuilt, {path: tensor.detach().clone() for path, tensor in tensors.items()}, description.name)
-    rebuilt.pretrained_cfg = rebuilt.default_cfg = dict(model.pretrained_cfg)  # type: ignore[assignment, arg-type]
-    rebuilt.zoo_entry = description  # type: ignore[assignment]
-    return rebuilt.eval()
+def swapped(model: nn.Module) -> nn.Module:
+    """The model with replacements where timm's own classes hard-code a width; it has copies of the weights.
 
-
-def _swapped(model: nn.Module, description: Description) -> nn.Module:
-    """The model with replacements where timm's own classes hard-code a width; the weights are copies."""
+    Raises:
+        StructureError: the model doesn't say what it was made from.
+    """
+    description = describe(model)
     found = {path: blocks.SWAPS.get(blocks.class_name(module)) for path, module in model.named_modules()}
     classes = {path: name for path, name in found.items() if name}
     plan = description.plan + Plan((Swap(classes),)) if classes else description.plan
     return _rebuilt(model, replace(description, plan=plan), base.tensors(model))
+
+
+def planned(model: nn.Module, analysis: Analysis, units: Sequence[Tensor]) -> nn.Module:
+    """The model cut by a plan, on the meta device, with its description.
+
+    Args:
+        model: from `swapped`.
+        analysis: of that model.
+        units: of each group, those that stay [k].
+
+    Raises:
+        StructureError: the classes of the model can't be built so.
+    """
+    description = describe(model)
+    edit = narrow(model, analysis.groups, [len(kept) for kept in units])
+    cut_model = _structure(replace(description, plan=description.plan + Plan((edit,))))
+    config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    forward_on_meta(cut_model, config["input_size"])
+    return cut_model
+
+
+def _pruned(model: nn.Module, about: Description, batches: Sequence[Tensor], budget: Budget, how: Prune) -> nn.Module:
+    """The pruned model: by a plan where what plans can cut meets the budget, else as a graph."""
+    dense = swapped(model)
+    if not batches or not len(batches[0]):
+        raise DataError("calibration: no images; pass at least one batch")
+    image = batches[0][:2]
+    try:
+        analysis = checked(dense, image, partial(planned, dense), NO_PLAN)
+        found = prune(dense, analysis, batches, budget, how)
+        smaller = planned(dense, analysis, found.units)
+        off = _close(about, check(dense, analysis, found.units, smaller, image))
+        tensors, structure = found.tensors, replace(about, plan=describe(smaller).plan)
+    except (BudgetError, StructureError) as error:
+        log.info("%s becomes a graph: by a plan, the %s", about.name, error)
+        analysis = checked(dense, image)
+        found = prune(dense, analysis, batches, budget, how)
+        off = _close(about, check_graph(dense, analysis, found.units, image))
+        program = cut(analysis, found.units)
+        graph, tensors = lift(program, {**program.constants, **found.tensors})
+        smaller, structure = build(graph, about.name), replace(about, plan=Plan(), graph=graph)
+    log.debug("prune: %d images went through the model; the cut is %.0e off the masked model", found.forwards, off)
+    return _filled(smaller, model, structure, tensors)
+
+
+def _close(about: Description, off: float) -> float:
+    if off > CLOSE:
+        raise StructureError(f"{about.name}: the cut model is {off:.1e} off the masked dense one, expected {CLOSE:.0e}")
+    return off
+
+
+def _factored(
+    model: nn.Module,
+    method: str,
+    batches: Sequence[Tensor],
+    budget: Budget | None,
+    seed: int,
+    state: Path | None,
+    options: Mapping[str, Any],
+) -> tuple[Factor, dict[str, Tensor]]:
+    """The factors that a method finds in calibration images."""
+    if method == "falor":
+        return falor.falor(model, batches, declared(falor.Falor, options, method), state=state)
+    assert budget is not None
+    return low_rank(model, batches, budget, declared(LowRank, {"seed": seed, **options}, method))
+
+
+def _learned(
+    model: nn.Module,
+    method: str,
+    data: str,
+    seed: int,
+    state: Path | None,
+    augment: Mapping[str, Any] | None,
+    machine: Machine,
+    options: Mapping[str, Any],
+) -> tuple[Factor, dict[str, Tensor]]:
+    """The factors that a method learns."""
+    weight = next(model.parameters())
+    if weight.dtype != torch.float32:
+        raise StructureError(f"{method} trains in float32, the model is {weight.dtype}: pass model.float()")
+    own = {key: value for key, value in options.items() if key != "schedule"}
+    trains = lockd.SCHEDULE if method == "lockd" else dwain.SCHEDULE
+    schedule = declared(Schedule, {**asdict(trains), **options.get("schedule", {})}, f"{method}'s schedule")
+    config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    epoch = _epochs(data, training_transform(config, augment or {}), schedule, seed, machine)
+    if method == "lockd":
+        how = declared(lockd.Lockd, own, method)
+        return lockd.lockd(model, epoch, how, schedule, seed=seed, state=state, machine=machine)
+    few = loader(dataset(data, "train", limit=CALIBRATION_IMAGES), evaluation_transform(config), 64)
+    labelled = [(images.to(weight.device), labels.to(weight.device)) for images, labels in few]
+    return dwain.dwain(
+        model, labelled, epoch, declared(dwain.Dwain, own, method), schedule, seed=seed, state=state, machine=machine
+    )
+
+
+def _epochs(data: str, transform: Any, schedule: Schedule, seed: int, machine: Machine) -> Callable[[int], Any]:
+    """Epoch → its loader."""
+    images = dataset(data, "train")
+    workers = workers_for(images) if machine.workers is None else machine.workers
+
+    def epoch(number: int) -> Any:
+        return loader(images, transform, schedule.batch_size, seed=seed, epoch=number, workers=workers)
+
+    return epoch
+
+
+def _rebuilt(model: nn.Module, description: Description, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A model of this description with these tensors, carrying the preprocessing of another."""
+    return _filled(_structure(description), model, description, tensors)
+
+
+def _structure(description: Description) -> nn.Module:
+    """The model that a plan gives, on the meta device."""
+    assert description.base is not None
+    model = apply_(skeleton(description.base), description.plan)
+    model.zoo_entry = description  # type: ignore[assignment]
+    return model.eval()
+
+
+def _filled(smaller: nn.Module, model: nn.Module, description: Description, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A structure with values, carrying the preprocessing of the model that it was made from."""
+    weights.assign_(smaller, {path: tensor.detach().clone() for path, tensor in tensors.items()}, description.name)
+    smaller.num_classes = model.num_classes
+    smaller.pretrained_cfg = smaller.default_cfg = dict(model.pretrained_cfg)  # type: ignore[assignment, arg-type]
+    smaller.zoo_entry = description  # type: ignore[assignment]
+    return smaller.eval()

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from zoo import adaptation, catalog
 from zoo.catalog.entry import Base, Entry, Origin
-from zoo.converting import FILES, checked_hashes, converted
+from zoo.converting import FILES, checked_hashes, converted, preprocessing
 from zoo.errors import RepositoryError, StructureError, UnknownName, ZooError
 from zoo.files import cache
 from zoo.hub import remote, repository
 from zoo.hub.repository import Description
 from zoo.structure.base import MAX_ARGUMENT, initialised, skeleton
-from zoo.structure.plan import apply_
+from zoo.structure.plan import Plan, apply_
 from zoo.tasks.classification import evaluation_transform
 
 log = logging.getLogger(__name__)
@@ -243,6 +243,12 @@ def _converted(entry: Entry, revision: str | None, cache_dir: Path | None) -> Pa
     return folder
 
 
+def converted_before(entry: Entry) -> Path | None:
+    """The repository that an origin was converted to last on this machine, if it was."""
+    found = (cache() / "converted").glob(f"{entry.name}-*/{repository.CONFIG}") if entry.origin else iter(())
+    return max((path.parent for path in found), key=lambda folder: folder.stat().st_mtime, default=None)
+
+
 def origin_of(
     source: str | os.PathLike[str], cache_dir: Path | None = None, revision: str | None = None
 ) -> tuple[Entry | None, Path]:
@@ -302,6 +308,11 @@ def _description(name: str | os.PathLike[str]) -> tuple[Description, Any]:
         entry = _entry(str(name))
         if entry.origin is not None and entry.origin.format == "timm":
             return Description(entry.name, Base(entry.origin.repo)), None
+        if (found := converted_before(entry)) is not None:
+            return repository.describe_folder(found, config := repository.read(found)), config.get("pretrained_cfg")
+        if plan := catalog.stand_in(entry):
+            standing = Description(entry.name, entry.base, Plan.from_json(plan["plan"]), structure="stand-in")
+            return standing, preprocessing(entry, entry.base, 1000)
         if entry.status == "origin":
             raise RepositoryError(f"the structure of {name} is known once it was converted: zoo.load({str(name)!r})")
         if obstacle := catalog.obstacle(entry):

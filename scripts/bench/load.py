@@ -6,12 +6,12 @@ python scripts/bench/load.py [--rounds 15]
 import argparse
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import timm
 import torch
+from interleaved import milliseconds
 from safetensors.torch import save_file
 from torch import nn
 
@@ -22,15 +22,8 @@ MODELS = ("resnet50d", "beit_base_patch16_224")
 
 
 def medians(rounds: int, *calls: Callable[[], object]) -> list[float]:
-    """Median CPU milliseconds of each call, taking turns; each turn is warmed up by a call that isn't counted."""
-    spent: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds):
-        for call, times in zip(calls, spent, strict=True):
-            call()
-            started = time.process_time()
-            call()
-            times.append(1e3 * (time.process_time() - started))
-    return [statistics.median(times) for times in spent]
+    """Median CPU milliseconds of each call, taking turns."""
+    return [statistics.median(times) for times in milliseconds(rounds, *calls)]
 
 
 def bit_equal(ours: nn.Module, theirs: nn.Module) -> bool:

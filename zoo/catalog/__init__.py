@@ -17,6 +17,7 @@ from zoo.errors import CatalogError, UnknownName
 
 _HERE = Path(__file__).parent
 EMBEDDED = _HERE.parent / "embedded"
+PLANS = _HERE / "plans"
 DIVISORS = {None: 1000, "torch-dag": 1000, "ptdeco": 1024}  # counting → what its kmapp divide 2·macs/(H·W) by
 
 
@@ -74,8 +75,8 @@ def names(
     Raises:
         UnknownName: no such method, status, project or order.
 
-    >>> names("digits_cnn*", sort="macs")
-    ['digits_cnn_pruned_25', 'digits_cnn_pruned_50', 'digits_cnn']
+    >>> names("digits_cnn*", method="prune", sort="macs")
+    ['digits_cnn_pruned_25', 'digits_cnn_pruned_50']
     """
     if sort not in ORDERS:
         raise UnknownName(f"no order {sort!r}, known are {', '.join(ORDERS)}")
@@ -138,11 +139,16 @@ def obstacle(entry: Entry) -> str | None:
 
 def results(entry: Entry) -> Mapping[str, Any]:
     """What we measured of a model: its `model_cards/results/<name>.json`; empty if nothing was."""
-    if read(_HERE).get(entry.name) is not entry:  # a user's own of that name
+    if read(_HERE).get(entry.name) != entry:  # a user's own of that name
         return {}
     installed = _HERE.parent / "results"
     folder = installed if installed.is_dir() else _HERE.parent.parent / "model_cards" / "results"
     return _results(folder / f"{entry.name}.json")
+
+
+def stand_in(entry: Entry) -> Mapping[str, Any]:
+    """A structure of the wheel in the place of one that is known only after conversion: base and plan; or empty."""
+    return _results(PLANS / f"{entry.name}.json") if read(_HERE).get(entry.name) == entry else {}
 
 
 @functools.cache

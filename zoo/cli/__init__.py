@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import click
 
-from zoo.cli import listing, making, verifying
+from zoo.cli import covering, exchanging, listing, making, verifying
 from zoo.errors import ZooError
 from zoo.version import __version__
 
@@ -54,8 +54,10 @@ for command in (
     making.compress,
     making.build,
     making.push,
-    making.import_model,
+    exchanging.import_model,
     making.serve,
     verifying.verify,
+    covering.coverage,
+    exchanging.export_model,
 ):
     cli.add_command(command)

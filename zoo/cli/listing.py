@@ -164,6 +164,9 @@ def _structure(entry: Entry) -> str:
         plan = read_json(catalog.EMBEDDED / entry.name / "config.json")["zoo"]["plan"]
         edits = [f"{edit.pop('edit')} of {sum(len(items) for items in edit.values())} modules" for edit in plan]
         return ", ".join(edits) or "that of the base"
+    if catalog.stand_in(entry):
+        known = f"as the {entry.origin.format} checkpoint has it" if entry.origin else "known once it is built"
+        return f"{known}; until then a stand-in of the published macs and params"
     if entry.origin is not None:
         return f"as the {entry.origin.format} checkpoint has it"
     return "known once it is built"

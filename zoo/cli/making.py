@@ -15,7 +15,7 @@ from zoo.errors import ZooError
 @click.command()
 @click.argument("base")
 @click.option("--method", type=click.Choice(AVAILABLE), default="prune", show_default=True, help="How.")
-@click.option("--budget", type=float, required=True, metavar="SHARE", help="Share of the macs that stays, 0..1.")
+@click.option("--budget", type=float, metavar="SHARE", help="prune, low_rank: share of the macs that stays, 0..1.")
 @click.option("--params", type=float, metavar="SHARE", help="Share of the params that stays, if that matters too.")
 @click.option("--data", required=True, help="digits, digit_pairs, a folder of class folders, or a Hub id ORG/NAME.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new repository.")
@@ -24,7 +24,7 @@ from zoo.errors import ZooError
 def compress(
     base: str,
     method: str,
-    budget: float,
+    budget: float | None,
     params: float | None,
     data: str,
     out: Path,
@@ -33,12 +33,19 @@ def compress(
 ) -> None:
     """Compress the model BASE.
 
-    BASE is a model of the list, a repository's folder, or a timm id such as timm/resnet18.a1_in1k. A command that was
-    stopped goes on where it stopped.
+    BASE is a model of the list, a repository's folder, or a timm id such as timm/resnet18.a1_in1k. The methods falor,
+    lockd and dwain have thresholds in place of a budget, e.g. --set nsr_threshold=0.1. A command that was stopped goes
+    on where it stopped.
     """
     from zoo.building import recipe_for
+    from zoo.compressing import BY_BUDGET
 
-    entry = recipe_for(base, method, Budget(budget, params), data, epochs, _settings(settings))
+    if method in BY_BUDGET and budget is None:
+        raise click.UsageError(f"--method {method} needs --budget SHARE")
+    if method not in BY_BUDGET and (budget, params) != (None, None):
+        raise click.UsageError(f"--method {method} has thresholds, which --set sets, and takes no --budget or --params")
+    kept = None if budget is None else Budget(budget, params)
+    entry = recipe_for(base, method, kept, data, epochs, _settings(settings))
     _build(entry, out, None)
 
 
@@ -89,29 +96,6 @@ def push(folder: Path, to: str, private: bool, tag: str | None) -> None:
     from zoo.building import push
 
     click.echo(push(folder, to, private=private, tag=tag))
-
-
-@click.command("import")
-@click.argument("source")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new repository.")
-@click.option("--name", help="Of the model.  [default: the catalog's, or the source's]")
-@click.option("--input", "size", type=click.IntRange(1), help="Side of its square input, where the catalog can't say.")
-@click.option("--probabilities", is_flag=True, help="Keep a softmax at the end; else the model gives logits.")
-@click.option("--push", "to", metavar="ORG/NAME", help="Publish it there too.")
-def import_model(
-    source: str, out: Path, name: str | None, size: int | None, probabilities: bool, to: str | None
-) -> None:
-    """Make a repository of SOURCE, a torch-dag checkpoint.
-
-    SOURCE is a folder with config.dict.json and modules.pt, a model of the list, or ORG/NAME on the Hub. Nothing that
-    it holds is run.
-    """
-    from zoo.building import convert, push
-
-    folder = convert(source, out, name=name, size=size, probabilities=probabilities)
-    click.echo(str(folder))
-    if to:
-        click.echo(push(folder, to))
 
 
 @click.command()

@@ -1,0 +1,24 @@
+"""Write the structures of the wheel: for each published pruned classifier a plan that keeps its macs and params.
+
+python scripts/plans.py [NAME ...]
+
+They stand in until a model is converted, whose widths are known only then.
+"""
+
+import sys
+
+from tqdm import tqdm
+
+from zoo import catalog
+from zoo.coverage import stand_in, targets
+from zoo.files import write_json
+
+
+def main() -> None:
+    for name in tqdm(sys.argv[1:] or targets()):
+        description = stand_in(catalog.info(name))
+        write_json(catalog.PLANS / f"{name}.json", {"base": description.base.id, "plan": description.plan.to_json()})
+
+
+if __name__ == "__main__":
+    main()

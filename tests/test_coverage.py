@@ -1,0 +1,209 @@
+"""What can be pruned of a model, models that become graphs, and the structures of the wheel."""
+
+import json
+
+import pytest
+import timm
+import torch
+from click.testing import CliRunner
+
+import zoo
+from zoo import catalog, compressing, coverage
+from zoo.catalog.entry import Base, Budget
+from zoo.cli import cli
+from zoo.compression.checking import check
+from zoo.compression.groups import analyse
+from zoo.errors import BudgetError, StructureError
+from zoo.measurement import measure
+from zoo.structure.base import skeleton
+from zoo.structure.plan import Plan, apply_
+
+TARGETS = coverage.targets()
+
+
+def images(count=32, side=32):
+    return [torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))]
+
+
+def small(name="test_resnet"):
+    torch.manual_seed(0)
+    return timm.create_model(name, num_classes=5).eval()
+
+
+def test_a_small_network_is_covered_by_a_plan():
+    found = coverage.coverage("timm/test_resnet")
+    assert (found.structure, found.error) == ("plan", None)
+    assert found.prunable > 0.95
+    assert 0.4 < found.kept <= 0.5
+    assert found.off < 1e-9
+    assert found.frozen == {"fc": "an output of the model"}
+
+
+def test_what_no_plan_can_cut_is_said_and_cut_as_a_graph(monkeypatch):
+    def unknown(model, analysis, units):
+        raise StructureError("no table knows these classes")
+
+    monkeypatch.setattr(coverage, "planned", unknown)
+    found = coverage.coverage("timm/test_resnet")
+    assert found.structure == "graph"
+    assert found.kept <= 0.5
+    assert found.off < 1e-9
+
+
+def test_a_model_that_cannot_be_exported_is_an_answer_and_no_failure(monkeypatch):
+    def fails(*arguments):
+        raise StructureError("it can't be exported: data-dependent")
+
+    monkeypatch.setattr(coverage, "checked", fails)
+    assert coverage.coverage("timm/test_resnet").error == "it can't be exported: data-dependent"
+
+
+def test_a_pruned_graph_is_saved_loaded_and_trained_like_any_model(monkeypatch, tmp_path):
+    def unknown(model, analysis, units):
+        raise StructureError("no table knows these classes")
+
+    monkeypatch.setattr(compressing, "planned", unknown)
+    dense = small()
+    pruned = zoo.compress(dense, budget=0.5, data=images())
+    zoo.save(pruned, tmp_path / "pruned")
+    loaded = zoo.load(tmp_path / "pruned")
+
+    assert pruned.zoo_entry.graph is not None
+    assert measure(loaded, (3, 32, 32)).macs <= 0.5 * measure(dense, (3, 32, 32)).macs
+    with torch.no_grad():
+        assert torch.equal(loaded(images()[0]), pruned(images()[0]))
+    before = {path: value.clone() for path, value in loaded.named_buffers() if path.endswith("running_mean")}
+    loaded.train()(images()[0]).sum().backward()
+    assert before
+    assert all(not torch.equal(before[path], dict(loaded.named_buffers())[path]) for path in before)
+    assert all(parameter.grad is not None for parameter in loaded.parameters())
+
+
+def test_a_graph_is_not_compressed_again(monkeypatch):
+    def unknown(model, analysis, units):
+        raise StructureError("no table knows these classes")
+
+    monkeypatch.setattr(compressing, "planned", unknown)
+    pruned = zoo.compress(small(), budget=0.6, data=images())
+    with pytest.raises(StructureError, match="is a graph"):
+        zoo.compress(pruned, budget=0.5, data=images())
+
+
+def test_there_are_29_published_pruned_classifiers():
+    assert len(TARGETS) == 29
+    assert sorted(path.stem for path in catalog.PLANS.glob("*.json")) == sorted(TARGETS)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_structure_of_the_wheel_costs_what_was_published(name):
+    entry = catalog.info(name)
+    plan = Plan.from_json(json.loads((catalog.PLANS / f"{name}.json").read_text())["plan"])
+    dense = skeleton(entry.base)
+    whole = measure(dense, entry.input)
+    counts = measure(apply_(dense, plan), entry.input)
+    assert counts.macs / whole.macs == pytest.approx(entry.recipe.budget.macs, rel=0.005)
+    assert counts.params / whole.params == pytest.approx(entry.recipe.budget.params, rel=0.05)
+
+
+def test_a_stand_in_is_made_without_weights_and_says_so():
+    model = zoo.create("resnet50d_pruned_25")
+    assert model.zoo_entry.structure == "stand-in"
+    assert not model.training
+    assert model.pretrained_cfg["input_size"] == (3, 224, 224)
+    shown = CliRunner().invoke(cli, ["show", "resnet50d_pruned_25"]).output
+    assert "stand-in" in shown
+
+
+def test_a_stand_in_that_is_saved_still_says_so(tmp_path):
+    zoo.save(zoo.create("resnet50d_pruned_25"), tmp_path / "saved")
+    assert zoo.load(tmp_path / "saved").zoo_entry.structure == "stand-in"
+
+
+SMALL_SWIN = {
+    "img_size": 32,
+    "window_size": 4,
+    "depths": (1, 1),
+    "num_heads": (2, 2),
+    "embed_dim": 16,
+    "num_classes": 5,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("swinv2_tiny_window8_256", SMALL_SWIN),
+        ("swinv2_cr_tiny_ns_224", SMALL_SWIN),
+        ("xcit_nano_12_p16_224", {"img_size": 32, "depth": 1, "num_classes": 5}),
+    ],
+)
+def test_what_is_computed_once_for_all_images_is_counted_once(name, args):
+    """Biases of positions come from small networks of their own, whatever the batch."""
+    model = timm.create_model(name, **args).eval()
+    analysis = analyse(model, torch.zeros(2, 3, 32, 32))
+    assert sum(cost.count for cost in analysis.macs) == measure(model, (3, 32, 32)).macs
+
+
+def test_a_cut_whose_outputs_are_no_numbers_is_no_cut():
+    model = small()
+    analysis = analyse(model, torch.zeros(2, 3, 32, 32))
+    units = [torch.arange(group.units) for group in analysis.groups]
+    assert check(model, analysis, units, small(), torch.zeros(2, 3, 32, 32)) < 1e-9
+
+    class Broken(type(model)):
+        def forward(self, x):
+            return super().forward(x) * float("nan")
+
+    broken = small()
+    broken.__class__ = Broken
+    assert check(model, analysis, units, broken, torch.zeros(2, 3, 32, 32)) == float("inf")
+
+
+@pytest.mark.parametrize(("name", "side"), [("tf_efficientnet_cc_b0_4e", 64), ("bat_resnext26ts", 256)])
+def test_arguments_that_a_rule_does_not_expect_freeze_and_do_not_fail(name, side):
+    model = timm.create_model(name).eval()
+    analysis = analyse(model, torch.zeros(2, 3, side, side))
+    assert analysis.groups
+    assert any(reason.startswith("an operation that isn't understood") for reason in analysis.frozen.values())
+
+
+@pytest.mark.parametrize("method", ["prune", "low_rank", "falor"])
+def test_a_model_in_train_mode_is_left_in_train_mode_with_its_statistics(method):
+    model = small().train()
+    before = {path: value.clone() for path, value in model.state_dict().items()}
+    budget = {} if method == "falor" else {"budget": 0.6}
+    smaller = zoo.compress(model, data=images() * 2, method=method, **budget)
+    assert all(module.training for module in model.modules())
+    assert not smaller.training
+    assert all(torch.equal(value, before[path]) for path, value in model.state_dict().items())
+
+
+def test_a_stand_in_made_again_is_the_one_of_the_wheel():
+    made = coverage.stand_in(catalog.info("resnet50d_pruned_25"))
+    assert made.plan.to_json() == catalog.stand_in(catalog.info("resnet50d_pruned_25"))["plan"]
+
+
+def test_figures_that_no_widths_meet_are_refused():
+    from dataclasses import replace
+
+    entry = catalog.info("resnet50d_pruned_25")
+    tiny = replace(entry, base=Base("timm/test_resnet"), input=(3, 32, 32))
+    impossible = replace(tiny, recipe=replace(entry.recipe, budget=Budget(0.9, 0.1)))
+    with pytest.raises(BudgetError, match="expected"):
+        coverage.stand_in(impossible)
+
+
+def test_the_command_line_prints_a_table_and_json():
+    found = json.loads(CliRunner().invoke(cli, ["coverage", "timm/test_resnet", "--json"]).output)
+    assert found[0]["structure"] == "plan"
+    shown = CliRunner().invoke(cli, ["coverage", "timm/test_resnet"]).output
+    assert "1 left whole, an output of the model: fc" in shown
+    assert CliRunner().invoke(cli, ["coverage"]).exit_code == 2
+
+
+def test_a_target_is_rebuilt_in_a_fresh_process_with_equal_outputs():
+    run = CliRunner().invoke(cli, ["coverage", "--targets", "resnet50d_pruned_25", "--json"])
+    (row,) = json.loads(run.output)
+    assert row["rebuilt_equal"]
+    assert row["macs"] == pytest.approx(row["macs_published"], rel=0.005)
+    assert row["forwards"] == 0

@@ -1,0 +1,50 @@
+"""`zoo import` and `zoo export`: other projects' formats."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command("import")
+@click.argument("source")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new repository.")
+@click.option("--name", help="Of the model.  [default: the catalog's, or the source's]")
+@click.option("--base", help="What it was made from, e.g. timm/resnet18.a1_in1k, where the catalog can't say.")
+@click.option("--input", "size", type=click.IntRange(1), help="Side of its square input, where the catalog can't say.")
+@click.option("--probabilities", is_flag=True, help="Keep a softmax at the end; else the model gives logits.")
+@click.option("--push", "to", metavar="ORG/NAME", help="Publish it there too.")
+def import_model(
+    source: str, out: Path, name: str | None, base: str | None, size: int | None, probabilities: bool, to: str | None
+) -> None:
+    """Make a repository of SOURCE, a checkpoint of torch-dag or ptdeco.
+
+    SOURCE is a folder with config.dict.json and modules.pt (torch-dag), or with decompose_config.json and
+    decompose_state_dict.pt (ptdeco, which needs --base), a model of the list, or ORG/NAME on the Hub. Nothing that it
+    holds is run.
+    """
+    from zoo.saving import convert, push
+
+    folder = convert(source, out, name=name, base=base, size=size, probabilities=probabilities)
+    click.echo(str(folder))
+    if to:
+        click.echo(push(folder, to))
+
+
+@click.command("export")
+@click.argument("model")
+@click.option("--ptdeco", is_flag=True, required=True, help="decompose_config.json and decompose_state_dict.pt.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The new folder.")
+def export_model(model: str, ptdeco: bool, out: Path) -> None:
+    """Write MODEL in another project's format.
+
+    MODEL is a name of the list, ORG/NAME on the Hub, or a repository's folder. ptdeco has decomposed models alone, over
+    a timm model that whoever reads the folder must know.
+    """
+    from zoo.hub import ptdeco as format
+    from zoo.hub.repository import describe
+    from zoo.loading import load
+
+    loaded = load(model)
+    description = describe(loaded)
+    format.write(out, loaded, description.plan)
+    click.echo(f"{out}, over {description.base.id if description.base else description.name}")
