@@ -14,6 +14,7 @@ from zoo.cli import cli
 from zoo.compression.checking import check
 from zoo.compression.groups import analyse
 from zoo.errors import BudgetError, StructureError
+from zoo.hub.repository import Description
 from zoo.measurement import measure
 from zoo.structure.base import skeleton
 from zoo.structure.plan import Plan, apply_
@@ -207,3 +208,14 @@ def test_a_target_is_rebuilt_in_a_fresh_process_with_equal_outputs():
     assert row["rebuilt_equal"]
     assert row["macs"] == pytest.approx(row["macs_published"], rel=0.005)
     assert row["forwards"] == 0
+
+
+def test_a_buffer_that_a_forward_pass_grows_is_saved_as_it_was(tmp_path):
+    args = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 12, "num_classes": 5}
+    model = timm.create_model("convit_tiny", **args).eval()
+    model.zoo_entry = Description("convit", Base("timm/convit_tiny", args))
+    model.pretrained_cfg["input_size"] = (3, 32, 32)
+    pruned = zoo.compress(model, budget=0.6, data=images())
+    zoo.save(pruned, tmp_path / "pruned")
+    with torch.no_grad():
+        assert torch.equal(zoo.load(tmp_path / "pruned")(images()[0]), pruned(images()[0]))

@@ -240,6 +240,7 @@ def planned(model: nn.Module, analysis: Analysis, units: Sequence[Tensor]) -> nn
 def _pruned(model: nn.Module, about: Description, batches: Sequence[Tensor], budget: Budget, how: Prune) -> nn.Module:
     """The pruned model: by a plan where what plans can cut meets the budget, else as a graph."""
     dense = swapped(model)
+    computed = {path: (held, held.shape) for path, held in dense.named_buffers()}  # timm's convit grows one in forward
     if not batches or not len(batches[0]):
         raise DataError("calibration: no images; pass at least one batch")
     image = batches[0][:2]
@@ -258,7 +259,8 @@ def _pruned(model: nn.Module, about: Description, batches: Sequence[Tensor], bud
         graph, tensors = lift(program, {**program.constants, **found.tensors})
         smaller, structure = build(graph, about.name), replace(about, plan=Plan(), graph=graph)
     log.debug("prune: %d images went through the model; the cut is %.0e off the masked model", found.forwards, off)
-    return _filled(smaller, model, structure, tensors)
+    grown = {path for path, now in dense.named_buffers() if path in computed and now.shape != computed[path][1]}
+    return _filled(smaller, model, structure, {**tensors, **{path: computed[path][0] for path in grown & set(tensors)}})
 
 
 def _close(about: Description, off: float) -> float:
