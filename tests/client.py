@@ -16,6 +16,7 @@ from zoo import catalog
 from zoo.cli import main
 
 SMALL, OTHER = catalog.EMBEDDED / "digits_vit_pruned_25", catalog.EMBEDDED / "digits_cnn_pruned_25"
+LARGE = catalog.EMBEDDED / "digits_vit"  # than what its server takes
 FILES = ["README.md", "config.json", "model.safetensors", "results.json"]
 SECONDS = 3.0  # until an error is said
 disable_progress_bars()

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from client import OTHER, SECONDS, SMALL, command, dead, faults, point, publish, requests, same
+from client import LARGE, OTHER, SECONDS, SMALL, command, dead, faults, point, publish, requests, same
 from hub import TOKEN, ask, commit, content, regular, serving
 from huggingface_hub import HfApi
 from huggingface_hub.utils import _http
@@ -123,7 +123,7 @@ UNTAKEN = {  # words of the message, and what differs from pushing SMALL to org/
     "wrong token": (["{at} answers 401 for org/model (Invalid", LOG_IN], {"token": "hf_stranger"}),
     "may not create": (["403 for org/new", MAY_NOT], {"name": "org/new", "fail": [9, "/api/repos", 403]}),
     "may not write": (["403 for org/model", MAY_NOT], {"fail": [9, "/commit/", 403]}),
-    "too large": (["{at} refuses org/model: LFS batch", "larger than 210000 bytes"], {"folder": OTHER}),
+    "too large": (["{at} refuses org/model: LFS batch", "larger than 210000 bytes"], {"folder": LARGE}),
     "commit too large": (["413 for org/model", "it is too large for this"], {"fail": [9, "/commit/", 413]}),
     "down": (["{at} answers 503 for org/model (", "try again later"], {"fail": [99, "/"]}),
     "storage down": (["answers 503 for org/model (Service Un", "try again later"], {"fail": [99, "/uploads/"]}),
