@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from factored import built, images, outputs
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
@@ -15,7 +16,6 @@ from torch.nn.utils import parametrizations
 from zoo.catalog.entry import Base
 from zoo.compression.factoring import chosen, factorable, factored, grows, nsr, pair, replaced
 from zoo.errors import UnknownName
-from zoo.structure.base import tensors
 from zoo.structure.plan import Factor, Rank
 
 TOKENS = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 4, "mlp_ratio": 2}
@@ -30,25 +30,6 @@ def seeded(make, seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make().eval()
-
-
-def images(count=2, size=8, side=8, channels=3):
-    return list(torch.randn(count, size, channels, side, side, generator=torch.Generator().manual_seed(1)))
-
-
-def outputs(model, batch):
-    with torch.no_grad():
-        return model(batch)
-
-
-def built(model, edit, found):
-    smaller = copy.deepcopy(model)
-    edit.apply_(smaller)
-    for name, tensor in tensors(smaller).items():
-        assert tensor.shape == found[name].shape
-        tensor.data.copy_(found[name])
-    assert found.keys() == tensors(smaller).keys()
-    return smaller.eval()
 
 
 class Awkward(nn.Module):

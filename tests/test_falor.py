@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from factored import built, images, outputs
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save
@@ -47,25 +48,6 @@ def convs(stride=1, padding=0):
         nn.Flatten(),
         nn.Linear(32, 8),
     )
-
-
-def images(count=2, size=8, side=8, channels=3):
-    return list(torch.randn(count, size, channels, side, side, generator=torch.Generator().manual_seed(1)))
-
-
-def outputs(model, batch):
-    with torch.no_grad():
-        return model(batch)
-
-
-def built(model, edit, found):
-    smaller = copy.deepcopy(model)
-    edit.apply_(smaller)
-    for name, tensor in tensors(smaller).items():
-        assert tensor.shape == found[name].shape
-        tensor.data.copy_(found[name])
-    assert found.keys() == tensors(smaller).keys()
-    return smaller.eval()
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from zoo.training.hierarchy import Distil, seen, shares_of
 from zoo.training.schedule import Machine, Schedule
 
 SECONDS = 0.5  # how long a timing goes on
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _trained(
 ) -> float:
     """Images a second of one process, from batches that double until one takes long enough."""
     config, student = _config(model), copy.deepcopy(model).to(device).train()
-    dtype = PRECISIONS.get(machine.precision or "no")
+    dtype = _DTYPES.get(machine.precision or "no")
     autocast = torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
     most, size, seconds = max(2, most // machine.accumulation), 1, 0.0
     # The first pass pays for what is set up once; batch norm refuses a batch of one image.

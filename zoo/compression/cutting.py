@@ -210,7 +210,7 @@ def _layer_norm(kept: Kept, node: Node) -> Rewritten:
     return _replaced(node, 1, "normalized_shape", _lengths(kept, kept.traced.of(node)[-len(given) :], given))
 
 
-def _groups(position: int, name: str, weight: int | None) -> Callable[[Kept, Node], Rewritten]:
+def _groups(position: int, name: str) -> Callable[[Kept, Node], Rewritten]:
     """Whole groups go, or the same channels of each."""
 
     def rule(kept: Kept, node: Node) -> Rewritten:
@@ -255,10 +255,10 @@ NUMBERS: Mapping[Any, Callable[[Kept, Node], Rewritten]] = {
     aten.narrow.default: _narrow,
     aten.select.int: _select,
     aten.layer_norm.default: _layer_norm,
-    aten.group_norm.default: _groups(1, "num_groups", None),
-    aten.conv1d.default: _groups(6, "groups", 1),
-    aten.conv2d.default: _groups(6, "groups", 1),
-    aten.conv2d.padding: _groups(6, "groups", 1),
+    aten.group_norm.default: _groups(1, "num_groups"),
+    aten.conv1d.default: _groups(6, "groups"),
+    aten.conv2d.default: _groups(6, "groups"),
+    aten.conv2d.padding: _groups(6, "groups"),
     aten.scaled_dot_product_attention.default: _attention,
 }
 """Operations with numbers that count channels → how these are written anew."""

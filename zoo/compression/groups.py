@@ -30,7 +30,6 @@ class Slice:
         tensor: its path.
         dim: the dimension.
         index: the positions in it of each unit [units, span]; a head has many, thrice as many where q, k, v are one.
-        size: how long the dimension is; 0 where the units fill it.
         groups: of the weight of a grouped convolution, how many groups it has and how many channels each of them reads.
         whole: whether its groups are cut as a whole.
     """
@@ -38,13 +37,8 @@ class Slice:
     tensor: str
     dim: int
     index: Tensor
-    size: int = 0
     groups: tuple[int, int] | None = None
     whole: bool = False
-
-    def positions(self, kept: Tensor) -> Tensor:
-        """Positions in the dimension of the units kept, rising."""
-        return self.index[kept].flatten().sort().values
 
 
 @dataclass(frozen=True)
@@ -226,7 +220,7 @@ def _analysis(walk: Walk, model: nn.Module, roots: Tensor, components: Tensor, r
                     at = (group[vector] == g).nonzero()[:, 0]
                     order = unit[vector[at]].argsort(stable=True)
                     index, grouped = at[order].view(len(found[g]), -1), walk.groups.get(path)
-                    slices[g].append(Slice(path, dim, index, len(vector), grouped, path in whole))
+                    slices[g].append(Slice(path, dim, index, grouped, path in whole))
 
     def of(layers: Iterable[Layer]) -> list[tuple[str, ...]]:
         paths: list[dict[str, None]] = [{} for _ in found]
@@ -323,8 +317,8 @@ def _heads(model: nn.Module, slices: Sequence[Slice], units: int) -> tuple[str, 
         if layout is not None:
             held = base.tensors(module)
             theirs = {name for name, dims in layout.tensors.items() if name in held and "h" in "".join(dims)}
-            heads, width = layout.sizes(module)
+            lengths = layout.lengths(module)
             found = {piece.tensor.removeprefix(f"{path}.") for piece in slices}
-            return (path, width) if found == theirs and heads == units else None
+            return (path, lengths["d"]) if found == theirs and lengths["h"] == units else None
         path = path.rpartition(".")[0]
     return None

@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.compression.refit import MAX_ROWS
 from zoo.errors import DataError, StructureError
 
-MAX_ROWS = 16_384  # of one batch and layer, evenly taken: neighbouring positions tell little new
 MAX_BYTES = 4 * 2**30  # of statistics held at once; a larger model is watched in several passes
 
 _READ_BY_PARENTS = {"weight", "bias", "in_features", "out_features", "in_channels", "out_channels", "kernel_size"}

@@ -138,19 +138,6 @@ class Layout:
     heads: str = "num_heads"
     keys: str = ""
 
-    reader = "proj"
-
-    def positions(self, pattern: str, sizes: tuple[int, int]) -> Tensor:
-        """Where each (copy, head, unit) of a dimension lies, [copies, h or 1, d or 1]."""
-        copies = int(pattern[0]) if pattern[0].isdigit() else 1
-        h, d = (n if letter in pattern else 1 for letter, n in zip("hd", sizes, strict=True))
-        return torch.arange(copies * h * d, device="cpu").view(copies, h, d)
-
-    def sizes(self, module: nn.Module) -> tuple[int, int]:
-        """Heads and head width as they are now."""
-        lengths = self.lengths(module)
-        return lengths["h"], lengths["d"]
-
     def lengths(self, module: nn.Module) -> dict[str, int]:
         """Heads (h), head width (d) and key width (k) as they are now."""
         read = (
@@ -291,26 +278,4 @@ def layout(module: nn.Module, path: str) -> Layout:
         replaced = SWAPS.get(class_name(module))
         hint = f"swap it for {replaced} first" if replaced else "narrow its layers by widths"
         raise StructureError(f"narrow: {path} is a {class_name(module)}, whose heads aren't known; {hint}")
-    return found
-
-
-def heads_of(model: nn.Module) -> dict[tuple[str, int], tuple[str, Tensor]]:
-    """Where the heads of every attention module lie.
-
-    Args:
-        model: after the swaps that `SWAPS` asks for.
-
-    Returns:
-        (path of a tensor, dimension) → (path of its attention module, positions of each head [heads, span]).
-    """
-    found = {}
-    for path, module in model.named_modules():
-        known = LAYOUTS.get(class_name(module))
-        if known is None or not known.heads:
-            continue
-        sizes = known.lengths(module)
-        for (name, dim), pattern in known.patterns(module).items():
-            if "h" in pattern:
-                positions = coordinate(pattern, "h", sizes).argsort(stable=True).view(sizes["h"], -1)
-                found[f"{path}.{name}".lstrip("."), dim] = path, positions
     return found
