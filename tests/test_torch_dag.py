@@ -189,6 +189,13 @@ def test_preprocessing_is_that_of_the_base_at_the_entry_s_size():
     assert (config["num_classes"], config["license"]) == (10, "apache-2.0")
 
 
+def test_where_nobody_knows_the_size_one_is_stated_at_which_the_graph_runs():
+    model = converted(FOLDER / "deit3_tiny_pruned", "net")
+
+    assert model.pretrained_cfg["input_size"] == (3, 64, 64)
+    assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 10)
+
+
 def test_another_file_than_the_catalog_s_is_refused():
     known = sha256(FOLDER / "deit3_tiny_pruned" / "modules.pt")
     converted(FOLDER / "deit3_tiny_pruned", "net", entry(sha256=known))

@@ -4,6 +4,7 @@ Weights and structure come from the checkpoint; preprocessing, which it doesn't 
 model and of its base.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from zoo.catalog.entry import Base, Entry
-from zoo.errors import CheckpointError, WeightsError
+from zoo.errors import CheckpointError, StructureError, WeightsError
 from zoo.files import sha256_stamped
 from zoo.hub import ptdeco, torch_dag, weights
 from zoo.hub.repository import Description
+from zoo.structure import bounds
 from zoo.structure.base import initialised, skeleton
 from zoo.structure.graph import Graph, Node, build
 from zoo.structure.plan import Plan, apply_
+
+SIDES = (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512, 640, 768, 896, 1024)  # pixels
 
 
 def converted(
@@ -81,7 +85,9 @@ def _torch_dag(
     if softmax is not None:
         graph = replace(graph, nodes=tuple(n for n in graph.nodes if n is not softmax), outputs=softmax.inputs)
     classes = _classes(graph, tensors)
+    built = build(graph, name)
     config = preprocessing(entry, base, classes)
+    config["input_size"] = _runs_at(graph, built, config["input_size"])
     logits = ["the softmax at the end is left out: outputs are logits"] * (softmax is not None)
     if base is not None and base.id.startswith("timm/"):
         timm_base = Base(base.id, {**base.args, "num_classes": classes})
@@ -92,7 +98,7 @@ def _torch_dag(
             narrowed.pretrained_cfg = config  # type: ignore[assignment]
             changed = ["the graph is written as a plan over timm's model, whose outputs are the graph's", *logits]
             return narrowed, Description(name, timm_base, plan, recipe={"changed": changed})
-    model = weights.assign_(build(graph, name), tensors, str(folder))
+    model = weights.assign_(built, tensors, str(folder))
     model.num_classes = classes  # type: ignore[assignment]
     model.pretrained_cfg = config  # type: ignore[assignment]
     changed = ["what does nothing in evaluation is left out", "blocks of timm are taken apart into plain operations"]
@@ -170,6 +176,19 @@ def preprocessing(entry: Entry | None, base: Base | None, num_classes: int) -> d
     if entry is not None:
         found |= {**entry.preprocessing, "input_size": entry.input, "license": entry.license}
     return {**found, "num_classes": num_classes}
+
+
+def _runs_at(graph: Graph, model: nn.Module, stated: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The size that is stated, or the first of `SIDES` where the graph doesn't run at that: a checkpoint tells none."""
+    try:
+        bounds.check(graph, model, stated)
+        return stated
+    except StructureError:
+        for side in SIDES:
+            with contextlib.suppress(StructureError):
+                bounds.check(graph, model, other := (stated[0], side, side))
+                return other
+        raise
 
 
 WEIGHTS: Mapping[str, str] = {
