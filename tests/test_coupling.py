@@ -9,10 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from zoo.compression import checking, rules
-from zoo.compression.checking import check, checked, cut
+from zoo.compression import checking
+from zoo.compression.checking import CLOSE, check, checked, cut, rescaled
+from zoo.compression.coupling import rules
+from zoo.compression.coupling.ids import Ids
 from zoo.compression.groups import analyse, narrow, select
-from zoo.compression.ids import Ids
 from zoo.measurement import measure
 from zoo.structure.plan import Plan, apply_
 
@@ -182,4 +183,60 @@ def test_ids_that_are_joined_get_one_root_and_what_meets_the_frozen_is_frozen():
     assert roots[a].tolist() == roots[b.flip(0)].tolist() == a.tolist()
     assert all(reasons[root] == "because" for root in roots[c].tolist())
     assert ids.fresh(1) is None
-    assert checking._guilty(range(8), lambda those: not {2, 5} & set(those)) == [2, 5]
+
+
+@pytest.mark.parametrize(
+    ("agrees", "guilty", "most"),
+    [
+        pytest.param(lambda those: True, [], 1, id="none"),
+        pytest.param(lambda those: 5 not in those, [5], 6, id="one"),
+        pytest.param(lambda those: not {2, 5} & set(those), [2, 5], 10, id="two"),
+        pytest.param(lambda those: not {2, 5} <= set(those), [5], 6, id="one beside another"),
+        pytest.param(lambda those: not those, list(range(8)), 16, id="all"),
+    ],
+)
+def test_guilty_groups_are_found_by_bisection(agrees, guilty, most):
+    asked = []
+    assert checking._guilty(range(8), lambda those: asked.append(those) or agrees(those)) == guilty
+    assert len(asked) <= most
+
+
+class Attention(nn.Module):
+    """Heads, some of whose first tokens aren't rotated."""
+
+    def __init__(self, still=0, heads=4, scale=None):
+        super().__init__()
+        self.qkv, self.proj, self.head = nn.Linear(3, 3 * 16), nn.Linear(16, 8), nn.Linear(8, 5)
+        self.still, self.heads, self.scale = still, heads, scale
+
+    def rotated(self, x):
+        return torch.cat([x[:, :, : self.still], x[:, :, self.still :].roll(1, -1)], 2).type_as(x)
+
+    def forward(self, x):
+        x = x.flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.heads > 1:
+            q, k = self.rotated(q), self.rotated(k)
+        x = nn.functional.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        return self.head(self.proj(x.transpose(1, 2).flatten(2)).mean(1))
+
+
+@pytest.mark.parametrize("still", [0, 1])
+def test_heads_are_found_even_beside_a_slice_of_nothing(still):
+    model = Attention(still).double().eval()
+    analysis = analyse(model, IMAGE.double())
+    assert [(group.name, group.units) for group in analysis.groups] == [("qkv", 4), ("proj", 8)]
+    chosen = drawn(analysis, 0)
+    assert check(model, analysis, chosen, cut(analysis, chosen), IMAGE) < 1e-9
+
+
+@pytest.mark.parametrize("scale", [None, 0.25])
+def test_an_attention_that_is_scaled_by_its_width_can_only_be_narrowed_as_a_graph(scale):
+    model = Attention(heads=1, scale=scale).double().eval()
+    analysis = analyse(model, IMAGE.double())
+    (g,) = [g for g, group in enumerate(analysis.groups) if group.name == "qkv"]
+    units = [torch.arange(0, group.units, 2 if i == g else 1) for i, group in enumerate(analysis.groups)]
+    narrowed = apply_(model, Plan((narrow(model, analysis.groups, [len(each) for each in units]),)))
+    dense = Attention(heads=1, scale=scale).double().eval()
+    assert (check(dense, analysis, units, narrowed, IMAGE) > CLOSE) == rescaled(analysis, units) == (scale is None)
+    assert check(dense, analysis, units, cut(analysis, units), IMAGE) < 1e-9

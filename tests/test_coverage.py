@@ -1,6 +1,7 @@
 """What can be pruned of a model, models that become graphs, and the structures of the wheel."""
 
 import json
+from functools import partial
 
 import pytest
 import timm
@@ -11,7 +12,8 @@ import zoo
 from zoo import catalog, compressing, coverage
 from zoo.catalog.entry import Base, Budget
 from zoo.cli import cli
-from zoo.compression.checking import check
+from zoo.compression import checking
+from zoo.compression.checking import CLOSE, check, halves, tried
 from zoo.compression.groups import analyse
 from zoo.errors import BudgetError, StructureError
 from zoo.hub.repository import Description
@@ -28,7 +30,9 @@ def images(count=32, side=32):
 
 def small(name="test_resnet"):
     torch.manual_seed(0)
-    return timm.create_model(name, num_classes=5).eval()
+    model = timm.create_model(name, num_classes=5).eval()
+    model.pretrained_cfg["input_size"] = (3, 32, 32)
+    return model
 
 
 def test_a_small_network_is_covered_by_a_plan():
@@ -51,11 +55,26 @@ def test_what_no_plan_can_cut_is_said_and_cut_as_a_graph(monkeypatch):
     assert found.off < 1e-9
 
 
+def test_a_plan_that_cannot_leave_so_little_is_given_up_before_it_is_checked(monkeypatch):
+    planned, check_, checks = coverage.planned, checking.check, []
+
+    def refused(model, analysis, units):
+        if any(g.residual and len(kept) < g.units for g, kept in zip(analysis.groups, units, strict=True)):
+            raise StructureError("no table knows the classes that the residual stream passes")
+        return planned(model, analysis, units)
+
+    monkeypatch.setattr(coverage, "planned", refused)
+    monkeypatch.setattr(checking, "check", lambda *args: checks.append(type(args[3])) or check_(*args))
+    found = coverage.coverage("timm/test_resnet", 0.02)
+    assert found.structure == "graph"
+    assert checks == [torch.export.ExportedProgram]
+
+
 def test_a_model_that_cannot_be_exported_is_an_answer_and_no_failure(monkeypatch):
     def fails(*arguments):
         raise StructureError("it can't be exported: data-dependent")
 
-    monkeypatch.setattr(coverage, "checked", fails)
+    monkeypatch.setattr(checking, "exported", fails)
     assert coverage.coverage("timm/test_resnet").error == "it can't be exported: data-dependent"
 
 
@@ -106,8 +125,9 @@ def test_the_structure_of_the_wheel_costs_what_was_published(name):
     assert counts.params / whole.params == pytest.approx(entry.recipe.budget.params, rel=0.05)
 
 
-def test_a_stand_in_is_made_without_weights_and_says_so():
+def test_a_stand_in_is_made_without_weights_and_says_so(caplog):
     model = zoo.create("resnet50d_pruned_25")
+    assert "resnet50d_pruned_25 is a stand-in of the published macs and params" in caplog.text
     assert model.zoo_entry.structure == "stand-in"
     assert not model.training
     assert model.pretrained_cfg["input_size"] == (3, 224, 224)
@@ -158,6 +178,62 @@ def test_a_cut_whose_outputs_are_no_numbers_is_no_cut():
     broken = small()
     broken.__class__ = Broken
     assert check(model, analysis, units, broken, torch.zeros(2, 3, 32, 32)) == float("inf")
+
+
+@pytest.mark.parametrize(
+    "mixed",
+    [
+        pytest.param(lambda y: y.roll(1, 0), id="they change places"),
+        pytest.param(lambda y: torch.cat([y[:1], y[:-1]]), id="the second gets what the first should"),
+        pytest.param(lambda y: torch.cat([y[1:], y[-1:]]), id="the first gets what the second should"),
+        pytest.param(lambda y: y + 1e-4 * (len(y) == 1), id="alone it gets something else"),
+        pytest.param(lambda y: y + 1e-4 * (len(y) == 2), id="together they get something else"),
+    ],
+)
+def test_a_cut_that_mixes_the_images_of_a_batch_is_no_cut(mixed):
+    model = small()
+    analysis = analyse(model, torch.zeros(2, 3, 32, 32))
+    units = [torch.arange(group.units) for group in analysis.groups]
+
+    class Mixing(type(model)):
+        def forward(self, x):
+            return mixed(super().forward(x))
+
+    mixing = small()
+    mixing.__class__ = Mixing
+    assert check(model, analysis, units, mixing, torch.zeros(2, 3, 32, 32)) > CLOSE
+
+
+VIT = {"depth": 1, "embed_dim": 32, "num_heads": 4, "num_classes": 5}
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "attentions"),
+    [
+        ("qwen3_vit_88m", {**VIT, "img_size": 32, "pos_embed_grid_size": 2}, 1),
+        ("deepseek_vit_412m", {**VIT, "img_size": 32, "patch_size": 8}, 1),
+        ("gemma4_vit_167m", {**VIT, "head_dim": 8, "intermediate_size": 64, "position_embedding_size": 16}, 1),
+        (
+            "sam2_hiera_tiny",
+            {
+                "embed_dim": 16,
+                "stages": (1, 1, 1, 1),
+                "window_spec": (4, 2, 2, 1),
+                "global_att_blocks": (),
+                "global_pos_size": (2, 2),
+                "num_classes": 5,
+            },
+            3,  # the first has one head, whose width scales its logits
+        ),
+    ],
+)
+def test_heads_of_encoders_for_large_images_are_cut_by_a_plan(name, args, attentions):
+    model = timm.create_model(name, **args).eval()
+    model.zoo_entry = Description(name, Base(f"timm/{name}", args))
+    model.pretrained_cfg["input_size"] = (3, 32, 32)
+    trial = tried(model, torch.zeros(2, 3, 32, 32), halves, partial(compressing.planned, model), "no plan")
+    assert trial.off < 1e-12
+    assert sum(group.head_dim is not None for group in trial.analysis.groups) == attentions
 
 
 @pytest.mark.parametrize(("name", "side"), [("tf_efficientnet_cc_b0_4e", 64), ("bat_resnext26ts", 256)])

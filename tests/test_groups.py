@@ -208,7 +208,7 @@ class Wired(nn.Module):
         ),
         pytest.param(lambda m, x: m.c(m.b(m.a(x)) * m.scale), ["a", "b"], id="a scale that is no layer's"),
         pytest.param(lambda m, x: m.c(m.a(x).roll(1, 1)), [], id="channels in another order"),
-        pytest.param(lambda m, x: m.c(y := m.a(x)).sum() + y, ["c"], id="an output"),
+        pytest.param(lambda m, x: m.c(y := m.a(x)).sum((1, 2, 3), keepdim=True) + y, ["c"], id="an output"),
         pytest.param(lambda m, x: m.c(m.b(m.b(m.a(x)))), ["a"], id="a layer that is used twice"),
         pytest.param(
             lambda m, x: m.c(m.b(m.a(x)) * m.b(x.mean(1, keepdim=True) + m.scale)), ["a", "b"], id="two inputs"

@@ -19,7 +19,7 @@ from zoo import catalog
 from zoo.catalog.entry import Entry
 from zoo.compressing import NO_PLAN, planned, swapped
 from zoo.compression.allocation import allocate, prior
-from zoo.compression.checking import CLOSE, check, check_graph, checked
+from zoo.compression.checking import check_graph, checked, tried
 from zoo.compression.groups import Analysis, Group
 from zoo.errors import BudgetError, StructureError
 from zoo.hub import repository
@@ -125,14 +125,14 @@ def stand_in(entry: Entry) -> Description:
     """
     if entry.base is None or entry.recipe.budget is None:
         raise StructureError(f"{entry.name}: the catalog knows no base or no budget of it")
-    model, image = swapped(create(entry.base.id)), torch.zeros(2, *entry.input)
-    analysis = checked(model, image, partial(planned, model), NO_PLAN)
-    kept = allocate(analysis, prior(analysis), entry.recipe.budget)
-    units = [torch.arange(k) for k in kept]
-    narrowed = planned(model, analysis, units)
-    if (off := check(model, analysis, units, narrowed, image)) > CLOSE:
-        raise StructureError(f"{entry.name}: the narrowed {entry.base.id} is {off:.1e} off the masked one")
-    counts, dense, budget = measure(narrowed, entry.input), measure(model, entry.input), entry.recipe.budget
+    model, image, budget = swapped(create(entry.base.id)), torch.zeros(2, *entry.input), entry.recipe.budget
+
+    def chosen(analysis: Analysis) -> list[Tensor]:
+        return [torch.arange(k) for k in allocate(analysis, prior(analysis), budget)]
+
+    trial = tried(model, image, chosen, partial(planned, model), NO_PLAN)
+    narrowed = planned(model, trial.analysis, trial.units)
+    counts, dense = measure(narrowed, entry.input), measure(model, entry.input)
     _met(entry.name, "macs", counts.macs / dense.macs, budget.macs, 0.005)
     if budget.params is not None:
         _met(entry.name, "params", counts.params / dense.params, budget.params, 0.05)
@@ -185,33 +185,31 @@ def _met(name: str, what: str, found: float, wanted: float, tolerance: float) ->
 def _coverage(name: str, model: nn.Module, share: float) -> Coverage:
     model = swapped(model)
     image = torch.zeros(2, *model.pretrained_cfg["input_size"])  # type: ignore[index]
-    analysis, structure = checked(model, image, partial(planned, model), NO_PLAN), "plan"
-    kept = _alike(analysis, share)
-    off = _off(model, analysis, kept, image) if _kept(analysis, kept) <= share else math.inf
-    if off > CLOSE:
-        analysis, structure = checked(model, image), "graph"
+
+    def chosen(analysis: Analysis) -> list[Tensor]:
         kept = _alike(analysis, share)
-        off = check_graph(model, analysis, _drawn(analysis, kept), image)
+        if _kept(analysis, kept) > share:
+            raise BudgetError(f"{name}: a plan can't leave {share:.0%} of the macs")
+        return _drawn(analysis, kept)
+
+    try:
+        trial, structure = tried(model, image, chosen, partial(planned, model), NO_PLAN), "plan"
+        analysis, units, off = trial.analysis, trial.units, trial.off
+    except (BudgetError, StructureError):
+        analysis, structure = checked(model, image), "graph"
+        units = _drawn(analysis, _alike(analysis, share))
+        off = check_graph(model, analysis, units, image)
     return Coverage(
         name,
         groups=len(analysis.groups),
         prunable=_touched(analysis, lambda group: True),
         residual=_touched(analysis, lambda group: group.residual),
         heads=_touched(analysis, lambda group: group.head_dim is not None),
-        kept=_kept(analysis, kept),
+        kept=_kept(analysis, [len(each) for each in units]),
         structure=structure,
         off=off,
         frozen=analysis.frozen,
     )
-
-
-def _off(model: nn.Module, analysis: Analysis, kept: Sequence[int], image: Tensor) -> float:
-    """How far a plan's cut is off the masked model."""
-    units = _drawn(analysis, kept)
-    try:
-        return check(model, analysis, units, planned(model, analysis, units), image)
-    except StructureError:
-        return math.inf
 
 
 def _drawn(analysis: Analysis, kept: Sequence[int]) -> list[Tensor]:

@@ -73,8 +73,8 @@ def row(kind: str, module: str, name: str, seconds: float) -> dict[str, Any]:
         try:
             command = [sys.executable, __file__, "--row", kind, name]
             done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
-            lines = done.stdout.splitlines()
-            found = json.loads(lines[-1]) if done.returncode == 0 else {"error": done.stderr.splitlines()[-1][:160]}
+            said = (done.stdout if done.returncode == 0 else done.stderr).splitlines() or [f"exit {done.returncode}"]
+            found = json.loads(said[-1]) if done.returncode == 0 else {"error": said[-1][:160]}
         except subprocess.TimeoutExpired:
             found = {"error": f"no answer in {seconds:.0f} s"}
         write_json(path, {"name": name, **found, "wall": time.monotonic() - started})

@@ -10,8 +10,8 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from zoo.compression.ids import Axes, Vector
-from zoo.compression.walk import argument, sizes
+from zoo.compression.coupling.ids import Axes, Vector
+from zoo.compression.coupling.walk import argument, sizes
 
 aten = torch.ops.aten
 

@@ -1,6 +1,6 @@
 """Groups: the channels of a model that must be cut together, and what they cost.
 
-The model is exported once; every channel of every tensor gets an id, and the rules of `compression.rules` say which ids
+The model is exported once; every channel of every tensor gets an id, and the rules of `coupling.rules` say which ids
 are one and which are frozen. Ids that lie in the same tensors the same number of times are the units of one group: any
 of them may go. No block is known by name, and what isn't understood is frozen.
 """
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from zoo.compression import rules
+from zoo.compression.coupling import rules
+from zoo.compression.coupling.ids import Vector
+from zoo.compression.coupling.walk import Layer, Walk
 from zoo.compression.cutting import Traced
-from zoo.compression.ids import Vector
-from zoo.compression.walk import Layer, Walk
 from zoo.structure import base, blocks
 from zoo.structure.exported import export
 from zoo.structure.plan import Heads, Narrow, narrowing
@@ -54,6 +54,7 @@ class Group:
         depthwise: paths of the convolutions between that take each channel by itself.
         head_dim: width of one head where the units are heads, else None.
         residual: whether several layers write them into a sum.
+        unfitted: paths of layers that mix them and can't be fitted to fewer.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Group:
     depthwise: tuple[str, ...] = ()
     head_dim: int | None = None
     residual: bool = False
+    unfitted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

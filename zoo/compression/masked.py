@@ -4,18 +4,19 @@ That is what a cut must compute. Norms and means over channels are those of the 
 double precision, with other weights of the same shapes: layer scales near zero and fresh norms would hide a mistake.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.fx import Node
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from zoo.compression.coupling.rules import CONTRACTIONS, STATISTICS
+from zoo.compression.coupling.walk import argument
 from zoo.compression.cutting import Kept, Traced, rewritten
-from zoo.compression.rules import CONTRACTIONS, STATISTICS
-from zoo.compression.walk import argument
 
 aten = torch.ops.aten
 
@@ -28,13 +29,22 @@ class Double(fx.Interpreter):
         if target == aten._assert_tensor_metadata.default:
             return None
 
-        def plain(value: Any) -> Any:
-            if isinstance(value, torch.dtype) and value.is_floating_point:
-                return torch.float64
-            return torch.device("cpu") if isinstance(value, torch.device) else value
-
-        args, kwargs = pytree.tree_map(plain, (args, kwargs))
+        args, kwargs = pytree.tree_map(_double, (args, kwargs))
         return super().call_function(target, args, kwargs)
+
+
+class DoubleCalls(TorchFunctionMode):
+    """The same for the forward pass of a module: rotations that are asked for in single precision, say."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = pytree.tree_map(_double, (args, kwargs or {}))
+        return (Tensor.double if func is Tensor.float else func)(*args, **kwargs)
+
+
+def _double(value: Any) -> Any:
+    if isinstance(value, torch.dtype) and value.is_floating_point:
+        return torch.float64
+    return torch.device("cpu") if isinstance(value, torch.device) else value
 
 
 class Masked(Double):
@@ -91,11 +101,12 @@ def perturbed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     other = {}
     for path, tensor in tensors.items():
+        tensor = tensor.detach().cpu()
         if not tensor.is_floating_point():
-            other[path] = tensor.detach().cpu()
+            other[path] = tensor
             continue
-        t = tensor.detach().cpu().double()
-        if t.numel() == max(t.shape, default=1) or float(t.abs().max()) < 1e-3:
+        t = tensor.double()
+        if t.numel() == max(t.shape, default=1) or max(abs(float(end)) for end in tensor.aminmax()) < 1e-3:
             u = torch.rand(t.shape, generator=generator, dtype=t.dtype)
             t = t * (1 + u / 2) + u / 4
         other[path] = t
@@ -108,7 +119,7 @@ def run(
     tensors: Mapping[str, Tensor],
     image: Tensor,
     how: fx.Interpreter,
-) -> Tensor:
+) -> Any:
     """Run a program.
 
     Args:
@@ -119,27 +130,24 @@ def run(
         how: its interpreter.
 
     Returns:
-        What the model returns, several tensors end to end [n].
+        What the model returns.
     """
     by_name = {node.name: path for node, path in paths.items()}
     names = [node.name for node in program.graph.find_nodes(op="placeholder")]
     with torch.no_grad():
-        return flat(how.run(*[tensors[by_name[name]] if name in by_name else image for name in names]))
-
-
-def flat(outputs: Any) -> Tensor:
-    """All numbers that a model returned [n]."""
-    return torch.cat([each.flatten() for each in pytree.tree_leaves(outputs) if isinstance(each, Tensor)])
+        return how.run(*[tensors[by_name[name]] if name in by_name else image for name in names])
 
 
 Cut = Callable[[Mapping[str, Tensor], Tensor], Any]
 """Path → tensor of the narrowed model, a batch → what the cut returns for it."""
 
 
-def check(
-    traced: Traced, gone: Tensor, tensors: Mapping[str, Tensor], cut: Cut, image: Tensor, batches: Sequence[int]
-) -> float:
-    """Compare a cut with the masked dense model, for batches of some sizes.
+def check(traced: Traced, gone: Tensor, tensors: Mapping[str, Tensor], cut: Cut, image: Tensor) -> float:
+    """Compare a cut with the masked dense model.
+
+    Of two images together, the first must give what the masked dense model gives for it, the second what it gives
+    alone: one pass of one image through the dense model, which is the dearest, and batches of one and of two. Where an
+    output has no dimension for images, the dense model is given both batches too.
 
     Args:
         traced: the dense program and its ids.
@@ -147,22 +155,47 @@ def check(
         tensors: of the dense model, by path.
         cut: runs the narrowed model with weights that it is given.
         image: of any batch size [B, C, H, W].
-        batches: how many images at a time, 1 or 2.
 
     Returns:
-        The largest difference as a share of the largest output; infinite where the cut doesn't run.
+        The largest difference as a share of the dense model's largest output; infinite where the cut doesn't run.
     """
-    dense, kept, worst = perturbed({**traced.program.constants, **tensors}), Kept(traced, gone), 0.0
+    dense, kept = perturbed({**traced.program.constants, **tensors}), Kept(traced, gone)
     narrowed = dense | {path: kept.compact(dense[path], traced.of(node)) for node, path in traced.paths.items()}
     images = torch.randn(2, *image.shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    for batch in (images[:count] for count in batches):
-        expected = run(traced.program, traced.paths, dense, batch, Masked(kept))
-        try:
-            with torch.no_grad():
-                found = flat(cut(narrowed, batch))
-        except (RuntimeError, TypeError, ValueError, LookupError, AssertionError):
-            return float("inf")
-        if found.shape != expected.shape or not torch.isfinite(torch.stack([expected, found])).all():
-            return float("inf")
-        worst = max(worst, float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12)))
-    return worst
+    try:
+        with torch.no_grad():
+            together, alone = leaves(cut(narrowed, images)), leaves(cut(narrowed, images[1:]))
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError):
+        return float("inf")
+
+    def expected(batch: Tensor) -> list[Tensor]:
+        return leaves(run(traced.program, traced.paths, dense, batch, Masked(kept)))
+
+    halves = [each for both, one in zip(together, alone, strict=False) if (each := _halves(both, one))]
+    if len(halves) == len(together) == len(alone):
+        first = expected(images[:1])
+        found, wanted = [half for side in zip(*halves, strict=True) for half in side], [*first, *alone]
+    else:
+        first = expected(images)
+        found, wanted = [*together, *alone], [*first, *expected(images[1:])]
+    if [x.shape for x in found] != [y.shape for y in wanted]:
+        return float("inf")
+    a, b, scale = (torch.cat([x.flatten().double() for x in some]) for some in (found, wanted, first))
+    if not torch.isfinite(torch.stack([a, b])).all():
+        return float("inf")
+    return float((a - b).abs().max() / scale.abs().max().clamp(min=1e-12))
+
+
+def leaves(outputs: Any) -> list[Tensor]:
+    """The tensors that a model returned."""
+    return [each for each in pytree.tree_leaves(outputs) if isinstance(each, Tensor)]
+
+
+def _halves(both: Tensor, one: Tensor) -> tuple[Tensor, ...] | None:
+    """What is of the first of two images and what of the second, where a dimension tells them apart."""
+    if both.ndim != one.ndim:
+        return None
+    longer = [dim for dim, (two, single) in enumerate(zip(both.shape, one.shape, strict=True)) if two != single]
+    if len(longer) != 1 or both.shape[longer[0]] != 2 * one.shape[longer[0]]:
+        return None
+    return both.tensor_split(2, longer[0])

@@ -23,6 +23,13 @@ LEAVES: tuple[tuple[type[nn.Module], Follows], ...] = (
     (nn.Linear, {"out_features": (("weight", 0),), "in_features": (("weight", 1),)}),
     (nn.modules.conv._ConvNd, {"out_channels": (("weight", 0),)}),  # in_channels and groups: see `refresh_`
     (nn.modules.batchnorm._NormBase, {"num_features": (("weight", 0), ("running_mean", 0))}),
+    (
+        nn.RNNBase,
+        {
+            "input_size": (("weight_ih_l0", 1),),
+            "hidden_size": (("weight_hr_l0", 1), ("weight_hh_l0", 1)),  # the first where outputs are projected
+        },
+    ),
     (nn.GroupNorm, {"num_channels": (("weight", 0),)}),
     (nn.PReLU, {"num_parameters": (("weight", 0),)}),
     (nn.Module, {"normalized_shape[0]": (("weight", 0),)}),  # of layer norms, whoever wrote them
@@ -224,6 +231,13 @@ _MULTI_QUERY = Layout(
     _SPLIT_ATTRIBUTES,
     keys="key_dim",
 )
+_GEMMA = Layout(
+    {
+        **dict.fromkeys(_both("q_proj.linear", "k_proj.linear", "v_proj.linear"), ("hd",)),
+        **dict.fromkeys(_both("q_norm", "k_norm"), ("d",)),
+        "o_proj.linear.weight": _READS,
+    }
+)
 _LINEAR = Layout(
     {**dict.fromkeys(_both("qkv_proj"), ("1+2d",)), "out_proj.weight": _READS}, {"embed_dim": "d"}, heads=""
 )
@@ -246,7 +260,9 @@ LAYOUTS: dict[str, Layout] = {
     "timm.models.efficientformer.Attention": _LEVIT,
     "timm.models.efficientformer_v2.Attention2d": _EFFICIENTFORMER,
     "timm.models.efficientformer_v2.Attention2dDownsample": _EFFICIENTFORMER,
+    "timm.models.gemma4_vit.Gemma4Attention": _GEMMA,
     "timm.models.hiera.MaskUnitAttention": Layout(attributes={**_ATTRIBUTES, "dim_out": "hd"}, heads="heads"),
+    "timm.models.hieradet_sam2.MultiScaleAttention": Layout(attributes={**_ATTRIBUTES, "dim_out": "hd"}),
     "timm.models.levit.Attention": _LEVIT,
     "timm.models.levit.AttentionDownsample": _LEVIT,
     "timm.models.mobilevit.LinearSelfAttention": _LINEAR,

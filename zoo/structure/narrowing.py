@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from zoo.errors import StructureError
 from zoo.structure import blocks
 
+_FIRST = "weight_ih_l0"  # and its reverse: what reads the inputs of a recurrent layer
+
 
 def count(asked: int | None, available: int, what: str) -> int:
     """A size that is asked for, or all of it.
@@ -27,23 +29,31 @@ def count(asked: int | None, available: int, what: str) -> int:
     return asked
 
 
-def width_name(module: nn.Module, dim: int) -> str | None:
-    """What a dimension of a layer's weight is called.
+def width_of(module: nn.Module, name: str, dim: int, size: int) -> tuple[str, int] | None:
+    """What a dimension of a layer's tensor says of its width.
 
     Args:
         module: the layer.
-        dim: of its weight.
+        name: of the tensor.
+        dim: of the tensor.
+        size: that the dimension is to have.
 
     Returns:
-        outputs or inputs; None where the module is no layer with a width of its own.
+        outputs or inputs, and how many; None where the module is no layer with a width of its own.
     """
+    if isinstance(module, nn.RNNBase):
+        if dim == 1 and name.startswith(_FIRST):
+            return "inputs", size
+        return "outputs", size * module.hidden_size // module.get_parameter(name).shape[dim]  # of gates or directions
     if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
-        return "inputs" if dim == 1 else "outputs"
-    return "outputs" if output_width(module) else None
+        return "inputs" if dim == 1 else "outputs", size
+    return ("outputs", size) if output_width(module) else None
 
 
 def output_width(module: nn.Module) -> int:
     """How many channels a layer's own tensors put out; 0 where it is no layer with a width of its own."""
+    if isinstance(module, nn.RNNBase):
+        return (module.proj_size or module.hidden_size) * (2 if module.bidirectional else 1)
     if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
         return module.weight.shape[0]
     return _scale_width(_held(module))
@@ -63,9 +73,9 @@ def narrow_layer_(module: nn.Module, path: str, outputs: int | None, inputs: int
     """Keep the first channels of a layer that holds its tensors itself.
 
     Args:
-        module: a linear layer, a convolution, a norm or a scale.
+        module: a linear layer, a convolution, a recurrent layer, a norm or a scale.
         path: its place, for the message.
-        outputs: channels out; of a norm or scale its channels.
+        outputs: channels out; of a recurrent layer its hidden units, of a norm or scale its channels.
         inputs: channels in; a depthwise convolution's follow from `outputs`, and the reverse.
         groups: of a convolution or group norm; a depthwise convolution's follow from its channels.
 
@@ -73,10 +83,13 @@ def narrow_layer_(module: nn.Module, path: str, outputs: int | None, inputs: int
         StructureError: the layer hasn't that many, or no such width.
     """
     held = _held(module)
-    if not held or isinstance(module, nn.modules.conv._ConvTransposeNd):
+    projected = isinstance(module, nn.RNNBase) and module.proj_size > 0
+    if not held or projected or isinstance(module, nn.modules.conv._ConvTransposeNd):
         raise StructureError(f"narrow: {path} is a {type(module).__name__}, which has no width that can be narrowed")
     if isinstance(module, nn.modules.conv._ConvNd):
         _narrow_convolution_(module, held, path, outputs, inputs, groups)
+    elif isinstance(module, nn.RNNBase):
+        _narrow_recurrent_(module, held, path, outputs, inputs)
     elif not isinstance(module, nn.Linear) and (available := _scale_width(held)):
         count(inputs, 1, f"narrow: {path}.inputs")
         kept = torch.arange(count(outputs, available, f"narrow: {path}.outputs"), device="cpu")
@@ -113,6 +126,20 @@ def _narrow_convolution_(
         raise StructureError(f"narrow: {path} has {inputs} inputs and {outputs} outputs for {groups} groups")
     _select_rows_(module, held, outputs, inputs // groups)
     module.groups, module.in_channels, module.out_channels = groups, inputs, outputs
+
+
+def _narrow_recurrent_(
+    module: nn.RNNBase, held: Mapping[str, Tensor], path: str, outputs: int | None, inputs: int | None
+) -> None:
+    """Keep the first units in every gate, layer and direction."""
+    units = torch.arange(count(outputs, module.hidden_size, f"narrow: {path}.outputs"), device="cpu")
+    read = torch.arange(count(inputs, module.input_size, f"narrow: {path}.inputs"), device="cpu")
+    for name, tensor in held.items():
+        kept = {}
+        for dim, size in enumerate(tensor.shape):
+            starts = torch.arange(0, size, module.hidden_size, device="cpu")  # of gates, or of directions
+            kept[dim] = read if dim == 1 and name.startswith(_FIRST) else (starts[:, None] + units).flatten()
+        _select_(module, name, kept)
 
 
 def _select_rows_(module: nn.Module, held: Mapping[str, Tensor], rows: int, columns: int) -> None:

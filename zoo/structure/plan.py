@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zoo.errors import StructureError
 from zoo.structure import blocks, widths
 from zoo.structure.layers import REPLACEMENTS, Identity, Zero
-from zoo.structure.narrowing import count, narrow_heads_, narrow_layer_, narrow_tensor_, width_name
+from zoo.structure.narrowing import count, narrow_heads_, narrow_layer_, narrow_tensor_, width_of
 
 Spatial = Literal["first", "last"]
 Remnant = Literal["identity", "zero"]
@@ -25,7 +25,7 @@ class Width:
     """Channels that a layer keeps.
 
     Args:
-        outputs: channels out; for a norm or a per-channel scale its channels.
+        outputs: channels out; for a norm or a per-channel scale its channels, for a recurrent layer its hidden units.
         inputs: channels in.
         groups: of a convolution or group norm, where they aren't the base's (a depthwise convolution's `inputs` and
             groups follow from its `outputs`).
@@ -63,7 +63,7 @@ class Narrow:
     """Fewer channels.
 
     Args:
-        widths: by path of a layer that holds its tensors itself (linear, convolution, norm, scale).
+        widths: by path of a layer that holds its tensors itself (linear, convolution, recurrent, norm, scale).
         heads: by path of an attention module.
         tensors: shapes by path of a tensor that is no layer's (a position embedding, a bias table, a block's scale).
     """
@@ -239,19 +239,20 @@ def narrowing(
         if before is None:
             raise StructureError(f"narrow: the base has no tensor {path!r}")
         cut = [d for d, n in enumerate(shape) if n != before.shape[d] and (path, d) not in following]
-        owner = path.rpartition(".")[0]
+        owner, _, held = path.rpartition(".")
         layer = model.get_submodule(owner)
         for dim in cut:
-            name = width_name(layer, dim)
-            if name is None or not owner:
+            named = width_of(layer, held, dim, shape[dim])
+            if named is None or not owner:
                 tensors[path] = tuple(shape)
             else:
+                name, channels = named
                 within = (
                     groups.get(owner, layer.groups)
                     if isinstance(layer, nn.modules.conv._ConvNd) and name == "inputs"
                     else 1
                 )
-                widths.setdefault(owner, {})[name] = shape[dim] * within
+                widths.setdefault(owner, {})[name] = channels * within
     return Narrow({path: Width(**width) for path, width in widths.items()}, heads, tensors)
 
 

@@ -6,9 +6,9 @@ from math import prod
 import torch
 from torch.fx import Node
 
-from zoo.compression.ids import Axes, Vector
-from zoo.compression.meeting import meet, unknown
-from zoo.compression.walk import Walk, argument
+from zoo.compression.coupling.ids import Axes, Vector
+from zoo.compression.coupling.meeting import meet, unknown
+from zoo.compression.coupling.walk import Walk, argument
 
 aten = torch.ops.aten
 

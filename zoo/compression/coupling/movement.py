@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from zoo.compression.ids import Axes, Vector
-from zoo.compression.meeting import meet
-from zoo.compression.walk import Walk, argument
+from zoo.compression.coupling.ids import Axes, Vector
+from zoo.compression.coupling.meeting import meet
+from zoo.compression.coupling.walk import Walk, argument
 
 aten = torch.ops.aten
 
@@ -106,10 +106,10 @@ def _read(walk: Walk, node: Node, axes: Axes, ids: Tensor) -> None:
 
 
 def concatenate(walk: Walk, node: Node) -> Axes:
-    """The joined dimension lies end to end; the others are cut together."""
-    inputs = [x for x in walk.tensors(node)]
-    given: list[Node] = list(node.args[0])  # type: ignore[arg-type]
-    rank = len(walk.shape(inputs[0]))
+    """The joined dimension lies end to end; the others are cut together, but for what is empty."""
+    inputs: list[Node] = list(node.args[0])  # type: ignore[arg-type]
+    given = [x for x in inputs if 0 not in walk.shape(x)] or inputs
+    rank = len(walk.shape(given[0]))
     at = int(argument(node, "dim", 1, 0)) % rank
     axes: Axes = []
     for dim in range(rank):

@@ -1,7 +1,7 @@
 """Ids: a name for each channel of each tensor; channels that must be cut together get the same name in the end.
 
-The rules of `compression.rules` only write down which ids are one and which are frozen. `resolve` settles it at once:
-the connected components of that relation, by the smallest id of each.
+The rules of `coupling.rules` only write down which ids are one and which are frozen. `resolve` settles it at once: the
+connected components of that relation, by the smallest id of each.
 """
 
 from dataclasses import dataclass, field

@@ -9,8 +9,8 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from zoo.compression.ids import Axes
-from zoo.compression.walk import Walk, sizes
+from zoo.compression.coupling.ids import Axes
+from zoo.compression.coupling.walk import Walk, sizes
 
 aten = torch.ops.aten
 _SUMS = {aten.add.Tensor, aten.add_.Tensor}

@@ -3,6 +3,7 @@
 pointwise     dimensions of equal size are cut together; a size of one spreads
 movement      (view, permute, slice, ...) the operation itself moves the ids, once for each dimension
 contraction   what is summed over is cut together; the channels of the result are those of the weight
+recurrence    the gates of a unit are cut together, and what the next step and the next layer read of it
 statistics    norms and means over channels are of the channels that stay
 anything else is not understood, and what it reads is frozen
 """
@@ -14,11 +15,12 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from zoo.compression.contraction import attention, convolution, einsum, linear, product, whole
-from zoo.compression.ids import Axes
-from zoo.compression.meeting import pointwise, unknown
-from zoo.compression.movement import concatenate, created, fold, movement, pad, repeat, spread, stack
-from zoo.compression.walk import Walk, argument
+from zoo.compression.coupling.contraction import attention, convolution, einsum, linear, product, whole
+from zoo.compression.coupling.ids import Axes
+from zoo.compression.coupling.meeting import pointwise, unknown
+from zoo.compression.coupling.movement import concatenate, created, fold, movement, pad, repeat, spread, stack
+from zoo.compression.coupling.recurrence import RECURRENT, recurrence
+from zoo.compression.coupling.walk import Walk, argument
 
 aten = torch.ops.aten
 Rule = Callable[[Walk, Node], Any]
@@ -197,6 +199,7 @@ RULES: Mapping[Any, Rule] = {
     **_named("matmul bmm mm baddbmm", product),
     **_named("scaled_dot_product_attention", attention),
     **_named("einsum", einsum),
+    **dict.fromkeys(RECURRENT, recurrence),
     **_named("batch_norm", batch_norm),
     **_named("layer_norm rms_norm", layer_norm),
     **_named("group_norm", group_norm),
@@ -210,7 +213,7 @@ RULES: Mapping[Any, Rule] = {
         spatial,
     ),
 }
-CONTRACTIONS = set(
+CONTRACTIONS = RECURRENT | set(
     _named(
         "linear conv1d conv2d conv3d conv_transpose2d matmul bmm mm baddbmm scaled_dot_product_attention einsum sum "
         "linalg_vector_norm norm",

@@ -1,5 +1,6 @@
 """Walk: what is known of an exported program while ids are propagated through it."""
 
+import re
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
@@ -11,7 +12,9 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from zoo.compression.ids import Axes, Ids, Vector
+from zoo.compression.coupling.ids import Axes, Ids, Vector
+
+_WEIGHT = re.compile(r".+\.weight(_[ih]h_l\d+(_reverse)?)?")  # of a layer, or of one in a recurrent layer
 
 Layer = tuple[Tensor, str]
 """Channels and the path of the layer that does something with them."""
@@ -149,7 +152,7 @@ class Walk:
         if written is not None and owner:
             self.writers.append((written, owner))
         self.inner.append(read)
-        if read is not None and self.paths.get(weight, "").endswith(".weight"):
+        if read is not None and _WEIGHT.fullmatch(self.paths.get(weight, "")):
             self.readers.append((read, owner))
 
     def grouped(self, node: Node, weight: Node, written: Vector, groups: tuple[int, int]) -> None:
