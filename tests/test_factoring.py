@@ -52,6 +52,8 @@ class Awkward(nn.Module):
         self.read = nn.Linear(8, 8)
         self.read_besides = nn.Linear(8, 8)
         self.asked_its_type = nn.Linear(8, 8)
+        self.measured = nn.Linear(8, 8)
+        self.named = nn.Linear(8, 8)
         self.unused = nn.Linear(8, 8)
         self.shared = nn.Linear(8, 8)
         self.again = self.shared
@@ -63,13 +65,14 @@ class Awkward(nn.Module):
         x = self.to_it(self.tied(self.twice(self.twice(x))))
         x = F.linear(x, self.read.weight) + self.read_besides(x) * self.read_besides.weight.sum()
         x = self.shared(self.asked_its_type(x.to(self.asked_its_type.weight.dtype)))
+        x = self.measured(x) / self.measured.out_features + self.named(input=x)
         return self.last(x + self.attention(x[:, None], x[:, None], x[:, None])[0][:, 0])
 
 
 def test_a_layer_is_factorable_if_two_others_could_stand_for_it():
     model = seeded(Awkward)
     before = copy.deepcopy(model.state_dict())
-    assert factorable(model, images()[0]) == ["plain", "last"]
+    assert factorable(model, images()[0]) == ["plain", "twice", "last"]
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert not any(m._forward_hooks for m in model.modules())
 

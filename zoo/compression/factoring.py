@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
+from zoo.compression.signals import hooked, rows
 from zoo.errors import DataError, StructureError, UnknownName
 from zoo.structure import base
 from zoo.structure.plan import Factor, Rank
@@ -32,47 +32,64 @@ def factorable(model: nn.Module, image: Tensor) -> list[str]:
     """Paths of the layers that `Factor` can replace, in the model's order; found by running the model once.
 
     A layer is left out where two layers couldn't stand for it: it is grouped or transposed, computes something else
-    than its class says (a standardised weight, padding to "same" by timm), shares its weight, isn't called exactly
-    once, or its weight is read by others (`F.linear(x, self.qkv.weight)` in timm's beit, eva and swinv2).
+    than its class says (a standardised weight, padding to "same" by timm), shares a parameter, isn't called, or others
+    read what two in sequence don't have (`F.linear(x, self.qkv.weight)` in timm's beit, eva and swinv2).
 
     Args:
         model: in eval mode; left as it was.
         image: images that it takes [B, C, H, W].
     """
-    held = Counter(p for m in _modules(model).values() for p in m._parameters.values() if p is not None)
-    layers: dict[str, Any] = {path: m for path, m in _modules(model).items() if path and _plain(m)}
-    calls: Counter[str] = Counter()
-    hooks = [
-        layer.register_forward_hook(lambda module, args, output, path=path: calls.update([path]))
-        for path, layer in layers.items()
-    ]
+    modules = _modules(model)
+    owners = Counter(p for m in modules.values() for p in m._parameters.values() if p is not None)
+    places = Counter(modules.values())
+    layers = {
+        path: layer
+        for path, layer in modules.items()
+        if path and _plain(layer) and places[layer] == 1 and all(owners[p] == 1 for p in layer.parameters())
+    }
+    called, read = _watched(model, layers.values(), image)
+    return [path for path, layer in layers.items() if layer in called - read]
+
+
+_READ = {"weight", "bias", "in_features", "out_features", "in_channels", "out_channels", "kernel_size", "stride"}
+_READ |= {"padding", "dilation", "groups", "padding_mode"}
+
+
+def _watched(model: nn.Module, layers: Iterable[nn.Module], image: Tensor) -> tuple[set[nn.Module], set[nn.Module]]:
+    """Layers that are called, and layers that are read or called in a way that two in sequence don't know."""
+    called: set[nn.Module] = set()
+    read: set[nn.Module] = set()
+    inside: list[nn.Module] = []
+
+    def watching(kind: type[Any]) -> type[Any]:
+        class Watched(kind):
+            def __getattribute__(self, name: str) -> Any:
+                if name in _READ and self not in inside:
+                    read.add(self)
+                return super().__getattribute__(name)
+
+            def forward(self, *args: Any, **kwargs: Any) -> Any:
+                called.add(self)
+                if len(args) != 1 or kwargs:
+                    read.add(self)
+                inside.append(self)
+                try:
+                    return super().forward(*args, **kwargs)
+                finally:
+                    inside.pop()
+
+        return Watched
+
+    kinds = {layer: type(layer) for layer in layers}
     try:
-        with torch.no_grad(), _Reads() as reads:
+        for layer, kind in kinds.items():
+            layer.__class__ = watching(kind)
+        with torch.no_grad():
             model(image)
     finally:
-        for hook in hooks:
-            hook.remove()
-    return [
-        path
-        for path, layer in layers.items()
-        if held[layer.weight] == calls[path] == reads.count[layer.weight] == 1  # one module, one call, one reader
-    ]
-
-
-class _Reads(TorchFunctionMode):
-    """Count the operations that take each parameter; attributes such as `weight.dtype` are operations too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count: Counter[Any] = Counter()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        for value in (*args, *kwargs.values()):
-            for item in value if isinstance(value, list | tuple) else (value,):
-                if isinstance(item, nn.Parameter):
-                    self.count[item] += 1
-        return func(*args, **kwargs)
+        for layer, kind in kinds.items():
+            layer.__class__ = kind
+    return called, read
 
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -87,7 +104,8 @@ def _plain(layer: Any) -> bool:
         computes = kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
     else:
         return False
-    return computes and layer._parameters.get("weight") is not None
+    weight = layer._parameters.get("weight")
+    return computes and weight is not None and weight.is_floating_point()
 
 
 def pointwise(layer: nn.Module) -> bool:
@@ -228,19 +246,14 @@ def directions(model: nn.Module, path: str, batches: Iterable[Tensor]) -> Tensor
     second: list[Tensor] = []
 
     def observe(module: Any, args: Any, y: Tensor) -> None:
-        y = y.movedim(1 if isinstance(module, nn.Conv2d) else -1, -1).flatten(0, -2).detach()
-        y = y.to(torch.promote_types(y.dtype, torch.float32))
+        y = rows(module, y.detach())
         if module.bias is not None:
             y = y - module.bias
         second.append((y.T @ y).double().cpu() / len(y))
 
-    hook = layer.register_forward_hook(observe)
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                model(batch)
-    finally:
-        hook.remove()
+    with hooked([layer.register_forward_hook(observe)]), torch.no_grad():
+        for batch in batches:
+            model(batch)
     covariance = torch.stack(second).mean(0)
     if not torch.isfinite(covariance).all():
         raise DataError(f"calibration: the output of {path} isn't finite; check the images and the model")

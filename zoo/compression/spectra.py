@@ -18,21 +18,18 @@ Martens, "New Insights and Perspectives on the Natural Gradient Method" (JMLR 20
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from zoo.compression.refit import MAX_ROWS
+from zoo.compression.signals import hooked, rows, thinned
 from zoo.errors import DataError, StructureError
 
 MAX_BYTES = 4 * 2**30  # of statistics held at once; a larger model is watched in several passes
-
-_READ_BY_PARENTS = {"weight", "bias", "in_features", "out_features", "in_channels", "out_channels", "kernel_size"}
-_READ_BY_PARENTS |= {"stride", "padding", "dilation", "groups", "padding_mode"}
 
 
 @dataclass(frozen=True)
@@ -73,75 +70,6 @@ class _Sums:
     positions: int = 0
 
 
-def candidates(model: nn.Module, images: Tensor) -> dict[str, nn.Linear | nn.Conv2d]:
-    """Find the layers that two layers in sequence can stand in for.
-
-    The model is run once. A layer qualifies that is called with one tensor, whose weight nobody else has, and of which
-    nobody reads an attribute from outside (some attention modules multiply by `qkv.weight` themselves).
-
-    Args:
-        model: in eval mode; left as it was.
-        images: [B, C, H, W].
-
-    Returns:
-        Path → ungrouped convolution or linear layer, in the model's order.
-    """
-    paths: dict[nn.Module, list[str]] = {}
-    weights: dict[int, set[nn.Module]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        paths.setdefault(module, []).append(path)
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                weights.setdefault(id(parameter), set()).add(module)
-    found: dict[str, nn.Linear | nn.Conv2d] = {}
-    for module, (path, *others) in paths.items():
-        kind = type(module)
-        if (kind is nn.Linear or (kind is nn.Conv2d and module.groups == 1)) and path and not others:
-            own = [p for p in module._parameters.values() if p is not None]
-            if all(len(weights[id(p)]) == 1 for p in own) and own[0].is_floating_point():
-                found[path] = module  # type: ignore[assignment]
-    called, read = _watch(model, found.values(), images)
-    return {path: layer for path, layer in found.items() if layer in called and layer not in read}
-
-
-def _watch(model: nn.Module, layers: Any, images: Tensor) -> tuple[set[nn.Module], set[nn.Module]]:
-    """Layers that are called, and layers that are read or called in a way that a sequence of two doesn't know."""
-    called: set[nn.Module] = set()
-    read: set[nn.Module] = set()
-    inside: list[nn.Module] = []
-
-    def watched(kind: type[Any]) -> type[Any]:
-        class Watched(kind):
-            def __getattribute__(self, name: str) -> Any:
-                if name in _READ_BY_PARENTS and self not in inside:
-                    read.add(self)
-                return super().__getattribute__(name)
-
-            def forward(self, *args: Any, **kwargs: Any) -> Any:
-                called.add(self)
-                if len(args) != 1 or kwargs:
-                    read.add(self)
-                inside.append(self)
-                try:
-                    return super().forward(*args, **kwargs)
-                finally:
-                    inside.pop()
-
-        return Watched
-
-    kinds = {nn.Linear: watched(nn.Linear), nn.Conv2d: watched(nn.Conv2d)}
-    originals = {layer: type(layer) for layer in layers}
-    try:
-        for layer, kind in originals.items():
-            layer.__class__ = kinds[kind]
-        with torch.no_grad():
-            model(images)
-    finally:
-        for layer, kind in originals.items():
-            layer.__class__ = kind
-    return called, read
-
-
 def spectra(
     model: nn.Module,
     layers: Mapping[str, nn.Linear | nn.Conv2d],
@@ -157,7 +85,7 @@ def spectra(
 
     Args:
         model: a classifier in eval mode; left as it was.
-        layers: path → layer, as `candidates` gives them.
+        layers: path → layer, those of `factorable`.
         batches: images [B, C, H, W].
         ridge: added to the diagonal of G, as a share of its mean.
         smoothing: share of the prediction p that is spread evenly over the classes.
@@ -203,13 +131,11 @@ def reads_inputs(layer: nn.Linear | nn.Conv2d) -> bool:
     return m > n and pointwise
 
 
-def _rows(layer: nn.Linear | nn.Conv2d, z: Tensor, inputs: bool) -> Tensor:
-    """One row for each output position [rows, r]."""
-    if isinstance(layer, nn.Linear):
-        return z.reshape(-1, z.shape[-1])
-    if inputs:
+def _watched(layer: nn.Linear | nn.Conv2d, z: Tensor) -> Tensor:
+    """Its smaller side, one row for each output position [rows, r]."""
+    if isinstance(layer, nn.Conv2d) and reads_inputs(layer):
         z = z[..., :: layer.stride[0], :: layer.stride[1]]
-    return z.movedim(-3, -1).reshape(-1, z.shape[-3])
+    return rows(layer, z)
 
 
 def _collect(
@@ -223,32 +149,30 @@ def _collect(
     sums: dict[str, _Sums] = {}
 
     def signal(path: str, z: Tensor) -> None:
-        layer, inputs = layers[path], reads_inputs(layers[path])
-        rows = _rows(layer, z.detach(), inputs)
-        if layer.bias is not None and not inputs:
-            rows = rows - layer.bias.detach()
-        positions = len(rows)
-        rows = rows[:: -(-positions // MAX_ROWS)].to(torch.promote_types(rows.dtype, torch.float32))
+        layer = layers[path]
+        every = _watched(layer, z.detach())
+        seen = thinned(every)
+        if layer.bias is not None and not reads_inputs(layer):
+            seen = seen - layer.bias.detach()
         if path not in sums:
-            origin = rows.mean(0) if layer.bias is not None else torch.zeros_like(rows[0])
-            empty = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
+            origin = seen.mean(0) if layer.bias is not None else torch.zeros_like(seen[0])
+            empty = torch.zeros(seen.shape[1], seen.shape[1], dtype=torch.float64, device=seen.device)
             sums[path] = _Sums(origin, torch.zeros_like(origin, dtype=torch.float64), empty, empty.clone())
         of = sums[path]
-        rows = rows - of.origin
-        of.first += rows.double().sum(0)
-        of.second += (rows.T @ rows).double()
-        of.rows += len(rows)
-        of.positions += positions
+        seen = seen - of.origin
+        of.first += seen.double().sum(0)
+        of.second += (seen.T @ seen).double()
+        of.rows += len(seen)
+        of.positions += len(every)
         if z.requires_grad:
             z.register_hook(partial(gradient, path))
 
     def gradient(path: str, g: Tensor) -> None:
-        layer, of = layers[path], sums[path]
-        rows = _rows(layer, g, reads_inputs(layer))
-        thinned = rows[:: -(-len(rows) // MAX_ROWS)].to(torch.promote_types(rows.dtype, torch.float32))
-        of.fisher += (thinned.T @ thinned).double() * (len(rows) / len(thinned))
+        every = _watched(layers[path], g)
+        seen = thinned(every)
+        sums[path].fisher += (seen.T @ seen).double() * (len(every) / len(seen))
 
-    with _hooks(layers, signal), torch.enable_grad():
+    with hooked(_hooks(layers, signal)), torch.enable_grad():
         for number, batch in enumerate(batches):
             images = batch.detach().clone().requires_grad_()
             logits = model(images)
@@ -264,8 +188,7 @@ def _collect(
     return sums
 
 
-@contextmanager
-def _hooks(layers: Mapping[str, nn.Linear | nn.Conv2d], signal: Any) -> Iterator[None]:
+def _hooks(layers: Mapping[str, nn.Linear | nn.Conv2d], signal: Any) -> list[RemovableHandle]:
     def before(path: str, layer: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
         x = args[0].view_as(args[0])  # a tensor of its own: other readers of the input have gradients of their own
         signal(path, x)
@@ -276,26 +199,27 @@ def _hooks(layers: Mapping[str, nn.Linear | nn.Conv2d], signal: Any) -> Iterator
         signal(path, y)
         return y
 
-    handles = [
+    return [
         layer.register_forward_pre_hook(partial(before, path))
         if reads_inputs(layer)
         else layer.register_forward_hook(partial(after, path))
         for path, layer in layers.items()
     ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _probes(logits: Tensor, smoothing: float, draws: int, seed: int) -> Iterator[Tensor]:
-    """Random u [B, classes] with E[u uᵀ] = diag(p) − p pᵀ; the same for every pass over the batches."""
+    """Random u [B, classes] at the smoothed prediction; the same for every pass over the batches."""
     p = (1 - smoothing) * logits.softmax(1) + smoothing / logits.shape[1]
-    root, generator = p.sqrt(), torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     for _ in range(draws):
-        v = (torch.randint(0, 2, p.shape, generator=generator) * 2 - 1).to(p)
-        yield root * v - p * (root * v).sum(1, keepdim=True)
+        yield probe(p, generator)
+
+
+def probe(p: Tensor, generator: torch.Generator) -> Tensor:
+    """Random u = √p∘v − p (√p·v) with E[u uᵀ] = diag(p) − p pᵀ of predictions p [B, classes], v random signs."""
+    root = p.sqrt()
+    v = (torch.randint(0, 2, p.shape, generator=generator) * 2 - 1).to(p)
+    return root * v - p * (root * v).sum(1, keepdim=True)
 
 
 def _spectrum(
