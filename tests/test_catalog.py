@@ -59,7 +59,7 @@ def test_looking_at_the_catalog_imports_none_of_the_heavy_packages(arguments):
         ('[[model]]\nname = "a"\nrecipe.budget = {mac = 0.5}', ["mine.toml: a.recipe.budget", "unknown key 'mac'"]),
         ('[[model]]\nname = "a"\nrecipe.budget = {params = 0.5}', ["mine.toml: a.recipe.budget", "missing", "'macs'"]),
         ('[[model]]\nname = "a"\nrecipe.budget.macs = 50', ["mine.toml: a.recipe.budget", "50 of the macs"]),
-        ('[[model]]\nname = "a"\nrecipe.budget.macs = "half"', ["mine.toml: a.recipe.budget", "half of the macs"]),
+        ('[[model]]\nname = "a"\nrecipe.budget.macs = "half"', ["mine.toml: a.recipe.budget", "'half' of the macs"]),
         ('[[model]]\nname = "a"\nrecipe.budget = 0.5', ["mine.toml: a.recipe.budget", "float", "expected a table"]),
         ('[[model]]\nname = "a"\nrecipe = "prune"', ["mine.toml: a.recipe", "str", "expected a table"]),
         ('[[model]]\nname = "a"\nrecipe.teachers = "b"', ["mine.toml: a.recipe.teachers", "str", "expected a list"]),

@@ -231,18 +231,6 @@ def test_unknown_words_are_answered_with_those_that_are_known(options, message, 
         zoo.compress(network("cnn"), budget=0.5, data=images(32), **options)
 
 
-@pytest.mark.parametrize(("kind", "size"), [("cnn", 64), ("vit", 16), ("beit", 16)])
-def test_one_calibration_image_is_enough_to_finish(kind, size, network):
-    pruned = zoo.compress(network(kind), budget=0.5, data=[images(size)[0][:1]])
-    assert outputs(pruned, images(size)[0]).isfinite().all()
-
-
-@pytest.mark.parametrize("data", [[], [torch.empty(0, 3, 32, 32)]], ids=["no batch", "an empty batch"])
-def test_no_calibration_images_are_refused(data, network):
-    with pytest.raises(DataError, match="no images; pass at least one batch"):
-        zoo.compress(network("cnn"), budget=0.5, data=data)
-
-
 def test_a_model_without_channels_to_cut_is_refused():
     with pytest.raises(BudgetError, match="no channels that can be cut"):
         prune(nn.Conv2d(3, 4, 1).eval(), Analysis((), (), ()), images(8), Budget(0.5))
@@ -259,6 +247,19 @@ def test_units_that_go_together_do_the_damage_of_units_that_go_one_after_another
     alone = eliminate(tensors, group, seen, 1e-6, score)
     assert together[0].tolist() == alone[0].tolist() == list(range(7, -1, -1))
     assert together[1] == pytest.approx(alone[1], rel=1e-9)
+
+
+def test_taylor_of_a_model_that_gives_no_logits_is_refused_in_one_line_and_leaves_no_hooks():
+    class Two(nn.Sequential):
+        def forward(self, x):
+            return [super().forward(x)] * 2
+
+    model = Two(nn.Conv2d(3, 4, 1), nn.Flatten()).eval()
+    with pytest.raises(
+        DataError, match="prune: taylor needs logits, but Two gives a list: take another crit"
+    ) as caught:
+        gradients(model, [], [torch.randn(2, 3, 4, 4)])
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["cnn", "vit"])

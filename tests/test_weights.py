@@ -320,7 +320,9 @@ def test_a_full_disk_leaves_the_former_file_and_nothing_else(step, tmp_path, mon
     path.parent.mkdir()
     path.write_bytes(b"former")
     monkeypatch.setattr(os, step, refuse)
-    with pytest.raises(StorageError, match="can't be written: the disk is full; nothing was left behind") as caught:
+    with pytest.raises(
+        StorageError, match="can't be written: the disk is full; nothing half-written was left"
+    ) as caught:
         weights.write(path, {"t": torch.ones(3)})
     assert caught.value.errno == errno.ENOSPC
     assert [path] == list(path.parent.iterdir())

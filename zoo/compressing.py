@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 from zoo.catalog.entry import AVAILABLE, Budget
 from zoo.compression import dwain, falor, lockd
-from zoo.compression.checking import CLOSE, check, check_graph, checked, cut
+from zoo.compression.calibration import batched, check_finite
+from zoo.compression.checking import CLOSE, check, check_graph, checked, cut, rescaled
+from zoo.compression.factoring import digest
 from zoo.compression.groups import Analysis, narrow
 from zoo.compression.low_rank import LowRank, low_rank
 from zoo.compression.prune import Prune, prune
 from zoo.compression.refit import recalibrate_
 from zoo.errors import BudgetError, DataError, StructureError, UnknownName
 from zoo.hub import weights
-from zoo.hub.repository import Description, describe
+from zoo.hub.repository import Description, check_outputs, describe
 from zoo.measurement import forward_on_meta
 from zoo.structure import base, blocks
 from zoo.structure.base import skeleton
@@ -39,15 +41,22 @@ log = logging.getLogger(__name__)
 
 CALIBRATION_IMAGES = 512
 BY_BUDGET = ("prune", "low_rank")
+LEARNING = ("lockd", "dwain")  # which train before the structure is known
 NO_PLAN = "the attributes of its block aren't known, so no plan can cut it"
+LOOSEN = {  # what lets a method decompose more
+    "falor": "nsr_final_threshold or kl_final_threshold",
+    "lockd": "nsr_threshold, proportion_threshold or the schedule's epochs",
+    "dwain": "trade_off_factor, max_accepted_ppl_diff or nsr_final_threshold, or lower min_rank",
+}
 SUFFIXES = {"prune": "pruned", "low_rank": "lowrank"}
 
 
+@torch.inference_mode(False)  # gradients, whatever the caller's mode
 def compress(
     model: nn.Module,
     *,
     budget: float | Budget | None = None,
-    data: str | Sequence[Tensor],
+    data: str | Iterable[Any],
     method: str = "prune",
     images: int = CALIBRATION_IMAGES,
     seed: int = 0,
@@ -62,8 +71,8 @@ def compress(
         model: from `zoo.load` or timm, dense or compressed before; left as it was.
         budget: share of its macs that stays, 0..1, or shares of macs and params, for `prune` and `low_rank`; the other
             methods have thresholds instead.
-        data: calibration images: a data set as `--data` takes it, or batches [B, C, H, W]. `lockd` and `dwain` train,
-            and need the data set.
+        data: calibration images: a data set as `--data` takes it, or batches [B, C, H, W] of the model's input size,
+            with labels or without, or one such batch. `lockd` and `dwain` train, and need the data set.
         method: `prune`, `low_rank`, `falor`, `lockd` or `dwain`.
         images: how many of the data set are looked at.
         seed: of what is random.
@@ -85,14 +94,16 @@ def compress(
     if (budget is None) == (method in BY_BUDGET):
         problem = "needs a budget" if budget is None else "has thresholds and takes no budget"
         raise BudgetError(f"{method} {problem}; {' and '.join(BY_BUDGET)} compress to a budget")
-    budget = Budget(budget) if isinstance(budget, int | float) else budget
+    budget = budget if budget is None or isinstance(budget, Budget) else Budget(budget)
     dense = describe(model)
     if dense.base is None or dense.graph is not None:
         raise StructureError(f"{dense.name} is a graph: only what has a plan over a base can be compressed")
-    batches = calibration(model, data, images) if isinstance(data, str) else list(data)
-    name, recipe = f"{dense.name}_{SUFFIXES.get(method, method)}", {"method": method, "options": dict(options)}
+    check_finite(model)
+    check_outputs(model, dense)
+    batches = batched(model, calibration(model, data, images) if isinstance(data, str) else data)
+    name, recipe = f"{dense.name}_{suffix(method, budget)}", {"method": method, "options": dict(options)}
     if budget is not None:
-        name, recipe = f"{name}_{round(100 * budget.macs)}", recipe | {"budget": asdict(budget)}
+        recipe |= {"budget": asdict(budget)}
     about = replace(dense, name=name, recipe=recipe, source="")
     with evaluating(model):
         if method == "prune":
@@ -106,10 +117,18 @@ def compress(
             else:
                 raise DataError(f"{method} trains, so batches aren't enough: pass a data set's name, folder or Hub id")
             smaller = _rebuilt(model, replace(about, plan=dense.plan + Plan((edit,))), tensors)
-    smaller = smaller.to(next(model.parameters()).device)
-    if method in BY_BUDGET:
-        recalibrate_(smaller, batches)
+            if not edit.layers and method in LOOSEN:
+                log.warning("%s: no layer was decomposed; raise %s", method, LOOSEN[method])
     return smaller
+
+
+def suffix(method: str, budget: Budget | None) -> str:
+    """What a compressed model's name ends in: the method and, of a budget, the share of the macs in percent."""
+    kept = SUFFIXES.get(method, method)
+    if budget is None:
+        return kept
+    share = 100 * budget.macs
+    return f"{kept}_{share:.0f}" if share >= 1 else f"{kept}_{share:.1g}"
 
 
 def check_method(method: str) -> None:
@@ -122,6 +141,7 @@ def check_method(method: str) -> None:
         raise UnknownName(f"no method {method!r}: this version compresses by {', '.join(AVAILABLE)}")
 
 
+@torch.inference_mode(False)
 def distil(
     model: nn.Module,
     teachers: Sequence[nn.Module],
@@ -145,7 +165,7 @@ def distil(
         schedule: how long and how fast.
         augment: keyword arguments of timm's training transform.
         seed: of order and augmentation.
-        state: a file to resume from.
+        state: a file to resume from; one of other teachers, data or augmentation is refused.
         machine: how it runs here.
         evaluate: called after each epoch; its figures are shown and logged.
 
@@ -169,6 +189,9 @@ def distil(
     zeros = [path for edit in plan.edits if isinstance(edit, Mask) for path in edit.paths]
 
     progress = "distil" if teachers else "train"
+    about = {"data": data, "augment": dict(augment or {})}
+    if teachers and state:
+        about |= {"distil": asdict(how or Distil()), "teachers": [digest("teacher", "", each) for each in frozen]}
     epoch = _epochs(data, transform, schedule, seed, machine)
     with masks.held(model, zeros):
         return train(
@@ -178,6 +201,7 @@ def distil(
             schedule,
             seed=seed,
             state=state,
+            about=about,
             evaluate=evaluate,
             progress=progress,
             machine=machine,
@@ -187,9 +211,7 @@ def distil(
 def calibration(model: nn.Module, data: str, images: int = CALIBRATION_IMAGES) -> list[Tensor]:
     """Batches of training images as the model sees them in evaluation, [B, C, H, W]."""
     transform = evaluation_transform(model.pretrained_cfg)  # type: ignore[arg-type]
-    weight = next(model.parameters())
-    batches = loader(dataset(data, "train", limit=images), transform, 64)
-    return [batch.to(weight.device, weight.dtype) for batch, _ in batches]
+    return [batch for batch, _ in loader(dataset(data, "train", limit=images), transform, 64)]
 
 
 def declared(kind: Callable[..., Any], options: Mapping[str, Any], where: str) -> Any:
@@ -203,6 +225,22 @@ def declared(kind: Callable[..., Any], options: Mapping[str, Any], where: str) -
         if key not in known:
             raise UnknownName(f"{where} has no option {key!r}, known are {', '.join(known)}")
     return kind(**options)
+
+
+def learning(method: str, options: Mapping[str, Any]) -> tuple[lockd.Lockd | dwain.Dwain, Schedule]:
+    """The declaration and the schedule of a method that trains.
+
+    Args:
+        method: `lockd` or `dwain`.
+        options: as `compress` takes them; what is no method's own is left out.
+
+    Raises:
+        UnknownName: there is no such option.
+    """
+    kind, trains = (lockd.Lockd, lockd.SCHEDULE) if method == "lockd" else (dwain.Dwain, dwain.SCHEDULE)
+    own = {key: value for key, value in options.items() if key not in ("schedule", "images", "seed", "augment")}
+    schedule = declared(Schedule, {**asdict(trains), **options.get("schedule", {})}, f"{method}'s schedule")
+    return declared(kind, own, method), schedule
 
 
 def swapped(model: nn.Module) -> nn.Module:
@@ -227,9 +265,11 @@ def planned(model: nn.Module, analysis: Analysis, units: Sequence[Tensor]) -> nn
         units: of each group, those that stay [k].
 
     Raises:
-        StructureError: the classes of the model can't be built so.
+        StructureError: the classes of the model can't be built so, or would compute something else.
     """
     description = describe(model)
+    if rescaled(analysis, units):
+        raise StructureError(f"{description.name}: heads whose width is their attention's scale can't be narrowed")
     edit = narrow(model, analysis.groups, [len(kept) for kept in units])
     cut_model = _structure(replace(description, plan=description.plan + Plan((edit,))))
     config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
@@ -241,8 +281,6 @@ def _pruned(model: nn.Module, about: Description, batches: Sequence[Tensor], bud
     """The pruned model: by a plan where what plans can cut meets the budget, else as a graph."""
     dense = swapped(model)
     computed = {path: (held, held.shape) for path, held in dense.named_buffers()}  # timm's convit grows one in forward
-    if not batches or not len(batches[0]):
-        raise DataError("calibration: no images; pass at least one batch")
     image = batches[0][:2]
     try:
         analysis = checked(dense, image, partial(planned, dense), NO_PLAN)
@@ -251,16 +289,20 @@ def _pruned(model: nn.Module, about: Description, batches: Sequence[Tensor], bud
         off = _close(about, check(dense, analysis, found.units, smaller, image))
         tensors, structure = found.tensors, replace(about, plan=describe(smaller).plan)
     except (BudgetError, StructureError) as error:
-        log.info("%s becomes a graph: by a plan, the %s", about.name, error)
         analysis = checked(dense, image)
-        found = prune(dense, analysis, batches, budget, how)
+        found = prune(dense, analysis, batches, budget, how)  # or its own error says that no graph meets it either
+        log.info("%s becomes a graph: by a plan, the %s", about.name, error)
         off = _close(about, check_graph(dense, analysis, found.units, image))
         program = cut(analysis, found.units)
         graph, tensors = lift(program, {**program.constants, **found.tensors})
         smaller, structure = build(graph, about.name), replace(about, plan=Plan(), graph=graph)
     log.debug("prune: %d images went through the model; the cut is %.0e off the masked model", found.forwards, off)
     grown = {path for path, now in dense.named_buffers() if path in computed and now.shape != computed[path][1]}
-    return _filled(smaller, model, structure, {**tensors, **{path: computed[path][0] for path in grown & set(tensors)}})
+    tensors = {**tensors, **{path: computed[path][0] for path in grown & set(tensors)}}
+    smaller = _filled(smaller, model, structure, tensors)
+    if any(len(kept) < group.units for group, kept in zip(analysis.groups, found.units, strict=True)):
+        recalibrate_(smaller, batches)  # else it is the dense model
+    return smaller
 
 
 def _close(about: Description, off: float) -> float:
@@ -299,19 +341,14 @@ def _learned(
     weight = next(model.parameters())
     if weight.dtype != torch.float32:
         raise StructureError(f"{method} trains in float32, the model is {weight.dtype}: pass model.float()")
-    own = {key: value for key, value in options.items() if key != "schedule"}
-    trains = lockd.SCHEDULE if method == "lockd" else dwain.SCHEDULE
-    schedule = declared(Schedule, {**asdict(trains), **options.get("schedule", {})}, f"{method}'s schedule")
+    how, schedule = learning(method, options)
     config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     epoch = _epochs(data, training_transform(config, augment or {}), schedule, seed, machine)
-    if method == "lockd":
-        how = declared(lockd.Lockd, own, method)
+    if isinstance(how, lockd.Lockd):
         return lockd.lockd(model, epoch, how, schedule, seed=seed, state=state, machine=machine)
     few = loader(dataset(data, "train", limit=CALIBRATION_IMAGES), evaluation_transform(config), 64)
     labelled = [(images.to(weight.device), labels.to(weight.device)) for images, labels in few]
-    return dwain.dwain(
-        model, labelled, epoch, declared(dwain.Dwain, own, method), schedule, seed=seed, state=state, machine=machine
-    )
+    return dwain.dwain(model, labelled, epoch, how, schedule, seed=seed, state=state, machine=machine)
 
 
 def _epochs(data: str, transform: Any, schedule: Schedule, seed: int, machine: Machine) -> Callable[[int], Any]:
@@ -344,4 +381,4 @@ def _filled(smaller: nn.Module, model: nn.Module, description: Description, tens
     smaller.num_classes = model.num_classes
     smaller.pretrained_cfg = smaller.default_cfg = dict(model.pretrained_cfg)  # type: ignore[assignment, arg-type]
     smaller.zoo_entry = description  # type: ignore[assignment]
-    return smaller.eval()
+    return smaller.to(next(model.parameters()).device).eval()

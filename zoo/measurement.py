@@ -1,6 +1,7 @@
 """What a model costs: parameters and multiply-accumulates, counted without computing anything."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -79,19 +80,42 @@ def forward_on_meta(model: nn.Module, input: Sequence[int] | None = None) -> tup
     on_meta = {name: tensor.detach().to("meta") for name, tensor in tensors}
     dtype = next((t.dtype for t in model.parameters() if t.is_floating_point()), torch.float32)
     image = torch.empty(1, channels, height, width, device="meta", dtype=dtype)
-    # Mode flags, and what a forward pass leaves behind: some of timm's attention keeps a tensor per device in a dict.
+    try:
+        with unchanged(model), torch.no_grad():
+            torch.func.functional_call(model, on_meta, (image,))
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise StructureError(f"measure: the model refuses an input of {tuple(input)}: {reason}") from error
+    return channels, height, width
+
+
+def input_size(model: nn.Module) -> tuple[int, int, int]:
+    """Channels, height and width of the images that a model takes, as its `pretrained_cfg` says.
+
+    Raises:
+        StructureError: it doesn't say.
+    """
+    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    if size is None:
+        raise StructureError(f"{type(model).__name__} names no input size; set model.pretrained_cfg['input_size']")
+    channels, height, width = size
+    return channels, height, width
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """A model in eval mode for as long as the context is open, then as it was.
+
+    Taken back are mode flags, and what a forward pass leaves behind: some of timm's attention keeps a tensor for each
+    device in a dict, or grows a buffer.
+    """
     attributes = [d for module in model.modules() for d in (vars(module), *vars(module).values()) if type(d) is dict]
     before = [dict(held) for held in attributes]
     try:
         model.eval()
-        with torch.no_grad():
-            torch.func.functional_call(model, on_meta, (image,))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise StructureError(f"measure: the model refuses an input of {tuple(input)}: {reason}") from error
+        yield
     finally:
         for held, was in zip(attributes, before, strict=True):
             held.update(was)
             for added in held.keys() - was.keys():
                 del held[added]
-    return channels, height, width

@@ -17,7 +17,7 @@ from zoo.converting import converted
 from zoo.errors import RepositoryError, StructureError, UnknownName
 from zoo.files import free, writing_folder
 from zoo.hub import remote, repository
-from zoo.hub.repository import Description, describe
+from zoo.hub.repository import Description, check_outputs, describe
 from zoo.loading import origin_of
 from zoo.report import Report
 from zoo.verification import report_of, results_of
@@ -43,12 +43,13 @@ def save(
         The folder.
 
     Raises:
-        StructureError: the base isn't known or isn't this model's.
+        StructureError: the base isn't known or isn't this model's, or the model was changed since it was built.
         RepositoryError: something else lies at that place.
         StorageError: the disk is full or refuses.
     """
     base = Base(base) if isinstance(base, str) else base
     description = describe(model) if base is None else Description(base.architecture, base)
+    check_outputs(model, description)
     report = report or report_of(model, name=description.name)
     config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     card = render(_entry(description, config), description, report, config, dense)

@@ -79,7 +79,9 @@ class Budget:
             if share is None and what == "params":
                 continue
             if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
-                raise BudgetError(f"budget of {share} of the {what} can't be met: expected a share above 0, at most 1")
+                raise BudgetError(
+                    f"budget of {share!r} of the {what} can't be met: expected a share above 0, at most 1"
+                )
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ from torch.nn import functional as F
 from zoo.compression.elimination import inputs
 from zoo.compression.groups import Group
 from zoo.compression.refit import Moments, columns
+from zoo.compression.signals import hooked
+from zoo.errors import DataError
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +81,7 @@ def _written(group: Group, evidence: Evidence, of: Callable[[Tensor], Tensor]) -
     score = torch.zeros(group.units, dtype=torch.float64)
     for piece in group.slices:
         owner, _, name = piece.tensor.rpartition(".")
-        if piece.dim == 0 and owner in group.writers and name == "weight":
+        if piece.dim == 0 and owner in group.writers and name.startswith("weight"):
             score += of(evidence.tensors[piece.tensor].flatten(1).double()).sum(1)[piece.index].sum(1)
     return score
 
@@ -94,6 +96,9 @@ def gradients(model: nn.Module, groups: Sequence[Group], batches: Sequence[Tenso
 
     Returns:
         Group's name → [units], in double precision, on the CPU.
+
+    Raises:
+        DataError: the model's output isn't a tensor, so its classes aren't known.
     """
     of: dict[str, list[Group]] = {}
     for group in groups:
@@ -120,18 +125,20 @@ def gradients(model: nn.Module, groups: Sequence[Group], batches: Sequence[Tenso
         model.get_submodule(path).register_forward_pre_hook(lambda module, args, path=path: observe(path, module, args))
         for path in of
     ]
-    try:
+    with hooked(hooks):
         for batch in batches:
             product.clear()
             with torch.enable_grad():
                 image = batch.detach().requires_grad_()
                 logits = model(image)
+                if not isinstance(logits, Tensor):
+                    raise DataError(
+                        f"prune: taylor needs logits, but {type(model).__name__} gives a {type(logits).__name__}: "
+                        "take another criterion, such as obs"
+                    )
                 loss = F.cross_entropy(logits, logits.detach().argmax(1), reduction="sum")
                 torch.autograd.grad(loss, image)
             for name, each in product.items():
                 score[name] += each.abs().sum(0)
-    finally:
-        for hook in hooks:
-            hook.remove()
     images = sum(map(len, batches))
     return {name: total / images for name, total in score.items()}

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from zoo.compression.groups import Group
-from zoo.compression.refit import Moments, columns
+from zoo.compression.refit import Moments, columns, ridged
+from zoo.errors import DataError
 
 EXACT = 512  # inputs of the widest reader up to which units are priced anew after each
 SHARE = 32  # above, this part of those left goes at once
@@ -39,6 +40,9 @@ def eliminate(
     Returns:
         Units, the most important first, and the noise-to-signal ratio, summed over the readers, when the first k of
         them are kept, k = 0..units.
+
+    Raises:
+        DataError: what a reader sees is singular in spite of the ridge.
     """
     readers = [_Reader(tensors, group, path, seen[path], ridge) for path in group.readers]
     widest = max(len(reader.P) for reader in readers)
@@ -65,6 +69,13 @@ def inputs(group: Group, path: str) -> Tensor:
     return torch.cat(pieces, 1)
 
 
+def _cholesky(A: Tensor) -> Tensor:
+    L, failed = torch.linalg.cholesky_ex(A)
+    if failed.any():
+        raise DataError("prune: the covariance of the calibration images is singular; raise ridge")
+    return L  # type: ignore[no-any-return]
+
+
 class _Reader:
     """One reader of a group while units are removed; the symbols are the module's."""
 
@@ -72,8 +83,7 @@ class _Reader:
         W, C = tensors[f"{path}.weight"].detach(), seen.covariance
         self.at = torch.stack([columns(W, unit) for unit in inputs(group, path)])  # columns of each unit [units, s]
         self.W = W.flatten(1).to(torch.float64, copy=True)
-        jitter = ridge * C.diagonal().mean().clamp(min=1e-12)
-        self.P = torch.cholesky_inverse(torch.linalg.cholesky(C + jitter * torch.eye(len(C), dtype=C.dtype)))
+        self.P = torch.cholesky_inverse(_cholesky(C + ridged(seen, ridge) * torch.eye(len(C), dtype=C.dtype)))
         self.signal = ((self.W @ C) * self.W).sum().clamp(min=1e-12)
         self.gone = torch.zeros(len(C), dtype=torch.bool)
 
@@ -83,7 +93,7 @@ class _Reader:
             missed: Tensor = self.W[:, at[:, 0]].square().sum(0) / self.P.diagonal()[at[:, 0]]
         else:
             W_j = self.W[:, at].permute(1, 2, 0)
-            L = torch.linalg.cholesky(self.P[at[:, :, None], at[:, None, :]])
+            L = _cholesky(self.P[at[:, :, None], at[:, None, :]])
             missed = torch.linalg.solve_triangular(L, W_j, upper=False).square().sum((1, 2))
         return missed / self.signal
 
@@ -91,7 +101,7 @@ class _Reader:
         """Remove units in this order; the price of each."""
         B = self.at[list(units)].flatten()
         P_B, W_B = self.P[B], self.W[:, B]
-        L = torch.linalg.cholesky(P_B[:, B])
+        L = _cholesky(P_B[:, B])
         prices: Tensor = torch.linalg.solve_triangular(L, W_B.T, upper=False).square().sum(1)
         gain = torch.cholesky_solve(P_B, L)
         self.W.addmm_(W_B, gain, alpha=-1)

@@ -28,7 +28,8 @@ from zoo.compression.criteria import CRITERIA, Evidence, gradients, l2
 from zoo.compression.elimination import eliminate, inputs
 from zoo.compression.groups import Analysis, Group, select
 from zoo.compression.refit import Moments, Seen, columns, refit
-from zoo.errors import BudgetError, UnknownName
+from zoo.compression.signals import hooked
+from zoo.errors import BudgetError, UnknownName, require
 from zoo.structure import base
 
 POINTS = (0.75, 0.5, 0.25, 0.125)  # shares of a group's units at which the outputs are looked at
@@ -54,6 +55,8 @@ class Prune:
     ridge: float = 1e-4
 
     def __post_init__(self) -> None:
+        if self.criterion not in CRITERIA:
+            raise UnknownName(f"no criterion {self.criterion!r}, known are {', '.join(CRITERIA)}")
         if type(self.round_to) is not int or self.round_to < 1:
             raise BudgetError(f"prune: round_to is {self.round_to!r}, expected a whole number of at least 1")
         for name, least, most in (("floor", 0.0, 1.0), ("ridge", 1e-13, 1e12)):
@@ -97,8 +100,6 @@ def prune(
         DataError: the calibration images can't be used.
     """
     how = how or Prune()
-    if how.criterion not in CRITERIA:
-        raise UnknownName(f"no criterion {how.criterion!r}, known are {', '.join(CRITERIA)}")
     analysis = fittable(model, analysis, batches[0][:1])
     groups = analysis.groups
     if not groups:
@@ -110,10 +111,10 @@ def prune(
 
 
 def fittable(model: nn.Module, analysis: Analysis, image: Tensor) -> Analysis:
-    """The analysis with those readers alone that can be fitted.
+    """The analysis with those readers apart that can't be fitted.
 
-    Left out are layers whose weight is read without a call of the layer (timm's beit reads `qkv.weight`), and
-    convolutions that aren't plain two-dimensional ones.
+    These are layers whose weight is read without a call of the layer (timm's beit reads `qkv.weight`), recurrent
+    layers, and convolutions that aren't plain two-dimensional ones.
 
     Args:
         model: in eval mode.
@@ -127,13 +128,12 @@ def fittable(model: nn.Module, analysis: Analysis, image: Tensor) -> Analysis:
         for path, layer in layers.items()
         if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str))
     ]
-    try:
+    with hooked(hooks):
         _outputs(model, image)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    kept = [tuple(path for path in group.readers if path in called) for group in analysis.groups]
-    groups = (replace(group, readers=readers) for group, readers in zip(analysis.groups, kept, strict=True))
+    groups = []
+    for group in analysis.groups:
+        fitted, unfitted = (tuple(p for p in group.readers if (p in called) is can) for can in (True, False))
+        groups.append(replace(group, readers=fitted, unfitted=unfitted))
     return replace(analysis, groups=tuple(groups))
 
 
@@ -170,6 +170,8 @@ def choose(
     images = torch.cat([*batches])[: max(8, min(IMAGES, FORWARDS // len(POINTS) // len(groups)))]
     target = _outputs(model, images)
     orders, damage = [], []
+    bar = require("tqdm", "eval").tqdm
+    looked = bar(total=len(groups), desc="prune: groups", unit="group", disable=None, leave=False)
     for portion, moments in seen.portions([group.readers for group in groups]):
         for group in groups[portion.start : portion.stop]:
             score = rank and rank(group, Evidence(tensors, moments, slopes))
@@ -180,15 +182,18 @@ def choose(
                 nsr = [1 - k / group.units for k in range(group.units + 1)]
             points = []
             for k in sorted({max(1, round(share * group.units)) for share in POINTS}):
-                if group.readers:
-                    with _replaced(model, _fits(tensors, [group], [order[:k]], moments, how.ridge)):
+                fits = _fits(tensors, [group], [order[:k]], moments, how.ridge)
+                if group.readers and not group.unfitted:
+                    with _replaced(model, fits):
                         logits = _outputs(model, images)
                 else:
                     kept = [order[:k].sort().values if g is group else torch.arange(g.units) for g in groups]
-                    logits = _cut_outputs(analysis, kept, select(groups, kept, tensors), images, target)
+                    logits = _cut_outputs(analysis, kept, select(groups, kept, _written(tensors, fits)), images, target)
                 points.append((nsr[k], divergence(logits, target)))
             orders.append(order)
             damage.append(scaled(nsr, points))
+            looked.update()
+    looked.close()
     seen.forwards += len(images) * (1 + len(POINTS) * len(groups))
     free = replace(analysis, groups=tuple(replace(group, residual=False) for group in groups))
     tempered = [{k: nats**0.5 for k, nats in curve.items()} for curve in damage]
@@ -206,7 +211,7 @@ def choose(
         cut = select(groups, units, fitted(model, analysis, units, how, seen))
         return divergence(_cut_outputs(analysis, units, cut, images, target), target)
 
-    return min(found, key=nats)
+    return min(bar(found, desc="prune: cuts", unit="cut", disable=None, leave=False), key=nats)
 
 
 def fitted(model: nn.Module, analysis: Analysis, units: Sequence[Tensor], how: Prune, seen: Seen) -> dict[str, Tensor]:
@@ -228,12 +233,18 @@ def fitted(model: nn.Module, analysis: Analysis, units: Sequence[Tensor], how: P
     paths = [path for path in seen.bytes if path in cut]
     for portion, moments in seen.portions([[path] for path in paths]):
         asked = {path: moments[path] for path in paths[portion.start : portion.stop]}
-        fits = _fits(tensors, analysis.groups, units, asked, how.ridge)
-        for path, (weight, shift) in fits.items():
-            bias = tensors.get(f"{path}.bias")
-            found[f"{path}.weight"] = weight
-            if bias is not None:
-                found[f"{path}.bias"] = (bias.double() + shift).to(bias.dtype)
+        found = _written(found, _fits(tensors, analysis.groups, units, asked, how.ridge))
+    return found
+
+
+def _written(tensors: Mapping[str, Tensor], fits: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """The tensors with what was fitted in place of the dense weights and biases."""
+    found = dict(tensors)
+    for path, (weight, shift) in fits.items():
+        bias = tensors.get(f"{path}.bias")
+        found[f"{path}.weight"] = weight
+        if bias is not None:
+            found[f"{path}.bias"] = (bias.double() + shift).to(bias.dtype)
     return found
 
 

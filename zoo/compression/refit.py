@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.compression.signals import hooked, thinned
 from zoo.errors import DataError
 
-MAX_ROWS = 16_384  # of one batch and layer: patches overlap, so more of them tell nothing new
+ROUNDING = 1e-14  # of a double-precision sum over all rows, with room
 MAX_BYTES = 2 << 30  # of second moments held at a time
 
 
@@ -63,23 +64,19 @@ def moments(
 
     def observe(path: str, layer: nn.Module, x: Tensor) -> None:
         x = _rows(layer, x.to(torch.promote_types(x.dtype, torch.float32)))
-        x = x[:: -(-len(x) // MAX_ROWS)].double()  # μμᵀ is about to be taken off: in floats C would turn indefinite
+        x = thinned(x).double()  # μμᵀ is about to be taken off: in floats C would turn indefinite
         total, products = x.sum(0), x.T @ x
         first[path] = first[path] + total if path in first else total
         second[path] = second[path] + products if path in second else products
         rows[path] = rows.get(path, 0) + len(x)
 
-    hooks = []
-    for path in readers:
-        layer = model.get_submodule(path)
-        hooks.append(layer.register_forward_pre_hook(lambda m, args, path=path: observe(path, m, args[0])))
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                model(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    hooks = [
+        model.get_submodule(path).register_forward_pre_hook(lambda m, args, path=path: observe(path, m, args[0]))
+        for path in readers
+    ]
+    with hooked(hooks), torch.no_grad():
+        for batch in batches:
+            model(batch)
     if hooks and not rows:
         raise DataError("calibration: no images; pass at least one batch")
     return {
@@ -151,6 +148,19 @@ def _rows(layer: nn.Module, x: Tensor) -> Tensor:
     return patches.transpose(0, 1).flatten(1).T
 
 
+def ridged(seen: Moments, ridge: float) -> float:
+    """λ: the ridge, and no less than what rounding may have made of C, so that C + λI is positive definite.
+
+    C is the difference of E[x xᵀ] and μμᵀ: where inputs hardly vary, rounding is all that is left of it.
+
+    Args:
+        seen: moments of the inputs.
+        ridge: share of the mean of C's diagonal.
+    """
+    C = seen.covariance
+    return max(ridge * max(float(C.diagonal().mean()), 1e-12), ROUNDING * len(C) * float(seen.power.mean()))
+
+
 def columns(weight: Tensor, positions: Tensor) -> Tensor:
     """Columns of the flattened weight [out, n] that belong to input positions.
 
@@ -178,8 +188,7 @@ def refit(weight: Tensor, seen: Moments, kept: Tensor, ridge: float) -> tuple[Te
         W' [out, k], the shift of the bias W μ − W' μ[S] [out], and the noise-to-signal ratio that remains.
     """
     W, C = weight.detach().flatten(1).double(), seen.covariance
-    jitter = ridge * C.diagonal().mean().clamp(min=1e-12)
-    gram = C[kept][:, kept] + jitter * torch.eye(len(kept), dtype=C.dtype)
+    gram = C[kept][:, kept] + ridged(seen, ridge) * torch.eye(len(kept), dtype=C.dtype)
     cross = W @ C[:, kept]
     fitted = torch.linalg.solve(gram, cross.T).T
     signal = (W @ C * W).sum()

@@ -1,0 +1,93 @@
+"""What is saved gives what the model gave, or isn't saved."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import zoo
+from zoo.catalog.entry import Base, Budget
+from zoo.errors import StructureError
+
+IMAGES = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+
+
+def replaced(model):
+    model.act1 = nn.GELU()
+
+
+def retuned(model):
+    model.bn1.eps = 0.5
+
+
+def patched(model):
+    forward = model.forward
+    model.forward = lambda x: 2 * forward(x)
+
+
+def broadcast(model):
+    forward = model.forward
+    model.forward = lambda x: forward(x).expand(4, -1)
+
+
+def spoilt(model):
+    model.forward = lambda x: x.flatten(1)[:, :7] * float("nan")
+
+
+CHANGES = {
+    "an argument that no tensor shows": ({"global_pool": "max"}, lambda model: None),
+    "another module": ({}, replaced),
+    "another attribute": ({}, retuned),
+    "another forward": ({}, patched),
+    "another shape": ({}, broadcast),
+    "no numbers": ({}, spoilt),
+}
+
+
+def changed(name):
+    arguments, change = CHANGES[name]
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=7, **arguments).eval()
+    change(model)
+    return model
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_model_that_is_not_what_would_be_rebuilt_is_not_saved(name, tmp_path):
+    with pytest.raises(StructureError, match="gives something else than what is rebuilt"):
+        zoo.save(changed(name), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_nor_is_it_compressed(name):
+    with pytest.raises(StructureError, match="gives something else than what is rebuilt"):
+        zoo.compress(changed(name), budget=Budget(0.5), data=[IMAGES])
+
+
+def test_arguments_that_are_named_are_kept(tmp_path):
+    model = changed("an argument that no tensor shows")
+    zoo.save(model, tmp_path, base=Base("timm/test_resnet", {"num_classes": 7, "global_pool": "max"}))
+    with torch.no_grad():
+        assert torch.equal(zoo.load(tmp_path)(IMAGES), model(IMAGES))
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "convit_tiny"])
+def test_a_model_is_saved_as_it_was_and_stays_so(name, tmp_path):
+    model = timm.create_model(name, drop_rate=0.1).train()
+    before = {path: (tensor, tensor.clone()) for path, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    zoo.save(model, tmp_path / "model")
+    after = dict([*model.named_parameters(), *model.named_buffers()])
+    assert all(module.training for module in model.modules())
+    assert after.keys() == before.keys()
+    assert all(after[path] is held and torch.equal(held, was) for path, (held, was) in before.items())
+
+
+def test_a_model_without_a_size_or_without_values_is_refused_in_a_line(tmp_path):
+    model = timm.create_model("test_resnet").eval()
+    with pytest.raises(StructureError, match="has no values"):
+        zoo.save(timm.create_model("test_resnet").to("meta"), tmp_path / "model")
+    del model.pretrained_cfg["input_size"]
+    for act in (lambda: zoo.save(model, tmp_path / "model"), lambda: zoo.compress(model, budget=0.5, data=[IMAGES])):
+        with pytest.raises(StructureError, match="names no input size"):
+            act()

@@ -1,0 +1,90 @@
+"""Calibration: what every method is given, checked once; a method then trusts its images and its model."""
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import DataError, StructureError
+from zoo.measurement import input_size
+from zoo.structure import base
+
+log = logging.getLogger(__name__)
+
+FEW = 64  # images, below which the statistics of wide layers are mostly noise
+EXPECTED = "expected a list of batches [B, C, H, W]"
+
+
+def check_finite(model: nn.Module) -> None:
+    """Check that a model's weights are numbers; a buffer may hold infinities, as masks of attention do.
+
+    Raises:
+        StructureError: a tensor isn't, named.
+    """
+    for path, tensor in base.tensors(model).items():
+        held = tensor.detach()
+        if held.isnan().any() or (isinstance(tensor, nn.Parameter) and held.isinf().any()):
+            raise StructureError(f"{type(model).__name__}: {path} isn't finite; load the weights anew")
+
+
+def batched(model: nn.Module, data: Iterable[Any]) -> list[Tensor]:
+    """Calibration images as a model takes them.
+
+    Args:
+        model: with `pretrained_cfg`, which says what size it takes.
+        data: batches of images [B, C, H, W], or (images, labels) of which the labels aren't looked at, or one batch.
+
+    Returns:
+        Batches [B, C, H, W] on the model's device and of its type; dealt out anew where one held a single image, which
+        has no variance.
+
+    Raises:
+        DataError: these aren't batches of such images, or there are no two that differ.
+        StructureError: the model doesn't say what size it takes.
+    """
+    weight = next(model.parameters())
+    batches = [_images(model, number, given) for number, given in enumerate(_batches(data))]
+    batches = [batch for batch in batches if len(batch)]
+    count = sum(map(len, batches))
+    if not count:
+        raise DataError("calibration: no images; pass at least one batch")
+    if count == 1:
+        raise DataError("calibration: 1 image; pass at least two that differ, some hundred make reliable statistics")
+    first = batches[0][:1]
+    if all(torch.equal(batch, first.expand_as(batch)) for batch in batches):
+        raise DataError(f"calibration: all {count} images are the same; pass images that differ")
+    if count < FEW:
+        log.warning("calibration: %d images; some hundred make reliable statistics", count)
+    if any(len(batch) < 2 for batch in batches):
+        batches = list(torch.cat(batches).tensor_split(-(-count // FEW)))
+    return [batch.to(weight.device, weight.dtype) for batch in batches]
+
+
+def _batches(data: Iterable[Any]) -> Iterable[Any]:
+    if isinstance(data, Tensor):
+        return [data]
+    if not isinstance(data, Iterable):
+        raise DataError(f"calibration: found {type(data).__name__}, {EXPECTED}")
+    return data
+
+
+def _images(model: nn.Module, number: int, given: Any) -> Tensor:
+    """The images of a batch, checked."""
+    images = given[0] if isinstance(given, list | tuple) and given else given
+    where = f"calibration: batch {number}"
+    if not isinstance(images, Tensor):
+        raise DataError(f"{where} is of type {type(images).__name__}, {EXPECTED}")
+    if images.ndim != 4:
+        raise DataError(f"{where} is {list(images.shape)}, {EXPECTED}")
+    if not images.is_floating_point():
+        raise DataError(f"{where} is {images.dtype}, expected floats; pass the images through zoo.transform(model)")
+    size = input_size(model)
+    if tuple(images.shape[1:]) != size:
+        found, taken = (" x ".join(map(str, shape)) for shape in (images.shape[1:], size))
+        raise DataError(
+            f"calibration: images are {found}, the model takes {taken}; pass them through zoo.transform(model), or set "
+            f"model.pretrained_cfg['input_size'] where that is wrong"
+        )
+    return images.detach()
