@@ -42,6 +42,7 @@ FAMILIES = (
 @click.option("--channels-last", is_flag=True, help="Lay images out as tensor cores want them.")
 @click.option("--compile", "compiled", is_flag=True, help="torch.compile the student.")
 @click.option("--workers", type=click.IntRange(0), metavar="N", help="Loading processes of each training process.")
+@click.option("--sync-bn", is_flag=True, help="Take batch norm's statistics over all GPUs' images.")
 @click.option("--log-with", metavar="TRACKER", help="tensorboard, trackio, or another that accelerate knows.")
 def main(
     name: str,
@@ -56,6 +57,7 @@ def main(
     channels_last: bool,
     compiled: bool,
     workers: int | None,
+    sync_bn: bool,
     log_with: str | None,
 ) -> None:
     """Build the family NAME, or some MODELs of it; the same command goes on where it was stopped.
@@ -71,7 +73,7 @@ def main(
         raise click.UsageError("--push publishes models that were made: not with --smoke or --plan-only")
     try:
         main_process = processes().is_main_process
-        machine = Machine(precision, accumulation, channels_last, compiled, workers, log_with)
+        machine = Machine(precision, accumulation, channels_last, compiled, workers, log_with, sync_bn=sync_bn)
         run = Run(
             models=models,
             data=data,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from builders.smoke import mark_, stand_in
 from zoo import catalog
-from zoo.building import built, make, plan, processes
+from zoo.building import make, plan, processes
 from zoo.catalog.entry import Entry
 from zoo.errors import RepositoryError, UnknownName
 from zoo.report import Row
@@ -59,7 +59,7 @@ def build(family: list[Entry], run: Run, out: Path = Path("build")) -> Iterator[
         out: the folder of the repositories, where the run names none.
 
     Yields:
-        Each repository's folder, or each plan's file.
+        Each repository's folder, or the file of each plan that is known without training.
 
     Raises:
         UnknownName: the family has no such model.
@@ -71,11 +71,16 @@ def build(family: list[Entry], run: Run, out: Path = Path("build")) -> Iterator[
             raise UnknownName(f"no model {name!r} here, there are: {', '.join(names)}")
     for entry in family:
         if not run.models or entry.name in run.models:
-            yield one(entry, run, run.to(out))
+            made = one(entry, run, run.to(out))
+            if made is not None:
+                yield made
 
 
-def one(entry: Entry, run: Run, out: Path) -> Path:
-    """Make one model, check that what was written rebuilds as it says, and publish it if that is asked for."""
+def one(entry: Entry, run: Run, out: Path) -> Path | None:
+    """Make one model, check that what was written rebuilds as it says, and publish it if that is asked for.
+
+    Of a plan that must be learned first there is no file: None.
+    """
     main = processes().is_main_process
     if run.smoke:
         entry = stand_in(entry, out / "stand-ins", small=not run.plan_only)
@@ -84,13 +89,11 @@ def one(entry: Entry, run: Run, out: Path) -> Path:
     goal = _top1(entry)
     run.say(f"{entry.name}, which should reach {goal:.2%}" if goal else entry.name)
     if run.plan_only:
-        file, rows = plan(entry, folder, data, run.say)
-        run.say("\n".join(map(_line, rows)))
+        file, rows = plan(entry, folder, data, run.say, run.machine)
+        if rows:
+            run.say("\n".join(map(_line, rows)))
         return file
-    if built(entry, folder, data):
-        run.say(f"{folder} is made already")
-    else:
-        make(entry, folder, data, run.say, run.machine)
+    make(entry, folder, data, run.say, run.machine)
     if main:
         if run.smoke:
             mark_(folder)

@@ -4,6 +4,7 @@ import ast
 import importlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,15 @@ import zoo
 from builders import family
 from builders.__main__ import FAMILIES, main
 from builders.smoke import IMAGES, WARNING, stand_in
-from zoo import building, catalog
+from zoo import building, catalog, recipes
 from zoo.catalog.entry import Entry
-from zoo.costs import Cost
+from zoo.compression.dwain import Dwain
+from zoo.compression.lockd import Lockd
+from zoo.costs import Cost, cost, cost_of_learning
 from zoo.errors import UnknownName
+from zoo.tasks.classification import training_transform
+from zoo.tasks.datasets import dataset
+from zoo.training.schedule import Machine
 
 FOLDER = Path(family.__file__).parent
 IMAGENET = [name for name in FAMILIES if name != "digits"]
@@ -135,7 +141,7 @@ def test_a_recipe_can_be_followed_and_says_what_of_it_is_ours(name):
         assert how.shares is None or len(how.shares) == len(recipe.teachers)
         assert "Unpublished, so ours:" in recipe.note
         assert ("HKD" in recipe.note) == (len(recipe.teachers) > 1 or entry.name.startswith("resnet50d_pruned_"))
-        building.training_transform({"input_size": entry.input}, recipe.augment)
+        training_transform({"input_size": entry.input}, recipe.augment)
 
 
 def test_a_smoke_test_compresses_distils_evaluates_saves_and_verifies_and_says_what_it_is(mini, tmp_path):
@@ -163,7 +169,7 @@ def test_a_smoke_test_compresses_distils_evaluates_saves_and_verifies_and_says_w
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     lines.clear()
     assert [folder] == list(family.build([mini], run))
-    assert f"{folder} is made already" in lines
+    assert f"made already: {folder}" in lines
     after = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert after["model.safetensors"] == before["model.safetensors"]
     assert after["README.md"].count(WARNING.encode()) == before["README.md"].count(WARNING.encode())
@@ -179,6 +185,7 @@ def test_only_plans_are_written_when_only_plans_are_asked_for(mini, tmp_path):
     assert plan["plan"]
     said = "\n".join(lines)
     assert "3 distil" not in said
+    assert re.search(r"^then: distil from .* 2 steps of 4 images, GMACs of one: .* about \d+ s$", said, re.M)
     kept = zoo.create(tmp_path / "out" / "test_resnet_pruned_60_smoke.work" / "start")
     counts = zoo.measure(kept, (3, 160, 160))
     assert re.search(rf"params_m +reported +0\.3 +measured +{counts.params / 1e6:.6g}", said)
@@ -231,18 +238,19 @@ def test_a_cost_is_counted_by_hand():
     cost = Cost(steps=10, batch_size=32, forward=1000, teachers=500, images_per_s=4.0, loaded_per_s=2.0)
     assert cost.macs == 10 * 32 * (1000 + 2000 + 500)
     assert cost.seconds == 10 * 32 / 2
-    assert "the loader alone 2: about 160 s" in str(cost)
+    assert str(cost).endswith("the loader alone 2: about 160 s")
+    assert str(replace(cost, compiled=True)).endswith("about 160 s, without torch.compile and its warm-up")
 
 
 def test_a_costs_macs_are_those_that_measure_counts(mini):
     torch.manual_seed(0)
     model = zoo.create("timm/test_resnet.r160_in1k")
-    data, how = building.dataset("noise[:8]", "train"), building.Distil(shares=(0.25, 0.75))
+    data, how = dataset("noise[:8]", "train"), building.Distil(shares=(0.25, 0.75))
     teachers = [zoo.create(f"timm/{name}.r160_in1k") for name in ("test_resnet", "test_vit")]
     for each in (model, *teachers):
         each.pretrained_cfg = {**zoo.create("digits_cnn").pretrained_cfg, **PIXELS}
-    transform = building.training_transform(model.pretrained_cfg, {})
-    found = building.cost(model, teachers, data, transform, building.Schedule(3, batch_size=4), how=how)
+    transform = training_transform(model.pretrained_cfg, {})
+    found = cost(model, teachers, data, transform, building.Schedule(3, batch_size=4), how=how)
     small, large = (zoo.measure(teacher).macs for teacher in teachers)
     assert found.steps == 3 * 2
     assert found.forward == zoo.measure(model).macs
@@ -256,6 +264,45 @@ PIXELS = {"input_size": (3, 160, 160), "mean": (0.5,) * 3, "std": (0.5,) * 3, "f
 
 def test_a_folder_of_another_recipe_is_not_taken_for_made(mini, tmp_path):
     assert isinstance(mini, Entry)
-    assert not building.built(mini, tmp_path / "nowhere")
+    assert not recipes.built(mini, tmp_path / "nowhere")
     zoo.save(zoo.load("digits_cnn"), tmp_path / "model")
-    assert not building.built(mini, tmp_path / "model")
+    assert not recipes.built(mini, tmp_path / "model")
+
+
+def macs_of_pairs(model, side):
+    """Of the full-rank pair of each plain layer, from the sizes that its call sees."""
+    counted = []
+
+    def count(layer, args, y):
+        m, n = layer.weight.shape[:2]
+        r, positions = min(m, n), (args[0].numel() // n, y.numel() // m)
+        counted.append(r * (n * positions[0] + m * layer.weight[0, 0].numel() * positions[1]))
+
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear) or (isinstance(layer, torch.nn.Conv2d) and layer.groups == 1):
+            layer.register_forward_hook(count)
+    model(torch.zeros(1, 3, side, side))
+    return sum(counted)
+
+
+def test_the_cost_of_learning_is_that_of_the_pairs_and_of_a_training_for_each_layer(mini):
+    model = zoo.create("timm/test_resnet.r160_in1k")
+    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, 64, 64)}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    data, transform = dataset("noise[:8]", "train"), training_transform(model.pretrained_cfg, {})
+    schedule, machine = building.Schedule(3, batch_size=4), Machine(compile=True, workers=0)
+    random = torch.get_rng_state()
+    lockd = cost_of_learning(model, Lockd(), data, transform, schedule, machine=machine)
+    dwain = cost_of_learning(model, Dwain(), data, transform, schedule, machine=machine)
+    dense = zoo.measure(model).macs
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+    pairs = macs_of_pairs(zoo.create("timm/test_resnet.r160_in1k"), 64)
+    assert (lockd.steps, lockd.batch_size, lockd.forward, lockd.teachers) == (6, 4, pairs, dense)
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
+    points = sum(m.weight[0, 0].numel() == 1 and getattr(m, "groups", 1) == 1 for m in layers)
+    assert (dwain.steps, dwain.forward, dwain.teachers) == (6 * points, dense, 0)
+    for found in (lockd, dwain):
+        assert found.images_per_s > 0
+        assert found.compiled

@@ -12,7 +12,7 @@ import torch
 
 import zoo
 from zoo import catalog
-from zoo.building import make
+from zoo.building import Step, make
 from zoo.cards.card import render
 from zoo.catalog.entry import Base, Budget, Entry, Recipe
 from zoo.errors import (
@@ -204,7 +204,8 @@ def test_a_pruned_entry_of_no_epochs_is_what_compress_returns(pruned):
     folder, lines = pruned
     expected = zoo.compress(zoo.load("digits_vit"), budget=0.6, data="digits")
 
-    assert [line[:6] for line in lines] == ["1 load", "2 prun", "4 eval", "5 writ"]
+    assert [line[:6] for line in lines[:-1]] == ["1 load", "2 prun", "3 eval", "4 writ"]
+    assert [isinstance(line, Step) for line in lines] == [True] * 4 + [False]
     assert torch.equal(outputs(zoo.load(folder)), outputs(expected))
     assert config(folder)["zoo"]["recipe"] == {
         "method": "prune",
@@ -213,6 +214,19 @@ def test_a_pruned_entry_of_no_epochs_is_what_compress_returns(pruned):
         "schedule": {"epochs": 0},
     }
     assert files(folder.parent) == ["vit_60"]
+
+
+def test_the_last_line_says_what_came_of_it_beside_the_dense_base(pruned):
+    folder, lines = pruned
+    dense = zoo.measure(zoo.load("digits_vit"))
+    counts, measured = zoo.measure(zoo.load(folder)), json.loads((folder / "results.json").read_text())["measured"]
+    top1 = json.loads((catalog.EMBEDDED / "digits_vit" / "results.json").read_text())["measured"]["top1"]
+
+    assert lines[-1] == (
+        f"macs {counts.macs:,} ({100 * counts.macs / dense.macs:.1f}% of {dense.macs:,}), "
+        f"params {counts.params:,} ({100 * counts.params / dense.params:.1f}% of {dense.params:,}), "
+        f"top1 {measured['top1']:.4f} (dense {top1:.4f}), kl {measured['kl']:.4f} nats"
+    )
 
 
 def test_the_card_holds_the_measured_figures_beside_those_of_the_dense_base(pruned):
@@ -357,7 +371,7 @@ def push(folder):
         (save, "zoo.files.os.fsync", errno.ENOSPC),
         (save, "zoo.files.os.replace", errno.EIO),
         (save, "zoo.files.os.rename", errno.ENOSPC),
-        (push, "zoo.building.shutil.copy", errno.ENOSPC),
+        (push, "zoo.saving.shutil.copy", errno.ENOSPC),
         (push, "zoo.files.os.rename", errno.EACCES),
     ],
 )
@@ -370,7 +384,7 @@ def test_a_disk_that_refuses_leaves_what_was_there_and_says_so(tmp_path, monkeyp
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(call, refuse)
-    with pytest.raises(StorageError, match=r"can't be written: .* nothing was left behind") as caught:
+    with pytest.raises(StorageError, match=r"can't be written: .* nothing half-written was left") as caught:
         verb(tmp_path / "model")
     assert ("the disk is full" in str(caught.value)) == (number == errno.ENOSPC)
     assert files(tmp_path) == (["model"] if former else [])

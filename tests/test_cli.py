@@ -89,6 +89,29 @@ def test_show_prints_json(run):
     assert shown["recipe"]["data"] == "digits"
 
 
+def test_show_of_a_folder_says_what_it_holds(run, repository, monkeypatch):
+    monkeypatch.chdir(repository.parent)
+    code, out, err = run("show", "./model")
+    held = json.loads((repository / "config.json").read_text())["zoo"]
+    results = json.loads((repository / "results.json").read_text())
+
+    assert (code, err) == (0, "")
+    for part in (
+        "digits_cnn_pruned_25",
+        held["base"]["id"],
+        "1 x 32 x 32",
+        'zoo.load("./model")',
+        "narrow of",
+        "25.0%",
+    ):
+        assert part in out
+    assert f"params {results['measured']['params']}" in out
+    shown = json.loads(run("show", "./model", "--json")[1])
+    assert {**held, "results": results} == shown
+    repository.joinpath("results.json").unlink()
+    assert run("show", "./model")[0] == 0
+
+
 def test_verify_prints_json(run):
     code, out, _ = run("verify", "--structure", "digits_vit", CNN, "--json")
     found = json.loads(out)
@@ -133,6 +156,10 @@ def test_python_m_zoo_is_the_same_command():
         ["push", "/nowhere/at/all", "x"],
         ["compress", "digits_cnn"],
         ["compress", "digits_cnn", "--budget", "half", "--data", "digits", "--out", "x"],
+        ["compress", "digits_cnn", "--budget", "1.5", "--data", "digits", "--out", "x"],
+        ["compress", "digits_cnn", "--budget", "0", "--data", "digits", "--out", "x"],
+        ["compress", "digits_cnn", "--budget", "nan", "--data", "digits", "--out", "x"],
+        ["compress", "digits_cnn", "--budget", "0.5", "--params", "0", "--data", "digits", "--out", "x"],
         ["compress", "digits_cnn", "--budget", "0.5", "--data", "digits", "--out", "x", "--epochs", "-1"],
         ["compress", "digits_cnn", "--budget", "0.5", "--data", "digits", "--out", "x", "--set", "round_to"],
     ],
@@ -150,6 +177,11 @@ def test_a_mistake_in_usage_exits_with_2_and_says_how_it_is_used(run, arguments)
     [
         (["show", "digits_cnnn"], "no model 'digits_cnnn' in the catalog; did you mean digits_cnn"),
         (["build", "digits_cnnn"], "no model 'digits_cnnn' in the catalog; did you mean digits_cnn"),
+        (["show", "./nowhere"], "no folder nowhere: expected a model repository"),
+        (
+            ["coverage", "test_resnet"],
+            "no model 'test_resnet' in the catalog; timm's own of that name is timm/",
+        ),
         (["verify", "digits_cnnn"], "no model 'digits_cnnn' in the catalog; did you mean digits_cnn"),
         (["verify", "./nowhere"], "no folder nowhere: expected a model repository, or a name that zoo list shows"),
         (["verify", "."], "has no config.json: not a model repository"),
@@ -180,9 +212,7 @@ def test_a_mistake_in_a_users_catalog_is_one_line(run, tmp_path, monkeypatch):
     ("changed", "expected"),
     [
         ({"--budget": "0.0001"}, "budget of 0.0001 of the macs can't be met: what can be cut leaves at least 0."),
-        ({"--budget": "1.5"}, "budget of 1.5 of the macs can't be met: expected a share above 0, at most 1"),
-        ({"--budget": "nan"}, "budget of nan of the macs can't be met: expected a share above 0, at most 1"),
-        ({"--params": "0"}, "budget of 0.0 of the params can't be met: expected a share above 0, at most 1"),
+        ({"--budget": "1e-5"}, "budget of 1e-05 of the macs can't be met: what can be cut leaves at least 0."),
         ({"--set": "rounding=4"}, "prune has no option 'rounding', known are criterion, round_to, floor, ridge"),
         ({"--set": "criterion=random"}, "no criterion 'random', known are obs, activation, taylor, l1, l2"),
         ({"--data": "digit"}, "no data set 'digit'; possible are: digits, digit_pairs, a folder, a Hub id"),
@@ -211,6 +241,7 @@ def test_a_compression_that_cannot_be_done_says_why_in_one_line_and_leaves_nothi
     assert (code, out) == (1, "")
     assert one_line(err).startswith("error: ")
     assert expected in one_line(err)
+    assert err.count(expected) == 1
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -298,6 +329,33 @@ def test_verify_of_an_accuracy_that_names_no_data_asks_for_it(run, repository):
 def test_a_damaged_repository_is_refused_in_one_line(run, repository, damage, expected):
     damage(repository)
     code, out, err = run("verify", repository)
+
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert expected in err
+
+
+@pytest.mark.parametrize(
+    ("where", "key", "value", "expected"),
+    [
+        (("zoo", "recipe"), "options", 5, "config.json: zoo.recipe.options is int, expected dict"),
+        (("zoo", "recipe"), "options", None, "config.json: zoo.recipe.options is NoneType, expected dict"),
+        (("zoo", "recipe"), "budget", 0.5, "config.json: zoo.recipe.budget is float, expected dict"),
+        (("zoo", "recipe", "budget"), "macs", "half", "config.json: zoo.recipe.budget.macs is str, expected float"),
+        (("zoo", "recipe"), "teachers", "digits_cnn", "config.json: zoo.recipe.teachers is str, expected list"),
+        (("zoo",), "plan", [{"edit": "narrow", "widths": 3}], "plan[0].widths: expected an object by module path"),
+        (("pretrained_cfg",), "input_size", 32, "config.json: pretrained_cfg.input_size is int, expected list"),
+    ],
+)
+def test_show_of_a_damaged_folder_is_refused_in_one_line(run, repository, where, key, value, expected):
+    def damage(config):
+        for part in where:
+            config = config[part]
+        config[key] = value
+
+    alter(repository / "config.json", damage)
+    code, out, err = run("show", repository)
 
     assert (code, out) == (1, "")
     assert err.startswith("error: ")

@@ -15,6 +15,7 @@ import torch
 from factored import built, images, outputs
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 from torch.nn import functional as F
@@ -206,7 +207,7 @@ def test_bad_input_is_one_line_and_leaves_the_model_and_the_disk_as_they_were(ki
     model = seeded(convs)
     before = {name: tensor.clone() for name, tensor in tensors(model).items()}
     with pytest.raises(error, match=message) as caught:
-        falor(model, batches, Falor(**options), state=tmp_path / "state.json")
+        falor(model, batches, Falor(**options), state=tmp_path / "state")
     assert "\n" not in str(caught.value)
     assert all(torch.equal(before[name], tensor) for name, tensor in tensors(model).items())
     assert not list(tmp_path.iterdir())
@@ -250,12 +251,13 @@ def test_the_model_is_as_it_was_when_the_search_is_interrupted(tmp_path, monkeyp
         return nsr(*args)
 
     monkeypatch.setattr(module, "nsr", interrupted)
-    state = tmp_path / "state.json"
+    state = tmp_path / "state"
     with pytest.raises(KeyboardInterrupt):
         falor(model, batches, state=state)
     assert all(torch.equal(before[name], tensor) for name, tensor in tensors(model).items())
     assert not any(m._forward_hooks for m in model.modules())
-    done = json.loads(state.read_text())["ranks"]
+    with safe_open(state, "pt") as file:
+        done = json.loads(file.metadata()["found"])
     assert 0 < len(done) < 3
     edit, found = falor(model, batches, state=state)
     assert edit == expected[0]

@@ -1,18 +1,29 @@
 """`zoo build` and `zoo compress` stopped at any step: nothing half-written, the same command goes on to the same end.
 
+Two processes of one build say once what one says.
+
 The commands run in processes forked from one server that has imported torch, which saves some seconds for each.
 """
 
+import json
 import multiprocessing
 import os
 import signal
+import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from safetensors import safe_open
+from tiny import batches, same, tiny
 
 import zoo
 from zoo.catalog.entry import Base
 from zoo.structure.base import initialised
+from zoo.training import interruption
+from zoo.training.hierarchy import task_step
+from zoo.training.schedule import Schedule
+from zoo.training.trainer import train
 
 DENSE = Base(
     "timm/vit_tiny_patch16_224",
@@ -46,7 +57,8 @@ schedule = {{ epochs = 4, lr = 0.001, ema = 0.9, checkpoint_seconds = 0.0 }}
 """
 COMMAND = """
 import os, signal, sys
-os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+for descriptor, file in ((1, stdout), (2, stderr)):
+    os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
 os.environ.update(environment)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 renames = []  # to the name at which the process dies, the moment before
@@ -100,13 +112,19 @@ def start(server, dense, tmp_path, monkeypatch):
     (tmp_path / "catalog" / "small.toml").write_text(CATALOG.format(dense=dense))
     monkeypatch.chdir(tmp_path)
     environment = {"ZOO_CATALOG": str(tmp_path / "catalog"), "ZOO_CACHE": os.environ["ZOO_CACHE"]}
-    stderr = tmp_path / "stderr"
     processes = []
 
-    def command(*arguments, dies=()):
+    def command(*arguments, dies=(), together=None):
+        stdout, stderr = (tmp_path / f"{stream}{(together or {}).get('RANK', '')}" for stream in ("stdout", "stderr"))
         stderr.unlink(missing_ok=True)
         arguments = [str(dense) if each == "dense" else each for each in arguments]
-        names = {"arguments": arguments, "environment": environment, "stderr": str(stderr), "dies": dies}
+        names = {
+            "arguments": arguments,
+            "environment": environment | (together or {}),
+            "stdout": str(stdout),
+            "stderr": str(stderr),
+            "dies": dies,
+        }
         process = server.Process(target=exec, args=(COMMAND, names))
         process.start()
         processes.append(process)
@@ -161,7 +179,7 @@ def test_ctrl_c_in_any_step_leaves_nothing_half_written_and_the_same_command_goe
     finish(start, arguments)
 
     assert zoo.verify(tmp_path / "out").passed
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["catalog", "out", "stderr"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["catalog", "out", "stderr", "stdout"]
 
 
 def test_a_build_killed_in_every_stage_ends_in_the_same_bytes_as_one_that_was_not(start, tmp_path):
@@ -190,3 +208,110 @@ def test_a_build_killed_in_every_stage_ends_in_the_same_bytes_as_one_that_was_no
 
     assert content(tmp_path / "killed") == content(tmp_path / "out")
     assert not work.exists()
+
+
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as Python handles it, whatever the process that runs the tests was started with."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("moment", [0, 3, 11])
+def test_ctrl_c_within_a_step_keeps_it_and_the_training_ends_in_the_same_bits(tmp_path, moment):
+    def training(state, at=None):
+        def step(model, batch, progress):
+            if at is not None and round(progress * 12) == at:
+                os.kill(os.getpid(), signal.SIGINT)
+            return task_step(model, batch, progress)
+
+        schedule = Schedule(epochs=2, batch_size=4, ema=0.9, checkpoint_seconds=1e9)
+        return train(tiny(), step, batches, schedule, state=state).state_dict()
+
+    state = tmp_path / "state"
+    with pytest.raises(KeyboardInterrupt):
+        training(state, at=moment)
+    with safe_open(state, framework="pt") as file:
+        assert json.loads(file.metadata()["found"])["steps"] == moment + 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert same(training(None), training(state))
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_in_an_evaluation_acts_at_once_and_keeps_the_epoch_before_it(tmp_path):
+    def training(state, evaluate):
+        schedule = Schedule(epochs=2, batch_size=4, ema=0.9, checkpoint_seconds=1e9)
+        return train(tiny(), task_step, batches, schedule, state=state, evaluate=evaluate).state_dict()
+
+    def interrupted():
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("the evaluation goes on")
+
+    state = tmp_path / "state"
+    with pytest.raises(KeyboardInterrupt):
+        training(state, interrupted)
+    with safe_open(state, framework="pt") as file:
+        assert json.loads(file.metadata()["found"])["steps"] == 6
+    assert same(training(None, None), training(state, dict))
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_second_ctrl_c_acts_at_once_and_keeps_nothing_half_done(tmp_path):
+    def step(model, batch, progress):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the step goes on")
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), step, batches, Schedule(epochs=2, batch_size=4), state=tmp_path / "state")
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_handler_that_is_not_pythons_own_is_left_alone():
+    numbers = []
+
+    def handler(number, frame):
+        numbers.append(number)
+
+    former = signal.signal(signal.SIGINT, handler)
+    try:
+        with interruption.noticed() as interrupted:
+            assert signal.getsignal(signal.SIGINT) is handler
+            signal.raise_signal(signal.SIGINT)
+            assert not interrupted()
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, former)
+    assert numbers == [signal.SIGINT]
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_another_thread_than_the_main_one_leaves_ctrl_c_alone():
+    def handler():
+        with interruption.noticed() as interrupted:
+            assert not interrupted()
+            return signal.getsignal(signal.SIGINT)
+
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(handler).result() is signal.default_int_handler
+
+
+def test_two_processes_of_one_build_say_each_step_and_the_folder_once(start, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started = [start(*BUILD, together={**world, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+    for process, stderr in started:
+        process.join(SECONDS)
+        assert process.exitcode == 0, stderr.read_text()
+
+    assert [(tmp_path / f"stdout{rank}").read_text() for rank in "01"] == ["out\n", ""]
+    main, other = (stderr.read_text() for _, stderr in started)
+    assert [line[:2] for line in main.splitlines() if line[:1].isdigit()] == ["1 ", "2 ", "3 ", "4 ", "5 "]
+    assert main.count(" s\n") == 5
+    assert not any(said in other for said in ("1 load", "5 write", " s\n"))
+    assert zoo.verify(tmp_path / "out").passed

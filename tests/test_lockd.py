@@ -65,7 +65,7 @@ def wrapped(model, how=None):
     how, frozen = how or Lockd(), copy.deepcopy(model).requires_grad_(False)
     layers = {p: m for p, m in frozen.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     pairs = {path: pair(layer, _full(layer)) for path, layer in layers.items()}
-    return pairs, Pairs(frozen, pairs, how, "run")
+    return pairs, Pairs(frozen, pairs, how)
 
 
 def ptdeco_lockd(model, pairs, logits):

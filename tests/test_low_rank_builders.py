@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import zoo
 from builders import family
-from zoo import building, catalog
+from zoo import building, catalog, recipes
 from zoo.catalog.entry import Base, Budget
 from zoo.cli import main
 from zoo.compression import falor, lockd
@@ -21,6 +23,7 @@ from zoo.errors import DataError
 from zoo.hub.repository import Description
 from zoo.structure.base import initialised, skeleton
 from zoo.structure.plan import Factor, Plan, Rank, apply_
+from zoo.tasks.classification import training_transform
 from zoo.training.hierarchy import Distil
 from zoo.training.losses import distillation, symmetric_kl
 from zoo.training.schedule import learning_rate
@@ -77,6 +80,7 @@ reported = [{ top1 = 0.5, input = 160, params_m = 0.3, kmapp = 3.0, counting = "
 [[model]]
 name = "test_resnet_falor"
 recipe = { method = "falor", options = { nsr_final_threshold = 0.045 } }
+reported = [{ top1 = 0.5, input = 160, params_m = 0.3, kmapp = 3.0, counting = "ptdeco" }]
 """
 
 
@@ -196,7 +200,7 @@ def test_a_published_recipe_says_what_the_source_does(entry):
     scaled = entry.architecture == "mobilevitv2_200"
     assert (entry.preprocessing["mean"] == (0.0, 0.0, 0.0)) == (entry.preprocessing["std"] == (1.0, 1.0, 1.0)) == scaled
     assert dict(recipe.augment) == {"scale": [0.1, 1.0], "ratio": [0.8, 1.25], "hflip": 0.5, "color_jitter": 0.0}
-    building.training_transform({"input_size": entry.input, **entry.preprocessing}, recipe.augment)
+    training_transform({"input_size": entry.input, **entry.preprocessing}, recipe.augment)
 
 
 # The source's loss.
@@ -235,17 +239,17 @@ def test_a_recipe_is_named_as_what_compress_returns(method):
     budget = None if method in QUICK else Budget(0.6)
     options = {**QUICKER, **ROUGH}[method]
     made = zoo.compress(zoo.load("digits_vit"), budget=budget, data="digits", method=method, **options)
-    entry = building.recipe_for("digits_vit", method, budget, "digits", 0, options)
+    entry = recipes.recipe_for("digits_vit", method, budget, "digits", 0, options)
     assert entry.name == made.zoo_entry.name
 
 
 @pytest.mark.parametrize("method", QUICK)
 def test_a_build_that_is_killed_while_it_compresses_ends_as_if_it_was_not(tmp_path, monkeypatch, method):
-    entry = building.recipe_for("digits_vit", method, None, "digits", 0, QUICKER[method])
-    replace, writes = os.replace, []
+    entry = recipes.recipe_for("digits_vit", method, None, "digits", 0, QUICKER[method])
+    rename, writes = os.replace, []
 
     def replaced(source, target):
-        replace(source, target)
+        rename(source, target)
         if str(target).endswith(f"/{building.STATE}"):
             writes.append(target)
             if len(writes) == stop:
@@ -339,19 +343,39 @@ def test_a_smoke_test_of_a_decomposed_family_builds_what_loads(mini, tmp_path):
     assert zoo.measure(zoo.load(folder)).params < zoo.measure(zoo.create("timm/test_resnet.r160_in1k")).params
 
 
-def test_the_plan_of_a_decomposed_model_is_written_beside_what_the_source_reports(mini, tmp_path):
+def test_the_plan_of_a_factored_model_is_written_beside_what_the_source_reports(mini, tmp_path):
     lines = []
-    run = family.Run(models=("test_resnet_lockd",), smoke=True, plan_only=True, out=tmp_path / "out", say=lines.append)
+    run = family.Run(models=("test_resnet_falor",), smoke=True, plan_only=True, out=tmp_path / "out", say=lines.append)
     (file,) = family.build(mini, run)
 
     plan = json.loads(file.read_text())
     assert [edit["edit"] for edit in plan["plan"]] == ["factor"]
-    kept = zoo.create(tmp_path / "out" / "test_resnet_lockd_smoke.work" / "start")
+    kept = zoo.create(tmp_path / "out" / "test_resnet_falor_smoke.work" / "start")
     counted = COUNTINGS["ptdeco"](kept, (3, 160, 160))
     said = "\n".join(lines)
     assert f"{counted:,.6g}" in next(line for line in lines[-1].splitlines() if "kmapp (ptdeco)" in line)
     assert f"{zoo.measure(kept).params / 1e6:,.6g}" in said
     assert "3 distil" not in said
+
+
+@pytest.mark.parametrize("method", ["lockd", "dwain"])
+def test_of_a_plan_that_must_be_learned_only_the_costs_are_said(mini, tmp_path, monkeypatch, method):
+    monkeypatch.setattr("zoo.compression.lockd.train", lambda *args, **named: pytest.fail("training"))
+    monkeypatch.setattr("zoo.compression.dwain.train", lambda *args, **named: pytest.fail("training"))
+    (entry,) = (entry for entry in mini if entry.name == "test_resnet_lockd")
+    options = {} if method == "dwain" else entry.recipe.options
+    entry = replace(entry, recipe=replace(entry.recipe, method=method, options=options))
+    lines = []
+    run = family.Run(smoke=True, plan_only=True, out=tmp_path / "out", say=lines.append)
+    assert list(family.build([entry], run)) == []
+
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["stand-ins"]
+    dense = zoo.measure(zoo.create("timm/test_resnet.r160_in1k"), (3, 160, 160)).macs
+    learns, then = lines[-2:]
+    assert re.match(rf"{method}: (at most )?[\d,]+ steps of 4 images, GMACs of one: ", learns)
+    assert learns.endswith("; it learns the plan, which isn't known before")
+    assert then.startswith("then, at most: distil from ")
+    assert f"{dense / 1e9:.3g} forward" in then
 
 
 def test_a_script_builds_both_projects_models_of_its_architecture_and_those_named_alone(monkeypatch):

@@ -7,14 +7,16 @@ from dataclasses import replace
 import accelerate
 import pytest
 import torch
-from tiny import QUICK, batches, tiny
+from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
+from tiny import QUICK, batches, same, tiny
 from torch import nn
 
 from zoo.errors import DataError, MissingExtra
 from zoo.training import ema
+from zoo.training.accelerated import synchronised
 from zoo.training.hierarchy import task_step
 from zoo.training.schedule import Machine, Schedule, learning_rate
-from zoo.training.trainer import train
+from zoo.training.trainer import _speed, train
 
 # The average, and what only the machine cares about.
 
@@ -111,6 +113,40 @@ def test_mixed_precision_computes_in_it_and_leaves_the_model_as_it_was():
     train(tiny(), task_step, batches, QUICK)  # the precision of one run isn't the next one's
 
 
+def test_batch_norms_are_put_back_with_what_they_learned_and_keep_their_names():
+    """Of timm's with an activation, of torch's, and of one that stands in two places."""
+    torch.manual_seed(0)
+    shared = nn.BatchNorm2d(4)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), BatchNormAct2d(4), shared, nn.Sequential(shared), nn.GELU()).train()
+    model(torch.randn(8, 3, 2, 2))
+    before, modules = {name: value.clone() for name, value in model.state_dict().items()}, list(model.modules())
+    image = torch.randn(2, 3, 2, 2)
+    expected = model.eval()(image)
+    with synchronised(model, torch.device("cuda")):
+        assert [type(model[index]) for index in (1, 2)] == [SyncBatchNormAct, nn.SyncBatchNorm]
+        assert same(before, model.state_dict())
+        assert torch.equal(model(image), expected)
+        assert model[1].weight is modules[2].weight
+        with torch.no_grad():
+            model[1].weight.add_(1)
+            model[2].running_mean.add_(1)
+    assert list(model.modules()) == modules
+    changed = {name: before[name] + 1 for name in ("1.weight", "2.running_mean", "3.0.running_mean")}
+    assert same({**before, **changed}, model.state_dict())
+
+
+def test_batch_norm_cannot_be_synchronised_without_a_gpu_and_need_not_be_on_one_process():
+    with (
+        pytest.raises(DataError, match="machine: sync_bn needs a GPU, this is cpu: leave it out, or train on one"),
+        synchronised(tiny(), torch.device("cpu")),
+    ):
+        pass
+    assert same(
+        train(tiny(), task_step, batches, QUICK).state_dict(),
+        train(tiny(), task_step, batches, QUICK, machine=Machine(sync_bn=True)).state_dict(),
+    )
+
+
 def test_a_tracker_that_is_not_there_is_named():
     with pytest.raises(
         MissingExtra, match=r"tracker 'nowhere' isn't one that accelerate finds here: pip install nowhere"
@@ -186,6 +222,15 @@ def test_a_tracker_is_told_loss_learning_rate_speed_and_what_was_evaluated():
         assert values["images_per_s"] > 0
     assert [done for done, values in tracker.lines if values == {"top1": 0.5}] == [6, 12, 18, 24]
     assert tracker.settings["batch_size"] == 4
+
+
+def test_the_speed_is_that_of_the_steps_since_it_was_last_asked(monkeypatch):
+    clock = iter([0.0, 2.0, 3.0])
+    with monkeypatch.context() as patch:
+        patch.setattr("zoo.training.trainer.time.monotonic", lambda: next(clock))
+        speed = _speed(4, 10)
+        found = [speed(20), speed(26)]
+    assert found == [10 * 4 / 2, 6 * 4 / 1]
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")

@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard, constants
 from killing import NAME, attempt, rehearsal
 
 import zoo
-from zoo import building, catalog
+from zoo import catalog, saving
 from zoo.catalog.entry import Base
 from zoo.errors import HubError, RepositoryError, WeightsError
 from zoo.hub import remote
@@ -72,7 +72,7 @@ def contents(folder):
 
 
 def test_what_is_pushed_is_what_lies_in_the_folder_in_one_commit_and_loads_bit_for_bit(endpoint, folder):
-    page = building.push(folder, NAME)
+    page = saving.push(folder, NAME)
 
     assert page == f"{endpoint}/{NAME}"
     assert published(endpoint) == contents(folder)
@@ -81,62 +81,62 @@ def test_what_is_pushed_is_what_lies_in_the_folder_in_one_commit_and_loads_bit_f
 
 
 def test_the_same_folder_again_makes_no_commit_and_sends_no_weights(endpoint, folder):
-    building.push(folder, NAME)
+    saving.push(folder, NAME)
     faults(endpoint)
-    building.push(folder, NAME)
+    saving.push(folder, NAME)
 
     assert len(titles(endpoint)) == 2
     assert [path for method, path in requests(endpoint) if method == "PUT" or "/commit/" in path] == []
 
 
 def test_a_changed_folder_is_one_commit_more_and_a_file_that_is_gone_is_deleted(endpoint, folder):
-    building.push(SMALL, NAME)
+    saving.push(SMALL, NAME)
     commit(endpoint, NAME, regular("LICENSE", "theirs"))
     (folder / "results.json").unlink()
     change(folder)
-    building.push(folder, NAME)
+    saving.push(folder, NAME)
 
     assert titles(endpoint)[:2] == ["Publish model", "t"]
     assert published(endpoint) == {**contents(folder), "LICENSE": b"theirs"}
 
 
 def test_a_model_is_replaced_whole(endpoint):
-    building.push(OTHER, NAME)
-    building.push(SMALL, NAME)
+    saving.push(OTHER, NAME)
+    saving.push(SMALL, NAME)
 
     assert published(endpoint) == contents(SMALL)
 
 
 def test_private_makes_it_so_and_refuses_a_repository_that_is_public(endpoint, folder):
     for _ in range(2):
-        building.push(folder, NAME, private=True)
+        saving.push(folder, NAME, private=True)
     assert about(endpoint)["private"] is True
 
     assert ask(endpoint, "PUT", f"/api/models/{NAME}/settings", {"private": False}).status == 200
     change(folder)
     with pytest.raises(HubError, match=f"{NAME} is there already and public: make it private in its settings on"):
-        building.push(folder, NAME, private=True)
+        saving.push(folder, NAME, private=True)
     assert published(endpoint) == contents(SMALL)
 
 
 def test_a_tag_names_the_commit_again_and_again_but_no_other(endpoint, folder):
     for _ in range(2):
-        building.push(folder, NAME, tag="v1")
+        saving.push(folder, NAME, tag="v1")
     first = about(endpoint)["sha"]
     assert tags(endpoint) == {"v1": first}
 
     change(folder)
     with pytest.raises(HubError) as error:
-        building.push(folder, NAME, tag="v1")
+        saving.push(folder, NAME, tag="v1")
     assert str(error.value) == f"{NAME} has a tag v1 already, at {first[:7]}: choose another, what was pushed stands"
     assert published(endpoint) == contents(folder)
-    building.push(folder, NAME, tag="v2")
+    saving.push(folder, NAME, tag="v2")
     assert tags(endpoint) == {"v1": first, "v2": about(endpoint)["sha"]}
 
 
 def test_where_the_endpoint_has_no_xet_the_weights_go_over_lfs_and_the_setting_stays(endpoint, folder):
     assert constants.HF_HUB_DISABLE_XET is False
-    building.push(folder, NAME)
+    saving.push(folder, NAME)
 
     asked = [path for _, path in requests(endpoint)]
     assert f"/api/models/{NAME}/xet-write-token/main" in asked
@@ -145,7 +145,7 @@ def test_where_the_endpoint_has_no_xet_the_weights_go_over_lfs_and_the_setting_s
     faults(endpoint, fail=[9, "/commit/"])
     change(folder)
     with pytest.raises(HubError):
-        building.push(folder, NAME)
+        saving.push(folder, NAME)
     assert constants.HF_HUB_DISABLE_XET is False
 
 
@@ -182,7 +182,7 @@ def test_a_folder_that_cannot_be_published_is_refused_before_anything_is_asked(
     monkeypatch.chdir(tmp_path)
     damage(folder)
     with pytest.raises(kind, match=words):
-        building.push(folder, NAME)
+        saving.push(folder, NAME)
 
     assert requests(endpoint) == []
 
@@ -190,7 +190,7 @@ def test_a_folder_that_cannot_be_published_is_refused_before_anything_is_asked(
 def test_a_card_whose_front_matter_cannot_be_read_is_said(endpoint, folder):
     (folder / "README.md").write_text("---\ntags: [\n---\n")
     with pytest.raises(HubError, match=f"{endpoint} refuses {NAME}: Invalid metadata in README.md") as error:
-        building.push(folder, NAME)
+        saving.push(folder, NAME)
 
     assert "\n" not in str(error.value)
     assert published(endpoint) == {}
@@ -201,7 +201,7 @@ def test_the_servers_full_disk_is_said(tmp_path, monkeypatch):
         create(address, "org/model")
         point(monkeypatch, address, tmp_path / "cache")
         with pytest.raises(HubError, match=r"answers 507 for org/model .*: try again later"):
-            building.push(SMALL, "org/model")
+            saving.push(SMALL, "org/model")
 
         assert published(address) == {}
 
@@ -228,7 +228,7 @@ def test_the_front_matter_on_the_hub_tells_base_relation_tags_and_accuracy(endpo
     model = disturbed(base, 32)
     data = {"dataset": "uoft-cs/cifar10", "split": "test", "images": 100}
     report = Report("small", {"params": 5, "top1": 0.75}, data)
-    building.push(building.save(model, tmp_path / "small", base=base, report=report), NAME)
+    saving.push(saving.save(model, tmp_path / "small", base=base, report=report), NAME)
     card = ModelCard.load(NAME).data
 
     assert card.library_name == "compressed-zoo"
@@ -249,7 +249,7 @@ def test_only_tagged_repositories_are_listed_with_what_is_known_of_them(tmp_path
         point(monkeypatch, address, tmp_path / "cache")
         assert list(remote.listing()) == []
         for name in ("org/first", "org/second", "other/third"):
-            building.push(OTHER if name == "org/first" else SMALL, name)
+            saving.push(OTHER if name == "org/first" else SMALL, name)
         publish(address, "org/foreign", SMALL, ["config.json"])
         first = ask(address, "GET", "/api/models/org/first").json()["sha"]
 

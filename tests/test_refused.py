@@ -9,7 +9,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import _http
 
 import zoo
-from zoo import building
+from zoo import saving
 from zoo.errors import HubError, RepositoryError, UnknownName
 
 # huggingface_hub's own way of sending a file, which its newest httpx doesn't like.
@@ -153,7 +153,7 @@ def test_a_push_that_is_refused_says_so_at_once_in_one_line_and_leaves_what_was_
     faults(owned, fail=wrong)
     started = time.monotonic()
     with pytest.raises(UnknownName if case == "two dashes" else HubError) as error:
-        building.push(folder, name, tag=options.get("tag"))
+        saving.push(folder, name, tag=options.get("tag"))
     seconds = time.monotonic() - started
     request.node.user_properties.append(("seconds", seconds))
 

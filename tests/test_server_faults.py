@@ -165,7 +165,7 @@ def test_a_full_disk_is_said_and_leaves_what_was_there(before, tmp_path):
         answer = follow(upload["href"], "PUT", data)
 
         assert answer.status == 507
-        assert "nothing was left behind" in answer.json()["error"]
+        assert "nothing half-written was left" in answer.json()["error"]
         assert commit(address, "org/one", ("lfsFile", {"path": "w", "oid": oid})).status == 400
         assert commit(address, "org/one", regular("long.txt", "x" * 30_000)).status == 507
         assert whole(address) == state

@@ -1,7 +1,9 @@
 """Data, transforms, batches and the evaluation loop."""
 
 import json
+import os
 import random
+import signal
 from pathlib import Path
 
 import accelerate
@@ -163,7 +165,13 @@ def test_a_hub_data_set_is_streamed_with_columns_renamed_and_validation_preferre
     ("spec", "error", "message"),
     [
         ("digit", UnknownName, r"^no data set 'digit'; possible are: digits, digit_pairs, a folder, a Hub id"),
-        ("/no/such/folder", DataError, r"^/no/such/folder: no such folder; expected images in sub-folders"),
+        (
+            "/no/such/folder",
+            DataError,
+            r"^/no/such/folder: no such folder; expected images in /no/such/folder/train",
+        ),
+        ("./missing", DataError, r"^\./missing: no such folder; expected images in \./missing/train/CLASS and "),
+        (__file__, DataError, r"test_tasks\.py: a file, not a folder; expected images in "),
         ("org/name", DataError, r"^org/name: neither a folder here nor .*Couldn't reach.*hf auth login$"),
     ],
 )
@@ -181,9 +189,11 @@ def test_a_folder_without_images_classes_or_the_split_is_an_error(make_folder, t
     with pytest.raises(DataError, match="empty: no images could be read"):
         dataset(str(tmp_path / "empty"), "train")
     folder = make_folder("train/0.png", "train/1.png")
-    with pytest.raises(DataError, match=r"expected a column image or img and a column label.*found image; rename"):
+    with pytest.raises(DataError, match=r"images: no classes were found; expected images in .*/train/CLASS and "):
         dataset(folder, "train")
-    with pytest.raises(DataError, match=r"no split for test: expected validation or val.*, found train$"):
+    with pytest.raises(
+        DataError, match=r"no split for test: expected validation or val.*, found train; expected .*/CL"
+    ):
         dataset(folder, "test")
     with pytest.raises(DataError, match="split 'val': expected one of train, test"):
         dataset("digits", "val")
@@ -244,6 +254,18 @@ def test_batches_are_the_same_whatever_the_number_of_workers(train):
 
     assert same(alone, batches(data, seed=3, epoch=2, workers=2))
     assert not torch.equal(alone[0][0], batches(data, seed=3, epoch=1)[0][0])
+
+
+def test_ctrl_c_leaves_the_workers_alone(test):
+    transform, here = evaluation_transform(GREY), os.getpid()
+
+    def interrupted(image):
+        assert os.getpid() != here
+        signal.raise_signal(signal.SIGINT)
+        return transform(image)
+
+    found, expected = (loader(test, each, 64, workers=w) for each, w in ((interrupted, 1), (transform, 0)))
+    assert same(list(found), list(expected))
 
 
 def test_an_image_is_augmented_differently_in_every_epoch(train):

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
+import zoo
 from zoo.errors import DataError, StorageError
 from zoo.training import masks
 from zoo.training.hierarchy import Distil, distil_step, seen, shares_of, task_step, teacher_at
@@ -157,6 +158,41 @@ def test_the_state_of_another_run_is_refused(model, schedule, seed, tmp_path):
     train(tiny(), task_step, batches, QUICK, state=state)
     with pytest.raises(DataError, match="state belongs to another run; remove it to start again"):
         train(model(), task_step, batches, schedule, seed=seed, state=state)
+
+
+def test_the_state_of_a_run_about_something_else_is_refused(tmp_path):
+    state = tmp_path / "state"
+    train(tiny(), task_step, batches, QUICK, state=state, about={"teachers": ["a"]})
+    for about in ({"teachers": ["b"]}, None):
+        with pytest.raises(DataError, match="state belongs to another run; remove it to start again"):
+            train(tiny(), task_step, batches, QUICK, state=state, about=about)
+    train(tiny(), lambda *_: pytest.fail("a step"), batches, QUICK, state=state, about={"teachers": ["a"]})
+
+
+TAUGHT = {"data": "digits[:8]", "schedule": Schedule(epochs=1, batch_size=4), "augment": {"hflip": 0.0}}
+
+
+@pytest.mark.parametrize(
+    ("teachers", "change"),
+    [
+        (("digits_cnn_pruned_25",), {}),
+        (("digits_cnn", "digits_cnn"), {}),
+        ((), {}),
+        (("digits_cnn",), {"how": Distil(alpha=0.5)}),
+        (("digits_cnn",), {"data": "digits[:9]"}),
+        (("digits_cnn",), {"augment": {}}),
+    ],
+    ids=["another", "two", "none", "loss", "data", "augmentation"],
+)
+def test_distillation_is_not_resumed_with_other_teachers_or_data(teachers, change, tmp_path):
+    state = tmp_path / "state"
+    student = zoo.load("digits_cnn_pruned_50")
+    zoo.distil(student, [zoo.load("digits_cnn")], **TAUGHT, state=state)
+    again = zoo.distil(zoo.load("digits_cnn_pruned_50"), [zoo.load("digits_cnn")], **TAUGHT, state=state)
+    assert same(student.state_dict(), again.state_dict())
+    with pytest.raises(DataError, match="state belongs to another run; remove it to start again") as caught:
+        zoo.distil(again, [zoo.load(name) for name in teachers], **{**TAUGHT, **change}, state=state)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_finished_run_that_is_started_again_gives_its_weights_without_a_step(tmp_path):

@@ -4,12 +4,13 @@
 that the same command continues where it was stopped.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,23 +20,21 @@ import torch
 from torch import nn
 
 from zoo import catalog
-from zoo.catalog.entry import Base, Budget, Entry, Recipe
-from zoo.compressing import BY_BUDGET, SUFFIXES, check_method, compress, declared, distil
-from zoo.costs import cost
+from zoo.catalog.entry import Base, Entry, Recipe
+from zoo.compressing import LEARNING, compress, declared, distil
+from zoo.costs import learning_costs, training_costs
 from zoo.counting import COUNTINGS
-from zoo.errors import BudgetError, RepositoryError, UnknownName, ZooError, require
+from zoo.errors import RepositoryError, UnknownName, ZooError, require
 from zoo.files import free, read_json, write_json
 from zoo.hub import repository
 from zoo.hub.repository import Description, describe
-from zoo.loading import create, folder_of, load, pretrained
+from zoo.loading import create, load, pretrained
 from zoo.measurement import measure
-from zoo.report import Row
-from zoo.saving import convert as convert
-from zoo.saving import push as push
+from zoo.recipes import check, finished, plain, weights_of
+from zoo.report import Report, Row
 from zoo.saving import save
 from zoo.structure.base import initialised
-from zoo.tasks.classification import training_transform
-from zoo.tasks.datasets import check_classes, dataset
+from zoo.tasks.datasets import SPLITS, check_classes, dataset
 from zoo.training.hierarchy import Distil
 from zoo.training.schedule import Machine, Schedule
 from zoo.verification import report_of
@@ -43,6 +42,10 @@ from zoo.verification import report_of
 NOTE = "recipe.json"
 STATE = "compression"  # of what the method has found so far
 Say = Callable[[str], None]
+
+
+class Step(str):
+    """A line that says what begins now, and may take long."""
 
 
 def build(
@@ -53,19 +56,20 @@ def build(
     say: Say = lambda line: None,
     machine: Machine | None = None,
 ) -> Path:
-    """Make a model of the catalog as its recipe says; the same call continues a build that was stopped.
+    """Make a model of the catalog as its recipe says; the same call continues a build that was stopped, or was made.
 
     Args:
         name: of the catalog.
         out: the folder of the repository; None takes `build/<name>`.
         data: the data set, where it isn't the recipe's.
-        say: called with a line as each step begins.
+        say: called with a line as each step begins, a numbered `Step`, and with what came of it all.
         machine: how training runs here.
 
     Returns:
         The repository's folder.
 
     Raises:
+        RepositoryError: the folder holds another model, or one of another recipe.
         ZooError: whatever a step ran into.
     """
     return make(catalog.info(name), Path(out) if out is not None else Path("build") / name, data, say, machine)
@@ -86,26 +90,17 @@ def make(
     recipe = replace(entry.recipe, data=data or entry.recipe.data)
     here, machine = processes(), machine or Machine()
     say = say if here.is_main_process else lambda line: None
+    if finished(entry, folder, data):
+        if here.is_main_process and (_beside(folder) / NOTE).is_file():  # it was stopped at the very end
+            shutil.rmtree(_beside(folder), ignore_errors=True)
+        say(f"made already: {folder}")
+        return folder
     schedule, how = declared(Schedule, recipe.schedule, "schedule"), declared(Distil, recipe.distil, "distil")
     base, work, data = begin(entry, folder, data, say, machine)
-    check_classes(dataset(data, "train"), getattr(base, "num_classes", None), data)
     model = load(work / "start").to(here.device)
     if schedule.epochs:
         teachers = [pretrained(Base(teacher)) for teacher in recipe.teachers]
-        doing = f"distil from {', '.join(recipe.teachers)}" if teachers else "train"
-        transform = training_transform(_config(model), recipe.augment)
-        costs = cost(
-            model,
-            teachers,
-            dataset(data, "train"),
-            transform,
-            schedule,
-            how=how,
-            machine=machine,
-            processes=here.num_processes,
-            device=here.device,
-        )
-        say(f"3 {doing}, {schedule.epochs} epochs of {data}{f': {costs}' if costs else ''}")
+        say(Step(f"3 {training_costs(model, teachers, recipe, data, machine, here)}"))
         distil(
             model,
             teachers,
@@ -118,16 +113,20 @@ def make(
             machine=machine,
             evaluate=(lambda: {"top1": report_of(model, data).measured["top1"]}) if machine.log_with else None,
         )
-    say(f"4 evaluate on {data}")
-    model.zoo_entry = replace(describe(model), name=entry.name, recipe=_plain(recipe))  # type: ignore[assignment]
+    step = 4 if schedule.epochs else 3
+    say(Step(f"{step} evaluate on {data}"))
+    model.zoo_entry = replace(describe(model), name=entry.name, recipe=plain(recipe))  # type: ignore[assignment]
     dense = base.to(here.device) if recipe.method else None
     report = report_of(model, data, against=dense)
     beside = report_of(dense, data) if dense else None
-    say(f"5 write {folder}")
+    if weights := weights_of(entry.base.id if entry.base else ""):
+        report = replace(report, data={**report.data, "against_sha256": weights})
+    say(Step(f"{step + 1} write {folder}"))
     if here.is_main_process:
         save(model.cpu(), folder, report=report, dense=beside)
         shutil.rmtree(work, ignore_errors=True)
     here.wait_for_everyone()
+    say(_figures(report, beside))
     return folder
 
 
@@ -149,56 +148,75 @@ def begin(
     Raises:
         ZooError: whatever a step ran into.
     """
-    recipe, data, here = entry.recipe, data or entry.recipe.data, processes()
-    if data is None or entry.base is None:
-        what = "data set is named: pass --data" if entry.base else "base is named: it can't be built"
-        raise UnknownName(f"{entry.name}: no {what}")
-    _check(entry.name, recipe)
-    free(folder)
-    require("jinja2", "build")  # the card comes last; its template had better be missed first
+    recipe, data, here = entry.recipe, _ready(entry, folder, data), processes()
+    assert entry.base is not None  # or it isn't ready
+    images = [dataset(data, split) for split in SPLITS]  # what is evaluated last had better be missed first
     work, follows = _work(folder, entry, data)
-    say(f"1 load the base {entry.base.id}")
+    say(Step(f"1 load the base {entry.base.id}"))
     base = _base(entry, entry.base)
+    for each in images:
+        check_classes(each, getattr(base, "num_classes", None), data)
     begun = (work / "start").is_dir()
     here.wait_for_everyone()
     if not begun:
-        say(f"2 {recipe.method or 'initialise'}")
+        machine = machine or Machine()
+        say(Step(f"2 {learning_costs(base, recipe, data, machine, here)}"))
         there = next(parent for parent in work.parents if parent.exists())
         if here.is_main_process:
             write_json(work / NOTE, follows)  # first, as compression leaves its state beside it
         here.wait_for_everyone()
         try:
             # by every process, as some methods train
-            start = _start(base.to(here.device), recipe, data, work / STATE, machine or Machine())
+            start = _start(base.to(here.device), recipe, data, work / STATE, machine)
+            if here.is_main_process:
+                repository.write(work / "start", start, describe(start), {})
         except ZooError:
             if here.is_main_process and not (work / STATE).exists():
                 shutil.rmtree(work)
-                for made in itertools.takewhile(lambda parent: parent != there, work.parents):
-                    made.rmdir()
+                with contextlib.suppress(OSError):  # another build began there meanwhile
+                    for made in itertools.takewhile(lambda parent: parent != there, work.parents):
+                        made.rmdir()
             raise
-        if here.is_main_process:
-            repository.write(work / "start", start, describe(start), {})
         here.wait_for_everyone()
     return base, work, data
 
 
-def plan(entry: Entry, folder: Path, data: str | None = None, say: Say = lambda line: None) -> tuple[Path, list[Row]]:
-    """Compress as a recipe says and train nothing: `make` goes on from there.
+def plan(
+    entry: Entry,
+    folder: Path,
+    data: str | None = None,
+    say: Say = lambda line: None,
+    machine: Machine | None = None,
+) -> tuple[Path | None, list[Row]]:
+    """Compress as a recipe says, train nothing, and say what training would cost: `make` goes on from there.
 
     Args:
         entry: the recipe.
         folder: of the repository that `make` would write.
         data: the data set, where it isn't the recipe's.
-        say: called with a line as each step begins.
+        say: called with a line as each step begins, and with what training would cost.
+        machine: how training would run here.
 
     Returns:
-        The plan's file, `<folder>.plan.json`, and its params and costs beside those that the source reports.
+        The plan's file, `<folder>.plan.json`, and its params and costs beside those that the source reports; None and
+        no rows of a method that learns its plan and hasn't yet.
 
     Raises:
         ZooError: whatever a step ran into.
     """
-    _, work, _ = begin(entry, folder, data, say)
+    data, machine = _ready(entry, folder, data), machine or Machine()
+    assert entry.base is not None  # or it isn't ready
+    work, _ = _work(folder, entry, data)
+    if entry.recipe.method in LEARNING and not (work / "start").is_dir():
+        bare = initialised(entry.base) if entry.base.id.startswith("timm/") else create(entry.base.id)
+        model = _for(entry, bare)
+        found = learning_costs(model, entry.recipe, data, machine, processes())
+        say(f"{found}; it learns the plan, which isn't known before")
+        _say_training(entry.recipe, model, data, say, machine, "then, at most: ")
+        return None, []
+    begin(entry, folder, data, say, machine)
     model = create(work / "start")
+    _say_training(entry.recipe, model, data, say, machine, "then: ")
     counts = measure(model)
     rows = [Row("params_m", None, counts.params / 1e6), Row("macs_m", None, counts.macs / 1e6)]
     for claim in entry.reported:
@@ -214,16 +232,6 @@ def plan(entry: Entry, folder: Path, data: str | None = None, say: Say = lambda 
     return file, rows
 
 
-def built(entry: Entry, folder: Path, data: str | None = None) -> bool:
-    """Whether a folder holds the model of an entry, made by this very recipe; arguments are those of `make`."""
-    if not (folder / repository.CONFIG).is_file():
-        return False
-    recipe = _plain(replace(entry.recipe, data=data or entry.recipe.data))
-    made = read_json(folder / repository.CONFIG).get("zoo", {})
-    then, now = ({**each, "note": None} for each in (made.get("recipe", {}), json.loads(json.dumps(recipe))))
-    return bool(made.get("name") == entry.name and then == now)
-
-
 def processes() -> Any:
     """Those that work on this build together: accelerate's `PartialState`."""
     # Without cpu=True accelerate takes several processes on a machine without an accelerator for several runs; without
@@ -232,52 +240,15 @@ def processes() -> Any:
     return require("accelerate", "eval").PartialState(cpu=cpu, timeout=timedelta(days=1))
 
 
-def recipe_for(
-    base: str, method: str, budget: Budget | None, data: str, epochs: int, options: Mapping[str, Any]
-) -> Entry:
-    """The entry of a model that isn't in the catalog: `base` compressed, then distilled from `base` itself."""
-    dense = create(base)
-    description = describe(dense)
-    assert description.base is not None  # create refuses graphs
-    config: dict[str, Any] = dense.pretrained_cfg  # type: ignore[assignment]
-    channels, height, width = config["input_size"]
-    share = f"_{round(100 * budget.macs)}" if budget else ""
-    recipe = Recipe(
-        method=method,
-        budget=budget,
-        options=options,
-        data=data,
-        teachers=(base,) if epochs else (),
-        schedule={"epochs": epochs},
-    )
-    return Entry(
-        name=f"{description.name}_{SUFFIXES.get(method, method)}{share}",
-        project="own",
-        family=description.base.architecture,
-        architecture=description.base.architecture,
-        task="image-classification",
-        status="recipe",
-        base=Base(base),
-        license=config.get("license"),
-        dataset=data,
-        input=(channels, height, width),
-        recipe=recipe,
-    )
-
-
 def _base(entry: Entry, base: Base) -> nn.Module:
     """The dense model that an entry starts from; with random weights where the entry itself is dense."""
     if entry.recipe.method is not None:
-        model = pretrained(base)
-        # timm's is the size that the base was trained at, which need not be the entry's.
-        config = {**_config(model), **entry.preprocessing, "input_size": entry.input}
-        model.pretrained_cfg = model.default_cfg = config  # type: ignore[assignment]
-        return model
+        return _for(entry, pretrained(base))
     model = initialised(base, entry.recipe.seed)
     model.zoo_entry = Description(entry.name, base)  # type: ignore[assignment]
     former: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     scaled = (0.5,) * entry.input[0]  # what we train from scratch sees its images scaled to -1..1
-    config = {
+    config: dict[str, Any] = {
         "input_size": entry.input,
         "mean": scaled,
         "std": scaled,
@@ -291,6 +262,20 @@ def _base(entry: Entry, base: Base) -> nn.Module:
     return model
 
 
+def _for(entry: Entry, base: nn.Module) -> nn.Module:
+    """The base, preprocessing as the entry does: timm's size is the one that it was trained at."""
+    config: dict[str, Any] = {**_config(base), **entry.preprocessing, "input_size": entry.input}
+    base.pretrained_cfg = base.default_cfg = config  # type: ignore[assignment]
+    return base
+
+
+def _say_training(recipe: Recipe, model: nn.Module, data: str, say: Say, machine: Machine, when: str) -> None:
+    """Say what training would cost, with teachers of random weights, which cost as much."""
+    if declared(Schedule, recipe.schedule, "schedule").epochs:
+        teachers = [create(teacher) for teacher in recipe.teachers]
+        say(f"{when}{training_costs(model, teachers, recipe, data, machine, processes())}")
+
+
 def _start(base: nn.Module, recipe: Recipe, data: str, state: Path, machine: Machine) -> nn.Module:
     """The model that training starts from."""
     if recipe.method is None:
@@ -299,24 +284,26 @@ def _start(base: nn.Module, recipe: Recipe, data: str, state: Path, machine: Mac
     return compress(base, budget=recipe.budget, data=data, method=recipe.method, state=state, machine=machine, **own)
 
 
-def _check(name: str, recipe: Recipe) -> None:
-    """Check that a recipe's method is there, has a budget just where it needs one, and options that it may have."""
-    if recipe.method is None:
-        return
-    check_method(recipe.method)
-    if recipe.budget is None and recipe.method in BY_BUDGET:
-        raise BudgetError(f"{name}: {recipe.method} needs a budget: the share of the macs that stays")
-    if recipe.budget is not None and recipe.method not in BY_BUDGET:
-        raise BudgetError(f"{name}: {recipe.method} takes no budget, as it has thresholds: set them by its options")
-    for key in ("method", "budget", "data", "state"):
-        if key in recipe.options:
-            raise UnknownName(f"{name}: {key} is no option of {recipe.method}: it stands in the recipe itself")
+def _ready(entry: Entry, folder: Path, data: str | None) -> str:
+    """The data set of a build that can begin."""
+    data = data or entry.recipe.data
+    if data is None or entry.base is None:
+        what = "data set is named: pass --data" if entry.base else "base is named: it can't be built"
+        raise UnknownName(f"{entry.name}: no {what}")
+    check(entry.name, entry.recipe)
+    free(folder)
+    require("jinja2", "build")  # the card comes last; its template had better be missed first
+    return data
+
+
+def _beside(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.work")
 
 
 def _work(folder: Path, entry: Entry, data: str) -> tuple[Path, dict[str, str]]:
     """Where the steps leave what they made, and the note of what they follow; emptied when another recipe was."""
-    work = folder.with_name(f"{folder.name}.work")
-    dense = {name: _weights_of(name) for name in (entry.base.id if entry.base else "", *entry.recipe.teachers)}
+    work = _beside(folder)
+    dense = {name: weights_of(name) for name in (entry.base.id if entry.base else "", *entry.recipe.teachers)}
     says = {**asdict(entry.recipe), "data": data, "note": None}  # what is claimed and noted elsewhere may be mended
     what = [entry.name, entry.base and asdict(entry.base), entry.input, dict(entry.preprocessing), says, dense]
     follows = {"recipe": hashlib.sha256(json.dumps([*what, repository.versions()]).encode()).hexdigest()}
@@ -331,19 +318,19 @@ def _work(folder: Path, entry: Entry, data: str) -> tuple[Path, dict[str, str]]:
     return work, follows
 
 
+def _figures(report: Report, dense: Report | None) -> str:
+    """What came of it, beside the dense base where there is one."""
+    now, then = report.measured, dense.measured if dense else {}
+    parts = [
+        f"{key} {now[key]:,}" + (f" ({now[key] / then[key]:.1%} of {then[key]:,})" if then else "")
+        for key in ("macs", "params")
+    ]
+    parts.append(f"top1 {now['top1']:.4f}" + (f" (dense {then['top1']:.4f})" if then else ""))
+    if "kl" in now:
+        parts.append(f"kl {now['kl']:.4f} nats")
+    return ", ".join(parts)
+
+
 def _config(model: nn.Module) -> dict[str, Any]:
     config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     return config
-
-
-def _weights_of(name: str) -> str:
-    """The sha256 of a model's weights, where they are at hand."""
-    if name == "" or name.startswith("timm/"):
-        return ""
-    return str(repository.read(folder_of(name))["zoo"]["weights_sha256"])
-
-
-def _plain(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON: what differs from the defaults."""
-    default = asdict(Recipe())
-    return {key: value for key, value in asdict(recipe).items() if value != default[key]}

@@ -4,14 +4,20 @@ import contextlib
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from zoo.catalog.entry import Recipe
+from zoo.compressing import LEARNING, declared, learning
+from zoo.compression.dwain import Dwain, looked_at
+from zoo.compression.lockd import Lockd, Pairs, started
 from zoo.measurement import measure
-from zoo.tasks.classification import Transform, loader, workers_for
+from zoo.tasks.classification import Transform, loader, training_transform, workers_for
+from zoo.tasks.datasets import dataset
 from zoo.training.hierarchy import Distil, seen, shares_of
 from zoo.training.schedule import Machine, Schedule
 
@@ -30,6 +36,7 @@ class Cost:
         teachers: macs of the teachers' forward passes, of one image, as they share the training out.
         images_per_s: that this machine trains on, all processes together.
         loaded_per_s: images that it could load meanwhile, all processes together.
+        compiled: `torch.compile` will be on, which was timed without.
     """
 
     steps: int
@@ -38,6 +45,7 @@ class Cost:
     teachers: int
     images_per_s: float
     loaded_per_s: float
+    compiled: bool = False
 
     @property
     def macs(self) -> int:
@@ -56,7 +64,7 @@ class Cost:
         return (
             f"{self.steps:,} steps of {self.batch_size:,} images, GMACs of one: {', '.join((*parts, *taught))}, "
             f"{self.macs:.2g} MACs in all; {self.images_per_s:,.0f} images/s here, the loader alone "
-            f"{self.loaded_per_s:,.0f}: about {time_here}"
+            f"{self.loaded_per_s:,.0f}: about {time_here}{', without torch.compile and its warm-up' * self.compiled}"
         )
 
 
@@ -88,24 +96,128 @@ def cost(
     Returns:
         The cost; None for a stream without a number of steps.
     """
-    machine, config = machine or Machine(), _config(model)
-    per_epoch = len(data) // schedule.batch_size if hasattr(data, "__len__") else 0
-    steps = min(schedule.epochs * per_epoch or schedule.steps or 0, schedule.steps or 2**62)
-    if steps == 0:
+    machine, steps = machine or Machine(), _steps(data, schedule)
+    if steps is None:
         return None
     shares = shares_of(len(teachers), how or Distil()) if teachers else ()
+    config = _config(model)
     counts = [measure(teacher, _input(teacher, config)).macs for teacher in teachers]
     taught = sum(share * macs for share, macs in zip(shares, counts, strict=True))
     share = max(1, schedule.batch_size // processes)
-    workers = workers_for(data) if machine.workers is None else machine.workers
+    student = copy.deepcopy(model).to(device).train()
+    trained = _trained(student, config, teachers, shares, share, machine, torch.device(device))
     return Cost(
         steps,
         schedule.batch_size,
         measure(model).macs,
         round(taught),
-        processes * _trained(model, teachers, shares, share, machine, torch.device(device)),
-        processes * _loaded(data, transform, share, workers),
+        processes * trained,
+        processes * _loaded(data, transform, share, machine),
+        machine.compile,
     )
+
+
+def cost_of_learning(
+    model: nn.Module,
+    how: Lockd | Dwain,
+    data: Any,
+    transform: Transform,
+    schedule: Schedule,
+    *,
+    machine: Machine | None = None,
+    processes: int = 1,
+    device: torch.device | str = "cpu",
+) -> Cost | None:
+    """Count and time what a method trains before the structure is known.
+
+    Of `lockd` the pairs are the student and the frozen model is the teacher. Of `dwain` it is the most that it can be,
+    as if each layer that is looked at were replaced, by no fewer macs; probes of ranks aren't counted.
+
+    Args:
+        model: dense, with `pretrained_cfg`; left as it was.
+        how: the method's declaration.
+        data: what `dataset` returns.
+        transform: of training images.
+        schedule: of the method's training.
+        machine: how it will run.
+        processes: that train together.
+        device: of this one.
+
+    Returns:
+        The cost; None for a stream without a number of steps.
+
+    Raises:
+        StructureError: no layer can be factored.
+        UnknownName: the declaration excludes a layer that isn't there.
+    """
+    steps, config, device = _steps(data, schedule), _config(model), torch.device(device)
+    if steps is None:
+        return None
+    dense = copy.deepcopy(model).eval().requires_grad_(False).to("meta")
+    weight = next(dense.parameters())
+    image = torch.empty(2, *config["input_size"], device="meta", dtype=weight.dtype)
+    if isinstance(how, Dwain):
+        layers = len(looked_at(dense, image, how))
+        found = cost(model, (), data, transform, schedule, machine=machine, processes=processes, device=device)
+        return found and replace(found, steps=layers * steps)
+    machine, share = machine or Machine(), max(1, schedule.batch_size // processes)
+    frozen = copy.deepcopy(model).eval().requires_grad_(False).to(device)
+    student = Pairs(frozen, started(frozen, torch.zeros_like(image, device=device), how), how).to(device)
+    with torch.device("meta"):
+        together = measure(Pairs(dense, started(dense, image, how), how), config["input_size"]).macs
+    forward = measure(model).macs
+    return Cost(
+        steps,
+        schedule.batch_size,
+        together - forward,
+        forward,
+        processes * _trained(student, config, (), (), share, machine, device),
+        processes * _loaded(data, transform, share, machine),
+        machine.compile,
+    )
+
+
+def training_costs(
+    model: nn.Module, teachers: Sequence[nn.Module], recipe: Recipe, data: str, machine: Machine, here: Any
+) -> str:
+    """What a recipe's training does, and what it costs, in a line.
+
+    Args:
+        model: the student.
+        teachers: the recipe's.
+        recipe: what is done.
+        data: the name of its data set.
+        machine: how it will run.
+        here: accelerate's `PartialState`.
+
+    Raises:
+        UnknownName, DataError: the recipe can't be followed.
+    """
+    schedule, how = declared(Schedule, recipe.schedule, "schedule"), declared(Distil, recipe.distil, "distil")
+    transform = training_transform(_config(model), recipe.augment)
+    where: Any = {"machine": machine, "processes": here.num_processes, "device": here.device}
+    found = cost(model, teachers, dataset(data, "train"), transform, schedule, how=how, **where)
+    doing = f"distil from {', '.join(recipe.teachers)}" if teachers else "train"
+    return f"{doing}, {schedule.epochs} epochs of {data}{f': {found}' if found else ''}"
+
+
+def learning_costs(base: nn.Module, recipe: Recipe, data: str, machine: Machine, here: Any) -> str:
+    """What a recipe's method is, and what it costs where it trains, in a line; arguments as for `training_costs`."""
+    if recipe.method not in LEARNING:
+        return recipe.method or "initialise"
+    how, schedule = learning(recipe.method, recipe.options)
+    if not schedule.epochs:
+        return recipe.method
+    transform = training_transform(_config(base), recipe.augment)
+    where: Any = {"machine": machine, "processes": here.num_processes, "device": here.device}
+    found = cost_of_learning(base, how, dataset(data, "train"), transform, schedule, **where)
+    return f"{recipe.method}: {'at most ' * isinstance(how, Dwain)}{found}" if found else recipe.method
+
+
+def _steps(data: Any, schedule: Schedule) -> int | None:
+    """Steps in all; None for a stream without a number of them."""
+    per_epoch = len(data) // schedule.batch_size if hasattr(data, "__len__") else 0
+    return min(schedule.epochs * per_epoch or schedule.steps or 0, schedule.steps or 2**62) or None
 
 
 def _config(model: nn.Module) -> Mapping[str, Any]:
@@ -120,8 +232,10 @@ def _input(teacher: nn.Module, student: Mapping[str, Any]) -> Sequence[int]:
     return size
 
 
+@torch.random.fork_rng(devices=[])
 def _trained(
-    model: nn.Module,
+    student: nn.Module,
+    config: Mapping[str, Any],
     teachers: Sequence[nn.Module],
     shares: Sequence[float],
     most: int,
@@ -129,21 +243,26 @@ def _trained(
     device: torch.device,
 ) -> float:
     """Images a second of one process, from batches that double until one takes long enough."""
-    config, student = _config(model), copy.deepcopy(model).to(device).train()
     dtype = _DTYPES.get(machine.precision or "no")
     autocast = torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
-    most, size, seconds = max(2, most // machine.accumulation), 1, 0.0
-    # The first pass pays for what is set up once; batch norm refuses a batch of one image.
-    while seconds < SECONDS and size < most:
-        size = min(2 * size, most)
+    most = max(2, most // machine.accumulation)  # batch norm refuses a batch of one image
+
+    def timed(size: int) -> float:
         images = torch.zeros(size, *config["input_size"], device=device)
         with autocast:
-            seconds = _seconds(device, lambda images=images: student(images).sum().backward())
+            seconds = _seconds(device, lambda: student(images).sum().backward())
             for share, teacher in zip(shares, teachers, strict=True):
                 view = seen(images, config, _config(teacher))
                 with torch.no_grad():
                     teacher.to(device)
-                    seconds += share * _seconds(device, lambda view=view, teacher=teacher: teacher(view))
+                    seconds += share * _seconds(device, partial(teacher, view))
+        return seconds
+
+    timed(2)  # pays for what is set up once
+    size, seconds = 2, timed(2)
+    while seconds < SECONDS and size < most:
+        size = min(2 * size, most)
+        seconds = timed(size)
     return size / max(seconds, 1e-9)
 
 
@@ -155,13 +274,14 @@ def _seconds(device: torch.device, work: Any) -> float:
     return time.perf_counter() - started
 
 
-def _loaded(data: Any, transform: Transform, batch: int, workers: int) -> float:
+def _loaded(data: Any, transform: Transform, batch: int, machine: Machine) -> float:
     """Images a second that one process's loader gives, the start of its workers left out where it can be."""
-    started, loaded = time.perf_counter(), 0
+    workers = workers_for(data) if machine.workers is None else machine.workers
+    begun, loaded = time.perf_counter(), 0
     for index, (images, _) in enumerate(loader(data, transform, batch, epoch=0, workers=workers)):
         if index == 1 and workers:
-            started, loaded = time.perf_counter(), 0
+            begun, loaded = time.perf_counter(), 0
         loaded += len(images)
-        if index and time.perf_counter() - started > SECONDS * (1 + workers):  # what lay ready mustn't decide
+        if index and time.perf_counter() - begun > SECONDS * (1 + workers):  # what lay ready mustn't decide
             break
-    return loaded / (time.perf_counter() - started)
+    return loaded / (time.perf_counter() - begun)

@@ -112,7 +112,8 @@ def _refusals(path: Path) -> Iterator[None]:
     except OSError as error:
         what = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
         raise StorageError(
-            error.errno, f"{path} can't be written: {what}; nothing was left behind, free space or choose another place"
+            error.errno,
+            f"{path} can't be written: {what}; nothing half-written was left, free space or choose another place",
         ) from error
 
 

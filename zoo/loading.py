@@ -297,6 +297,8 @@ def _entry(name: str) -> Entry:
     except UnknownName as error:
         if (Path(name) / repository.CONFIG).is_file():
             raise UnknownName(f"no model {name!r} in the catalog; for the folder of that name say ./{name}") from None
+        if timm.is_model(name):
+            raise UnknownName(f"no model {name!r} in the catalog; timm's own of that name is timm/{name}") from None
         raise error
 
 
@@ -311,6 +313,10 @@ def _description(name: str | os.PathLike[str]) -> tuple[Description, Any]:
         if (found := converted_before(entry)) is not None:
             return repository.describe_folder(found, config := repository.read(found)), config.get("pretrained_cfg")
         if plan := catalog.stand_in(entry):
+            log.warning(
+                "%s is a stand-in of the published macs and params; its widths are known once it was converted",
+                entry.name,
+            )
             standing = Description(entry.name, entry.base, Plan.from_json(plan["plan"]), structure="stand-in")
             return standing, preprocessing(entry, entry.base, 1000)
         if entry.status == "origin":

@@ -6,17 +6,22 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from zoo import catalog
-from zoo.catalog.entry import METHODS, STATUSES, Entry, Reported
+from zoo.catalog.entry import METHODS, STATUSES, Entry, Recipe, Reported
 from zoo.cli.tables import UNITS, as_json, count, table
+from zoo.errors import RepositoryError
 from zoo.files import read_json
 
 if TYPE_CHECKING:
     from zoo.hub.remote import Listed
+
+RECIPE = {"options": dict, "teachers": list, "schedule": dict, "distil": dict, "augment": dict}  # of a config.json
+NULLABLE = {"method": str, "budget": dict, "data": str}
 
 
 class Count(click.ParamType):  # type: ignore[type-arg]
@@ -75,8 +80,12 @@ def list_models(pattern: str, everything: bool, hub: str | None, as_json: bool, 
 def show(name: str, as_json: bool) -> None:
     """Show what is known of the model NAME.
 
-    What it is made from and how, what is claimed and what was measured of it, and how to load it.
+    What it is made from and how, what is claimed and what was measured of it, and how to load it. NAME is of the list,
+    ORG/NAME on the Hub, or a repository's folder such as ./build/mine.
     """
+    if "/" in name or name in (".", ".."):
+        _show_repository(name, as_json)
+        return
     entry = catalog.info(name)
     measured = catalog.results(entry)
     obstacle = catalog.obstacle(entry)
@@ -85,7 +94,6 @@ def show(name: str, as_json: bool) -> None:
         more = {**load, "structure": _structure(entry), "results": measured or None}
         click.echo(json.dumps({**asdict(entry), **more}, indent=2))
         return
-    recipe = entry.recipe
     facts = {
         "name": entry.name,
         "base": entry.base.id if entry.base else None,
@@ -94,25 +102,82 @@ def show(name: str, as_json: bool) -> None:
         "status": entry.status,
         "load": load["load"] or f"not yet: {obstacle}",
         "structure": _structure(entry),
-        "made by": ", ".join([recipe.method or "training from scratch", *_pairs(recipe.options)]),
-        "budget": ", ".join(f"{v:.1%} of the {k}" for k, v in asdict(recipe.budget).items() if v)
-        if recipe.budget
-        else "",
-        "teachers": ", ".join(recipe.teachers),
-        "training": ", ".join([*_pairs(recipe.schedule), *_pairs(recipe.distil), *_pairs(recipe.augment)]),
-        "data": recipe.data or entry.dataset,
+        **_making(asdict(entry.recipe)),
+        "data": entry.recipe.data or entry.dataset,
         "licence": entry.license or "of the weights that it will be made from",
         "origin": ", ".join(str(fact) for fact in asdict(entry.origin).values() if fact) if entry.origin else None,
         "source": entry.source,
         "note": entry.note,
     }
-    table(["", ""], [[key, value] for key, value in facts.items() if value])
+    _facts(facts)
     rows = [["measured here", _pairs(measured["measured"]), _pairs(measured["data"])]] if measured else []
     rows += [
         [row.of or "reported", _pairs(row.figures), _conditions(row)] for row in (*entry.reported, *entry.baselines)
     ]
+    _figures(rows)
+
+
+def _show_repository(name: str, as_json: bool) -> None:
+    """Show what a repository says of itself; its weights aren't fetched."""
+    from zoo.hub import repository
+    from zoo.loading import folder_of
+    from zoo.verification import results_of
+
+    folder = folder_of(name, files=(repository.CONFIG, repository.RESULTS))
+    config, results = repository.read(folder), results_of(folder)
+    ours, plan = config["zoo"], repository.describe_folder(folder, config).plan
+    if as_json:
+        click.echo(json.dumps({**ours, "results": results.to_json()}, indent=2))
+        return
+    pixels = config.get("pretrained_cfg", {}).get("input_size", [])
+    recipe = ours.get("recipe", {})
+    _check(folder / repository.CONFIG, pixels, recipe)
+    facts = {
+        "name": ours["name"],
+        "base": (ours.get("base") or {}).get("id"),
+        "input": " x ".join(map(str, pixels)),
+        "load": f'zoo.load("{name}")',
+        "structure": "a graph" if "graph" in ours else _edits(plan.to_json()),
+        **(_making(recipe) if "method" in recipe or "schedule" in recipe else {}),
+        "data": recipe.get("data"),
+        "versions": ", ".join(_pairs(ours.get("versions", {}))),
+    }
+    _facts(facts)
+    if results.measured:
+        _figures([["its results", _pairs(results.measured), _pairs(results.data)]])
+
+
+def _check(file: Path, pixels: Any, recipe: Mapping[str, Any]) -> None:
+    """Check the types of what a config.json may leave out."""
+    given = {f"zoo.recipe.{key}": (recipe[key], kind) for key, kind in RECIPE.items() if key in recipe}
+    given |= {f"zoo.recipe.{key}": (recipe[key], kind) for key, kind in NULLABLE.items() if recipe.get(key) is not None}
+    for key, (value, kind) in {"pretrained_cfg.input_size": (pixels, list), **given}.items():
+        if not isinstance(value, kind):
+            raise RepositoryError(f"{file}: {key} is {type(value).__name__}, expected {kind.__name__}")
+    for key, share in (recipe.get("budget") or {}).items():
+        if share is not None and not isinstance(share, int | float):
+            raise RepositoryError(f"{file}: zoo.recipe.budget.{key} is {type(share).__name__}, expected float")
+
+
+def _facts(facts: Mapping[str, Any]) -> None:
+    table(["", ""], [[key, value] for key, value in facts.items() if value])
+
+
+def _figures(rows: Sequence[Sequence[Any]]) -> None:
     if rows:
         table(["figures of", "", "for"], [[who, ", ".join(what), ", ".join(where)] for who, what, where in rows])
+
+
+def _making(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """How a model is made, of a recipe as plain data that may leave out what is as ever."""
+    said = {**asdict(Recipe()), **recipe}
+    training = [pair for part in ("schedule", "distil", "augment") for pair in _pairs(said[part])]
+    return {
+        "made by": ", ".join([said["method"] or "training from scratch", *_pairs(said["options"])]),
+        "budget": ", ".join(f"{v:.1%} of the {k}" for k, v in (said["budget"] or {}).items() if v),
+        "teachers": ", ".join(map(str, said["teachers"])),
+        "training": ", ".join(training),
+    }
 
 
 def _published(organisation: str | None, pattern: str, wanted: Mapping[str, Any]) -> "list[Listed]":
@@ -161,15 +226,18 @@ def _row(entry: Entry) -> list[str]:
 def _structure(entry: Entry) -> str:
     """What is known of the layers without building them."""
     if entry.status == "embedded":
-        plan = read_json(catalog.EMBEDDED / entry.name / "config.json")["zoo"]["plan"]
-        edits = [f"{edit.pop('edit')} of {sum(len(items) for items in edit.values())} modules" for edit in plan]
-        return ", ".join(edits) or "that of the base"
+        return _edits(read_json(catalog.EMBEDDED / entry.name / "config.json")["zoo"]["plan"])
     if catalog.stand_in(entry):
         known = f"as the {entry.origin.format} checkpoint has it" if entry.origin else "known once it is built"
         return f"{known}; until then a stand-in of the published macs and params"
     if entry.origin is not None:
         return f"as the {entry.origin.format} checkpoint has it"
     return "known once it is built"
+
+
+def _edits(plan: Sequence[Mapping[str, Any]]) -> str:
+    edits = [(edit["edit"], sum(len(items) for key, items in edit.items() if key != "edit")) for edit in plan]
+    return ", ".join(f"{edit} of {count} modules" for edit, count in edits) or "that of the base"
 
 
 def _pairs(values: Mapping[str, Any]) -> list[str]:

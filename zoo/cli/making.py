@@ -12,12 +12,24 @@ from zoo.catalog.entry import AVAILABLE, Budget, Entry
 from zoo.errors import ZooError
 
 
+class Share(click.FloatRange):
+    """A share above 0 and at most 1."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 1, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """`0.5` → 0.5; the range alone would let nan through."""
+        share: float = super().convert(value, param, ctx)
+        return share if share == share else self.fail(f"{value} is not a share above 0, at most 1.", param, ctx)
+
+
 @click.command()
 @click.argument("base")
 @click.option("--method", type=click.Choice(AVAILABLE), default="prune", show_default=True, help="How.")
-@click.option("--budget", type=float, metavar="SHARE", help="prune, low_rank: share of the macs that stays, 0..1.")
-@click.option("--params", type=float, metavar="SHARE", help="Share of the params that stays, if that matters too.")
-@click.option("--data", required=True, help="digits, digit_pairs, a folder of class folders, or a Hub id ORG/NAME.")
+@click.option("--budget", type=Share(), metavar="SHARE", help="prune, low_rank: share of the macs that stays, 0..1.")
+@click.option("--params", type=Share(), metavar="SHARE", help="Share of the params that stays, if that matters too.")
+@click.option("--data", required=True, help="digits, digit_pairs, a folder, or a Hub id ORG/NAME.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new repository.")
 @click.option("--epochs", type=click.IntRange(0), default=0, show_default=True, help="Distil from BASE so long.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Option of the method, e.g. round_to=16.")
@@ -34,11 +46,16 @@ def compress(
     """Compress the model BASE.
 
     BASE is a model of the list, a repository's folder, or a timm id such as timm/resnet18.a1_in1k. The methods falor,
-    lockd and dwain have thresholds in place of a budget, e.g. --set nsr_threshold=0.1. A command that was stopped goes
-    on where it stopped.
+    lockd and dwain have thresholds in place of a budget, e.g. --set nsr_threshold=0.1. The widths that prune
+    leaves and the ranks of low_rank are multiples of round_to, 8 unless --set says otherwise; where there are less than
+    eight times as many, multiples of an eighth of them. A folder of data holds images in train/CLASS, to compress with,
+    and in validation/CLASS, to evaluate on.
+
+    A command that was stopped goes on where it stopped; a model that is there already is made neither again nor
+    replaced.
     """
-    from zoo.building import recipe_for
     from zoo.compressing import BY_BUDGET
+    from zoo.recipes import recipe_for
 
     if method in BY_BUDGET and budget is None:
         raise click.UsageError(f"--method {method} needs --budget SHARE")
@@ -56,30 +73,32 @@ def compress(
 def build(name: str, out: Path | None, data: str | None) -> None:
     """Make the model NAME by its recipe.
 
-    A build that was stopped goes on where it stopped.
+    A build that was stopped goes on where it stopped; a model that is there already is made neither again nor replaced.
     """
     _build(catalog.info(name), out or Path("build") / name, data)
 
 
 def _build(entry: Entry, out: Path, data: str | None) -> None:
-    from zoo.building import make
+    from zoo.building import Step, make, processes
 
-    started = [time.monotonic()]
+    begun: list[float] = []  # when the step under way began
 
     def say(line: str) -> None:
-        now = time.monotonic()
-        seconds = f"  {now - started[-1]:.1f} s" if len(started) > 1 else ""
-        started.append(now)
-        click.echo(f"{seconds}\n{line} ..." if seconds else f"{line} ...", nl=False, err=True)
+        if begun:
+            click.echo(f"  {time.monotonic() - begun.pop():.1f} s", err=True)
+        step = isinstance(line, Step)
+        click.echo(f"{line} ..." if step else line, nl=not step, err=True)
+        if step:
+            begun.append(time.monotonic())
 
     try:
         folder = make(entry, out, data, say)
     except ZooError:
-        if len(started) > 1:
+        if begun:
             click.echo(err=True)  # the error stands on a line of its own
         raise
-    click.echo(f"  {time.monotonic() - started[-1]:.1f} s", err=True)
-    click.echo(str(folder))
+    if processes().is_main_process:
+        click.echo(str(folder))
 
 
 @click.command()
@@ -93,7 +112,7 @@ def push(folder: Path, to: str, private: bool, tag: str | None) -> None:
     TO is ORG/NAME on the Hub, or a folder such as ./models/NAME. What is there already is replaced whole or not at
     all; the same folder again changes nothing.
     """
-    from zoo.building import push
+    from zoo.saving import push
 
     click.echo(push(folder, to, private=private, tag=tag))
 

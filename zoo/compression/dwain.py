@@ -22,7 +22,6 @@ Source: ptdeco (TCL Research Europe), `ptdeco.dwain` and the example of its visi
 """
 
 import copy
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,8 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -49,9 +46,9 @@ from zoo.compression.factoring import (
     reference,
     replaced,
 )
-from zoo.errors import DataError, StorageError, require
-from zoo.files import writing
+from zoo.errors import DataError, require
 from zoo.structure.plan import Factor, Rank
+from zoo.training import state as states
 from zoo.training.hierarchy import task_step
 from zoo.training.schedule import Machine, Schedule
 from zoo.training.trainer import train
@@ -146,8 +143,7 @@ def dwain(
     how, schedule = how or Dwain(), schedule or SCHEDULE
     smaller = copy.deepcopy(model).eval().requires_grad_(False)
     _check_labels(batches, reference(smaller, [images for images, _ in batches]))
-    layers = chosen(smaller, factorable(smaller, batches[0][0]), how.exclude, "dwain")
-    layers = [path for path in reversed(layers) if pointwise(smaller.get_submodule(path))]
+    layers = looked_at(smaller, batches[0][0], how)
     params = sum(p.numel() for p in smaller.parameters())
     seen = [tensor for batch in batches for tensor in batch]
     run = digest("dwain", (how, schedule, seed), smaller, seen) if state else ""
@@ -163,9 +159,24 @@ def dwain(
             first = number * max(1, schedule.epochs)  # each training sees other epochs
             _finetune_(smaller, trained, partial(_later, data, first), schedule, seed, machine)
         if state:
-            _write(state, run, ranks, _factors(smaller, ranks))
+            states.store(state, run, _factors(smaller, ranks), ranks)
     edit = Factor({path: Rank(k) for path in layers if (k := ranks[path]) is not None})
     return edit, replaced(model, _factors(smaller, ranks), edit.layers)
+
+
+def looked_at(model: nn.Module, image: Tensor, how: Dwain) -> list[str]:
+    """Paths of the layers that are looked at, the last first.
+
+    Args:
+        model: in eval mode; left as it was.
+        image: images that it takes [B, C, H, W].
+        how: the declaration.
+
+    Raises:
+        UnknownName: `exclude` names no layer.
+    """
+    layers = chosen(model, factorable(model, image), how.exclude, "dwain")
+    return [path for path in reversed(layers) if pointwise(model.get_submodule(path))]
 
 
 def _later(data: Callable[[int], Any], first: int, epoch: int) -> Any:
@@ -255,23 +266,9 @@ def _check_labels(batches: Sequence[tuple[Tensor, Tensor]], logits: Sequence[Ten
             )
 
 
-def _write(path: Path, run: str, ranks: Mapping[str, int | None], tensors: dict[str, Tensor]) -> None:
-    data = save(tensors, {"run": run, "ranks": json.dumps(ranks)})
-    with writing(path) as file:
-        file.write(data)
-
-
 def _resume_(path: Path, run: str, model: nn.Module) -> dict[str, int | None]:
     """Replace the layers that were replaced before."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise StorageError(0, f"{path} can't be resumed from ({error}); remove it to start again") from None
-    if metadata.get("run") != run:
-        raise DataError(f"{path} belongs to another run; remove it to start again")
-    ranks: dict[str, int | None] = json.loads(metadata["ranks"])
+    tensors, ranks = states.stored(path, run)
     for layer, k in ranks.items():
         if k is not None:
             _assign_(model, layer, k, tensors)

@@ -21,7 +21,7 @@ Source: Yu, Wu, "Compressing Transformers: Features Are Low-Rank, but Weights Ar
 criterion as in ptdeco (TCL Research Europe), `ptdeco.falor`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,9 +43,9 @@ from zoo.compression.factoring import (
     reference,
     replaced,
 )
-from zoo.errors import DataError, RepositoryError, StorageError, require
-from zoo.files import read_json, write_json
+from zoo.errors import DataError, require
 from zoo.structure.plan import Factor, Rank
+from zoo.training import state as states
 from zoo.training.losses import symmetric_kl
 
 
@@ -103,7 +103,7 @@ def falor(
     layers = chosen(model, factorable(model, batches[0]), how.exclude, "falor")
     layers = [path for path in layers if pointwise(model.get_submodule(path))]
     run = digest("falor", how, model, batches) if state else ""
-    ranks = _resumed(state, run) if state else {}
+    ranks: dict[str, int | None] = states.stored(state, run)[1] if state and state.exists() else {}
     tensors: dict[str, Tensor] = {}
     for path in require("tqdm", "eval").tqdm(layers, desc="falor", unit="layer", leave=False):
         if path in ranks and ranks[path] is None:
@@ -113,7 +113,7 @@ def falor(
         if path not in ranks:
             ranks[path] = _search(model, path, U, batches, expected, how) if U is not None else None
             if state:
-                write_json(state, {"run": run, "ranks": ranks})
+                states.store(state, run, {}, ranks)
         if U is not None and (k := ranks[path]) is not None:
             tensors |= factored(layer, *factors(layer, U, k), path)
     accepted = {path: Rank(k) for path in layers if (k := ranks[path]) is not None}
@@ -159,15 +159,3 @@ def bisection(full: int, accepted: Callable[[int], bool]) -> int:
             best -= step
         step //= 2
     return best
-
-
-def _resumed(state: Path, run: str) -> dict[str, int | None]:
-    if not state.exists():
-        return {}
-    try:
-        found: Mapping[str, Any] = read_json(state)
-    except RepositoryError as error:
-        raise StorageError(0, f"{state} can't be resumed from ({error}); remove it to start again") from None
-    if found.get("run") != run:
-        raise DataError(f"{state} belongs to another run; remove it to start again")
-    return dict(found["ranks"])

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.compression.factoring import chosen, digest, factorable, factored, grows, nsr, pair, reference, replaced
+from zoo.compression.signals import hooked, rows
 from zoo.errors import DataError, StructureError
 from zoo.structure.plan import Factor, Rank
 from zoo.training.schedule import Machine, Schedule
@@ -119,23 +120,40 @@ def lockd(
     weight = next(frozen.parameters())
     batches = [images.to(weight.device, weight.dtype) for images, *_ in islice(data(0), how.start_steps)]
     reference(frozen, batches)
-    ranks = {path: _full(frozen.get_submodule(path)) for path in factorable(frozen, batches[0])}
-    ranks = {path: ranks[path] for path in chosen(frozen, ranks, how.exclude, "lockd")}
-    if not ranks:
-        raise StructureError(f"lockd: {type(model).__name__} has no layer that can be factored")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        pairs = {path: pair(frozen.get_submodule(path), rank) for path, rank in ranks.items()}
+    pairs = started(frozen, batches[0], how, seed)
     if how.start == "decomposition":
         _decompose_(frozen, pairs, batches)
-    student = Pairs(frozen, pairs, how, digest("lockd", how, frozen))
+    student = Pairs(frozen, pairs, how)
 
     def step(student: nn.Module, batch: Sequence[Tensor], progress: float) -> Tensor:
         loss: Tensor = student(batch[0])
         return loss
 
-    train(student, step, data, schedule, seed=seed, state=state, progress="lockd", machine=machine)
+    about = {"lockd": digest("lockd", how, frozen)} if state else {}
+    train(student, step, data, schedule, seed=seed, state=state, about=about, progress="lockd", machine=machine)
     return _edit(model, pairs, list(student.logits), how)
+
+
+def started(model: nn.Module, image: Tensor, how: Lockd, seed: int = 0) -> dict[str, nn.Sequential]:
+    """The pairs of all layers that can be factored, at full rank and at random, by path.
+
+    Args:
+        model: in eval mode; left as it was.
+        image: images that it takes [B, C, H, W].
+        how: the declaration.
+        seed: of their values.
+
+    Raises:
+        StructureError: no layer can be factored.
+        UnknownName: `exclude` names no layer.
+    """
+    ranks = {path: _full(model.get_submodule(path)) for path in factorable(model, image)}
+    ranks = {path: ranks[path] for path in chosen(model, ranks, how.exclude, "lockd")}
+    if not ranks:
+        raise StructureError(f"lockd: {type(model).__name__} has no layer that can be factored")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return {path: pair(model.get_submodule(path), rank) for path, rank in ranks.items()}
 
 
 def _full(layer: Any) -> Rank:
@@ -149,21 +167,20 @@ class Pairs(nn.Module):
         frozen: the model, neither trained nor part of the state.
         pairs: path → the two factors.
         how: the declaration.
-        run: what tells this run from others, a part of the parameters' names: a state of other names is refused.
     """
 
-    def __init__(self, frozen: nn.Module, pairs: Mapping[str, nn.Sequential], how: Lockd, run: str) -> None:
+    def __init__(self, frozen: nn.Module, pairs: Mapping[str, nn.Sequential], how: Lockd) -> None:
         super().__init__()
         self.how = how
-        self.pairs = nn.ModuleDict({run: nn.ModuleList(pairs.values())})
+        self.pairs = nn.ModuleList(pairs.values())
         widths = [len(factors.get_parameter("0.weight")) for factors in pairs.values()]
         self.logits = nn.ParameterList(torch.full((r,), float(how.initial_logit)) for r in widths)
-        self.ratios: dict[str, Tensor] = {}
+        self.ratios: list[Tensor] = []
         self.frozen: Any
         self.__dict__["frozen"] = frozen  # past nn.Module, which would make it a submodule
         for (path, factors), s in zip(pairs.items(), self.logits, strict=True):
             frozen.get_submodule(path).register_forward_hook(
-                lambda f, args, y, path=path, factors=factors, s=s: self._observe(path, args[0], y, factors, s)
+                lambda f, args, y, factors=factors, s=s: self._observe(args[0], y, factors, s)
             )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -171,17 +188,17 @@ class Pairs(nn.Module):
         self.ratios.clear()
         self.frozen.to(images.device)(images)
         t = self.how.nsr_threshold
-        excess = torch.stack([F.relu(ratio - t) / t for ratio in self.ratios.values()]).mean()
+        excess = torch.stack([F.relu(ratio - t) / t for ratio in self.ratios]).mean()
         proportion = torch.stack([s.sigmoid().mean() for s in self.logits]).mean()
         self.ratios.clear()
         return excess + self.how.proportion_weight * proportion
 
-    def _observe(self, path: str, x: Tensor, y: Tensor, factors: nn.Sequential, s: Tensor) -> None:
+    def _observe(self, x: Tensor, y: Tensor, factors: nn.Sequential, s: Tensor) -> None:
         channel = 1 if isinstance(factors[0], nn.Conv2d) else -1
         A, B = factors
         g = gates(s, self.how.temperature).to(x.dtype)
         z = A(x).movedim(channel, -1) * g
-        self.ratios[path] = nsr(B(z.movedim(-1, channel)), y, channel)
+        self.ratios.append(nsr(B(z.movedim(-1, channel)), y, channel))
 
 
 def gates(s: Tensor, temperature: float) -> Tensor:
@@ -198,8 +215,7 @@ def _decompose_(model: nn.Module, pairs: Mapping[str, nn.Sequential], batches: S
     second: dict[str, Tensor] = {}
 
     def observe(path: str, layer: nn.Module, x: Tensor) -> None:
-        x = x.movedim(1 if isinstance(layer, nn.Conv2d) else -1, -1).flatten(0, -2)
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = rows(layer, x)
         products = (x.T @ x).double().cpu() / len(x) / len(batches)
         second[path] = second[path] + products if path in second else products
 
@@ -207,11 +223,9 @@ def _decompose_(model: nn.Module, pairs: Mapping[str, nn.Sequential], batches: S
         model.get_submodule(path).register_forward_pre_hook(lambda f, args, path=path: observe(path, f, args[0]))
         for path in pairs
     ]
-    with torch.no_grad():
+    with hooked(hooks), torch.no_grad():
         for batch in batches:
             model(batch)
-    for hook in hooks:
-        hook.remove()
     for path, factors in pairs.items():
         layer: Any = model.get_submodule(path)
         (m, n), C, W = layer.weight.shape[:2], second[path], layer.weight.detach().cpu().double()

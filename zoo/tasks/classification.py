@@ -8,6 +8,7 @@ it would change the pixels that figures were measured on. What helps is workers.
 import inspect
 import os
 import random
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,8 +129,14 @@ def loader(
         prefetch_factor=PREFETCH if workers else None,
         pin_memory=torch.accelerator.is_available(),
         drop_last=epoch is not None,
+        worker_init_fn=_deaf_to_ctrl_c,
         generator=torch.Generator(),  # without one of its own it draws from the caller's
     )
+
+
+def _deaf_to_ctrl_c(worker: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to every process, to the one that the worker loads for."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def workers_for(data: "Data") -> int:

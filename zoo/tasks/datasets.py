@@ -60,13 +60,14 @@ def dataset(spec: str, split: str, *, limit: int | None = None) -> "Data":
         return _first(_noise(split), limit)
     folder = Path(spec).expanduser()
     if folder.is_dir():
-        found = _classes(folder, split) or _columns(spec, _split(spec, _open_folder(folder), split))
+        found = _classes(folder, split) or _of_folder(folder, split)
         return found if limit is None else _first(found.shuffle(seed=0, keep_in_memory=True), limit)
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", spec):
         found = _columns(spec, _split(spec, _open_hub(spec), split))
         return found if limit is None else found.take(limit)
-    if folder.is_absolute() or len(folder.parts) > 1:
-        raise DataError(f"{spec}: no such folder; expected images in sub-folders of {spec}/{split}, one per class")
+    if "/" in spec or os.sep in spec or folder.exists():
+        what = "a file, not a folder" if folder.exists() else "no such folder"
+        raise DataError(f"{spec}: {what}; {_expected(spec)}")
     raise UnknownName(f"no data set {spec!r}; possible are: digits, digit_pairs, a folder, a Hub id such as org/name")
 
 
@@ -131,15 +132,25 @@ def _visible(folder: Path) -> "list[os.DirEntry[str]]":
         return [entry for entry in entries if not entry.name.startswith(".")]
 
 
-def _open_folder(folder: Path) -> "DatasetDict":
+def _of_folder(folder: Path, split: str) -> "Dataset":
+    """A folder's split, as the library reads it: metadata files, and splits told from the names of files."""
     datasets = require("datasets", "eval")
     try:
-        return datasets.load_dataset("imagefolder", data_dir=str(folder))
+        splits: DatasetDict = datasets.load_dataset("imagefolder", data_dir=str(folder))
     except (ValueError, OSError) as error:
-        raise DataError(
-            f"{folder}: no images could be read ({_line(error)}); expected them in sub-folders of {folder}/train and "
-            f"{folder}/validation, one per class"
-        ) from error
+        raise DataError(f"{folder}: no images could be read ({_line(error)}); {_expected(folder)}") from error
+    try:
+        found = _split(str(folder), splits, split)
+    except DataError as error:
+        raise DataError(f"{error}; {_expected(folder)}") from None
+    try:
+        return _columns(str(folder), found)
+    except DataError:
+        raise DataError(f"{folder}: no classes were found; {_expected(folder)}") from None
+
+
+def _expected(folder: Path | str) -> str:
+    return f"expected images in {folder}/train/CLASS and {folder}/validation/CLASS, of two classes at least"
 
 
 def _open_hub(spec: str) -> "IterableDatasetDict":

@@ -49,7 +49,8 @@ class Machine:
     """How training runs here; no recipe names it.
 
     A state is resumed on another machine: only `precision` must be the same, because it decides what is computed. The
-    others change rounding at most, but for batch norm, whose statistics are those of one process and part.
+    others change rounding at most, but for batch norm, whose statistics are those of one part of a process's share, and
+    with `sync_bn` those of all processes' parts.
 
     Args:
         precision: `no`, `fp16` or `bf16`; None takes what `accelerate launch --mixed_precision` said.
@@ -59,6 +60,7 @@ class Machine:
         workers: processes that load images for each training process; None takes a core each where it is worth it.
         log_with: a tracker that accelerate knows (`tensorboard`, `trackio`, ...), or one's own; None logs nowhere.
         logs: the folder of trackers that write files.
+        sync_bn: batch norm's statistics are those of all processes, which exchange them; on GPUs alone.
     """
 
     precision: str | None = None
@@ -68,6 +70,7 @@ class Machine:
     workers: int | None = None
     log_with: Any = None
     logs: str = "logs"
+    sync_bn: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in (None, *PRECISIONS):

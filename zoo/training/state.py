@@ -1,4 +1,7 @@
-"""The state of a training: one file that is written whole, and that a run goes on from bit for bit."""
+"""States: files that are written whole, and that a run, and no other, goes on from bit for bit.
+
+`store` and `stored` are for any method; `write` and `resume_` for a training.
+"""
 
 import json
 from collections.abc import Mapping
@@ -15,6 +18,44 @@ from zoo.files import writing
 from zoo.structure import base
 
 
+def store(path: Path, run: str, tensors: Mapping[str, Tensor], found: Mapping[str, Any]) -> None:
+    """Write a state.
+
+    Args:
+        path: of the file.
+        run: what identifies the run.
+        tensors: by name.
+        found: what else the run has come to, as JSON takes it.
+
+    Raises:
+        StorageError: the disk is full or refuses.
+    """
+    data = save(
+        {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
+        {"run": run, "found": json.dumps(found)},
+    )
+    with writing(path) as file:
+        file.write(data)
+
+
+def stored(path: Path, run: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `store` wrote: tensors, and what was found.
+
+    Raises:
+        StorageError: the file can't be read or is damaged.
+        DataError: it belongs to another run.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise StorageError(0, f"{path} can't be resumed from ({error}); remove it to start again") from None
+    if metadata.get("run") != run:
+        raise _another(path)
+    return tensors, json.loads(metadata["found"])
+
+
 def write(
     path: Path,
     run: str,
@@ -24,7 +65,7 @@ def write(
     average: Mapping[str, Tensor] | None = None,
     scaler: Any = None,
 ) -> None:
-    """Write a state.
+    """Write the state of a training.
 
     Args:
         path: of the file.
@@ -43,10 +84,7 @@ def write(
     for index, parameter in enumerate(_parameters(optimizer)):
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimizer.{index}.{key}"] = value
-    metadata = {"run": run, "step": str(done), "scaler": json.dumps(scaler.state_dict() if scaler else {})}
-    data = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata)
-    with writing(path) as file:
-        file.write(data)
+    store(path, run, tensors, {"steps": done, "scaler": scaler.state_dict() if scaler else {}})
 
 
 @torch.no_grad()
@@ -67,17 +105,12 @@ def resume_(
         StorageError: the file can't be read or is damaged.
         DataError: it belongs to another run.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise StorageError(0, f"{path} can't be resumed from ({error}); remove it to start again") from None
+    tensors, found = stored(path, run)
     held = {f"model.{name}": value for name, value in base.tensors(model).items()}
     held |= {f"average.{name}": value for name, value in (average or {}).items()}
-    stored = {name: value.shape for name, value in tensors.items() if not name.startswith("optimizer.")}
-    if metadata.get("run") != run or stored != {name: value.shape for name, value in held.items()}:
-        raise DataError(f"{path} belongs to another run; remove it to start again")
+    shapes = {name: value.shape for name, value in tensors.items() if not name.startswith("optimizer.")}
+    if shapes != {name: value.shape for name, value in held.items()}:
+        raise _another(path)
     for name, value in held.items():
         value.copy_(tensors[name])
     for index, parameter in enumerate(_parameters(optimizer)):
@@ -88,9 +121,13 @@ def resume_(
             like = value.clone() if value.ndim == 0 else torch.empty_like(parameter, dtype=value.dtype).copy_(value)
             optimizer.state[parameter][name.removeprefix(prefix)] = like
     if scaler:
-        scaler.load_state_dict(json.loads(metadata["scaler"]))
-    return int(metadata["step"])
+        scaler.load_state_dict(found["scaler"])
+    return int(found["steps"])
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _another(path: Path) -> DataError:
+    return DataError(f"{path} belongs to another run; remove it to start again")

@@ -7,7 +7,9 @@ in the same weights, bit for bit at the same number of threads and processes and
 
 import contextlib
 import hashlib
+import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -17,8 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.errors import DataError, MissingExtra, StorageError, require
-from zoo.training import ema
+from zoo.errors import DataError, require
+from zoo.training import accelerated, ema, interruption
 from zoo.training import state as states
 from zoo.training.hierarchy import Batch, Step
 from zoo.training.schedule import Machine, learning_rate
@@ -35,6 +37,7 @@ def train(
     *,
     seed: int = 0,
     state: Path | None = None,
+    about: Mapping[str, Any] | None = None,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
     progress: str = "train",
     machine: Machine | None = None,
@@ -48,7 +51,9 @@ def train(
             epoch always gives the same batches.
         schedule: how long and how fast.
         seed: of what is random inside the model (dropout).
-        state: a file to resume from, which the main process writes; None keeps none.
+        state: a file to resume from, which the main process writes, every so often, before it evaluates, and when
+            Ctrl-C ends the training; None keeps none.
+        about: what else tells this run from others, as JSON takes it; a state of others is refused.
         evaluate: called after each epoch, on every process; its figures are shown in the progress bar and logged.
         progress: what the progress bar says.
         machine: how it runs here.
@@ -58,75 +63,113 @@ def train(
 
     Raises:
         DataError: the data is empty, the loss isn't finite, the state belongs to another run, or the machine can't.
+        KeyboardInterrupt: Ctrl-C, after the step under way; in `evaluate`, and where several processes train, at once.
         MissingExtra: the tracker isn't installed.
         StorageError: the state can't be written.
     """
     machine = machine or Machine()
-    accelerator = _accelerator(machine)
+    accelerator = accelerated.accelerator(machine)
     tqdm = require("tqdm", "eval").tqdm
     total, per_epoch = _length(accelerator, data, schedule)
-    if machine.channels_last:
-        model.to(memory_format=torch.channels_last)
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    wrapped, optimizer = accelerator.prepare(model, torch.optim.AdamW(groups, lr=schedule.lr))
-    average = ema.started(model) if schedule.ema else None
-    held = (model, optimizer.optimizer, average, accelerator.scaler)
-    run = _identity(schedule, total, seed, accelerator)
-    try:
-        done = states.resume_(state, run, *held) if state and state.exists() else 0
-    except (DataError, StorageError):
-        accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).eval()
-        raise
-    optimizer.zero_grad()
-    written = logged = time.monotonic()
-    if accelerator.log_with:
-        accelerator.init_trackers(progress, config=json.loads(run))
+    run = _identity(schedule, total, seed, accelerator, about or {})
     hidden = None if accelerator.is_main_process else True
-    bar = tqdm(total=total, initial=done, desc=progress, unit="step", disable=hidden, leave=False)
-    with torch.random.fork_rng(devices=[]), bar, _unwrapped(accelerator, wrapped):
-        since = done
-        for batch in _batches(accelerator, data, done, total, per_epoch):
-            wrapped.train()
-            # Hashed, because torch's generator on the CPU looks at the lowest 32 bits alone.
-            digest = hashlib.sha256(f"{seed} {done} {accelerator.process_index}".encode()).digest()
-            torch.manual_seed(int.from_bytes(digest[:4]))
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(schedule, done, total)
-            loss = 0.0
-            for part, share, last in _parts(batch, machine):
-                with contextlib.nullcontext() if last else accelerator.no_sync(wrapped):
-                    with accelerator.autocast():
-                        mean = step(wrapped, part, done / total)
-                    loss += share * mean.item()
-                    if not torch.isfinite(mean):
-                        raise DataError(
-                            f"{progress}: the loss is {mean.item()} at step {done}; lower the learning rate"
-                        )
-                    accelerator.backward(share * mean)
-            if schedule.clip > 0:
-                accelerator.clip_grad_norm_(wrapped.parameters(), schedule.clip)
-            optimizer.step()
-            optimizer.zero_grad()
-            if average is not None:
-                ema.update_(average, model, schedule.ema)
-            done += 1
-            bar.update()
-            due = done == total or time.monotonic() - written >= schedule.checkpoint_seconds
-            if state and due and accelerator.is_main_process:
-                states.write(state, run, done, *held)
-                written = time.monotonic()
-            if accelerator.trackers and (done % LOG_STEPS == 0 or done == total):
-                now = time.monotonic()
-                speed = (done - since) * schedule.batch_size / (now - logged)
-                accelerator.log({"loss": loss, "lr": group["lr"], "images_per_s": speed}, step=done)
-                since, logged = done, now
-            if evaluate and done % per_epoch == 0:
-                with ema.averaged(model, average):
-                    figures = evaluate()
-                bar.set_postfix(figures)
-                accelerator.log(dict(figures), step=done)
+    with accelerated.prepared(accelerator, model, schedule, machine) as (wrapped, optimizer):
+        average = ema.started(model) if schedule.ema else None
+        held = (model, optimizer.optimizer, average, accelerator.scaler)
+        done = states.resume_(state, run, *held) if state and state.exists() else 0
+        if accelerator.log_with:
+            accelerator.init_trackers(progress, config=json.loads(run))
+        written, speed = time.monotonic(), _speed(schedule.batch_size, done)
+        bar = tqdm(total=total, initial=done, desc=progress, unit="step", disable=hidden, leave=False)
+        # Of several processes one that ended after its step would leave the others waiting in theirs.
+        alone = accelerator.num_processes == 1
+        batches = _batches(accelerator, data, done, total, per_epoch)
+        with torch.random.fork_rng(devices=[]), bar:
+            while done < total:
+                with interruption.noticed() if alone else contextlib.nullcontext(lambda: False) as interrupted:
+                    for batch in itertools.islice(batches, per_epoch - done % per_epoch):
+                        _seed(seed, done, accelerator.process_index)
+                        loss = _backward(accelerator, wrapped, step, batch, done / total, machine)
+                        if not math.isfinite(loss):
+                            raise DataError(f"{progress}: the loss is {loss} at step {done}; lower the learning rate")
+                        lr = learning_rate(schedule, done, total)
+                        _update_(accelerator, wrapped, optimizer, lr, schedule.clip)
+                        if average is not None:
+                            ema.update_(average, model, schedule.ema)
+                        done += 1
+                        bar.update()
+                        ends = done == total or interrupted() or (evaluate is not None and done % per_epoch == 0)
+                        due = ends or time.monotonic() - written >= schedule.checkpoint_seconds
+                        if state and due and accelerator.is_main_process:
+                            states.write(state, run, done, *held)
+                            written = time.monotonic()
+                        if interrupted():
+                            break
+                        if accelerator.trackers and (done % LOG_STEPS == 0 or done == total):
+                            accelerator.log({"loss": loss, "lr": lr, "images_per_s": speed(done)}, step=done)
+                if evaluate and done % per_epoch == 0:
+                    with ema.averaged(model, average):
+                        figures = evaluate()
+                    bar.set_postfix(figures)
+                    accelerator.log(dict(figures), step=done)
+    _finish_(accelerator, model, average)
+    return model.eval()
+
+
+def _identity(schedule: Schedule, total: int, seed: int, accelerator: Any, about: Mapping[str, Any]) -> str:
+    """What a state must have in common with the run that goes on from it."""
+    said = {key: value for key, value in asdict(schedule).items() if key != "checkpoint_seconds"}
+    return json.dumps({**said, "total": total, "seed": seed, "precision": accelerator.mixed_precision, **about})
+
+
+def _seed(seed: int, done: int, process: int) -> None:
+    """Make what is random inside the model a function of the step."""
+    # Hashed, because torch's generator on the CPU looks at the lowest 32 bits alone.
+    digest = hashlib.sha256(f"{seed} {done} {process}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:4]))
+
+
+def _backward(
+    accelerator: Any, wrapped: nn.Module, step: Step, batch: Batch, progress: float, machine: Machine
+) -> float:
+    """Add a batch's gradients, part by part; the mean loss."""
+    wrapped.train()
+    loss = 0.0
+    for part, share, last in _parts(batch, machine):
+        with contextlib.nullcontext() if last else accelerator.no_sync(wrapped):
+            with accelerator.autocast():
+                mean = step(wrapped, part, progress)
+            loss += share * mean.item()
+            accelerator.backward(share * mean)
+    return loss
+
+
+def _update_(accelerator: Any, wrapped: nn.Module, optimizer: Any, lr: float, clip: float) -> None:
+    """Take one step along the gradients, and forget them."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    if clip > 0:
+        accelerator.clip_grad_norm_(wrapped.parameters(), clip)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _speed(batch_size: int, done: int) -> Callable[[int], float]:
+    """Steps done → images a second since it was last asked."""
+    since, asked = done, time.monotonic()
+
+    def speed(done: int) -> float:
+        nonlocal since, asked
+        now = time.monotonic()
+        found = (done - since) * batch_size / (now - asked)
+        since, asked = done, now
+        return found
+
+    return speed
+
+
+def _finish_(accelerator: Any, model: nn.Module, average: ema.Average | None) -> None:
+    """Leave every process with the same model: the average where there is one."""
     accelerator.wait_for_everyone()
     if average is not None:
         ema.put_(average, model)
@@ -135,45 +178,6 @@ def train(
             torch.distributed.broadcast(buffer, 0)
     for tracker in accelerator.trackers:  # accelerate's own end would part the processes, which have yet to evaluate
         tracker.finish()
-    return model.eval()
-
-
-def _accelerator(machine: Machine) -> Any:
-    accelerate = require("accelerate", "eval")
-    tracker = machine.log_with
-    if isinstance(tracker, str) and tracker not in map(str, accelerate.tracking.get_available_trackers()):
-        raise MissingExtra(f"tracker {tracker!r} isn't one that accelerate finds here: pip install {tracker}")
-    accelerate.state.AcceleratorState._reset_state()  # it keeps the precision of whoever came first
-    try:
-        return accelerate.Accelerator(
-            # Without cpu=True accelerate takes several processes on a machine without an accelerator for several runs.
-            cpu=not torch.accelerator.is_available(),
-            mixed_precision=machine.precision,
-            dynamo_backend="inductor" if machine.compile else None,
-            dataloader_config=accelerate.DataLoaderConfiguration(
-                split_batches=True, non_blocking=torch.accelerator.is_available()
-            ),
-            step_scheduler_with_optimizer=False,
-            log_with=tracker,
-            project_dir=machine.logs,
-        )
-    except ValueError as error:
-        raise DataError(f"train: {error}") from None
-
-
-def _identity(schedule: Schedule, total: int, seed: int, accelerator: Any) -> str:
-    """What a state must have in common with the run that goes on from it."""
-    said = {key: value for key, value in asdict(schedule).items() if key != "checkpoint_seconds"}
-    return json.dumps({**said, "total": total, "seed": seed, "precision": accelerator.mixed_precision})
-
-
-@contextlib.contextmanager
-def _unwrapped(accelerator: Any, wrapped: nn.Module) -> Iterator[None]:
-    """Take back in the end what mixed precision put around the model's forward pass."""
-    try:
-        yield
-    finally:
-        accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).eval()
 
 
 def _length(accelerator: Any, data: Callable[[int], Any], schedule: Schedule) -> tuple[int, int]:

@@ -1,0 +1,148 @@
+"""Recipes: what can't be followed is said before the first step; what was made is neither replaced nor made again."""
+
+import re
+import shutil
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+import zoo
+from zoo import building
+from zoo.building import make
+from zoo.catalog.entry import Budget, Recipe
+from zoo.errors import RepositoryError, StructureError, ZooError
+from zoo.recipes import finished, recipe_for
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"rounding": 4}, "prune has no option 'rounding', known are criterion, round_to, floor, ridge"),
+        ({"machine": 1}, "prune has no option 'machine', known are criterion, round_to, floor, ridge"),
+        ({"round_to": 0}, "prune: round_to is 0, expected a whole number of at least 1"),
+        ({"images": "few"}, "images is 'few', expected a whole number of at least 1"),
+        ({"images": 0}, "images is 0, expected a whole number of at least 1"),
+        ({"seed": -1}, "seed is -1, expected a whole number of at least 0"),
+        ({"method": "low_rank", "ranks": 4}, "low_rank has no option 'ranks', known are "),
+        ({"method": "falor", "ranks": 4}, "falor has no option 'ranks', known are "),
+        ({"method": "lockd", "ranks": 4}, "lockd has no option 'ranks', known are "),
+        ({"data": "classes"}, "classes: no split for test: expected validation or val or valid or test, found train"),
+        ({"data": "classes"}, "expected images in classes/train/CLASS and classes/validation/CLASS"),
+        ({"data": "classes/a"}, "classes/a: no classes were found; expected images in classes/a/train/CLASS"),
+        ({"data": "texts"}, "texts: no images could be read"),
+        ({"data": "./missing"}, "./missing: no such folder; expected images in ./missing/train/CLASS and "),
+    ],
+)
+def test_what_is_wrong_with_options_or_data_is_said_before_the_first_step(tmp_path, monkeypatch, options, expected):
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("classes/a", "classes/b")):
+        (tmp_path / name).mkdir(parents=True)
+        for shade in range(2):
+            Image.new("L", (8, 8), 2 * number + shade).save(tmp_path / name / f"{shade}.png")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "thesis.txt").touch()
+    before, lines = sorted(tmp_path.rglob("*")), []
+    method, data = options.pop("method", "prune"), options.pop("data", "digits")
+    budget = None if method in ("falor", "lockd") else Budget(0.5)
+
+    with pytest.raises(ZooError, match=re.escape(expected)) as caught:
+        make(recipe_for("digits_cnn", method, budget, data, 0, options), tmp_path / "new" / "model", say=lines.append)
+    assert "\n" not in str(caught.value)
+    assert lines == []
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_data_of_other_classes_are_refused_before_the_model_is_compressed(tmp_path):
+    lines = []
+    with pytest.raises(ZooError, match="noise has 1000 classes, the model 10"):
+        make(recipe_for("digits_cnn", "prune", Budget(0.5), "noise", 0, {}), tmp_path / "new", say=lines.append)
+
+    assert lines == ["1 load the base digits_cnn"]
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("budget", "name"),
+    [
+        (0.5, "digits_cnn_pruned_50"),
+        (0.333, "digits_cnn_pruned_33"),
+        (0.01, "digits_cnn_pruned_1"),
+        (0.004, "digits_cnn_pruned_0.4"),
+        (1e-5, "digits_cnn_pruned_0.001"),
+    ],
+)
+def test_a_name_says_the_share_in_percent_and_never_none_of_it(budget, name):
+    assert recipe_for("digits_cnn", "prune", Budget(budget), "digits", 0, {}).name == name
+
+
+def test_a_model_that_is_made_is_left_alone_and_no_other_takes_its_place(tmp_path):
+    dense = zoo.save(zoo.load("digits_cnn"), tmp_path / "dense")
+    recipe = Recipe("prune", Budget(0.9), options={"criterion": "l2"}, data="digits", schedule={"epochs": 0})
+    entry = replace(recipe_for(str(dense), "prune", None, "digits", 0, {}), name="mine", recipe=recipe)
+    folder, lines = make(entry, tmp_path / "model"), []
+    before = content(folder)
+    (tmp_path / "model.work").mkdir()
+    (tmp_path / "model.work" / "recipe.json").write_text("{}")  # as if it had been stopped before this was removed
+    again = make(entry, tmp_path / "model", say=lines.append)
+
+    assert (again, lines) == (folder, [f"made already: {folder}"])
+    assert files(tmp_path) == ["dense", "model"]
+    others = [replace(entry, recipe=replace(recipe, budget=Budget(0.8))), replace(entry, name="other"), entry]
+    for other in others:
+        if other is entry:  # the base has other weights by now
+            model = zoo.load(dense)
+            model.get_parameter("fc.bias").data.add_(1)
+            zoo.save(model, dense)
+        with pytest.raises(
+            RepositoryError,
+            match="model holds mine, made by another recipe or of other weights, or not all of it: choose",
+        ):
+            make(other, tmp_path / "model")
+    assert content(folder) == before
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """An entry and its repository."""
+    entry = recipe_for("digits_cnn", "prune", Budget(0.9), "digits", 0, {"criterion": "l2"})
+    return entry, make(entry, tmp_path_factory.mktemp("made") / "model")
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("model.safetensors", lambda path: path.unlink()),
+        ("results.json", lambda path: path.unlink()),
+        ("model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-1])),
+    ],
+    ids=["no weights", "no results", "cut weights"],
+)
+def test_a_model_that_is_not_all_there_is_not_taken_for_made(made, tmp_path, file, damage):
+    entry, folder = made[0], shutil.copytree(made[1], tmp_path / "model")
+    assert finished(entry, folder)
+    damage(folder / file)
+    left = content(folder)
+
+    with pytest.raises(RepositoryError, match=r"model holds digits_cnn_pruned_90, .* or not all of it: choose another"):
+        make(entry, folder)
+    assert content(folder) == left
+
+
+def test_what_is_wrong_is_said_though_another_build_began_beside_it(tmp_path, monkeypatch):
+    def refused(*args, **options):
+        (tmp_path / "new" / "other.work").mkdir()
+        raise StructureError("it can't be compressed")
+
+    monkeypatch.setattr(building, "compress", refused)
+    with pytest.raises(StructureError, match="it can't be compressed"):
+        make(recipe_for("digits_cnn", "prune", Budget(0.5), "digits", 0, {}), tmp_path / "new" / "model")
+    assert files(tmp_path / "new") == ["other.work"]
