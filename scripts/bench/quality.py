@@ -62,7 +62,7 @@ WHOLE = ("dense", "control")
 ONE_SHOT = ("one-shot", "uniform", "torch-pruning")
 TRAINED = ("distilled", "scratch")
 AGAINST = {"one-shot": ("uniform", "torch-pruning"), "distilled": ("control", "scratch")}
-OTHERS = ("dwain", "factoring", "falor", "lockd", "low_rank", "spectra")  # methods that prune nothing
+OTHERS = ("correction", "dwain", "factoring", "falor", "lockd", "low_rank", "newton", "spectra")  # prune nothing
 CROP = {"scale": [0.6, 1.0], "ratio": [0.75, 1.33], "hflip": 0.0, "color_jitter": 0.0}
 PAIRS_CNN = {"layers": [1, 1, 1, 1], "channels": [32, 64, 96, 128], "stem_type": "deep", "stem_width": 16}
 PAIRS_VIT = {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 6}
@@ -145,7 +145,7 @@ def version(kind: str) -> str:
     if kind in WHOLE:
         return ""
     package = Path(zoo.__file__).parent
-    files = [path for path in sorted((package / "compression").glob("*.py")) if path.stem not in OTHERS]
+    files = [path for path in sorted((package / "compression").rglob("*.py")) if path.stem not in OTHERS]
     files += [package / "compressing.py"]
     files += [Path(torch_pruning_rows.__file__)] if kind == "torch-pruning" else []
     source = "".join(ast.dump(ast.parse(path.read_text())) for path in files)
@@ -350,7 +350,9 @@ def plot(names: list[str]) -> Path:
         axis.grid(axis="y", alpha=0.3)
     axes[0][0].set_ylabel("top-1, %")
     handles = {label: h for axis in axes[0] for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, 2 * len(names)), frameon=False
+    )
     path = CACHE / "quality.png"
     figure.savefig(path, dpi=120)
     return path
