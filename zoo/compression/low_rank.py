@@ -121,7 +121,7 @@ def low_rank(
     Raises:
         BudgetError: the budget can't be met.
         DataError: the calibration images can't be used.
-        StructureError: the model doesn't give logits.
+        StructureError: the model doesn't give logits, or is in train mode.
         UnknownName: `exclude` names no layer.
     """
     how = how or LowRank()
@@ -153,7 +153,7 @@ def low_rank(
         _recalibrate_(factored, batches, wanted)
         seconds, kl = [factored.get_submodule(f"{path}.1") for path in edit.layers], float("inf")
         for _ in range(how.steps):
-            _, kl = newton_(factored, seconds, batches, wanted, how.damping)
+            _, kl = newton_(factored, seconds, batches, wanted, how.damping, how.seed)
         logger.info("low_rank: %d layers factored, kl to dense %.4g nats", len(edit.layers), kl)
     return edit, {path: tensor.detach().to("cpu", copy=True) for path, tensor in base.tensors(factored).items()}
 

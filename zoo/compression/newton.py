@@ -52,6 +52,7 @@ def newton_(
     batches: Sequence[Tensor],
     wanted: Sequence[Tensor],
     damping: float,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """Take one step of layers of a factored model.
 
@@ -61,11 +62,12 @@ def newton_(
         batches: images [B, C, H, W].
         wanted: the dense model's logits for each batch [B, classes].
         damping: γ.
+        seed: of the random u.
 
     Returns:
         J before and after, in nats.
     """
-    sums, logits, weights = _collect(factored, layers, batches, wanted)
+    sums, logits, weights = _collect(factored, layers, batches, wanted, seed)
     before = divergence(wanted, logits)
     images = sum(map(len, batches))
     steps = {layer: _direction(of, images, damping) for layer, of in sums.items()}
@@ -99,7 +101,7 @@ def divergence(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
 
 
 def _collect(
-    factored: nn.Module, layers: Sequence[nn.Module], batches: Sequence[Tensor], wanted: Sequence[Tensor]
+    factored: nn.Module, layers: Sequence[nn.Module], batches: Sequence[Tensor], wanted: Sequence[Tensor], seed: int
 ) -> tuple[dict[nn.Module, _Sums], list[Tensor], list[Tensor]]:
     """The sums of each layer, and of each batch the logits and p̄."""
     sums: dict[nn.Module, _Sums] = {}
@@ -136,9 +138,8 @@ def _collect(
             towards = True
             torch.autograd.grad(found, images, (q - p).to(found), retain_graph=True, allow_unused=True)
             towards = False
-            torch.autograd.grad(
-                found, images, probe(even, torch.Generator().manual_seed(number)).to(found), allow_unused=True
-            )
+            u = probe(even, torch.Generator().manual_seed(1_000_003 * seed + number))
+            torch.autograd.grad(found, images, u.to(found), allow_unused=True)
             logits.append(found.detach().double())
             weights.append(even)
     return sums, logits, weights
