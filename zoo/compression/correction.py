@@ -15,7 +15,7 @@ Source: He et al., "Channel Pruning for Accelerating Very Deep Neural Networks" 
 of the whole model, not those of the pruned one, are what is fitted.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.compression.signals import hooked, rows, thinned
+from zoo.compression.signals import chunked, hooked, rows, thinned
 from zoo.errors import DataError
 
 
@@ -64,26 +64,12 @@ def correct_(
         DataError: an activation isn't finite.
     """
     logits: list[Tensor] = []
-    for chunk in _chunks(factored, paths, max_bytes):
+    shapes = {path: factored.get_parameter(f"{path}.1.weight").shape[:2] for path in paths}
+    for chunk in chunked({path: 8 * k * (k + m) for path, (m, k) in shapes.items()}, max_bytes):
         found, logits = _collect(model, factored, chunk, batches)
         for path, sums in found.items():
             _solve_(path, factored.get_submodule(path)[1], sums, damping)  # type: ignore[index]
     return logits
-
-
-def _chunks(factored: nn.Module, paths: Sequence[str], max_bytes: int) -> Iterator[list[str]]:
-    chunk: list[str] = []
-    held = 0
-    for path in paths:
-        m, k = factored.get_parameter(f"{path}.1.weight").shape[:2]
-        needed = 8 * k * (k + m)
-        if chunk and held + needed > max_bytes:
-            yield chunk
-            chunk, held = [], 0
-        chunk.append(path)
-        held += needed
-    if chunk:
-        yield chunk
 
 
 def _collect(

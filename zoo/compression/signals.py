@@ -1,6 +1,6 @@
 """Signals: what layers read and put out while images go through a model, as one row for each position."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -39,3 +39,20 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def chunked(needed: Mapping[str, int], max_bytes: int) -> Iterator[list[str]]:
+    """Layers in turn, as many at a time as fit, and one at the least.
+
+    Args:
+        needed: path → bytes of what is collected of it.
+        max_bytes: held at once.
+    """
+    chunk: list[str] = []
+    for path, size in needed.items():
+        if chunk and sum(needed[each] for each in chunk) + size > max_bytes:
+            yield chunk
+            chunk = []
+        chunk.append(path)
+    if chunk:
+        yield chunk

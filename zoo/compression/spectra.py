@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from zoo.compression.signals import hooked, rows, thinned
+from zoo.compression.signals import chunked, hooked, rows, thinned
 from zoo.errors import DataError, StructureError
 
 MAX_BYTES = 4 * 2**30  # of statistics held at once; a larger model is watched in several passes
@@ -102,26 +102,14 @@ def spectra(
         StructureError: the model doesn't give logits [B, classes].
     """
     found: dict[str, Spectrum] = {}
-    for chunk in _chunks(layers, max_bytes):
-        for path, sums in _collect(model, chunk, batches, smoothing, draws, seed).items():
-            spectrum = _spectrum(path, chunk[path], sums, sum(map(len, batches)), draws, ridge)
+    sides = {path: layer.weight.shape[1 if reads_inputs(layer) else 0] for path, layer in layers.items()}
+    for chunk in chunked({path: 2 * 8 * side**2 for path, side in sides.items()}, max_bytes):
+        those = {path: layers[path] for path in chunk}
+        for path, sums in _collect(model, those, batches, smoothing, draws, seed).items():
+            spectrum = _spectrum(path, layers[path], sums, sum(map(len, batches)), draws, ridge)
             if spectrum is not None:
                 found[path] = spectrum
     return {path: found[path] for path in layers if path in found}
-
-
-def _chunks(layers: Mapping[str, nn.Linear | nn.Conv2d], max_bytes: int) -> Iterator[dict[str, nn.Linear | nn.Conv2d]]:
-    chunk: dict[str, nn.Linear | nn.Conv2d] = {}
-    held = 0
-    for path, layer in layers.items():
-        needed = 2 * 8 * (layer.weight.shape[1] if reads_inputs(layer) else layer.weight.shape[0]) ** 2
-        if chunk and held + needed > max_bytes:
-            yield chunk
-            chunk, held = {}, 0
-        chunk[path] = layer
-        held += needed
-    if chunk:
-        yield chunk
 
 
 def reads_inputs(layer: nn.Linear | nn.Conv2d) -> bool:
