@@ -4,10 +4,13 @@ import json
 import shutil
 
 import pytest
+import torch
 
 import zoo
 from zoo import catalog, verification
+from zoo.errors import RepositoryError
 from zoo.tasks.digits import digit_pairs
+from zoo.tasks.evaluation import evaluate
 
 ENTRY = """
 [family]
@@ -113,3 +116,124 @@ def test_only_many_images_are_loaded_by_workers(images, workers, monkeypatch):
     verification.report_of(zoo.load("digits_cnn"), "digit_pairs", images=images, workers=1)
 
     assert seen == [(images, workers), (images, 1)]
+
+
+@pytest.fixture
+def doubtful(tmp_path):
+    """A function that changes what the results of a compressed model say of their data, or claim: folder."""
+
+    def changed(data=None, measured=None):
+        folder = tmp_path / "model"
+        shutil.copytree(catalog.EMBEDDED / "digits_cnn_pruned_50", folder)
+        said = json.loads((folder / "results.json").read_text())
+        said["data"].update(data or {})
+        said["measured"].update(measured or {})
+        (folder / "results.json").write_text(json.dumps(said))
+        return folder
+
+    return changed
+
+
+def test_a_divergence_from_other_weights_of_the_base_is_shown_and_not_judged(doubtful):
+    found = zoo.verify(doubtful({"against_sha256": "0" * 64}, {"kl": 5.0}))
+    (kl,) = (row for row in found.rows if row.figure == "kl")
+
+    assert (kl.reported, kl.verdict) == (5.0, "another base")
+    assert kl.measured < 0.1
+    assert found.passed
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["/", "~", "/proc", ".", "..", "model", "model/here", "./model", "../../etc", "file:///etc", "a/b/c", "\x1b[2J"],
+)
+def test_no_claim_chooses_what_is_read_of_this_disk(spec, doubtful, tmp_path, monkeypatch):
+    folder = doubtful({"dataset": spec})
+    (folder / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(verification, "dataset", lambda *_, **__: pytest.fail("opened"))
+
+    with pytest.raises(RepositoryError, match="say which data here they are of with --data") as raised:
+        zoo.verify(folder)
+    assert "\x1b" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "note"),
+    [
+        ({"size": 28}, "at 28 px"),
+        ({"crop_pct": 0.5}, "crop 0.5"),
+        ({"dtype": torch.bfloat16}, "in bfloat16"),
+        ({"size": 40, "crop_pct": 0.875, "dtype": torch.float64}, "at 40 px, crop 0.875, in float64"),
+    ],
+)
+def test_under_other_conditions_accuracy_is_shown_and_costs_are_judged(options, note):
+    rows = {row.figure: row for row in zoo.verify("digits_cnn_pruned_25", **options).rows}
+
+    assert {figure: row.verdict for figure, row in rows.items()} == {
+        **dict.fromkeys(("params", "macs", "kmapp"), "agrees"),
+        "top1": note,
+        "kl": note,
+    }
+    assert rows["top1"].reported is not None
+    assert rows["top1"].measured > 0.1
+
+
+def test_a_size_and_a_crop_are_what_the_images_are_prepared_with():
+    """The same as a model whose own configuration says so."""
+    model = zoo.load("digits_cnn")
+    asked = verification.report_of(model, "digits[:200]", size=24, crop_pct=0.75)
+    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (1, 24, 24), "crop_pct": 0.75}
+    own = verification.report_of(model, "digits[:200]")
+
+    assert asked.measured["top1"] == own.measured["top1"]
+    assert (asked.data["input"], asked.data["crop_pct"]) == ([1, 24, 24], 0.75)
+    assert asked.measured["macs"] != own.measured["macs"]  # those of the model's own size
+
+
+def test_the_number_of_images_in_a_batch_changes_no_figure():
+    found = [zoo.verify("digits_cnn_pruned_50", batch_size=size, workers=0).report.measured for size in (7, 64, 450)]
+
+    assert found[0]["top1"] == found[1]["top1"] == found[2]["top1"]
+    assert found[0]["kl"] == pytest.approx(found[2]["kl"], rel=1e-4)
+
+
+def test_a_divergence_that_is_claimed_to_be_none_may_differ_by_rounding(doubtful):
+    """The dense model itself, under a claim of 0."""
+    folder = doubtful({}, {"kl": 0.0, "top1": OWN})
+    dense = catalog.EMBEDDED / "digits_cnn"
+    claims = json.loads((folder / "results.json").read_text())
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(dense / name, folder / name)
+    counts = json.loads((dense / "results.json").read_text())["measured"]
+    (folder / "results.json").write_text(json.dumps({**claims, "measured": {**counts, "kl": 0.0}}))
+
+    assert {row.figure: row.verdict for row in zoo.verify(folder, batch_size=9).rows}["kl"] == "agrees"
+
+
+def test_a_timm_id_is_measured_and_nothing_is_claimed_of_it(monkeypatch):
+    model = zoo.create("timm/test_resnet")
+    monkeypatch.setattr(verification, "load", lambda name, **_: model)
+    found = zoo.verify("timm/test_resnet.r160_in1k", structure_only=True)
+
+    assert {row.verdict for row in found.rows} == {"measured"}
+    assert found.report.measured["params"] == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("classes", "measured"), [(100, True), (99, False)])
+def test_top5_of_many_classes_is_the_share_of_images_whose_class_is_among_the_five_likeliest(classes, measured):
+    """Against a sort of the logits, image by image."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(60, classes, generator=generator)
+    labels = torch.randint(classes, (60,), generator=generator)
+    labels[:30] = logits[:30].argsort(1, descending=True)[torch.arange(30), torch.arange(30) % 10]
+    batches = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(logits, labels), batch_size=7)
+    ranks = [sorted(row, reverse=True).index(row[label]) for row, label in zip(logits.tolist(), labels, strict=True)]
+
+    found = evaluate(torch.nn.Identity(), batches)
+
+    assert found["top1"] == pytest.approx(sum(rank == 0 for rank in ranks) / 60)
+    assert ("top5" in found) is measured
+    if measured:
+        assert found["top5"] == pytest.approx(sum(rank < 5 for rank in ranks) / 60)
+        assert found["top1"] < found["top5"] < 1

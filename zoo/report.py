@@ -17,12 +17,14 @@ class Row:
         reported: the figure as claimed, or None where nobody claimed one.
         measured: the figure as measured here, or None where it couldn't be.
         tolerance: the largest absolute difference that still agrees.
+        note: why the two aren't held against each other, where they aren't.
     """
 
     figure: str
     reported: float | None
     measured: float | None
     tolerance: float = 0.0
+    note: str = ""
 
     @property
     def difference(self) -> float | None:
@@ -31,9 +33,11 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """`agrees`, `differs`, `measured` where nothing was reported, or `not measured`."""
+        """`agrees`, `differs`, `measured` where nothing was reported, `not measured`, or the note."""
         if self.difference is None:
             return "measured" if self.measured is not None else "not measured"
+        if self.note:
+            return self.note
         return "agrees" if abs(self.difference) <= self.tolerance + 1e-12 else "differs"
 
 
@@ -104,8 +108,8 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether every figure that is claimed was measured and agrees."""
-        return all(row.verdict in ("agrees", "measured") for row in self.rows)
+        """Whether every figure that is claimed was measured, and agrees where it can be judged."""
+        return not any(row.verdict in ("differs", "not measured") for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
         """The verification as a JSON object."""

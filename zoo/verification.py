@@ -1,9 +1,10 @@
 """`verify`: what a card and a source claim of a model, measured again."""
 
+import logging
 import math
 import os
 import platform
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from zoo.loading import folder_of, load
 from zoo.measurement import measure
 from zoo.report import Report, Row, Verification
 from zoo.tasks.classification import evaluation_transform, loader, workers_for
-from zoo.tasks.datasets import check_classes, dataset
+from zoo.tasks.datasets import HUB_ID, NAMED, check_classes, dataset
 from zoo.tasks.evaluation import evaluate
 
-BATCH = 256
+log = logging.getLogger(__name__)
+
 COUNTS = {"params", "macs", "kmapp"}
+SAME_KL = 1e-6  # nats, that a model without a change may be off the same one
 
 
 def verify(
@@ -35,48 +38,122 @@ def verify(
     structure_only: bool = False,
     revision: str | None = None,
     namespace: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    size: int | None = None,
+    crop_pct: float | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
 ) -> Verification:
     """Measure a model again and compare.
 
     The weights' sha256 is read from the disk. Params and macs must agree exactly. The accuracy is that of the same
     weights on the same images, so only rounding may differ: one image in the set may turn. The divergence from the
-    dense base may differ by a hundredth of itself; it has a row where that base is at hand, a model of the catalog.
+    dense base may differ by a hundredth of itself; it has a row where that base is at hand, a model of the catalog with
+    the weights that it was measured against. In another precision, at another size or crop, or against another base,
+    a claim is shown and not judged.
 
     Args:
-        name: of the catalog, `org/name` on the Hub, or a repository's folder.
-        data: the data set to evaluate on; None takes the one that the results name.
+        name: of the catalog, `org/name` on the Hub, a repository's folder, or a timm id, of which nothing is claimed.
+        data: the data set to evaluate on; None takes the one that the results name, a data set of the package or of the
+            Hub: what lies on this disk is read for nobody but you.
         images: evaluate on at most so many; a reported accuracy may then differ by two standard deviations of the draw.
         structure_only: leave accuracy out; needs no data.
         revision: as for `load`.
         namespace: as for `load`.
+        device: as for `load`.
+        dtype: as for `load`.
+        size: side in pixels of the square images to evaluate on; None takes the model's own.
+        crop_pct: share of the shorter side that is cropped, 0..1; None takes the model's own.
+        batch_size: images of one forward pass, as for `report_of`.
+        workers: processes that load images, as for `report_of`.
 
     Returns:
         A row for each figure; `passed` is False if any differs.
 
     Raises:
-        RepositoryError: the results can't be read.
+        RepositoryError: the results can't be read, or name data on this disk.
         ZooError: as for `load`.
     """
-    folder = folder_of(name, revision, namespace)
-    claimed = results_of(folder)
-    model = load(folder)
-    repository.check_sha256(folder)
-    spec = data or claimed.data.get("dataset")
-    if not spec and not structure_only and (further := sorted(claimed.measured.keys() - COUNTS)):
-        raise RepositoryError(f"{folder / repository.RESULTS} names no data set for {', '.join(further)}: pass --data")
+    claimed, model = _claimed(name, revision, namespace, device, dtype)
+    spec = None if structure_only else data or _named(claimed)
+    if spec is None and not structure_only and (further := sorted(claimed.measured.keys() - COUNTS)):
+        raise RepositoryError(f"{name}: its results name no data set for {', '.join(further)}: pass --data")
     base = claimed.data.get("against")
-    against = load(base) if base in catalog.names() and not structure_only else None
-    found = report_of(model, None if structure_only else spec, against=against, images=images)
+    against = load(base, device=device, dtype=dtype) if spec and base in catalog.names() else None
+    settings: dict[str, Any] = {"size": size, "crop_pct": crop_pct, "batch_size": batch_size, "workers": workers}
+    found = report_of(model, spec, against=against, images=images, **settings)
     if images or (data and data != claimed.data.get("dataset")):  # an accuracy elsewhere is no claim of this one
-        claimed = Report(claimed.name, {k: v for k, v in claimed.measured.items() if k in COUNTS})
-    tolerances = {"kmapp": 5e-4, "top1": 1 / found.data.get("images", 1), "kl": 0.01 * claimed.measured.get("kl", 0)}
+        claimed = replace(claimed, measured={k: v for k, v in claimed.measured.items() if k in COUNTS})
+    kl = claimed.measured.get("kl", 0.0)
+    drawn = 1 / found.data.get("images", 1)
+    tolerances = {"kmapp": 5e-4, "top1": drawn, "top5": drawn, "kl": max(0.01 * kl, SAME_KL)}
+    changed = _changed(size, crop_pct, dtype)
+    notes = {"top1": changed, "top5": changed, "kl": changed or (_another(claimed, str(base)) if against else "")}
     rows = [
-        Row(figure, claimed.measured.get(figure), value, tolerances.get(figure, 0.0))
+        Row(figure, claimed.measured.get(figure), value, tolerances.get(figure, 0.0), notes.get(figure, ""))
         for figure, value in found.measured.items()
     ]
     left = claimed.measured.keys() - found.measured.keys() - (set() if against else {"kl"})
     rows += [Row(figure, claimed.measured[figure], None) for figure in sorted(left) if not structure_only]
-    return Verification(describe(model).name, (*rows, *_reported(name, model, found, images)), found)
+    return Verification(describe(model).name, (*rows, *_reported(name, model, found, images, changed)), found)
+
+
+def _claimed(
+    name: str | os.PathLike[str],
+    revision: str | None,
+    namespace: str | None,
+    device: str | torch.device,
+    dtype: torch.dtype | None,
+) -> tuple[Report, nn.Module]:
+    """What is claimed of a model, and the model."""
+    if str(name).startswith("timm/"):
+        return Report(str(name), {}), load(name, revision=revision, device=device, dtype=dtype)
+    folder = folder_of(name, revision, namespace)
+    claimed = results_of(folder)
+    model = load(folder, device=device, dtype=dtype)
+    repository.check_sha256(folder)
+    return claimed, model
+
+
+def _named(claimed: Report) -> str | None:
+    """The data set that a repository's results name; nobody's claim chooses what is read of this disk.
+
+    Raises:
+        RepositoryError: what they name is neither a data set of the package nor a Hub id, or lies here.
+    """
+    spec = claimed.data.get("dataset")
+    if not spec:
+        return None
+    place = spec.partition("[:")[0]
+    if place in NAMED:
+        return str(spec)
+    if not HUB_ID.fullmatch(place) or Path(place).exists():
+        raise RepositoryError(
+            f"{claimed.name}: its figures are of {spec[:80]!r}, no data set of the package or of the Hub: say which "
+            "data here they are of with --data"
+        )
+    log.info("%s: its figures are of %s, which is fetched from the Hub", claimed.name, spec)
+    return str(spec)
+
+
+def _changed(size: int | None, crop_pct: float | None, dtype: torch.dtype | None) -> str:
+    """What was asked for that a claim isn't of; nothing where everything is as claimed."""
+    said = (size and f"at {size} px", crop_pct and f"crop {crop_pct:g}", dtype and f"in {dtype}".replace("torch.", ""))
+    return ", ".join(each for each in said if each)
+
+
+def _another(claimed: Report, base: str) -> str:
+    """That the divergence was measured against other weights than those that `base` has now."""
+    was = claimed.data.get("against_sha256")
+    return "another base" if was and was != weights_of(base) else ""
+
+
+def weights_of(name: str) -> str:
+    """The sha256 of a model's weights; nothing of a timm id."""
+    if name == "" or name.startswith("timm/"):
+        return ""
+    return str(repository.read(folder_of(name))["zoo"]["weights_sha256"])
 
 
 def report_of(
@@ -87,6 +164,9 @@ def report_of(
     name: str | None = None,
     images: int | None = None,
     workers: int | None = None,
+    batch_size: int | None = None,
+    size: int | None = None,
+    crop_pct: float | None = None,
 ) -> Report:
     """Measure a model.
 
@@ -97,6 +177,9 @@ def report_of(
         name: of the model; None takes the one that it carries.
         images: evaluate on at most so many.
         workers: processes that load images; None takes a core each where it is worth it.
+        batch_size: images of one forward pass; None takes 32 on the CPU, where larger ones cost page faults, else 256.
+        size: side in pixels of the square images to evaluate on; None takes the model's own.
+        crop_pct: share of the shorter side that is cropped, 0..1; None takes the model's own.
 
     Returns:
         The figures, with the data, preprocessing, versions and machine that they hold for.
@@ -104,21 +187,25 @@ def report_of(
     counts = measure(model)
     figures: dict[str, float] = {"params": counts.params, "macs": counts.macs, "kmapp": round(counts.kmapp, 4)}
     where: dict[str, Any] = {}
+    device = next(model.parameters()).device
     if data is not None:
-        config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+        config: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
+        config["input_size"] = (counts.input[0], *2 * (size,)) if size else counts.input
+        config |= {"crop_pct": crop_pct} if crop_pct else {}
         images_of = dataset(data, "test", limit=images)
         check_classes(images_of, getattr(model, "num_classes", None), data)
         workers = workers_for(images_of) if workers is None else workers
-        batches = loader(images_of, evaluation_transform(config), BATCH, workers=workers)
+        batch_size = batch_size or (32 if device.type == "cpu" else 256)
+        batches = loader(images_of, evaluation_transform(config), batch_size, workers=workers)
         found = evaluate(model, batches, against=against, progress="evaluate")
         evaluated = int(found.pop("images"))
         figures.update(found)
         keys = ("interpolation", "crop_pct", "mean", "std")
-        where = {"dataset": data, "split": "test", "images": evaluated, "input": list(counts.input)}
+        where = {"dataset": data, "split": "test", "images": evaluated, "input": list(config["input_size"])}
         where.update({key: config[key] for key in keys if key in config})
         if against is not None:
             where["against"] = describe(against).name
-    return Report(name or describe(model).name, figures, where, versions(), _hardware(next(model.parameters()).device))
+    return Report(name or describe(model).name, figures, where, versions(), _hardware(device))
 
 
 def _hardware(device: torch.device) -> str:
@@ -142,7 +229,9 @@ def results_of(folder: Path) -> Report:
         raise RepositoryError(f"{path} isn't a report: {error}") from None
 
 
-def _reported(name: str | os.PathLike[str], model: nn.Module, found: Report, images: int | None) -> list[Row]:
+def _reported(
+    name: str | os.PathLike[str], model: nn.Module, found: Report, images: int | None, changed: str
+) -> list[Row]:
     """What the entry's source reports: costs in its own counting, accuracy where it was measured on the same data."""
     if not isinstance(name, str) or name not in catalog.names(all=True):
         return []
@@ -160,7 +249,7 @@ def _reported(name: str | os.PathLike[str], model: nn.Module, found: Report, ima
                 rows.append(Row(f"kmapp ({claim.counting})", value, counted, max(value / 200, _printed(value))))
             elif figure in found.measured and same and claim.input in (None, found.data["input"][-1]):
                 drawn = 2 * math.sqrt(value * (1 - value) / images) if images else 0.001
-                rows.append(Row(figure, value, found.measured[figure], drawn))
+                rows.append(Row(figure, value, found.measured[figure], drawn, changed))
     return rows
 
 

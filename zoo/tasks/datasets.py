@@ -26,6 +26,8 @@ SPLITS = {"train": ("train",), "test": ("validation", "val", "valid", "test")}
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 NOISE_IMAGES, NOISE_CLASSES = 64, 1000
+NAMED = ("digits", "digit_pairs", "noise")
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 EXTENSIONS = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
 
 
@@ -62,7 +64,7 @@ def dataset(spec: str, split: str, *, limit: int | None = None) -> "Data":
     if folder.is_dir():
         found = _classes(folder, split) or _of_folder(folder, split)
         return found if limit is None else _first(found.shuffle(seed=0, keep_in_memory=True), limit)
-    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", spec):
+    if HUB_ID.fullmatch(spec):
         found = _columns(spec, _split(spec, _open_hub(spec), split))
         return found if limit is None else found.take(limit)
     if "/" in spec or os.sep in spec or folder.exists():

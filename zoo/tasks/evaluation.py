@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader
 
 from zoo.errors import DataError, require
 
+MANY = 100  # classes, below which the right one is easily among five
+
 
 def evaluate(
     model: nn.Module,
@@ -21,7 +23,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Measure a classifier where its parameters are; across processes, every image counts once.
 
-    Formula: kl = mean over images of Σ_c p(c) · (log p(c) - log q(c)), p of `against`, q of `model`.
+    Formula: kl = mean over images of Σ_c p(c) · (log p(c) - log q(c)), p of `against`, q of `model`;
+    topK = share of images whose class is among the K most likely.
 
     Args:
         model: a classifier, images [B, C, H, W] to logits [B, classes]; evaluated in eval mode, left as it was.
@@ -30,7 +33,7 @@ def evaluate(
         progress: the title of a progress bar on a terminal; None for no bar.
 
     Returns:
-        `top1` (0..1), `images` (how many), and with `against` also `kl` (nats).
+        `top1` (0..1), `images` (how many), `top5` of at least 100 classes, and with `against` also `kl` (nats).
 
     Raises:
         DataError: there are no images, or their labels are hidden.
@@ -39,18 +42,20 @@ def evaluate(
     accelerator = require("accelerate", "eval").Accelerator(cpu=not torch.accelerator.is_available())
     tqdm = require("tqdm", "eval").tqdm
     require("evaluate", "eval")
-    rows: list[tuple[Tensor, ...]] = []
+    rows: list[dict[str, Tensor]] = []
     # `disable=None` hides the bar where stderr is no terminal.
     hidden = None if progress is not None and accelerator.is_main_process else True
     batches = tqdm(accelerator.prepare_data_loader(data), desc=progress, disable=hidden)
     with evaluating(model, against), torch.inference_mode():
         for images, labels in batches:
             logits = _logits(model, images)
-            row: tuple[Tensor, ...] = (logits.argmax(1), labels.to(logits.device))
+            row = {"predictions": logits.argmax(1), "references": labels.to(logits.device)}
+            if logits.shape[1] >= MANY:
+                row["top5"] = (logits.topk(5).indices == row["references"][:, None]).any(1).double()
             if against is not None:
-                row += (_kl(_logits(against, images).to(logits.device), logits),)
-            gathered = accelerator.gather_for_metrics(tuple(part.to(accelerator.device) for part in row))
-            rows.append(tuple(part.cpu() for part in gathered))
+                row["kl"] = _kl(_logits(against, images).to(logits.device), logits)
+            gathered = accelerator.gather_for_metrics({key: part.to(accelerator.device) for key, part in row.items()})
+            rows.append({key: part.cpu() for key, part in gathered.items()})
     return _figures(rows)
 
 
@@ -66,20 +71,21 @@ def _kl(reference: Tensor, logits: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(1)
 
 
-def _figures(rows: list[tuple[Tensor, ...]]) -> dict[str, float]:
+def _figures(rows: list[dict[str, Tensor]]) -> dict[str, float]:
     from zoo.tasks.accuracy import Accuracy
 
     if not rows:
         raise DataError("expected images to evaluate on, found none; check the data set and its limit")
-    predictions, labels, *kl = (torch.cat(part) for part in zip(*rows, strict=True))
+    found = {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
+    predictions, labels = found.pop("predictions"), found.pop("references")
     if labels.min() < 0:
         raise DataError(f"expected labels from 0, found {labels.min()}: they are hidden in this split; use another")
     # The metric creates a folder when it is made, though it keeps everything in memory.
     with TemporaryDirectory() as folder:
         metric = Accuracy(keep_in_memory=True, cache_dir=folder)
         figures = metric.compute(predictions=predictions.numpy(), references=labels.numpy())
-    measured = {"top1": figures["top1"], "images": len(labels)}
-    return measured | {"kl": kl[0].mean().item()} if kl else measured
+    means = {key: values.mean().item() for key, values in found.items()}
+    return {"top1": figures["top1"], **means, "images": len(labels)}
 
 
 @contextmanager
