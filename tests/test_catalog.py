@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -286,3 +287,14 @@ def test_a_users_model_does_not_inherit_what_was_measured_of_another_by_its_name
 def test_an_unknown_name_is_answered_with_near_ones(name, hint):
     with pytest.raises(UnknownName, match=f"no model '{name}' in the catalog; {hint}"):
         catalog.info(name)
+
+
+def test_looking_a_model_up_does_not_go_through_the_users_whole_catalog(own):
+    own("".join(f'[[model]]\nname = "a{number}"\n' for number in range(2000)))
+    assert catalog.info("a1").name == "a1"
+    tracemalloc.start()
+    try:
+        assert catalog.info("a1999").name == "a1999"
+        assert tracemalloc.get_traced_memory()[1] < 10_000  # bytes; a table of 2000 names takes ten times that
+    finally:
+        tracemalloc.stop()

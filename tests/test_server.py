@@ -8,10 +8,12 @@ import subprocess
 from urllib.parse import quote
 
 import pytest
+import yaml
 from hub import TOKEN, ask, batch, commit, content, create, follow, large, regular
 from served import EVERY_CHANGE, TEXT, WEIGHTS, address, card, folder
 
-from zoo.server.errors import TooLarge
+from zoo.server.errors import BadRequest, TooLarge
+from zoo.server.metadata import front_matter
 from zoo.server.receiving import lines
 from zoo.server.sending import PIECE, FileAnswer
 
@@ -272,10 +274,11 @@ def test_a_body_that_means_nothing_is_refused_and_never_a_failure(address, body)
         ("---\na: .nan\n---\n", "aren't YAML"),
         ("---\n" + "a: x\n" * 60_000 + "---\n", "longer than"),
         ("---\na: " + "[" * 100_000 + "\n---\n", "nested"),
+        ("---\na: " + "[" * 50 + "]" * 50 + "\n---\n", "nested"),
         ("---\ndate: 2024-01-01\n---\nbody", None),
         ("no metadata", None),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_metadata_that_cannot_be_read_are_refused_by_the_check_and_ignored_by_listings(address, text, says):
     answer = ask(address, "POST", "/api/validate-yaml", {"content": text, "repoType": "model"})
@@ -287,3 +290,13 @@ def test_metadata_that_cannot_be_read_are_refused_by_the_check_and_ignored_by_li
     assert [each for each in answer.json()["errors"] if says not in each["message"]] == []
     assert found.status == 200
     assert found.json()["cardData"] == ({"date": "2024-01-01"} if "date" in text else {})
+
+
+@pytest.mark.parametrize("loader", ["CSafeLoader", "SafeLoader"])  # the first has a limit of its own, the second none
+@pytest.mark.parametrize("text", ["[" * 5000, "[0," * 5000, "- " * 5000 + "a", "{a: " * 60 + "0" + "}" * 60])
+def test_metadata_are_refused_for_their_depth_in_the_same_words_whichever_parser_reads_them(monkeypatch, loader, text):
+    monkeypatch.setattr(yaml, "CSafeLoader", getattr(yaml, loader))
+
+    with pytest.raises(BadRequest, match="aren't YAML without aliases, nested at most 50 deep: "):
+        front_matter(f"---\na:\n {text}\n---\n")
+    assert front_matter(f"---\na: {'[' * 49}{']' * 49}\n---\n")["a"]

@@ -12,7 +12,7 @@ from hub import ask, commit, create, regular, serving
 from served import address, card, folder
 
 from zoo.errors import MissingExtra, StorageError, ZooError
-from zoo.server import serve
+from zoo.server import listening, serve
 
 # Listings.
 
@@ -155,6 +155,13 @@ def test_serve_says_where_it_listens_and_ends_with_ctrl_c(tmp_path):
     assert (process.returncode, out, err) == (0, "", "")
     with pytest.raises(ConnectionError), socket.create_connection(("127.0.0.1", urlsplit(address).port)):
         pass
+
+
+def test_small_answers_do_not_wait_for_more_to_send():
+    with listening.ports("127.0.0.1", 0) as listeners:
+        for listener in listeners:
+            with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_serve_is_for_this_machine_unless_there_is_a_token(tmp_path):

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import os
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,4 +204,4 @@ def matches(name: str, pattern: str) -> bool:
 
 def _entries() -> Mapping[str, Entry]:
     own = os.environ.get("ZOO_CATALOG")
-    return read(_HERE) if not own else {**read(_HERE), **read(Path(own))}
+    return read(_HERE) if not own else ChainMap(read(Path(own)), read(_HERE))

@@ -26,7 +26,7 @@ from zoo.errors import BudgetError, CatalogError
 
 
 @functools.cache
-def read(folder: Path) -> Mapping[str, Entry]:
+def read(folder: Path) -> dict[str, Entry]:
     """Read a catalog.
 
     Args:

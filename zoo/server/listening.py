@@ -65,6 +65,8 @@ def ports(host: str, port: int) -> Iterator[tuple[socket.socket, socket.socket]]
         except (OSError, OverflowError) as error:
             number = error.errno if isinstance(error, OSError) else None
             raise StorageError(number, f"can't listen on {host}, port {port}: {error}; choose another port") from error
+        for listener in (api, cdn):  # connections inherit it; asyncio sets it only where a socket names its protocol
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield api, cdn
 
 

@@ -34,13 +34,13 @@ def front_matter(text: str) -> dict[str, Any]:
         for event in yaml.parse(found[1], loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > NESTED or isinstance(event, yaml.AliasEvent):
-                raise BadRequest(f"the metadata hold YAML aliases, or are nested more than {NESTED} deep")
+                what = "an alias" if depth <= NESTED else "deeper"
+                raise ValueError(f"line {event.start_mark.line + 2} is {what}")
         data = yaml.load(found[1], loader)
         data = json.loads(json.dumps({} if data is None else data, default=str, allow_nan=False))
-    except BadRequest:
-        raise
-    except Exception as error:  # PyYAML lets nearly any error of a malformed scalar through
-        raise BadRequest("the metadata aren't YAML: " + " ".join(str(error).split())) from None
+    except Exception as error:  # PyYAML lets nearly any error of a malformed scalar through, and has limits of its own
+        detail = " ".join(str(error).split())
+        raise BadRequest(f"the metadata aren't YAML without aliases, nested at most {NESTED} deep: {detail}") from None
     if not isinstance(data, dict):
         raise BadRequest(f"the metadata are a {type(data).__name__}, expected a mapping")
     return data
