@@ -78,7 +78,7 @@ def verify(
     claimed, model = _claimed(name, revision, namespace, device, dtype)
     spec = None if structure_only else data or _named(claimed)
     if spec is None and not structure_only and (further := sorted(claimed.measured.keys() - COUNTS)):
-        raise RepositoryError(f"{name}: its results name no data set for {', '.join(further)}: pass --data")
+        raise RepositoryError(f"{name}: {repository.RESULTS} names no data set for {', '.join(further)}: pass --data")
     base = claimed.data.get("against")
     against = load(base, device=device, dtype=dtype) if spec and base in catalog.names() else None
     settings: dict[str, Any] = {"size": size, "crop_pct": crop_pct, "batch_size": batch_size, "workers": workers}
