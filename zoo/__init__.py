@@ -8,6 +8,7 @@
 The verbs are imported when first used: `import zoo` alone imports neither torch nor huggingface_hub.
 """
 
+import gc
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,13 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _ROOM:
         raise AttributeError(f"module 'zoo' has no attribute {name!r}")
-    return getattr(importlib.import_module(_ROOM[name]), name)
+    collecting = gc.isenabled()
+    gc.disable()  # half a million objects that torch and timm make stay: looking for garbage costs 0.6 s
+    try:
+        return getattr(importlib.import_module(_ROOM[name]), name)
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def __dir__() -> list[str]:
