@@ -1,7 +1,9 @@
 """The training loop: what it minimises, what it refuses, and what it leaves alone."""
 
+import gc
 import math
 import random
+import weakref
 
 import numpy as np
 import pytest
@@ -142,6 +144,11 @@ def test_zeros_that_are_held_stay_zero_through_momentum_and_decay_while_the_othe
     assert (model[1].weight != 0).all(), "no longer held once the block has ended"
 
 
+def frozen(model):
+    model[1].requires_grad_(False)
+    return model
+
+
 @pytest.mark.parametrize(
     ("model", "schedule", "seed"),
     [
@@ -150,8 +157,11 @@ def test_zeros_that_are_held_stay_zero_through_momentum_and_decay_while_the_othe
         (tiny, QUICK, 1),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), QUICK, 0),
         (lambda: tiny(width=1), QUICK, 0),
+        (lambda: tiny(1), QUICK, 0),
+        (lambda: frozen(tiny()), QUICK, 0),
+        (lambda: tiny(1), Schedule(epochs=2, steps=1, batch_size=4), 0),
     ],
-    ids=["learning rate", "length", "seed", "model", "width"],
+    ids=["learning rate", "length", "seed", "model", "width", "weights", "frozen", "nothing to do"],
 )
 def test_the_state_of_another_run_is_refused(model, schedule, seed, tmp_path):
     state = tmp_path / "state"
@@ -197,7 +207,7 @@ def test_distillation_is_not_resumed_with_other_teachers_or_data(teachers, chang
 
 def test_a_finished_run_that_is_started_again_gives_its_weights_without_a_step(tmp_path):
     done = train(tiny(), task_step, batches, QUICK, state=tmp_path / "state")
-    again = train(tiny(5), lambda *_: pytest.fail("a step"), batches, QUICK, state=tmp_path / "state")
+    again = train(tiny(), lambda *_: pytest.fail("a step"), batches, QUICK, state=tmp_path / "state")
     assert same(done.state_dict(), again.state_dict())
     assert not again.training
     assert [tmp_path / "state"] == list(tmp_path.iterdir())
@@ -284,3 +294,24 @@ def test_frozen_parameters_stay_and_the_evaluation_is_called_after_each_epoch():
     train(model, task_step, batches, QUICK, evaluate=lambda: called.append(model.eval()) or {"top1": 0.5})
     assert torch.equal(before, model[1].weight)
     assert len(called) == 2
+
+
+def test_what_is_kept_in_memory_does_not_grow_with_the_epochs():
+    kept, alive = [], weakref.WeakSet()
+
+    class Counted(list):
+        __hash__ = object.__hash__
+
+    def counted(epoch):
+        rows = Counted(batches(epoch).dataset)
+        alive.add(rows)
+        return DataLoader(rows, 4, drop_last=True, generator=torch.Generator())
+
+    def count():
+        gc.collect()
+        kept.append(len(alive))
+        return {}
+
+    train(tiny(), task_step, counted, Schedule(epochs=6, batch_size=4), evaluate=count)
+    assert max(kept) <= 2
+    assert kept[1:] == kept[:1] * 5

@@ -15,7 +15,6 @@ from zoo.catalog.entry import AVAILABLE, Budget
 from zoo.compression import dwain, falor, lockd
 from zoo.compression.calibration import batched, check_finite
 from zoo.compression.checking import CLOSE, check, check_graph, checked, cut, rescaled
-from zoo.compression.factoring import digest
 from zoo.compression.groups import Analysis, narrow
 from zoo.compression.low_rank import LowRank, low_rank
 from zoo.compression.prune import Prune, prune
@@ -33,6 +32,7 @@ from zoo.tasks.classification import evaluation_transform, loader, training_tran
 from zoo.tasks.datasets import check_classes, dataset
 from zoo.tasks.evaluation import evaluating
 from zoo.training import masks
+from zoo.training import state as states
 from zoo.training.hierarchy import Distil, Step, distil_step, task_step
 from zoo.training.schedule import Machine, Schedule
 from zoo.training.trainer import train
@@ -191,7 +191,10 @@ def distil(
     progress = "distil" if teachers else "train"
     about = {"data": data, "augment": dict(augment or {})}
     if teachers and state:
-        about |= {"distil": asdict(how or Distil()), "teachers": [digest("teacher", "", each) for each in frozen]}
+        about |= {
+            "distil": asdict(how or Distil()),
+            "teachers": [states.digest("teacher", "", each) for each in frozen],
+        }
     epoch = _epochs(data, transform, schedule, seed, machine)
     with masks.held(model, zeros):
         return train(

@@ -35,7 +35,6 @@ from torch.nn import functional as F
 
 from zoo.compression.factoring import (
     chosen,
-    digest,
     directions,
     factorable,
     factored,
@@ -146,7 +145,7 @@ def dwain(
     layers = looked_at(smaller, batches[0][0], how)
     params = sum(p.numel() for p in smaller.parameters())
     seen = [tensor for batch in batches for tensor in batch]
-    run = digest("dwain", (how, schedule, seed), smaller, seen) if state else ""
+    run = states.digest("dwain", (how, schedule, seed), smaller, seen) if state else ""
     ranks = _resume_(state, run, smaller) if state and state.exists() else {}
     bar = require("tqdm", "eval").tqdm(layers, desc="dwain", unit="layer", leave=False)
     for number, path in enumerate(bar):

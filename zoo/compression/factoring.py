@@ -12,7 +12,6 @@ of which the k with the largest eigenvalues keep most of y, and the noise-to-sig
 Source: Yu, Wu, "Compressing Transformers: Features Are Low-Rank, but Weights Are Not!" (AAAI 2023), section 3.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -261,21 +260,6 @@ def directions(model: nn.Module, path: str, batches: Iterable[Tensor]) -> Tensor
         return None
     U: Tensor = torch.linalg.eigh(covariance).eigenvectors.flip(1)
     return U
-
-
-def digest(method: str, how: Any, model: nn.Module, batches: Iterable[Tensor] = ()) -> str:
-    """What a run is made of, as a hash: a state must not be resumed by another run."""
-    found = hashlib.sha256(f"{method} {how}".encode())
-    for path, tensor in base.tensors(model).items():
-        found.update(path.encode())
-        found.update(_bytes(tensor))
-    for batch in batches:
-        found.update(_bytes(batch))
-    return found.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def factors(layer: Any, U: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,6 @@ from torch.func import functional_call
 
 from zoo.compression.factoring import (
     chosen,
-    digest,
     directions,
     factorable,
     factored,
@@ -102,7 +101,7 @@ def falor(
     expected = reference(model, batches)[: how.metric_steps]
     layers = chosen(model, factorable(model, batches[0]), how.exclude, "falor")
     layers = [path for path in layers if pointwise(model.get_submodule(path))]
-    run = digest("falor", how, model, batches) if state else ""
+    run = states.digest("falor", how, model, batches) if state else ""
     ranks: dict[str, int | None] = states.stored(state, run)[1] if state and state.exists() else {}
     tensors: dict[str, Tensor] = {}
     for path in require("tqdm", "eval").tqdm(layers, desc="falor", unit="layer", leave=False):

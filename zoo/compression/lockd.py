@@ -37,10 +37,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.compression.factoring import chosen, digest, factorable, factored, grows, nsr, pair, reference, replaced
+from zoo.compression.factoring import chosen, factorable, factored, grows, nsr, pair, reference, replaced
 from zoo.compression.signals import hooked, rows
 from zoo.errors import DataError, StructureError
 from zoo.structure.plan import Factor, Rank
+from zoo.training import state as states
 from zoo.training.schedule import Machine, Schedule
 from zoo.training.trainer import train
 
@@ -129,7 +130,7 @@ def lockd(
         loss: Tensor = student(batch[0])
         return loss
 
-    about = {"lockd": digest("lockd", how, frozen)} if state else {}
+    about = {"lockd": states.digest("lockd", how, frozen)} if state else {}
     train(student, step, data, schedule, seed=seed, state=state, about=about, progress="lockd", machine=machine)
     return _edit(model, pairs, list(student.logits), how)
 

@@ -42,6 +42,23 @@ def accelerator(machine: Machine) -> Any:
         raise DataError(f"train: {error}") from None
 
 
+def shared(accelerator: Any, loader: Any) -> Any:
+    """A loader that gives this process its share of each batch, on its device.
+
+    Accelerate's own method would keep every loader for as long as there is an accelerator.
+    """
+    return require("accelerate.data_loader", "eval").prepare_data_loader(
+        loader,
+        accelerator.device,
+        accelerator.num_processes,
+        accelerator.process_index,
+        split_batches=True,
+        put_on_device=True,
+        rng_types=accelerator.rng_types.copy(),
+        non_blocking=accelerator.non_blocking,
+    )
+
+
 @contextlib.contextmanager
 def prepared(
     accelerator: Any, model: nn.Module, schedule: Schedule, machine: Machine

@@ -1,10 +1,11 @@
 """States: files that are written whole, and that a run, and no other, goes on from bit for bit.
 
-`store` and `stored` are for any method; `write` and `resume_` for a training.
+`store`, `stored` and `digest` are for any method; `write` and `resume_` for a training.
 """
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,21 @@ def stored(path: Path, run: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if metadata.get("run") != run:
         raise _another(path)
     return tensors, json.loads(metadata["found"])
+
+
+def digest(method: str, how: Any, model: nn.Module, batches: Iterable[Tensor] = ()) -> str:
+    """What a run is made of, as a hash: a state must not be resumed by another run."""
+    found = hashlib.sha256(f"{method} {how}".encode())
+    for path, tensor in base.tensors(model).items():
+        found.update(path.encode())
+        found.update(_bytes(tensor))
+    for batch in batches:
+        found.update(_bytes(batch))
+    return found.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def write(

@@ -45,7 +45,8 @@ def train(
     """Train a model in place.
 
     Args:
-        model: its parameters that require gradients are trained; parameters and buffers are what the state holds.
+        model: its parameters that require gradients are trained; parameters and buffers are what the state holds, and
+            a state of a training that started from others is refused.
         step: (model, batch, progress 0..1) → mean loss of the batch.
         data: epoch → loader of that epoch, in the schedule's batches, of which each process takes its share; the same
             epoch always gives the same batches.
@@ -71,7 +72,7 @@ def train(
     accelerator = accelerated.accelerator(machine)
     tqdm = require("tqdm", "eval").tqdm
     total, per_epoch = _length(accelerator, data, schedule)
-    run = _identity(schedule, total, seed, accelerator, about or {})
+    run = _identity(model, schedule, total, seed, accelerator, about or {}) if state or accelerator.log_with else ""
     hidden = None if accelerator.is_main_process else True
     with accelerated.prepared(accelerator, model, schedule, machine) as (wrapped, optimizer):
         average = ema.started(model) if schedule.ema else None
@@ -116,10 +117,14 @@ def train(
     return model.eval()
 
 
-def _identity(schedule: Schedule, total: int, seed: int, accelerator: Any, about: Mapping[str, Any]) -> str:
-    """What a state must have in common with the run that goes on from it."""
+def _identity(
+    model: nn.Module, schedule: Schedule, total: int, seed: int, accelerator: Any, about: Mapping[str, Any]
+) -> str:
+    """What a state must have in common with the run that goes on from it: also the model that training starts from."""
     said = {key: value for key, value in asdict(schedule).items() if key != "checkpoint_seconds"}
-    return json.dumps({**said, "total": total, "seed": seed, "precision": accelerator.mixed_precision, **about})
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    said |= {"total": total, "seed": seed, "precision": accelerator.mixed_precision}
+    return json.dumps({**said, "model": states.digest("train", trained, model), **about})
 
 
 def _seed(seed: int, done: int, process: int) -> None:
@@ -187,9 +192,8 @@ def _length(accelerator: Any, data: Callable[[int], Any], schedule: Schedule) ->
             f"train: {accelerator.num_processes} processes can't share {schedule.batch_size} images equally; start "
             "another number of them"
         )
-    loader = accelerator.prepare_data_loader(data(0))
     try:
-        per_epoch = len(loader)
+        per_epoch = len(data(0))
     except TypeError:
         if schedule.steps is None:
             raise DataError("train: a stream has no length; set the schedule's steps") from None
@@ -205,7 +209,7 @@ def _batches(accelerator: Any, data: Callable[[int], Any], done: int, total: int
     epoch, skipped = divmod(done, per_epoch)
     left = total - done
     while left > 0:
-        loader = accelerator.prepare_data_loader(data(epoch))
+        loader = accelerated.shared(accelerator, data(epoch))
         if skipped:
             loader = accelerator.skip_first_batches(loader, skipped)
         count = 0
