@@ -34,7 +34,10 @@ from zoo.recipes import check, finished, plain, weights_of
 from zoo.report import Report, Row
 from zoo.saving import save
 from zoo.structure.base import initialised
-from zoo.tasks.datasets import SPLITS, check_classes, dataset
+from zoo.tasks.classes import matched
+from zoo.tasks.datasets import dataset
+from zoo.tasks.draws import check_whole
+from zoo.tasks.folders import SPLITS
 from zoo.training.hierarchy import Distil
 from zoo.training.schedule import Machine, Schedule
 from zoo.verification import report_of
@@ -155,7 +158,8 @@ def begin(
     say(Step(f"1 load the base {entry.base.id}"))
     base = _base(entry, entry.base)
     for each in images:
-        check_classes(each, getattr(base, "num_classes", None), data)
+        matched(each, base, data)
+        check_whole(each, data)
     begun = (work / "start").is_dir()
     here.wait_for_everyone()
     if not begun:

@@ -28,8 +28,9 @@ from zoo.structure.base import skeleton
 from zoo.structure.exported import lift
 from zoo.structure.graph import build
 from zoo.structure.plan import Factor, Mask, Plan, Swap, apply_
+from zoo.tasks.classes import check_same_classes, matched, name_classes_
 from zoo.tasks.classification import evaluation_transform, loader, training_transform, workers_for
-from zoo.tasks.datasets import check_classes, dataset
+from zoo.tasks.datasets import dataset
 from zoo.tasks.evaluation import evaluating
 from zoo.training import masks
 from zoo.training import state as states
@@ -100,7 +101,7 @@ def compress(
         raise StructureError(f"{dense.name} is a graph: only what has a plan over a base can be compressed")
     check_finite(model)
     check_outputs(model, dense)
-    batches = batched(model, calibration(model, data, images) if isinstance(data, str) else data)
+    batches = batched(model, calibration(model, data, images, seed) if isinstance(data, str) else data)
     name, recipe = f"{dense.name}_{suffix(method, budget)}", {"method": method, "options": dict(options)}
     if budget is not None:
         recipe |= {"budget": asdict(budget)}
@@ -180,9 +181,10 @@ def distil(
     schedule, machine = schedule or Schedule(), machine or Machine()
     config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     transform = training_transform(config, augment or {})
-    images = dataset(data, "train")
-    for network in (model, *teachers):
-        check_classes(images, getattr(network, "num_classes", None), data)
+    images = matched(dataset(data, "train"), model, data)
+    for teacher in teachers:
+        check_same_classes(model, teacher, f"the teacher {describe(teacher).name}")
+    name_classes_(model, images)
     frozen = [teacher.eval() for teacher in teachers]
     step: Step = distil_step(frozen, how or Distil(), config) if teachers else task_step
     plan: Plan = describe(model).plan
@@ -195,7 +197,7 @@ def distil(
             "distil": asdict(how or Distil()),
             "teachers": [states.digest("teacher", "", each) for each in frozen],
         }
-    epoch = _epochs(data, transform, schedule, seed, machine)
+    epoch = _epochs(images, transform, schedule, seed, machine)
     with masks.held(model, zeros):
         return train(
             model,
@@ -211,10 +213,10 @@ def distil(
         )
 
 
-def calibration(model: nn.Module, data: str, images: int = CALIBRATION_IMAGES) -> list[Tensor]:
-    """Batches of training images as the model sees them in evaluation, [B, C, H, W]."""
+def calibration(model: nn.Module, data: str, images: int = CALIBRATION_IMAGES, seed: int = 0) -> list[Tensor]:
+    """Batches of training images, drawn by a seed, as the model sees them in evaluation, [B, C, H, W]."""
     transform = evaluation_transform(model.pretrained_cfg)  # type: ignore[arg-type]
-    return [batch for batch, _ in loader(dataset(data, "train", limit=images), transform, 64)]
+    return [batch for batch, _ in loader(dataset(data, "train", limit=images, seed=seed), transform, 64)]
 
 
 def declared(kind: Callable[..., Any], options: Mapping[str, Any], where: str) -> Any:
@@ -346,17 +348,18 @@ def _learned(
         raise StructureError(f"{method} trains in float32, the model is {weight.dtype}: pass model.float()")
     how, schedule = learning(method, options)
     config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    epoch = _epochs(data, training_transform(config, augment or {}), schedule, seed, machine)
+    images = matched(dataset(data, "train"), model, data)
+    epoch = _epochs(images, training_transform(config, augment or {}), schedule, seed, machine)
     if isinstance(how, lockd.Lockd):
         return lockd.lockd(model, epoch, how, schedule, seed=seed, state=state, machine=machine)
-    few = loader(dataset(data, "train", limit=CALIBRATION_IMAGES), evaluation_transform(config), 64)
+    drawn = matched(dataset(data, "train", limit=CALIBRATION_IMAGES, seed=seed), model, data)
+    few = loader(drawn, evaluation_transform(config), 64)
     labelled = [(images.to(weight.device), labels.to(weight.device)) for images, labels in few]
     return dwain.dwain(model, labelled, epoch, how, schedule, seed=seed, state=state, machine=machine)
 
 
-def _epochs(data: str, transform: Any, schedule: Schedule, seed: int, machine: Machine) -> Callable[[int], Any]:
+def _epochs(images: Any, transform: Any, schedule: Schedule, seed: int, machine: Machine) -> Callable[[int], Any]:
     """Epoch → its loader."""
-    images = dataset(data, "train")
     workers = workers_for(images) if machine.workers is None else machine.workers
 
     def epoch(number: int) -> Any:

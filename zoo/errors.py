@@ -68,6 +68,10 @@ class HubError(ZooError, OSError):
 class DataError(ZooError, ValueError):
     """A data set or image that can't be used."""
 
+    def __init__(self, message: str) -> None:
+        # Of an error in a worker, torch's loader makes one of the whole traceback, which ends in the message.
+        super().__init__(message.rpartition("zoo.errors.DataError: ")[2].rstrip("\n"))
+
 
 class StorageError(ZooError, OSError):
     """The disk refused."""

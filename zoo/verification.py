@@ -20,8 +20,9 @@ from zoo.hub.repository import describe, versions
 from zoo.loading import folder_of, load
 from zoo.measurement import measure
 from zoo.report import Report, Row, Verification
+from zoo.tasks.classes import matched
 from zoo.tasks.classification import evaluation_transform, loader, workers_for
-from zoo.tasks.datasets import HUB_ID, NAMED, check_classes, dataset
+from zoo.tasks.datasets import HUB_ID, NAMED, dataset
 from zoo.tasks.evaluation import evaluate
 
 log = logging.getLogger(__name__)
@@ -192,8 +193,7 @@ def report_of(
         config: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
         config["input_size"] = (counts.input[0], *2 * (size,)) if size else counts.input
         config |= {"crop_pct": crop_pct} if crop_pct else {}
-        images_of = dataset(data, "test", limit=images)
-        check_classes(images_of, getattr(model, "num_classes", None), data)
+        images_of = matched(dataset(data, "test", limit=images), model, data)
         workers = workers_for(images_of) if workers is None else workers
         batch_size = batch_size or (32 if device.type == "cpu" else 256)
         batches = loader(images_of, evaluation_transform(config), batch_size, workers=workers)

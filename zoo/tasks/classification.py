@@ -17,18 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from zoo.errors import DataError, require
+from zoo.tasks.draws import placed
+from zoo.tasks.pixels import Pixels, decode
 
 if TYPE_CHECKING:
-    from zoo.tasks.datasets import Data
+    from zoo.tasks.columns import Data
 
-Transform = Callable[[Image.Image], Tensor]
+Transform = Callable[[Pixels], Tensor]
 MODES = {1: "L", 3: "RGB"}
 STREAM_BUFFER = 2_000  # images, undecoded: some 200 MB of ImageNet per worker
 FEW = 10_000  # images that one process loads before workers would have started
@@ -42,7 +43,8 @@ def evaluation_transform(pretrained_cfg: Mapping[str, Any]) -> Transform:
         pretrained_cfg: timm's keys: input_size ([C, H, W]), interpolation, mean, std, crop_pct, crop_mode.
 
     Returns:
-        A function from an image of any mode and size to a tensor [C, H, W].
+        A function from an image of any mode and size, or what `zoo.tasks.pixels.decode` takes, to a tensor [C, H, W];
+        it raises a DataError that names what can't be decoded.
 
     Raises:
         DataError: the model takes neither grey nor colour images.
@@ -78,7 +80,7 @@ def _after_mode(pretrained_cfg: Mapping[str, Any], **settings: Any) -> Transform
             f"{list(config['input_size'])} and mean {list(config['mean'])}; set input_size, mean and std"
         )
     transform = create_transform(**{**config, **settings})
-    transform.transforms.insert(0, partial(Image.Image.convert, mode=MODES[channels]))
+    transform.transforms.insert(0, partial(decode, mode=MODES[channels]))
     return transform  # type: ignore[no-any-return]
 
 
@@ -165,7 +167,7 @@ class _Samples(Dataset[tuple[Tensor, int]]):
         rows = self.data[indices]
         with _generators_kept():
             return [
-                (_apply(self.transform, image, self.seed, self.epoch, index), label)
+                (_apply(self.transform, placed(image, index), self.seed, self.epoch, index), label)
                 for index, image, label in zip(indices, rows["image"], rows["label"], strict=True)
             ]
 
@@ -185,17 +187,22 @@ class _Stream(IterableDataset[tuple[Tensor, int]]):
         for index, row in enumerate(self.data):
             with _generators_kept():
                 which = f"{worker.id}/{index}" if worker else index  # each worker counts its own shards
-                image = _apply(self.transform, row["image"], self.seed, self.epoch, which)
+                image = _apply(self.transform, placed(row["image"], which), self.seed, self.epoch, which)
             yield image, row["label"]
 
 
-def _apply(transform: Transform, image: Image.Image, seed: int, epoch: int | None, index: int | str) -> Tensor:
+def _apply(transform: Transform, image: Any, seed: int, epoch: int | None, index: int | str) -> Tensor:
+    if isinstance(image, Tensor):  # of a torch data set that preprocesses
+        return image
     if epoch is not None:
         random.seed(f"{seed} {epoch} {index}")
         np.random.seed(random.getrandbits(32))
         # torch.manual_seed would seed every accelerator as well
         torch.default_generator.manual_seed(random.getrandbits(63))
-    return transform(image)
+    try:
+        return transform(image)
+    except DataError as error:
+        raise DataError(f"{error}; --skip-damaged leaves such images out") from None
 
 
 @contextmanager

@@ -1,0 +1,254 @@
+"""Classes by name: the labels of a data set become those of a model, or it is said why they can't.
+
+Names agree apart from case, and from spaces, hyphens and underscores; numbers agree as numbers; of a list of synonyms
+(`tench, Tinca tinca`) one is enough. ImageNet's classes are also known by their WordNet ids (`n01440764`).
+
+Source: https://image-net.org, as timm lists it.
+"""
+
+import json
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from timm.data.imagenet_info import ImageNetInfo
+from torch import nn
+
+from zoo.errors import DataError, require
+from zoo.tasks.columns import relabelled
+from zoo.tasks.draws import labels_of
+from zoo.tasks.folders import by_number
+
+if TYPE_CHECKING:
+    from zoo.tasks.columns import Data
+
+log = logging.getLogger(__name__)
+
+Labels = Mapping[str, Any] | Sequence[str]
+SHOWN = 5  # names in a message
+
+
+def num_classes(data: "Data") -> int | None:
+    """The number of classes, or None where the data set doesn't say."""
+    return getattr((data.features or {}).get("label"), "num_classes", None)
+
+
+def label_names(model: nn.Module) -> list[str] | None:
+    """The names of a model's classes, as timm keeps them in `pretrained_cfg`."""
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
+    return [str(name) for name in names] if isinstance(names, list | tuple) and names else None
+
+
+def name_classes_(model: nn.Module, data: "Data") -> None:
+    """Name a model's classes after those of the data that it is trained on, where it has no names.
+
+    Args:
+        model: with `pretrained_cfg`.
+        data: from `matched`.
+    """
+    names = _names(data)
+    if names and label_names(model) is None and len(names) == getattr(model, "num_classes", None):
+        config: dict[str, Any] = {**model.pretrained_cfg, "label_names": list(names)}  # type: ignore[dict-item]
+        model.pretrained_cfg = config  # type: ignore[assignment]
+
+
+def read_labels(path: Path) -> Labels:
+    """Read a file of `--labels`.
+
+    Args:
+        path: a JSON object {class of the data: class of the model}, or the names of the model's classes in order, as a
+            JSON list or one a line.
+
+    Raises:
+        DataError: it is neither.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text) if text.lstrip().startswith(("{", "[")) else text.splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: no labels could be read: {error}") from None
+    if isinstance(found, list) and found and all(isinstance(name, str) for name in found):
+        return [name.strip() for name in found]
+    if isinstance(found, dict) and found and all(type(name) in (str, int) for name in found.values()):
+        return found
+    raise DataError(f"{path}: expected a list of names, one a line or as JSON, or a JSON object of names")
+
+
+def matched(data: "Data", model: nn.Module, spec: str, labels: Labels | None = None) -> "Data":
+    """Data whose labels are the numbers of a model's classes.
+
+    Args:
+        data: what `dataset` returns.
+        model: with `num_classes`, and `label_names` in its `pretrained_cfg` where it knows them.
+        spec: of the data, for messages.
+        labels: {class of the data: class of the model}, or the names of the model's classes in order; None takes those
+            that a `Source` brings along.
+
+    Returns:
+        The same rows with other labels; the data itself where they were right.
+
+    Raises:
+        DataError: the data has classes that the model hasn't, so an accuracy would mean nothing.
+    """
+    labels = getattr(spec, "labels", None) if labels is None else labels
+    count, own, theirs = getattr(model, "num_classes", None), label_names(model), _names(data)
+    if not isinstance(labels, Mapping | None):
+        own, labels = list(labels), None
+        if len(own) != count:
+            raise DataError(f"labels: expected the names of the model's {count} classes, found {len(own)}")
+    if labels:
+        known, classes = theirs or _digits(num_classes(data) or count), own or _digits(count)
+        if unknown := [name for name in labels if name not in known]:
+            raise DataError(f"labels: {spec} has no class {_some(unknown)}; its classes are {_some(known)}")
+        theirs = [_named(labels.get(name, name), classes) for name in known]
+        numbers = _by_name(theirs, classes, spec)
+    elif theirs is None or (_numbers(theirs) and not set(theirs) <= set(map(_key, own or ()))):
+        return _by_order(data, count, own, spec)
+    elif own is None:
+        numbers = _of_nameless(theirs, count, spec)
+    else:
+        numbers = _by_name(theirs, own, spec)
+    if count is not None and len(theirs) < count:
+        log.info("%s has %d of the model's %d classes", spec, len(theirs), count)
+    kind = require("datasets", "eval").ClassLabel
+    if own is None and count == len(theirs):
+        own = [theirs[old] for old, _ in sorted(enumerate(numbers), key=lambda pair: pair[1])]
+    if numbers == list(range(count or len(theirs))):
+        return data
+    names = {"names": own} if own else {"num_classes": count}
+    return relabelled(data, dict(enumerate(numbers)), kind(**names))
+
+
+def check_same_classes(model: nn.Module, other: nn.Module, what: str) -> None:
+    """Check that two models, as student and teacher, mean the same by each class.
+
+    Raises:
+        DataError: their numbers or names differ.
+    """
+    counts = [getattr(each, "num_classes", None) for each in (model, other)]
+    if None not in counts and counts[0] != counts[1]:
+        raise DataError(f"{what} has {counts[1]} classes, the model {counts[0]}: choose another")
+    mine, its = label_names(model), label_names(other)
+    if mine and its and _by_name(its, mine, what) != list(range(len(mine))):
+        raise DataError(f"{what} has the model's classes in another order: {_some(its)}, expected {_some(mine)}")
+
+
+def _names(data: "Data") -> list[str] | None:
+    """The names of a data set's classes, which may be mere numbers."""
+    return getattr((data.features or {}).get("label"), "names", None) or None
+
+
+def _by_order(data: "Data", count: int | None, own: list[str] | None, spec: str) -> "Data":
+    found = num_classes(data)
+    if None not in (found, count) and found != count:
+        raise DataError(
+            f"{spec} has {found} classes, the model {count}: choose other data, or load with num_classes, or map them "
+            "by --labels FILE"
+        )
+    if found is None and count is not None and hasattr(data, "__len__"):
+        labels = labels_of(data)
+        if labels is not None and len(labels) and labels.max() >= count:
+            raise DataError(f"{spec} has labels up to {labels.max()}, the model {count} classes: choose other data")
+    if own and not _numbers(own):
+        log.info("%s has numbers for classes: 0 is taken for %s, 1 for %s, and so on", spec, own[0], own[1 % len(own)])
+    return data
+
+
+def _of_nameless(theirs: list[str], count: int | None, spec: str) -> list[int]:
+    """Numbers of names for a model that has none: ImageNet's, or in the names' order."""
+    if count == 1000:
+        found = [_found(name, *_tables(_imagenet())) for name in theirs]
+        if None not in found and len(set(found)) == len(found):
+            log.info("the model has 1000 classes and no names for them: taken for ImageNet's, as %s names them", spec)
+            return [number for number in found if number is not None]
+    if count is not None and count != len(theirs):
+        raise DataError(
+            f"{spec} has {len(theirs)} classes, the model {count} without names: choose other data, or load with "
+            "num_classes, or name the model's classes by --labels FILE"
+        )
+    order = sorted(theirs, key=by_number) if all(name.isdecimal() for name in theirs) else theirs
+    log.info("the model has no names for its classes: taken in the order of %s: %s", spec, _some(order))
+    return [order.index(name) for name in theirs]
+
+
+def _by_name(theirs: list[str], own: list[str], spec: str) -> list[int]:
+    """The number of each name among the model's."""
+    if [_key(name) for name in theirs] == [_key(name) for name in own]:
+        return list(range(len(own)))
+    tables = _tables(tuple(map(_with_synonyms, own)))
+    if len(own) == 1000 and sum(_key(name) in keys for name, keys in zip(own, _imagenet(), strict=True)) > 900:
+        tables = _tables(_imagenet(), tuple(map(_with_synonyms, own)))
+    found = [_found(name, *tables) for name in theirs]
+    missing = [name for name, number in zip(theirs, found, strict=True) if number is None]
+    meant = {number: name for name, number in zip(theirs, found, strict=True)}
+    twice = [name for name, number in zip(theirs, found, strict=True) if meant[number] != name]
+    if missing or twice:
+        lacking = [name for number, name in enumerate(own) if number not in found]
+        raise DataError(
+            f"{spec} has classes that the model hasn't, or more than once: {_some(missing or twice)}; of the model's "
+            f"there remain {_some(lacking)}: choose other data, or map them by --labels FILE"
+        )
+    return [number for number in found if number is not None]
+
+
+Keys = tuple[str, ...]  # what one class is known by: its name, then synonyms
+
+
+def _found(name: str, whole: Mapping[str, set[int]], synonyms: Mapping[str, set[int]]) -> int | None:
+    """The one class that a name means."""
+    for key in _with_synonyms(name):
+        for table in (whole, synonyms):
+            if len(numbers := table.get(key, set())) == 1:
+                return next(iter(numbers))
+    return None
+
+
+@cache
+def _tables(*sources: tuple[Keys, ...]) -> tuple[dict[str, set[int]], dict[str, set[int]]]:
+    whole: dict[str, set[int]] = defaultdict(set)
+    synonyms: dict[str, set[int]] = defaultdict(set)
+    for classes in sources:
+        for number, keys in enumerate(classes):
+            whole[keys[0]].add(number)
+            for key in keys:
+                synonyms[key].add(number)
+    return dict(whole), dict(synonyms)
+
+
+@cache
+def _imagenet() -> tuple[Keys, ...]:
+    info = ImageNetInfo()
+    pairs = zip(info.label_names(), info.label_descriptions(), strict=True)
+    return tuple((wnid, *_with_synonyms(description)) for wnid, description in pairs)
+
+
+def _with_synonyms(name: str) -> Keys:
+    parts = [_key(part) for part in name.split(",")]
+    return tuple(dict.fromkeys((_key(name), *parts)))
+
+
+def _key(name: str) -> str:
+    plain = re.sub(r"[\s_-]+", " ", name.strip()).casefold()
+    return str(int(plain)) if plain.isdecimal() else plain
+
+
+def _numbers(names: Sequence[str]) -> bool:
+    return list(names) == _digits(len(names))
+
+
+def _digits(count: int | None) -> list[str]:
+    return [str(number) for number in range(count or 0)]
+
+
+def _named(value: str | int, classes: Sequence[str]) -> str:
+    """The name of a class of the model that is told by name or number."""
+    return classes[value] if isinstance(value, int) and 0 <= value < len(classes) else str(value)
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = [repr(name[:60]) for name in names[:SHOWN]]
+    return ", ".join(shown) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

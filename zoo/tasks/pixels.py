@@ -1,0 +1,120 @@
+"""The one door for pixels: whatever holds an image becomes the same image, upright, with a model's channels.
+
+Data libraries hand over what is stored, never what they decode: `datasets` writes a JPEG anew, at quality 75, wherever
+a stream's columns are renamed.
+
+Alpha is dropped, as timm and torchvision do, palettes are looked up, CMYK is converted. More than eight bits become
+eight by the first range of `RANGES` that holds all values of the image, else by the image's own extremes.
+"""
+
+import os
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from zoo.errors import DataError, require
+
+Pixels: TypeAlias = "Image.Image | str | os.PathLike[str] | bytes | Mapping[str, Any]"
+
+RANGES: dict[str, tuple[float, ...]] = {  # mode → the largest values that mean white, smallest first
+    "F": (1, 255, 65535),
+    "I": (255, 65535),
+    "I;16": (65535,),
+    "I;16B": (65535,),
+    "I;16L": (65535,),
+    "I;16N": (65535,),
+}
+DEEP_PNG = (65535,)  # which older Pillow gives the mode I
+
+
+def decode(image: Pixels, mode: str = "RGB") -> Image.Image:
+    """Read an image.
+
+    Formula: for more than eight bits, v · 255 / white, rounded; white is 65535 of 16-bit images.
+
+    Args:
+        image: of PIL, a file's path or its bytes, or a row's value, which has `bytes` or `path`.
+        mode: `RGB` or `L`.
+
+    Returns:
+        The image of that mode, as its EXIF orientation says that it stands.
+
+    Raises:
+        DataError: it can't be decoded; the message names the file or row.
+
+    >>> decode(Image.new("I;16", (1, 1), 257 * 99), "L").getpixel((0, 0))
+    99
+    """
+    try:
+        found = image if isinstance(image, Image.Image) else Image.open(_file(image))
+        found.load()
+        return _of_mode(_upright(found), mode)
+    except Exception as error:  # Pillow's readers raise whatever they stumble over
+        raise DataError(f"{named(image)}: no image that can be decoded: {_reason(error)}") from None
+
+
+def named(image: Any) -> str:
+    """What an image is called in a message: its path, as far as it says."""
+    if isinstance(image, Mapping):
+        image = image.get("path") or "an image of a row"
+    elif isinstance(image, Image.Image):
+        image = getattr(image, "filename", "") or "an image"
+    elif isinstance(image, bytes):
+        image = f"an image of {len(image):,} bytes"
+    return "".join(character if character.isprintable() else "?" for character in str(image))
+
+
+def _file(image: Any) -> Any:
+    """What Pillow can open."""
+    if isinstance(image, Mapping):
+        image = image["path"] if image.get("bytes") is None else image["bytes"]
+    if isinstance(image, bytes):
+        if not image:
+            raise ValueError("it is empty")
+        return BytesIO(image)
+    if isinstance(image, str) and "://" in image:  # a file of a stream
+        with require("fsspec", "eval").open(image, "rb") as file:
+            return BytesIO(file.read())
+    if isinstance(image, str | os.PathLike):
+        return image
+    raise TypeError(f"expected a PIL image, a path, bytes or a row's value, found {type(image).__name__}")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # a damaged note beside whole pixels
+        return image
+    return ImageOps.exif_transpose(image) if turned in range(2, 9) else image
+
+
+def _of_mode(image: Image.Image, mode: str) -> Image.Image:
+    if whites := RANGES.get(image.mode):
+        deep = image.mode == "I" and image.format == "PNG"
+        image = Image.fromarray(_eight_bits(np.asarray(image), DEEP_PNG if deep else whites))
+    if image.mode in ("P", "PA", "RGBa"):
+        image = image.convert("RGBA")
+    elif image.mode == "La":
+        image = image.convert("LA")
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _eight_bits(values: NDArray[Any], whites: tuple[float, ...]) -> NDArray[np.uint8]:
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite((low, high)).all():
+        raise ValueError("a value isn't finite")
+    white = next((white for white in whites if low >= 0 and high <= white), None)
+    start, span = (0.0, float(white)) if white else (low, high - low or 1.0)
+    return np.rint((values.astype(np.float64) - start) * (255 / span)).astype(np.uint8)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, UnidentifiedImageError):
+        return "its bytes are of no known format"
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
