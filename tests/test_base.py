@@ -10,6 +10,7 @@ import timm
 import torch
 from torch import nn
 
+import zoo
 from zoo.catalog.entry import Base
 from zoo.errors import FingerprintError, StructureError, UnknownName
 from zoo.structure.base import check_fingerprint, fingerprint, initialised, skeleton
@@ -151,6 +152,34 @@ def test_an_argument_of_another_architecture_is_refused_by_name():
 
 def test_the_tag_of_a_base_names_weights_and_changes_nothing_of_the_structure():
     assert fingerprint(skeleton(Base("timm/resnet18.a1_in1k"))) == fingerprint(skeleton(Base("timm/resnet18")))
+
+
+TAGS = {  # as timm's registry has them: the tag's classes and size, and the architecture's own where no tag is said
+    "convnext_nano.r384_ad_in12k": ((11821, 384), (1000, 224)),
+    "mixer_b16_224.miil_in21k": ((11221, 224), (1000, 224)),
+    "vit_base_patch16_clip_224.openai": ((512, 224), (1000, 224)),
+    "vit_base_patch16_224.augreg_in21k": ((21843, 224), (1000, 224)),
+    "vit_base_patch16_224.bamboo": ((115217, 224), (1000, 224)),
+    "tiny_vit_5m_224.dist_in22k_ft_in1k": ((1000, 224), (21841, 224)),
+}
+
+
+@pytest.mark.parametrize("name", TAGS)
+def test_a_base_has_the_classes_and_the_image_size_of_its_tag(name):
+    for id, (classes, size) in zip((name, name.partition(".")[0]), TAGS[name], strict=True):
+        model = skeleton(Base(f"timm/{id}"))
+        assert (classes, size) == (model.num_classes, model.pretrained_cfg["input_size"][1])
+
+
+def test_what_a_base_says_itself_comes_before_its_tag():
+    assert skeleton(Base("timm/convnext_nano.r384_ad_in12k", {"num_classes": 7})).num_classes == 7
+
+
+def test_a_tag_that_timm_does_not_have_is_refused_where_someone_wrote_it():
+    message = r"^base timm/resnet18\.nonsense: timm [\d.]+ has no weights 'nonsense' of it; known are a1_in1k, "
+    for verb in (zoo.create, zoo.load):
+        with pytest.raises(UnknownName, match=message):
+            verb("timm/resnet18.nonsense")
 
 
 def test_a_fingerprint_is_the_same_with_and_without_values():

@@ -113,6 +113,20 @@ def test_a_loaded_model_saved_again_holds_the_same_bytes(folder, tmp_path):
     assert (folder / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
 
 
+def test_a_repository_saved_when_tags_meant_the_default_number_of_classes_loads_and_is_saved_again(tmp_path):
+    model = initialised(VIT).eval()  # 1000 classes, as the architecture's default has
+    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, 16, 16)}
+    model.zoo_entry = Description("old", VIT)
+    folder = zoo.save(model, tmp_path / "old")
+    config = json.loads((folder / "config.json").read_text())
+    config["zoo"]["base"]["id"] = tagged = "timm/vit_tiny_patch16_224.augreg_in21k"  # 21,843 classes
+    (folder / "config.json").write_text(json.dumps(config))
+    loaded = zoo.load(folder)
+    again = zoo.load(zoo.save(loaded, tmp_path / "again"))
+    assert (tagged, 1000) == (again.zoo_entry.base.id, again.num_classes)
+    assert torch.equal(model(images(16)), again(images(16)))
+
+
 def test_there_are_saved_repositories_of_two_versions_of_timm():
     assert len(SAVED) >= 4
     assert len({folder.name.partition("_timm_")[2] for folder in SAVED}) >= 2
@@ -183,6 +197,13 @@ def test_a_new_head_fits_the_kept_channels_and_can_be_saved(name, classes, made,
         assert torch.equal(pooled, y)
     again = zoo.load(zoo.save(model, tmp_path / "again"))
     assert torch.equal(y, again(x))
+
+
+@pytest.mark.parametrize("own", [{"num_classes": 5}, {"in_chans": 3}], ids=str)
+def test_what_a_model_has_already_is_kept_as_it_is(own, pruned):
+    model = zoo.load(pruned, **own)
+    assert torch.equal(zoo.load(pruned)(images(32)), model(images(32)))
+    assert zoo.load(pruned).zoo_entry == model.zoo_entry
 
 
 def test_a_head_of_fewer_than_no_classes_is_refused(pruned):

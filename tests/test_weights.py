@@ -223,7 +223,7 @@ def test_a_file_that_did_not_change_is_not_read_again(saved, monkeypatch):
     zoo.load(saved)
 
 
-@pytest.mark.parametrize("how", ["touched", "replaced", "moved"])
+@pytest.mark.parametrize("how", ["touched", "replaced", "moved", "overwritten"])
 def test_a_file_that_may_have_changed_is_read_again(how, saved, monkeypatch):
     path = saved / "model.safetensors"
     expected = sha256_stamped(path)
@@ -235,6 +235,10 @@ def test_a_file_that_may_have_changed_is_read_again(how, saved, monkeypatch):
         path.unlink()
         path.with_name("placeholder").write_text("")  # so that the inode isn't given to the next file
         path.write_bytes(data)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    elif how == "overwritten":
+        status = path.stat()
+        path.write_bytes(path.read_bytes())
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     else:
         path = path.rename(saved / "elsewhere")
@@ -258,6 +262,17 @@ def test_a_cache_that_cannot_be_written_costs_time_only(saved, monkeypatch, tmp_
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "file"))
     assert sha256(saved / "model.safetensors") == sha256_stamped(saved / "model.safetensors")
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_a_file_overwritten_in_place_changes_a_model_that_maps_it_and_no_other(mmap, saved):
+    path, image = saved / "model.safetensors", torch.ones(1, 3, 32, 32)
+    model = zoo.load(saved, mmap=mmap)
+    with torch.no_grad():
+        before = model(image)
+        with path.open("r+b") as file:  # the size stays, or whoever maps it would be killed
+            file.write(bytes(path.stat().st_size))
+        assert torch.equal(before, model(image)) == (not mmap)
 
 
 # config.json

@@ -17,7 +17,7 @@ from zoo.structure.plan import Narrow, Plan, Width, apply_
 
 
 def set_num_classes_(model: nn.Module, num_classes: int) -> None:
-    """Give a model a new head.
+    """Give a model a head of so many classes; one that has as many keeps its own, as in timm.
 
     Args:
         model: from `load`, before anything else was changed.
@@ -26,6 +26,8 @@ def set_num_classes_(model: nn.Module, num_classes: int) -> None:
     Raises:
         StructureError: the number is negative, or the model has no `reset_classifier`.
     """
+    if num_classes == getattr(model, "num_classes", None):
+        return
     if num_classes < 0 or not callable(getattr(model, "reset_classifier", None)):
         raise StructureError(f"num_classes={num_classes}: expected 0 or more, on a model with reset_classifier")
     config: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
@@ -92,6 +94,8 @@ def set_in_chans_(model: nn.Module, in_chans: int) -> None:
         StructureError: the number isn't positive, or the model has no single first convolution.
     """
     config: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
+    if in_chans == config["input_size"][0]:
+        return
     path = config.get("first_conv")
     if in_chans < 1 or not isinstance(path, str):
         raise StructureError(f"in_chans={in_chans}: expected 1 or more, on a model with one first convolution")

@@ -151,10 +151,13 @@ def sha256(path: Path) -> str:
 
 
 def sha256_stamped(path: Path) -> str:
-    """The file's sha256, read once: path, inode, size and time of change are remembered under the cache."""
+    """The file's sha256, read once: path, inode, size and both times of change are remembered under the cache.
+
+    A file that was overwritten in place and had its time set back (`rsync --inplace -t`) still has another ctime.
+    """
     path = path.resolve()
     status = path.stat()
-    identity = [str(path), status.st_ino, status.st_size, status.st_mtime_ns]
+    identity = [str(path), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     stamp = cache() / "sha256" / f"{hashlib.sha256(str(path).encode()).hexdigest()}.json"
     with contextlib.suppress(RepositoryError, OSError, KeyError):
         known = read_json(stamp)

@@ -19,7 +19,7 @@ from zoo.errors import RepositoryError, StructureError, UnknownName, ZooError
 from zoo.files import cache
 from zoo.hub import remote, repository
 from zoo.hub.repository import Description
-from zoo.structure.base import MAX_ARGUMENT, initialised, skeleton
+from zoo.structure.base import MAX_ARGUMENT, check_tag, initialised, skeleton
 from zoo.structure.plan import Plan, apply_
 from zoo.tasks.classification import evaluation_transform
 
@@ -37,6 +37,7 @@ def load(
     num_classes: int | None = None,
     in_chans: int | None = None,
     features_only: bool = False,
+    mmap: bool = True,
 ) -> nn.Module:
     """Load a model with its weights.
 
@@ -50,9 +51,13 @@ def load(
         cache_dir: for what is fetched; None is huggingface_hub's own.
         device: where the weights shall lie.
         dtype: of the floating-point weights; None keeps what is stored.
-        num_classes: a new, randomly initialised head of so many classes; 0 leaves the head out.
+        num_classes: a new, randomly initialised head of so many classes, unless the model has as many; 0 leaves it out.
         in_chans: channels of the input; the first convolution's weights are repeated, or added up for one channel.
         features_only: return the feature maps [B, C, H, W] of every stage instead of logits.
+        mmap: weights on the CPU stay in their file, and are read when they are used: loading costs next to nothing and
+            processes share the memory. While the model lives, nobody may overwrite that file in place (its weights
+            would change) or truncate it (the process would end with SIGBUS); replacing it, as `save` does, or deleting
+            it is harmless. False reads them into memory.
 
     Returns:
         An ordinary module in eval mode, carrying `pretrained_cfg` (timm's transforms resolve) and `zoo_entry`
@@ -68,7 +73,7 @@ def load(
         _check_revision(name, revision)
         model = pretrained(Base(str(name))).to(device)
     else:
-        model = repository.rebuild(folder_of(name, revision, namespace, cache_dir), device)
+        model = repository.rebuild(folder_of(name, revision, namespace, cache_dir), device, mmap=mmap)
     if in_chans is not None:
         adaptation.set_in_chans_(model, in_chans)
     if num_classes is not None:
@@ -122,6 +127,7 @@ def pretrained(base: Base) -> nn.Module:
     if not base.id.startswith("timm/"):
         return load(base.id)
     name = base.id.removeprefix("timm/")
+    check_tag(base)
     skeleton(base)  # says what is wrong with the id or the arguments before anything is fetched
     remote.reach(base.id)
     try:
@@ -305,6 +311,7 @@ def _entry(name: str) -> Entry:
 def _description(name: str | os.PathLike[str]) -> tuple[Description, Any]:
     if _is_dense(name):
         base = Base(str(name))
+        check_tag(base)
         return Description(base.id.partition("/")[2], base), None
     if not _is_path(name) and "/" not in str(name):
         entry = _entry(str(name))

@@ -17,7 +17,7 @@ from zoo.files import read_json, sha256, sha256_stamped, write_json, writing_fol
 from zoo.hub import weights
 from zoo.measurement import input_size, unchanged
 from zoo.structure import bounds
-from zoo.structure.base import check_fingerprint, fingerprint, skeleton, tensors
+from zoo.structure.base import check_fingerprint, fingerprint, skeleton, tag, tensors
 from zoo.structure.graph import Graph, build
 from zoo.structure.plan import Plan, apply_
 from zoo.version import __version__
@@ -271,10 +271,23 @@ def describe_folder(folder: Path, config: Mapping[str, Any]) -> Description:
     if "graph" in ours:
         graph = Graph.from_json(read_json(folder / GRAPH), str(folder / GRAPH))
         return Description(ours["name"], base, graph=graph, recipe=recipe, source=source)
+    assert base is not None  # or there would be a graph
+    base = _as_saved(base, ours["fingerprint"])
     plan, structure = Plan.from_json(ours["plan"]), ours.get("structure", "exact")
     if structure not in get_args(Structure):
         raise RepositoryError(f"{folder / CONFIG}: zoo.structure is {structure!r}, expected exact or stand-in")
     return Description(ours["name"], base, plan, recipe=recipe, structure=structure, source=source)
+
+
+def _as_saved(base: Base, saved: Mapping[str, str]) -> Base:
+    """The base as it was meant: earlier versions built every tag with the classes of the architecture's default."""
+    if tag(base) is None or "num_classes" in base.args:
+        return base
+    names = base.id.partition("/")[2], base.architecture
+    own, usual = (timm.models.get_pretrained_cfg_value(name, "num_classes") for name in names)
+    if own == usual or fingerprint(skeleton(base), saved) == saved:
+        return base
+    return Base(base.id, {**base.args, "num_classes": usual})
 
 
 def skeleton_of(config: Mapping[str, Any], description: Description) -> nn.Module:
@@ -297,12 +310,13 @@ def skeleton_of(config: Mapping[str, Any], description: Description) -> nn.Modul
     return model
 
 
-def rebuild(folder: Path, device: str | torch.device = "cpu") -> nn.Module:
+def rebuild(folder: Path, device: str | torch.device = "cpu", *, mmap: bool = True) -> nn.Module:
     """Rebuild the model that a repository holds: base on meta → plan → weights.
 
     Args:
         folder: the repository.
         device: where the weights shall lie.
+        mmap: as for `weights.read`.
 
     Returns:
         The model in eval mode, with `pretrained_cfg` and its description as `zoo_entry`.
@@ -314,7 +328,7 @@ def rebuild(folder: Path, device: str | torch.device = "cpu") -> nn.Module:
     description = describe_folder(folder, config)
     model = skeleton_of(config, description)
     path, expected = folder / WEIGHTS, config["zoo"]["weights_sha256"]
-    values = weights.read(path, device)
+    values = weights.read(path, device, mmap=mmap)
     if (digest := sha256_stamped(path)) != expected:
         raise _altered(path, expected, digest)
     weights.assign_(model, values, str(path))

@@ -74,15 +74,17 @@ def _bytes(value: Tensor) -> Any:
     return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def read(path: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
-    """Map a safetensors file.
+def read(path: Path, device: str | torch.device = "cpu", *, mmap: bool = True) -> dict[str, Tensor]:
+    """Read a safetensors file.
 
     Args:
         path: the file.
         device: where the tensors shall lie.
+        mmap: on the CPU leave the values in the file until they are used; writing to them doesn't change it. But who
+            overwrites the file in place changes them, and who truncates it ends the process (SIGBUS).
 
     Returns:
-        Name → tensor. On the CPU the values stay in the file until used, and writing to them doesn't change it.
+        Name → tensor.
 
     Raises:
         WeightsError: the file is missing, truncated or damaged.
@@ -94,7 +96,7 @@ def read(path: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
         raise WeightsError(f"{path.parent} has no {path.name}: fetch or save the repository again") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path} is damaged ({error}): fetch or save it again") from None
-    return {name: value.clone() if value.data_ptr() % ALIGNMENT else value for name, value in found.items()}
+    return {n: value if mmap and not value.data_ptr() % ALIGNMENT else value.clone() for n, value in found.items()}
 
 
 def assign_(model: nn.Module, values: Mapping[str, Tensor], where: str) -> nn.Module:

@@ -13,6 +13,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.models import get_arch_pretrained_cfgs
 from torch import Tensor, nn
 from torch.utils._device import DeviceContext, _device_constructors
 
@@ -21,7 +22,7 @@ from zoo.errors import FingerprintError, StructureError, UnknownName
 
 MAX_PARAMS = 100_000_000_000  # ten times the largest vision model that timm knows
 MAX_TENSORS = 20_000  # as many as two seconds build
-MAX_ARGUMENT = 100_000
+MAX_ARGUMENT = 200_000  # the largest head that timm knows has 115,217 classes
 
 # What `timm.create_model` takes for itself: weights, files and the network. A base is an architecture alone.
 _REFUSED = {*inspect.signature(timm.create_model).parameters, "features_only", "device", "dtype"} - {"kwargs"}
@@ -69,7 +70,7 @@ def skeleton(base: Base) -> nn.Module:
     """Build the dense model on the meta device: shapes without values.
 
     Args:
-        base: the architecture.
+        base: the architecture; classes, channels and image size that `args` leave open are those of its tag.
 
     Returns:
         The model; every parameter and buffer is a meta tensor.
@@ -100,6 +101,28 @@ def initialised(base: Base, seed: int = 0) -> nn.Module:
         return _create(base)
 
 
+def tag(base: Base) -> str | None:
+    """The tag of a base's id, where timm has weights of that name."""
+    architecture, _, named = base.id.partition("/")[2].partition(".")
+    return named if named in _tags(architecture) else None
+
+
+def check_tag(base: Base) -> None:
+    """Check that an id which someone wrote names weights that timm knows.
+
+    Raises:
+        UnknownName: it has no such tag.
+    """
+    named = base.id.partition(".")[2]
+    if named and tag(base) is None and timm.is_model(base.architecture):
+        known = ", ".join(sorted(_tags(base.architecture))) or "none"
+        raise UnknownName(f"base {base.id}: timm {timm.__version__} has no weights {named!r} of it; known are {known}")
+
+
+def _tags(architecture: str) -> set[str]:
+    return {name.partition(".")[2] for name in get_arch_pretrained_cfgs(architecture)}
+
+
 def _create(base: Base) -> nn.Module:
     architecture, args = base.architecture, {key: _argument(base, key, value) for key, value in base.args.items()}
     if not timm.is_model(architecture):
@@ -107,8 +130,9 @@ def _create(base: Base) -> nn.Module:
             f"base {base.id}: timm {timm.__version__} has no architecture {architecture!r}; pip install -U timm, "
             f"or list them with timm.list_models()"
         )
+    known = tag(base)
     try:
-        model = timm.create_model(architecture, **args)
+        model = timm.create_model(f"{architecture}.{known}" if known else architecture, **args)
     except StructureError:
         raise
     except (TypeError, ValueError, AssertionError, RuntimeError, LookupError, AttributeError, ArithmeticError) as error:
