@@ -37,6 +37,7 @@ def set_num_classes_(model: nn.Module, num_classes: int) -> None:
     model.reset_classifier(num_classes)  # type: ignore[operator]
     if num_classes:  # timm's new head reads the base's width
         apply_(model, Plan((Narrow({path: Width(inputs=kept) for path, kept in inputs.items() if kept}),)))
+    config.pop("label_names", None)  # of the former head
     model.pretrained_cfg = {**config, "num_classes": num_classes}  # type: ignore[assignment]
     plan = _description_of(model).plan
     edits = tuple(

@@ -9,6 +9,7 @@ import click
 
 from zoo import catalog
 from zoo.catalog.entry import AVAILABLE, Budget, Entry
+from zoo.cli.data import reading, source
 from zoo.errors import ZooError
 
 
@@ -33,6 +34,7 @@ class Share(click.FloatRange):
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new repository.")
 @click.option("--epochs", type=click.IntRange(0), default=0, show_default=True, help="Distil from BASE so long.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Option of the method, e.g. round_to=16.")
+@reading
 def compress(
     base: str,
     method: str,
@@ -42,6 +44,8 @@ def compress(
     out: Path,
     epochs: int,
     settings: tuple[str, ...],
+    skip_damaged: bool,
+    labels: Path | None,
 ) -> None:
     """Compress the model BASE.
 
@@ -63,19 +67,22 @@ def compress(
         raise click.UsageError(f"--method {method} has thresholds, which --set sets, and takes no --budget or --params")
     kept = None if budget is None else Budget(budget, params)
     entry = recipe_for(base, method, kept, data, epochs, _settings(settings))
-    _build(entry, out, None)
+    _build(entry, out, source(data, skip_damaged, labels))
 
 
 @click.command()
 @click.argument("name")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the repository.  [default: build/NAME]")
 @click.option("--data", help="Another data set than the recipe's.")
-def build(name: str, out: Path | None, data: str | None) -> None:
+@reading
+def build(name: str, out: Path | None, data: str | None, skip_damaged: bool, labels: Path | None) -> None:
     """Make the model NAME by its recipe.
 
     A build that was stopped goes on where it stopped; a model that is there already is made neither again nor replaced.
     """
-    _build(catalog.info(name), out or Path("build") / name, data)
+    entry = catalog.info(name)
+    read = source(data or entry.recipe.data, skip_damaged, labels)
+    _build(entry, out or Path("build") / name, read)
 
 
 def _build(entry: Entry, out: Path, data: str | None) -> None:

@@ -2,10 +2,12 @@
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import click
 
+from zoo.cli.data import reading, source
 from zoo.cli.tables import as_json, figure, table
 from zoo.report import Verification
 
@@ -24,8 +26,17 @@ DTYPES = ("float32", "float16", "bfloat16")
 @click.option("--crop-pct", type=click.FloatRange(0, 1, min_open=True), help="Share of the shorter side that is seen.")
 @click.option("--batch-size", type=click.IntRange(1), help="Images of a forward pass.  [default: 32 on the CPU, 256]")
 @click.option("--workers", type=click.IntRange(0), help="Processes that load images.  [default: by their number]")
+@reading
 @as_json
-def verify(names: tuple[str, ...], as_json: bool, dtype: str | None, **options: Any) -> None:
+def verify(
+    names: tuple[str, ...],
+    as_json: bool,
+    dtype: str | None,
+    data: str | None,
+    skip_damaged: bool,
+    labels: Path | None,
+    **options: Any,
+) -> None:
     r"""Measure the models NAMES again.
 
     Each is a name of the list, ORG/NAME on the Hub, a repository's folder, or a timm id such as timm/resnet18.a1_in1k,
@@ -42,7 +53,8 @@ def verify(names: tuple[str, ...], as_json: bool, dtype: str | None, **options: 
     from zoo.verification import verify
 
     options["dtype"] = dtype and getattr(torch, dtype)
-    found = [verify(name, **options) for name in names]
+    read = source(data, skip_damaged, labels)
+    found = [verify(name, data=read, **options) for name in names]
     if os.environ.get("RANK", "0") == "0":  # of several processes one prints
         _print(found, as_json)
     if not all(each.passed for each in found):

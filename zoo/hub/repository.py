@@ -165,6 +165,7 @@ def write(folder: Path, model: nn.Module, description: Description, files: Mappi
         bounds.check(description.graph, rebuilt, config.get("input_size"))
     weights.assign_(rebuilt, values, description.name)
     config = {key: value for key, value in config.items() if key not in _ELSEWHERE and value is not None}
+    names = config.pop("label_names", None)  # where timm keeps them too
     with writing_folder(folder) as new:
         digest = weights.write(new / WEIGHTS, values)
         for name, text in files.items():
@@ -176,6 +177,7 @@ def write(folder: Path, model: nn.Module, description: Description, files: Mappi
             {
                 "architecture": description.name,
                 "num_classes": int(getattr(model, "num_classes", 0)),
+                **({"label_names": list(names)} if names else {}),
                 "num_features": int(getattr(model, "num_features", 0)),
                 "pretrained_cfg": {**config, "architecture": description.name},
                 "zoo": {
@@ -251,7 +253,17 @@ def read(folder: Path) -> dict[str, Any]:
     base = {"id": ""} if "graph" in ours and ours.get("base") is None else ours["base"]
     if not isinstance(base, dict) or not isinstance(base.get("id"), str) or not isinstance(base.get("args", {}), dict):
         raise RepositoryError(f"{folder / CONFIG}: zoo.base is {base}, expected id and args")
-    return config
+    return _with_names(folder, config)
+
+
+def _with_names(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with the names of the classes in `pretrained_cfg`, where timm puts them."""
+    names, classes = config.get("label_names"), config.get("num_classes")
+    if names is None:
+        return config
+    if not isinstance(names, list) or len(names) != classes or not all(isinstance(name, str) for name in names):
+        raise RepositoryError(f"{folder / CONFIG}: label_names isn't a list of {classes} names")
+    return {**config, "pretrained_cfg": {**config.get("pretrained_cfg", {}), "label_names": names}}
 
 
 def describe_folder(folder: Path, config: Mapping[str, Any]) -> Description:
