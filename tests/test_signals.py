@@ -2,10 +2,13 @@
 
 import copy
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
 from factored import built, outputs
+from timm.layers import Conv2dSame
 from torch import nn
 
 import zoo
@@ -70,15 +73,72 @@ def test_a_model_in_train_mode_is_refused():
         low_rank.low_rank(zoo.load("digits_cnn").train(), [torch.zeros(2, 1, 32, 32)], Budget(0.5))
 
 
+def looked_at(total, split):
+    """Return the draws of so many images in batches of so many."""
+    return [draw for draw, _ in signals.drawing(torch.zeros(total, 1).split(split))]
+
+
 def test_rows_that_are_many_are_thinned_without_a_view_of_the_images_grid():
     columns = torch.arange(64 * 128 * 128)[:, None] % 128
-    assert len(signals.thinned(columns)) == signals.MAX_ROWS
-    counts = signals.thinned(columns).flatten().bincount(minlength=128)
+    (draw,) = looked_at(64, 64)
+    assert len(signals.thinned(columns, draw)) == signals.MAX_ROWS
+    counts = signals.thinned(columns, draw).flatten().bincount(minlength=128)
     assert 64 < int(counts.min()) < int(counts.max()) < 256
-    a, b = torch.randn(20_000, 2), torch.randn(20_000, 3)
-    rows = signals.thinned(torch.cat([a, b], 1))
-    assert torch.equal(torch.cat([signals.thinned(a), signals.thinned(b)], 1), rows)
-    assert torch.equal(signals.thinned(a[:9]), a[:9])
+    a, b = torch.randn(64 * 300, 2), torch.randn(64 * 300, 3)
+    rows = signals.thinned(torch.cat([a, b], 1), draw)
+    assert torch.equal(torch.cat([signals.thinned(a, draw), signals.thinned(b, draw)], 1), rows)
+    assert torch.equal(signals.thinned(a[:64], draw), a[:64])
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(3, 4), nn.Conv2d(3, 4, 3)], ids=["linear", "convolution"])
+def test_the_same_rows_of_an_image_are_looked_at_whatever_batch_it_is_in(layer):
+    images = torch.randn(90, 3, 24, 24)
+    read = images.flatten(2).transpose(1, 2) if isinstance(layer, nn.Linear) else images
+
+    def seen(size):
+        return torch.cat(
+            [signals.patches(layer, x, draw) for draw, x in zip(looked_at(90, size), read.split(size), strict=True)]
+        )
+
+    assert len(seen(90)) == 90 * signals.PER_IMAGE
+    assert torch.equal(seen(90), seen(7))
+    every = signals.patches(layer, read[:1], signals.Draw(range(1), 24 * 24))
+    assert (seen(90)[: signals.PER_IMAGE, None] == every).all(2).any(1).all(), "the first image's rows are some of all"
+
+
+MODES = ("zeros", "reflect", "replicate", "circular")
+READERS = {
+    "linear": lambda: nn.Linear(9, 4),
+    **{mode: lambda mode=mode: nn.Conv2d(6, 4, (3, 2), (2, 1), 1, padding_mode=mode) for mode in MODES},
+    "dilated": lambda: nn.Conv2d(6, 4, 3, dilation=(1, 2), padding=(0, 2), padding_mode="reflect"),
+    "same, in a word": lambda: nn.Conv2d(6, 4, (4, 3), padding="same", dilation=2),
+    "same, by timm": lambda: Conv2dSame(6, 4, 3, stride=2, dilation=2),
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_a_layers_weight_times_what_it_reads_is_what_it_puts_out(kind):
+    layer, x = READERS[kind]().double(), torch.randn(5, 6, 8, 9, dtype=torch.float64)
+    with torch.no_grad():
+        found = signals.patches(layer, x, signals.Draw(range(5), 10**6)) @ layer.weight.flatten(1).T + layer.bias
+        torch.testing.assert_close(found, signals.rows(layer, layer(x)))
+
+
+def test_patches_of_a_large_image_cost_what_is_looked_at():
+    """All of them would be 9 times the input of 32 MB."""
+    script = """
+import resource, torch
+from zoo.compression import signals
+layer, x = torch.nn.Conv2d(64, 64, 3, padding=1), torch.zeros(8, 64, 128, 128)
+draw, _ = next(signals.drawing([torch.zeros(64, 1)]))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+rows = signals.patches(layer, x, signals.Draw(range(8), draw.most))
+print(len(rows), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    count, megabytes = map(float, found.stdout.split())
+    assert count == 8 * signals.PER_IMAGE
+    assert megabytes < 2.5 * 32
 
 
 @pytest.mark.parametrize("inplace", [False, True])

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.compression.signals import chunked, hooked, rows, thinned
+from zoo.compression.signals import chunked, drawing, hooked, rows, thinned
 from zoo.errors import DataError
 
 
@@ -80,10 +80,10 @@ def _collect(
     logits: list[Tensor] = []
 
     def dense(path: str, layer: nn.Module, args: Any, y: Tensor) -> None:
-        said[path].append(thinned(rows(layer, y)).clone())  # what follows may write over it
+        said[path].append(thinned(rows(layer, y), draw).clone())  # what follows may write over it
 
     def second(path: str, layer: nn.Module, args: tuple[Tensor], y: Tensor) -> None:
-        z, r = thinned(rows(layer, args[0])), said[path].pop(0) - thinned(rows(layer, y))
+        z, r = thinned(rows(layer, args[0]), draw), said[path].pop(0) - thinned(rows(layer, y), draw)
         if path not in sums:
             origin = z.mean(0) if layer.bias is not None else torch.zeros_like(z[0])
             empty = partial(torch.zeros, dtype=torch.float64, device=z.device)
@@ -100,7 +100,7 @@ def _collect(
     handles = [model.get_submodule(path).register_forward_hook(partial(dense, path)) for path in paths]
     handles += [factored.get_submodule(f"{path}.1").register_forward_hook(partial(second, path)) for path in paths]
     with hooked(handles), torch.no_grad():
-        for batch in batches:
+        for draw, batch in drawing(batches):  # noqa: B007  # hooks look at the draw
             logits.append(model(batch))
             factored(batch)
     return sums, logits

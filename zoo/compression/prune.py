@@ -15,6 +15,8 @@ ours.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,13 +30,14 @@ from zoo.compression.criteria import CRITERIA, Evidence, gradients, l2
 from zoo.compression.elimination import eliminate, inputs
 from zoo.compression.groups import Analysis, Group, select
 from zoo.compression.refit import Moments, Seen, columns, refit
-from zoo.compression.signals import hooked
+from zoo.compression.signals import Draw, hooked, patches, rows
 from zoo.errors import BudgetError, UnknownName, require
 from zoo.structure import base
 
 POINTS = (0.75, 0.5, 0.25, 0.125)  # shares of a group's units at which the outputs are looked at
 IMAGES = 64  # looked at for each of them,
 COMPARED = 256  # that whole cuts are compared on
+AGREES = 0.01  # of a layer's largest output, how far it may be off what its weight gives: half precision's rounding
 FORWARDS = 12_800  # and about so many for all groups together, 8 for each at least
 
 
@@ -113,26 +116,33 @@ def prune(
 def fittable(model: nn.Module, analysis: Analysis, image: Tensor) -> Analysis:
     """The analysis with those readers apart that can't be fitted.
 
-    These are layers whose weight is read without a call of the layer (timm's beit reads `qkv.weight`), recurrent
-    layers, and convolutions that aren't plain two-dimensional ones.
+    These are layers that aren't called (timm's beit reads `qkv.weight`), recurrent ones, convolutions that aren't
+    two-dimensional, and all whose outputs aren't the product of their weight and what `patches` says that they read.
 
     Args:
         model: in eval mode.
         analysis: of the model.
         image: one batch that it takes, [B, C, H, W].
     """
-    called: set[str] = set()
+    agrees: dict[str, bool] = {}
+
+    def observe(path: str, layer: Any, args: tuple[Tensor, ...], y: Tensor) -> None:
+        x, weight = (each.float() for each in (args[0], layer.weight))
+        found = patches(layer, x, Draw(range(len(image)), x.numel())) @ weight.flatten(1).T
+        own = rows(layer, y) if layer.bias is None else rows(layer, y) - layer.bias
+        agrees[path] = agrees.get(path, True) and bool((found - own).abs().max() <= AGREES * own.abs().max())
+
     layers = {path: model.get_submodule(path) for path in _readers(analysis.groups)}
     hooks = [
-        layer.register_forward_pre_hook(lambda module, args, path=path: called.add(path))
+        layer.register_forward_hook(partial(observe, path))
         for path, layer in layers.items()
-        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str))
+        if isinstance(layer, nn.Linear | nn.Conv2d)
     ]
     with hooked(hooks):
         _outputs(model, image)
     groups = []
     for group in analysis.groups:
-        fitted, unfitted = (tuple(p for p in group.readers if (p in called) is can) for can in (True, False))
+        fitted, unfitted = (tuple(p for p in group.readers if agrees.get(p, False) is can) for can in (True, False))
         groups.append(replace(group, readers=fitted, unfitted=unfitted))
     return replace(analysis, groups=tuple(groups))
 

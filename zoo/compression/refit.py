@@ -17,9 +17,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from zoo.compression.signals import hooked, thinned
+from zoo.compression.signals import drawing, hooked, patches
 from zoo.errors import DataError
 
 ROUNDING = 1e-14  # of a double-precision sum over all rows, with room
@@ -42,7 +41,7 @@ class Moments:
 
 
 def moments(
-    model: nn.Module, readers: Iterable[str], batches: Iterable[Tensor], normalised: Collection[str] = ()
+    model: nn.Module, readers: Iterable[str], batches: Sequence[Tensor], normalised: Collection[str] = ()
 ) -> dict[str, Moments]:
     """Collect the moments of the inputs of layers in one pass over calibration data.
 
@@ -63,8 +62,8 @@ def moments(
     rows: dict[str, int] = {}
 
     def observe(path: str, layer: nn.Module, x: Tensor) -> None:
-        x = _rows(layer, x.to(torch.promote_types(x.dtype, torch.float32)))
-        x = thinned(x).double()  # μμᵀ is about to be taken off: in floats C would turn indefinite
+        x = patches(layer, x.to(torch.promote_types(x.dtype, torch.float32)), draw)
+        x = x.double()  # μμᵀ is about to be taken off: in floats C would turn indefinite
         total, products = x.sum(0), x.T @ x
         first[path] = first[path] + total if path in first else total
         second[path] = second[path] + products if path in second else products
@@ -75,7 +74,7 @@ def moments(
         for path in readers
     ]
     with hooked(hooks), torch.no_grad():
-        for batch in batches:
+        for draw, batch in drawing(batches):  # noqa: B007  # hooks look at the draw
             model(batch)
     if hooks and not rows:
         raise DataError("calibration: no images; pass at least one batch")
@@ -134,18 +133,6 @@ def _moments(model: nn.Module, path: str, mean: Tensor, second: Tensor, normalis
     if getattr(model.get_submodule(path), "bias", None) is None and path not in normalised:
         mean = torch.zeros_like(mean)
     return Moments(mean, second - torch.outer(mean, mean), second.diagonal().clone())
-
-
-def _rows(layer: nn.Module, x: Tensor) -> Tensor:
-    """What the layer multiplies its weight with, one row for each output position [rows, n]."""
-    if isinstance(layer, nn.Linear):
-        return x.reshape(-1, x.shape[-1])
-    assert isinstance(layer, nn.Conv2d)
-    assert not isinstance(layer.padding, str)
-    if layer.kernel_size == (1, 1) and not any(layer.padding):
-        return x[:, :, :: layer.stride[0], :: layer.stride[1]].transpose(0, 1).flatten(1).T
-    patches = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-    return patches.transpose(0, 1).flatten(1).T
 
 
 def ridged(seen: Moments, ridge: float) -> float:

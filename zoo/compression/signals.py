@@ -1,13 +1,57 @@
 """Signals: what layers read and put out while images go through a model, as one row for each position."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-MAX_ROWS = 16_384  # of one batch and layer: patches overlap, so more of them tell nothing new
+MAX_ROWS = 16_384  # of a layer over all images: patches overlap, so more of them tell nothing new;
+PER_IMAGE = 256  # of each image, where that makes more
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which rows of a layer are looked at: of one image the same ones, whatever batch it is in.
+
+    Args:
+        images: numbers of a batch's images in the calibration set.
+        most: rows of each.
+    """
+
+    images: range
+    most: int
+
+    def of(self, items: int, positions: int) -> Tensor | None:
+        """Positions drawn of each item [items, k], rising; None where all are taken.
+
+        Args:
+            items: images, or parts of them (windows), one after the other.
+            positions: rows of each item.
+        """
+        share = max(1, self.most * len(self.images) // items)
+        if positions <= share:
+            return None
+        first = self.images.start * items // len(self.images)
+        return torch.stack([_drawn(first + item, positions, share) for item in range(items)])
+
+
+@lru_cache(maxsize=4096)
+def _drawn(number: int, positions: int, count: int) -> Tensor:
+    """At random, as a stride would meet the image's grid."""
+    return torch.randperm(positions, generator=torch.Generator().manual_seed(number))[:count].sort().values
+
+
+def drawing(batches: Sequence[Tensor]) -> Iterator[tuple[Draw, Tensor]]:
+    """Batches of images [B, C, H, W], each with the rows that are looked at."""
+    first, most = 0, max(PER_IMAGE, MAX_ROWS // max(1, sum(map(len, batches))))
+    for batch in batches:
+        yield Draw(range(first, first + len(batch)), most), batch
+        first += len(batch)
 
 
 def rows(layer: nn.Module, y: Tensor) -> Tensor:
@@ -22,12 +66,49 @@ def rows(layer: nn.Module, y: Tensor) -> Tensor:
     return y.reshape(-1, y.shape[-1]).to(torch.promote_types(y.dtype, torch.float32))
 
 
-def thinned(rows: Tensor) -> Tensor:
-    """At most `MAX_ROWS` of the rows, drawn at random but the same of as many: a stride would meet the image's grid."""
-    if len(rows) <= MAX_ROWS:
+def thinned(rows: Tensor, draw: Draw) -> Tensor:
+    """Those of a batch's rows [rows, n], image after image, that are looked at."""
+    items = len(draw.images) if len(rows) % len(draw.images) == 0 else 1  # or they are none of images
+    at = draw.of(items, len(rows) // items)
+    if at is None:
         return rows
-    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:MAX_ROWS].sort().values
-    return rows[drawn.to(rows.device)]
+    return rows[(at + torch.arange(items)[:, None] * (len(rows) // items)).flatten().to(rows.device)]
+
+
+def patches(layer: nn.Module, x: Tensor, draw: Draw) -> Tensor:
+    """What a layer multiplies its weight with, one row for each output position looked at [rows, n].
+
+    Args:
+        layer: a linear layer or an ungrouped two-dimensional convolution.
+        x: what it reads.
+        draw: which rows.
+    """
+    if not isinstance(layer, nn.Conv2d):
+        return thinned(x.reshape(-1, x.shape[-1]), draw)
+    x = _padded(layer, x)
+    width, (down, right), (k, m), (step, skip) = x.shape[3], layer.stride, layer.kernel_size, layer.dilation
+    across = (width - skip * (m - 1) - 1) // right + 1
+    positions = ((x.shape[2] - step * (k - 1) - 1) // down + 1) * across
+    at = draw.of(len(x), positions)
+    at = torch.arange(positions).expand(len(x), -1) if at is None else at
+    corner = at // across * down * width + at % across * right
+    kernel = torch.arange(k)[:, None] * step * width + torch.arange(m) * skip
+    index = (corner[:, :, None] + kernel.flatten()).flatten(1).to(x.device)
+    values = x.flatten(2).gather(2, index[:, None].expand(-1, x.shape[1], -1))
+    found: Tensor = values.unflatten(2, (-1, kernel.numel())).transpose(1, 2).flatten(2).flatten(0, 1)
+    return found
+
+
+def _padded(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """The input with the layer's own padding; timm's Conv2dSame computes it from the size."""
+    if type(layer).__name__ != "Conv2dSame":
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        return F.pad(x, layer._reversed_padding_repeated_twice, mode)
+    amounts: list[int] = []
+    for size, k, step, d in zip(x.shape[2:], layer.kernel_size, layer.stride, layer.dilation, strict=True):
+        lacking = max((-(-size // step) - 1) * step + (k - 1) * d + 1 - size, 0)
+        amounts = [lacking // 2, lacking - lacking // 2, *amounts]
+    return F.pad(x, amounts)
 
 
 @contextmanager

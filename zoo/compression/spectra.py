@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from zoo.compression.signals import chunked, hooked, rows, thinned
+from zoo.compression.signals import chunked, drawing, hooked, rows, thinned
 from zoo.errors import DataError, StructureError
 
 MAX_BYTES = 4 * 2**30  # of statistics held at once; a larger model is watched in several passes
@@ -139,7 +139,7 @@ def _collect(
     def signal(path: str, z: Tensor) -> None:
         layer = layers[path]
         every = _watched(layer, z.detach())
-        seen = thinned(every)
+        seen = thinned(every, draw)
         if layer.bias is not None and not reads_inputs(layer):
             seen = seen - layer.bias.detach()
         if path not in sums:
@@ -157,11 +157,11 @@ def _collect(
 
     def gradient(path: str, g: Tensor) -> None:
         every = _watched(layers[path], g)
-        seen = thinned(every)
+        seen = thinned(every, draw)
         sums[path].fisher += (seen.T @ seen).double() * (len(every) / len(seen))
 
     with hooked(_hooks(layers, signal)), torch.enable_grad():
-        for number, batch in enumerate(batches):
+        for number, (draw, batch) in enumerate(drawing(batches)):  # noqa: B007  # hooks look at the draw
             images = batch.detach().clone().requires_grad_()
             logits = model(images)
             if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(batch):
