@@ -10,6 +10,7 @@ eight by the first range of `RANGES` that holds all values of the image, else by
 import os
 from collections.abc import Mapping
 from io import BytesIO
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -50,7 +51,7 @@ def decode(image: Pixels, mode: str = "RGB") -> Image.Image:
     99
     """
     try:
-        found = image if isinstance(image, Image.Image) else Image.open(_file(image))
+        found = image if isinstance(image, Image.Image) else Image.open(BytesIO(_content(image)))
         found.load()
         return _of_mode(_upright(found), mode)
     except Exception as error:  # Pillow's readers raise whatever they stumble over
@@ -68,20 +69,20 @@ def named(image: Any) -> str:
     return "".join(character if character.isprintable() else "?" for character in str(image))
 
 
-def _file(image: Any) -> Any:
-    """What Pillow can open."""
+def _content(image: Any) -> bytes:
+    """The bytes of an image's file."""
     if isinstance(image, Mapping):
         image = image["path"] if image.get("bytes") is None else image["bytes"]
-    if isinstance(image, bytes):
-        if not image:
-            raise ValueError("it is empty")
-        return BytesIO(image)
     if isinstance(image, str) and "://" in image:  # a file of a stream
         with require("fsspec", "eval").open(image, "rb") as file:
-            return BytesIO(file.read())
-    if isinstance(image, str | os.PathLike):
-        return image
-    raise TypeError(f"expected a PIL image, a path, bytes or a row's value, found {type(image).__name__}")
+            image = file.read()
+    elif isinstance(image, str | os.PathLike):
+        image = Path(image).read_bytes()
+    if not isinstance(image, bytes):
+        raise TypeError(f"expected a PIL image, a path, bytes or a row's value, found {type(image).__name__}")
+    if not image:
+        raise ValueError("it is empty")
+    return image
 
 
 def _upright(image: Image.Image) -> Image.Image:
