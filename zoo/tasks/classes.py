@@ -119,7 +119,7 @@ def matched(data: "Data", model: nn.Module, spec: str, labels: Labels | None = N
         own = [theirs[old] for old, _ in sorted(enumerate(numbers), key=lambda pair: pair[1])]
     if numbers == list(range(count or len(theirs))):
         return data
-    names = {"names": own} if own else {"num_classes": count}
+    names = {"names": own} if own and len(set(own)) == len(own) else {"num_classes": count}
     return relabelled(data, dict(enumerate(numbers)), kind(**names))
 
 
