@@ -142,6 +142,24 @@ def test_with_macs_alone_hundreds_of_groups_land_within_a_thousandth_below(share
     assert 0.999 * share <= shares(analysis, allocate(analysis, prior(analysis), Budget(share)))[0] <= share + 1e-9
 
 
+FLAT = {  # damages too small to tell widths apart: (share that stays, noise) -> damage
+    "one figure": lambda share, noise: 1e-9 * (1 + 1e-9 * noise),
+    "near zero": lambda share, noise: 1e-12 * (1 - share),
+    "a cliff below a half": lambda share, noise: 1e-9 if share >= 0.5 else 0.1 * (1 - share),
+}
+
+
+@pytest.mark.parametrize("curve", FLAT)
+@pytest.mark.parametrize("count", [10, 40])
+def test_where_damage_is_alike_the_budget_is_spent(count, curve):
+    analysis, random = blocks(count), np.random.default_rng(0)
+    damage = [
+        {k: FLAT[curve](k / group.units, random.normal()) if k < group.units else 0.0 for k in range(1, group.units + 1)}
+        for group in analysis.groups
+    ]
+    assert 0.995 * 0.9 <= shares(analysis, allocate(analysis, damage, Budget(0.9)))[0] <= 0.9
+
+
 def test_more_budget_does_no_more_damage():
     analysis = blocks(20)
     damage = prior(analysis)

@@ -15,6 +15,7 @@ from zoo.catalog.entry import AVAILABLE, Budget
 from zoo.compression import dwain, falor, lockd
 from zoo.compression.calibration import batched, check_finite
 from zoo.compression.checking import CLOSE, check, check_graph, checked, cut, rescaled
+from zoo.compression.exclusion import kept_whole
 from zoo.compression.groups import Analysis, narrow
 from zoo.compression.low_rank import LowRank, low_rank
 from zoo.compression.prune import Prune, prune
@@ -287,14 +288,15 @@ def _pruned(model: nn.Module, about: Description, batches: Sequence[Tensor], bud
     dense = swapped(model)
     computed = {path: (held, held.shape) for path, held in dense.named_buffers()}  # timm's convit grows one in forward
     image = batches[0][:2]
+    whole = kept_whole(dense, how.exclude, "prune")
     try:
-        analysis = checked(dense, image, partial(planned, dense), NO_PLAN)
+        analysis = checked(dense, image, partial(planned, dense), NO_PLAN, whole)
         found = prune(dense, analysis, batches, budget, how)
         smaller = planned(dense, analysis, found.units)
         off = _close(about, check(dense, analysis, found.units, smaller, image))
         tensors, structure = found.tensors, replace(about, plan=describe(smaller).plan)
     except (BudgetError, StructureError) as error:
-        analysis = checked(dense, image)
+        analysis = checked(dense, image, whole=whole)
         found = prune(dense, analysis, batches, budget, how)  # or its own error says that no graph meets it either
         log.info("%s becomes a graph: by a plan, the %s", about.name, error)
         off = _close(about, check_graph(dense, analysis, found.units, image))

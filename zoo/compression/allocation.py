@@ -279,7 +279,7 @@ def _mended(
 ) -> Array:
     """Steps and exchanges of two, while what is missed, or else the damage, falls."""
     kept = kept.copy()
-    for _ in range(200):
+    for _ in range(200 + sum(map(len, ladder))):  # where curves are flat, all widths may have to rise again
         groups, values, gains = _steps(damage, ladder, kept)
         if not len(groups):
             break
@@ -327,14 +327,15 @@ def _best_step(
     alone = left == right
     more = gains[left] + np.where(alone, 0, gains[right])
     share = now + (freed[:, left] + np.where(alone, 0, freed[:, right])).T
-    order = np.lexsort((-share[:, 0], more, np.round(target.missed(share), 6)))[:64]
+    order = np.lexsort((-share[:, 0], np.round(more, 12), np.round(target.missed(share), 6)))[:64]
     trial = np.repeat(kept[None], len(order), 0)
     rows = np.arange(len(order))
     trial[rows, groups[left[order]]] = values[left[order]]
     trial[rows, groups[right[order]]] = values[right[order]]
     share = counts.at(trial)
     keys = [
-        (float(m), float(d), -float(s)) for m, d, s in zip(target.missed(share), more[order], share[:, 0], strict=True)
+        (float(m), round(float(d), 12), -float(s))  # where damage is the same, macs are there to be spent
+        for m, d, s in zip(target.missed(share), more[order], share[:, 0], strict=True)
     ]
     best = min(range(len(keys)), key=keys.__getitem__)
     (missed, worse, macs), before = keys[best], float(target.missed(now))

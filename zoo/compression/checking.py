@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ CLOSE = 1e-6  # of a cut to the masked dense model, as a share of the largest ou
 
 Made = Callable[[Analysis, Sequence[Tensor]], nn.Module | ExportedProgram]
 """An analysis, and of each group the units kept [k] → the cut model."""
+Whole = Mapping[tuple[str, int], str]
+"""Path and dimension of tensors whose channels stay → why."""
 Chosen = Callable[[Analysis], Sequence[Tensor]]
 """An analysis → of each group the units kept [k]."""
 
@@ -168,7 +171,9 @@ class Trial:
     off: float
 
 
-def checked(model: nn.Module, image: Tensor, made: Made = cut, reason: str = _DIFFERS) -> Analysis:
+def checked(
+    model: nn.Module, image: Tensor, made: Made = cut, reason: str = _DIFFERS, whole: Whole = MappingProxyType({})
+) -> Analysis:
     """Analyse a model, and freeze what doesn't compute what the masked dense model computes once it is cut.
 
     Args:
@@ -176,6 +181,7 @@ def checked(model: nn.Module, image: Tensor, made: Made = cut, reason: str = _DI
         image: one batch that it takes, [B, C, H, W].
         made: makes the cut model, which may raise StructureError; the exported graph itself is cut by default.
         reason: what `frozen` says of channels that aren't cut rightly.
+        whole: what isn't to be cut.
 
     Returns:
         An analysis whose groups were all cut so, every second unit of them; `frozen` says why the others can't. Whoever
@@ -184,10 +190,17 @@ def checked(model: nn.Module, image: Tensor, made: Made = cut, reason: str = _DI
     Raises:
         StructureError: the model can't be exported.
     """
-    return tried(model, image, halves, made, reason).analysis
+    return tried(model, image, halves, made, reason, whole).analysis
 
 
-def tried(model: nn.Module, image: Tensor, chosen: Chosen, made: Made = cut, reason: str = _DIFFERS) -> Trial:
+def tried(
+    model: nn.Module,
+    image: Tensor,
+    chosen: Chosen,
+    made: Made = cut,
+    reason: str = _DIFFERS,
+    whole: Whole = MappingProxyType({}),
+) -> Trial:
     """Analyse, choose, cut and check, as `checked` does, until a choice of units stands the check.
 
     Args:
@@ -196,6 +209,7 @@ def tried(model: nn.Module, image: Tensor, chosen: Chosen, made: Made = cut, rea
         chosen: of an analysis whose groups can all be made, the units kept.
         made: makes the cut model, which may raise StructureError.
         reason: what `frozen` says of channels that aren't cut rightly.
+        whole: what isn't to be cut.
 
     Returns:
         The choice that stood.
@@ -204,7 +218,7 @@ def tried(model: nn.Module, image: Tensor, chosen: Chosen, made: Made = cut, rea
         StructureError: the model can't be exported, or doesn't give the same twice.
         ZooError: what `chosen` raises, to give up before the next check.
     """
-    program, frozen = exported(model, image), dict[tuple[str, int], str]()
+    program, frozen = exported(model, image), dict(whole)
     while True:
         analysis = trace(program, model, frozen)
         every = sorted(range(len(analysis.groups)), key=lambda g: _kind(analysis.groups[g]))

@@ -80,9 +80,9 @@ CRITERIA: Mapping[str, Callable[[Group, Evidence], Tensor] | None] = {
 def _written(group: Group, evidence: Evidence, of: Callable[[Tensor], Tensor]) -> Tensor:
     score = torch.zeros(group.units, dtype=torch.float64)
     for piece in group.slices:
-        owner, _, name = piece.tensor.rpartition(".")
-        if piece.dim == 0 and owner in group.writers and name.startswith("weight"):
-            score += of(evidence.tensors[piece.tensor].flatten(1).double()).sum(1)[piece.index].sum(1)
+        if piece.written:
+            rows = evidence.tensors[piece.tensor].movedim(piece.dim, 0).flatten(1)
+            score += of(rows.double()).sum(1)[piece.index].sum(1)
     return score
 
 

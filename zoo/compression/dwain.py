@@ -68,7 +68,7 @@ class Dwain:
         data_steps: batches for the directions, the first of the calibration set.
         metric_steps: batches for each probe of a rank, likewise.
         finetune_last: how many of the layers replaced last are trained after each replacement; None trains all.
-        exclude: paths of layers that stay dense.
+        exclude: layers that stay dense, as in `exclusion`.
     """
 
     trade_off_factor: float = 0.5
@@ -79,7 +79,7 @@ class Dwain:
     data_steps: int = 8
     metric_steps: int = 8
     finetune_last: int | None = None
-    exclude: Sequence[str] = ()
+    exclude: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for name in ("trade_off_factor", "max_accepted_ppl_diff", "nsr_final_threshold", "reduction_factor"):

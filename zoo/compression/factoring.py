@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.compression.exclusion import excluded
 from zoo.compression.signals import hooked, rows
-from zoo.errors import DataError, StructureError, UnknownName
+from zoo.errors import DataError, StructureError
 from zoo.structure import base
 from zoo.structure.plan import Factor, Rank
 
@@ -112,17 +113,14 @@ def pointwise(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1))
 
 
-def chosen(model: nn.Module, paths: Iterable[str], exclude: Collection[str], method: str) -> list[str]:
+def chosen(model: nn.Module, paths: Iterable[str], exclude: str | Sequence[str], method: str) -> list[str]:
     """Those paths that aren't excluded.
 
     Raises:
         UnknownName: `exclude` names no module of the model.
     """
-    known = _modules(model)
-    for path in exclude:
-        if path not in known:
-            raise UnknownName(f"{method}: exclude names {path!r}, but the model has no such layer")
-    return [path for path in paths if path not in exclude]
+    gone = excluded(model, exclude, method)
+    return [path for path in paths if path not in gone]
 
 
 def grows(layer: Any, rank: Rank) -> bool:

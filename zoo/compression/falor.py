@@ -57,14 +57,14 @@ class Falor:
         kl_final_threshold: largest divergence that it may cause, in nats.
         data_steps: batches for the directions, the first of the calibration set.
         metric_steps: batches for each probe of a rank, likewise.
-        exclude: paths of layers that stay dense.
+        exclude: layers that stay dense, as in `exclusion`.
     """
 
     nsr_final_threshold: float = 0.01
     kl_final_threshold: float = 0.01
     data_steps: int = 5
     metric_steps: int = 5
-    exclude: Sequence[str] = ()
+    exclude: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for name in ("nsr_final_threshold", "kl_final_threshold"):

@@ -32,6 +32,7 @@ class Slice:
         index: the positions in it of each unit [units, span]; a head has many, thrice as many where q, k, v are one.
         groups: of the weight of a grouped convolution, how many groups it has and how many channels each of them reads.
         whole: whether its groups are cut as a whole.
+        written: whether they are the outputs of the layer whose weight it is, which in transposed ones lie second.
     """
 
     tensor: str
@@ -39,6 +40,7 @@ class Slice:
     index: Tensor
     groups: tuple[int, int] | None = None
     whole: bool = False
+    written: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,8 @@ def trace(program: ExportedProgram, model: nn.Module, frozen: Mapping[tuple[str,
         for node in program.graph.nodes:
             walk.visit(node, rules.apply)
         for (path, dim), reason in frozen.items():
-            walk.ids.freeze(walk.held[path][dim], reason)
+            if path in walk.held:  # else the model doesn't read it
+                walk.ids.freeze(walk.held[path][dim], reason)
         components, reasons = walk.ids.resolve()
         roots = components.clone()
         roots[torch.isin(roots, torch.tensor(list(reasons)))] = 0
@@ -212,6 +215,8 @@ def _analysis(walk: Walk, model: nn.Module, roots: Tensor, components: Tensor, r
         unit[ids], group[ids] = torch.arange(len(ids)), g
     unit, group = unit[roots], group[roots]
     whole = {f"{path}.weight" for _, path in walk.depthwise}
+    outputs = torch.zeros(len(roots), dtype=torch.bool)
+    outputs[torch.cat([torch.zeros(0, dtype=torch.long), *(vector for vector, _ in walk.writers)])] = True
     slices: list[list[Slice]] = [[] for _ in found]
     for path, axes in walk.held.items():
         for dim, vector in enumerate(axes):
@@ -222,7 +227,8 @@ def _analysis(walk: Walk, model: nn.Module, roots: Tensor, components: Tensor, r
                     at = (group[vector] == g).nonzero()[:, 0]
                     order = unit[vector[at]].argsort(stable=True)
                     index, grouped = at[order].view(len(found[g]), -1), walk.groups.get(path)
-                    slices[g].append(Slice(path, dim, index, grouped, path in whole))
+                    written = bool(outputs[vector[at]].any())
+                    slices[g].append(Slice(path, dim, index, grouped, path in whole, written))
 
     def of(layers: Iterable[Layer]) -> list[tuple[str, ...]]:
         paths: list[dict[str, None]] = [{} for _ in found]

@@ -61,7 +61,7 @@ class Lockd:
         proportion_threshold: the largest share of channels that a factored layer keeps.
         start: pairs start from the layer's decomposition, or at random.
         start_steps: batches that the decomposition looks at.
-        exclude: paths of layers that stay dense.
+        exclude: layers that stay dense, as in `exclusion`.
     """
 
     nsr_threshold: float = 0.1
@@ -71,7 +71,7 @@ class Lockd:
     proportion_threshold: float = 0.8
     start: Start = "decomposition"
     start_steps: int = 8
-    exclude: Sequence[str] = ()
+    exclude: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for name in ("nsr_threshold", "proportion_weight", "initial_logit", "temperature", "proportion_threshold"):

@@ -59,7 +59,7 @@ class LowRank:
         damping: γ of the correction and of the steps, as a share of the mean square of what a second factor reads.
         steps: of all second factors together.
         seed: of the random signs.
-        exclude: paths of layers that stay dense.
+        exclude: layers that stay dense, as in `exclusion`.
         max_bytes: of a pass's covariances; more are collected in several passes. Activations come on top.
     """
 
@@ -70,7 +70,7 @@ class LowRank:
     damping: float = 0.1
     steps: int = 1
     seed: int = 0
-    exclude: Sequence[str] = ()
+    exclude: str | Sequence[str] = ()
     max_bytes: int = MAX_BYTES
 
     def __post_init__(self) -> None:

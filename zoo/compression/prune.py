@@ -50,12 +50,14 @@ class Prune:
         round_to: widths are multiples of it, which kernels like; groups of few units take an eighth of them.
         floor: the smallest share of a group's units at first; a quarter of it is tried too, and less where it must be.
         ridge: of the refit, as a share of the mean variance.
+        exclude: layers whose outputs and inputs stay whole, as in `exclusion`; of an analysis that knows them.
     """
 
     criterion: str = "obs"
     round_to: int = 8
     floor: float = 0.125
     ridge: float = 1e-4
+    exclude: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.criterion not in CRITERIA:
