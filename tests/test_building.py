@@ -24,7 +24,7 @@ from zoo.errors import (
     UnknownName,
     WeightsError,
 )
-from zoo.hub.repository import describe
+from zoo.hub.describing import describe
 from zoo.report import Report
 
 FILES = ["README.md", "config.json", "model.safetensors", "results.json"]

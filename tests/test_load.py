@@ -329,7 +329,10 @@ def test_save_reads_the_base_from_what_timm_left(tmp_path):
     ("model", "message"),
     [
         (torch.nn.Linear(2, 2), "the model doesn't say what it was made from; pass base='timm/<architecture>'"),
-        (timm.create_model("resnet10t", stem_width=16), "the model isn't what timm builds as resnet10t: pass base="),
+        (
+            timm.create_model("resnet10t", stem_width=16),
+            "the model isn't what timm builds as resnet10t: conv1.0 is 'Conv2d weight=12x3x3x3', timm's is",
+        ),
     ],
     ids=["no timm model", "other arguments"],
 )

@@ -27,7 +27,8 @@ from zoo.counting import COUNTINGS
 from zoo.errors import RepositoryError, UnknownName, ZooError, require
 from zoo.files import free, read_json, write_json
 from zoo.hub import repository
-from zoo.hub.repository import Description, describe
+from zoo.hub.describing import describe
+from zoo.hub.repository import Description
 from zoo.loading import create, load, pretrained
 from zoo.measurement import measure
 from zoo.recipes import check, finished, plain, weights_of

@@ -22,7 +22,8 @@ from zoo.compression.prune import Prune, prune
 from zoo.compression.refit import recalibrate_
 from zoo.errors import BudgetError, DataError, StructureError, UnknownName
 from zoo.hub import weights
-from zoo.hub.repository import Description, check_outputs, describe
+from zoo.hub.describing import check_outputs, describe, described
+from zoo.hub.repository import Description
 from zoo.measurement import forward_on_meta
 from zoo.structure import base, blocks
 from zoo.structure.base import skeleton
@@ -97,7 +98,7 @@ def compress(
         problem = "needs a budget" if budget is None else "has thresholds and takes no budget"
         raise BudgetError(f"{method} {problem}; {' and '.join(BY_BUDGET)} compress to a budget")
     budget = budget if budget is None or isinstance(budget, Budget) else Budget(budget)
-    dense = describe(model)
+    model, dense = described(model)
     if dense.base is None or dense.graph is not None:
         raise StructureError(f"{dense.name} is a graph: only what has a plan over a base can be compressed")
     check_finite(model)

@@ -23,7 +23,8 @@ from zoo.compression.checking import check_graph, checked, tried
 from zoo.compression.groups import Analysis, Group
 from zoo.errors import BudgetError, StructureError
 from zoo.hub import repository
-from zoo.hub.repository import Description, describe
+from zoo.hub.describing import describe
+from zoo.hub.repository import Description
 from zoo.loading import create, load
 from zoo.measurement import measure
 from zoo.structure.base import initialised

@@ -18,6 +18,7 @@ from zoo.converting import FILES, checked_hashes, converted, preprocessing
 from zoo.errors import RepositoryError, StructureError, UnknownName, ZooError
 from zoo.files import cache
 from zoo.hub import remote, repository
+from zoo.hub.describing import describe
 from zoo.hub.repository import Description
 from zoo.structure.base import MAX_ARGUMENT, check_tag, initialised, skeleton
 from zoo.structure.plan import Plan, apply_
@@ -245,7 +246,7 @@ def _converted(entry: Entry, revision: str | None, cache_dir: Path | None) -> Pa
         if not (folder / repository.CONFIG).is_file():
             log.info("converting %s, a %s checkpoint", origin.repo, origin.format)
             model = converted(checkpoint, entry.name, entry)
-            repository.write(folder, model, repository.describe(model), {})
+            repository.write(folder, model, describe(model), {})
     return folder
 
 

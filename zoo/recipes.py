@@ -14,7 +14,7 @@ from zoo.compression.prune import Prune
 from zoo.errors import BudgetError, DataError, RepositoryError, UnknownName
 from zoo.files import free, read_json, sha256_stamped
 from zoo.hub import repository
-from zoo.hub.repository import describe
+from zoo.hub.describing import describe
 from zoo.loading import create, folder_of
 from zoo.verification import results_of
 

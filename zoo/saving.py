@@ -17,7 +17,8 @@ from zoo.converting import converted
 from zoo.errors import RepositoryError, StructureError, UnknownName
 from zoo.files import free, writing_folder
 from zoo.hub import remote, repository
-from zoo.hub.repository import Description, check_outputs, describe
+from zoo.hub.describing import check_outputs, described
+from zoo.hub.repository import Description
 from zoo.loading import origin_of
 from zoo.report import Report
 from zoo.verification import report_of, results_of
@@ -48,7 +49,7 @@ def save(
         StorageError: the disk is full or refuses.
     """
     base = Base(base) if isinstance(base, str) else base
-    description = describe(model) if base is None else Description(base.architecture, base)
+    model, description = described(model, base)
     check_outputs(model, description)
     report = report or report_of(model, name=description.name)
     config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]

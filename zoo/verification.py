@@ -16,7 +16,8 @@ from zoo.counting import COUNTINGS
 from zoo.errors import RepositoryError
 from zoo.files import read_json
 from zoo.hub import repository
-from zoo.hub.repository import describe, versions
+from zoo.hub.describing import describe
+from zoo.hub.repository import versions
 from zoo.loading import folder_of, load
 from zoo.measurement import measure
 from zoo.report import Report, Row, Verification

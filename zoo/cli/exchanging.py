@@ -41,7 +41,7 @@ def export_model(model: str, ptdeco: bool, out: Path) -> None:
     a timm model that whoever reads the folder must know.
     """
     from zoo.hub import ptdeco as format
-    from zoo.hub.repository import describe
+    from zoo.hub.describing import describe
     from zoo.loading import load
 
     loaded = load(model)

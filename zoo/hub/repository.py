@@ -9,13 +9,11 @@ from typing import Any, Literal, get_args
 import timm
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from zoo.catalog.entry import Base
 from zoo.errors import RepositoryError, StructureError, WeightsError
 from zoo.files import read_json, sha256, sha256_stamped, write_json, writing_folder
 from zoo.hub import weights
-from zoo.measurement import input_size, unchanged
 from zoo.structure import bounds
 from zoo.structure.base import check_fingerprint, fingerprint, skeleton, tag, tensors
 from zoo.structure.graph import Graph, build
@@ -70,80 +68,6 @@ def versions() -> dict[str, str]:
     }
 
 
-def describe(model: nn.Module) -> Description:
-    """What `compress` or `load` left on a model, or what timm's own tells.
-
-    Raises:
-        StructureError: neither did, or the model isn't what timm builds under that name.
-    """
-    if not isinstance(model, nn.Module):
-        name = model if isinstance(model, str) else "digits_cnn"  # type: ignore[unreachable]
-        raise StructureError(f"expected a model, found {type(model).__name__}: pass one, e.g. zoo.load({name!r})")
-    found = getattr(model, "zoo_entry", None)
-    if isinstance(found, Description):
-        return found
-    config = getattr(model, "pretrained_cfg", None) or {}
-    architecture, tag = config.get("architecture"), config.get("tag")
-    if not architecture:
-        raise StructureError(
-            "the model doesn't say what it was made from; pass base='timm/<architecture>' to zoo.save, or load its "
-            "weights into a model of timm.create_model"
-        )
-    classes = getattr(model, "num_classes", None)
-    args = {"num_classes": classes} if classes not in (None, config.get("num_classes")) else {}
-    base = Base(f"timm/{architecture}.{tag}" if tag else f"timm/{architecture}", args)
-    if fingerprint(skeleton(base)) != fingerprint(model):
-        raise StructureError(
-            f"the model isn't what timm builds as {architecture}: pass base=Base('timm/{architecture}', "
-            f"{{the arguments it was created with}}) to zoo.save and load that"
-        )
-    return Description(architecture, base)
-
-
-def check_outputs(model: nn.Module, description: Description) -> None:
-    """Check that a model computes what its description rebuilds: for an image of noise both must give the same.
-
-    What is rebuilt has the base's own modules and attributes. Where others were put into the model, or asked for by
-    arguments that no tensor shows, they would be lost.
-
-    Args:
-        model: with values, and `pretrained_cfg`; left as it was.
-        description: of it.
-
-    Raises:
-        StructureError: they differ, or the model doesn't run.
-        WeightsError: the description is of another model.
-    """
-    name, held = description.name, tensors(model)
-    weight = next((t for t in held.values() if t.is_floating_point()), torch.zeros(0))
-    if weight.is_meta:
-        raise StructureError(f"{name} has no values: it is on the meta device")
-    rebuilt = weights.assign_(_built(description), held, name)
-    image = torch.randn(1, *input_size(model), generator=torch.Generator().manual_seed(0)).to(weight)
-    found, expected = (_outputs(each, image, name) for each in (model, rebuilt))
-    a, b = (torch.cat([each.flatten().double() for each in some]) for some in (found, expected))
-    same = [each.shape for each in found] == [each.shape for each in expected]
-    off = float((a - b).abs().max() / a.abs().max().clamp(min=1e-30)) if same else float("inf")
-    if not off <= max(1e-4, 8 * torch.finfo(weight.dtype).eps):
-        raise StructureError(
-            f"{name} gives something else than what is rebuilt of it (by {off:.2g} of the largest output): modules or "
-            f"attributes were changed, or it was created with arguments; save(model, FOLDER, base=Base(id, {{the "
-            f"arguments}})) takes these, and load(FOLDER) gives a model that knows them"
-        )
-
-
-def _outputs(model: nn.Module, image: torch.Tensor, name: str) -> list[torch.Tensor]:
-    """What a model returns; whatever is random in it comes out alike each time."""
-    try:
-        with unchanged(model), torch.no_grad(), torch.random.fork_rng(devices=[image.device] * image.is_cuda):
-            torch.manual_seed(0)
-            outputs = model(image)
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise StructureError(f"{name} doesn't run on {tuple(image.shape)}: {reason}") from error
-    return [each for each in pytree.tree_leaves(outputs) if isinstance(each, torch.Tensor)]
-
-
 def write(folder: Path, model: nn.Module, description: Description, files: Mapping[str, str]) -> None:
     """Write a repository; it appears whole or not at all.
 
@@ -159,7 +83,7 @@ def write(folder: Path, model: nn.Module, description: Description, files: Mappi
         StorageError: the disk is full or refuses.
     """
     values, structure = tensors(model), _structure(description)
-    rebuilt = _built(description)
+    rebuilt = built(description)
     config: dict[str, Any] = dict(getattr(model, "pretrained_cfg", None) or {})
     if description.graph is not None:
         bounds.check(description.graph, rebuilt, config.get("input_size"))
@@ -176,7 +100,7 @@ def write(folder: Path, model: nn.Module, description: Description, files: Mappi
             new / CONFIG,
             {
                 "architecture": description.name,
-                "num_classes": int(getattr(model, "num_classes", 0)),
+                "num_classes": int(getattr(rebuilt, "num_classes", getattr(model, "num_classes", 0))),
                 **({"label_names": list(names)} if names else {}),
                 "num_features": int(getattr(model, "num_features", 0)),
                 "pretrained_cfg": {**config, "architecture": description.name},
@@ -208,8 +132,12 @@ def _dense(description: Description) -> nn.Module:
     return skeleton(description.base)
 
 
-def _built(description: Description) -> nn.Module:
-    """The structure, on the meta device."""
+def built(description: Description) -> nn.Module:
+    """The structure that a description gives, on the meta device.
+
+    Raises:
+        UnknownName, StructureError: it can't be built.
+    """
     if description.graph is not None:
         return build(description.graph, description.name)
     return apply_(_dense(description), description.plan)
@@ -314,7 +242,7 @@ def skeleton_of(config: Mapping[str, Any], description: Description) -> nn.Modul
         saved_timm = ours.get("versions", {}).get("timm", "unknown")
         check_fingerprint(description.base, dense, ours["fingerprint"], saved_timm)
         return apply_(dense, description.plan)
-    model = _built(description)
+    model = built(description)
     if description.graph is not None:
         size = config.get("pretrained_cfg", {}).get("input_size")
         bounds.check(description.graph, model, size)

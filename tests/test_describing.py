@@ -1,0 +1,278 @@
+"""Models as people have them: what wraps them is taken off, what they are is read off, what is in the way is named.
+
+Each message's advice is followed here, and must work.
+"""
+
+import logging
+import re
+
+import pytest
+import timm
+import torch
+from timm.utils import ModelEmaV2, ModelEmaV3
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+from torch.optim.swa_utils import AveragedModel
+
+import zoo
+from zoo.catalog.entry import Base
+from zoo.errors import StructureError, WeightsError
+from zoo.hub.describing import described
+
+IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def net(name="test_resnet", seed=0, **arguments):
+    torch.manual_seed(seed)
+    return timm.create_model(name, **arguments).eval()
+
+
+def same(model, folder, images=IMAGES):
+    with torch.no_grad():
+        return torch.equal(model(images), zoo.load(folder)(images))
+
+
+# What a model has itself
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("test_resnet", {"num_classes": 7}),
+        ("test_resnet", {"in_chans": 1}),
+        ("test_resnet", {"num_classes": 7, "in_chans": 4}),
+        ("test_vit", {"img_size": 64}),
+        ("test_vit", {"img_size": (64, 32), "num_classes": 0}),
+        ("vit_tiny_patch16_224.augreg_in21k", {"img_size": 64}),  # 21,843 classes
+        ("tiny_vit_5m_224.dist_in22k_ft_in1k", {}),  # 1,000 classes, where the architecture has 21,841
+    ],
+    ids=str,
+)
+def test_classes_channels_and_size_are_the_models_own(name, arguments, tmp_path):
+    model = net(name, **arguments)
+    size = arguments.get("img_size", 64 if "resnet" in name else 224)
+    sides = (size, size) if isinstance(size, int) else size
+    images = torch.randn(1, arguments.get("in_chans", 3), *sides)
+    zoo.save(model, tmp_path / "model")
+    assert same(model, tmp_path / "model", images)
+    loaded = zoo.load(tmp_path / "model")
+    assert loaded.num_classes == model.num_classes == loaded.pretrained_cfg["num_classes"]
+    channels = arguments.get("in_chans", 3)
+    assert channels == loaded.pretrained_cfg["input_size"][0] == len(loaded.pretrained_cfg["mean"])
+    if "img_size" in arguments:
+        assert [*sides] == [*loaded.pretrained_cfg["input_size"][1:]]
+
+
+def test_a_model_whose_weights_had_classes_of_their_own_is_saved_as_it_is(tmp_path):
+    """As `timm.create_model("hf-hub:someone/flowers")` leaves it: the cfg says 12 classes, the architecture 1000."""
+    cfg = {**timm.get_pretrained_cfg("test_resnet").to_dict(), "num_classes": 12, "tag": "flowers"}
+    model = net(pretrained_cfg=cfg)
+    assert model.num_classes == 12
+    assert described(model)[1].base == Base("timm/test_resnet", {"num_classes": 12})
+    zoo.save(model, tmp_path / "model")
+    assert same(model, tmp_path / "model")
+
+
+def test_a_linear_head_that_was_put_in_by_hand_is_one_of_so_many_classes(tmp_path):
+    model = net()
+    model.fc = nn.Linear(model.num_features, 5)
+    zoo.save(model, tmp_path / "model")
+    assert same(model, tmp_path / "model")
+    assert zoo.load(tmp_path / "model").num_classes == 5 == zoo.load(tmp_path / "model").pretrained_cfg["num_classes"]
+
+
+# What wraps it
+
+
+WRAPPERS = {
+    "DataParallel": nn.DataParallel,
+    "AveragedModel": AveragedModel,
+    "ModelEmaV2": ModelEmaV2,
+    "ModelEmaV3": ModelEmaV3,
+    "OptimizedModule": torch.compile,
+    "two": lambda model: torch.compile(nn.DataParallel(model)),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_what_wraps_a_model_is_taken_off_and_said(name, tmp_path, caplog):
+    model = net()
+    caplog.set_level(logging.INFO, "zoo")
+    zoo.save(WRAPPERS[name](model).eval(), tmp_path / "model")
+    assert same(model, tmp_path / "model")
+    assert "wraps the model: taking what it holds" in caplog.text
+
+
+def test_what_ddp_wraps_is_taken_off(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        model = net()
+        zoo.save(nn.parallel.DistributedDataParallel(model), tmp_path / "model")
+    finally:
+        torch.distributed.destroy_process_group()
+    assert same(model, tmp_path / "model")
+
+
+def test_a_wrapped_model_is_compressed():
+    smaller = zoo.compress(nn.DataParallel(net(num_classes=4)), budget=0.6, data=[torch.randn(2, 3, 160, 160)])
+    assert smaller.zoo_entry.base.args == {"num_classes": 4}
+
+
+# What is in the way: the cause, what is said, and the advice followed
+
+
+def own_head(m, linear):
+    m.reset_classifier(linear.out_features)
+    m.get_classifier().load_state_dict(linear.state_dict())
+    return m
+
+
+def sequential():
+    return nn.Sequential(net(num_classes=0), nn.Linear(net().num_features, 5)).eval()
+
+
+def head_of_two(model):
+    model.fc = nn.Sequential(nn.Dropout(0.1), nn.Linear(model.num_features, 5)).eval()
+    return model
+
+
+def parametrized(model):
+    parametrizations.weight_norm(model.fc)
+    return model
+
+
+def weight_normed(model):
+    with pytest.warns(FutureWarning):
+        torch.nn.utils.weight_norm(model.fc)
+    return model
+
+
+def unparametrized(model):
+    torch.nn.utils.parametrize.remove_parametrizations(model.get_submodule("fc"), "weight")
+    return model
+
+
+def unnormed(model):
+    torch.nn.utils.remove_weight_norm(model.get_submodule("fc"), "weight")
+    return model
+
+
+def pruned(model):
+    prune.l1_unstructured(model.fc, "weight", 0.5)
+    return model
+
+
+def unpruned(model):
+    torch.nn.utils.prune.remove(model.get_submodule("fc"), "weight")
+    return model
+
+
+def replaced(model):
+    model.layer1[0].conv1 = nn.Sequential(model.layer1[0].conv1)
+    return model
+
+
+def put_back(model):
+    model.layer1[0].conv1 = model.layer1[0].conv1[0]
+    return model
+
+
+CAUSES = {
+    "a Sequential": (
+        sequential,
+        "the model is a Sequential around timm's at '0', whose other layers can't be rebuilt: "
+        "m = model.get_submodule('0'); m.reset_classifier(CLASSES); m.get_classifier().load_state_dict(",
+        lambda model: own_head(model.get_submodule("0"), model[1]),
+    ),
+    "a head of several layers": (
+        lambda: head_of_two(net()),
+        "the model isn't what timm builds as test_resnet: fc is 'Sequential', timm's is 'Linear weight=1000x",
+        lambda model: own_head(model, model.fc[1]),
+    ),
+    "parametrized": (
+        lambda: parametrized(net()),
+        "fc.weight is computed from other tensors, not rebuilt: "
+        "torch.nn.utils.parametrize.remove_parametrizations(model.get_submodule('fc'), 'weight'), then save",
+        unparametrized,
+    ),
+    "weight_norm of old": (
+        lambda: weight_normed(net()),
+        "torch.nn.utils.remove_weight_norm(model.get_submodule('fc'), 'weight'), then save",
+        unnormed,
+    ),
+    "masks of torch": (
+        lambda: pruned(net()),
+        "torch.nn.utils.prune.remove(model.get_submodule('fc'), 'weight'), then save",
+        unpruned,
+    ),
+    "features only": (
+        lambda: net(features_only=True),
+        "the model is a FeatureListNet, which gives features only: save the whole classifier, zoo.load(FOLDER, "
+        "features_only=True) gives its features",
+        lambda model: net(),
+    ),
+    "another module": (
+        lambda: replaced(net()),
+        "the model isn't what timm builds as test_resnet: layer1.0.conv1 is 'Sequential', timm's is 'Conv2d weight=",
+        put_back,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CAUSES)
+def test_what_cannot_be_rebuilt_is_named_with_a_way_out_that_works(name, tmp_path):
+    make, message, follow = CAUSES[name]
+    model = make()
+    with pytest.raises(StructureError, match=re.escape(message)) as error:
+        zoo.save(model, tmp_path / "model")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "model").exists()
+    with torch.no_grad():
+        before = model(IMAGES)
+    model = follow(model)
+    zoo.save(model, tmp_path / "model")
+    assert same(model, tmp_path / "model")
+    if isinstance(before, torch.Tensor):
+        with torch.no_grad():
+            torch.testing.assert_close(before, model(IMAGES))
+
+
+def test_the_arguments_that_timm_remembers_are_said_and_work(tmp_path):
+    model = net("resnet10t", stem_width=16)
+    with pytest.raises(
+        StructureError, match=r"as resnet10t: conv1\.0 is 'Conv2d weight=12x3x3x3', timm's is "
+    ) as error:
+        zoo.save(model, tmp_path / "model")
+    if hasattr(model, "_model_args"):  # newer than 1.0.24
+        said = re.search(r"pass base=(Base\(.*\)) to zoo\.save", str(error.value))[1]
+        assert said == f"Base('timm/resnet10t.{model.pretrained_cfg['tag']}', {{'stem_width': 16}})"
+    zoo.save(model, tmp_path / "model", base=Base("timm/resnet10t", {"stem_width": 16}))
+    assert same(model, tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: setattr(model, "act1", nn.GELU()), "act1 is 'GELU', timm's is 'ReLU'"),
+        (lambda model: setattr(model.bn1, "eps", 0.5), "bn1.eps is 0.5, timm's is 1e-05"),
+        (lambda model: setattr(model, "forward", lambda x: x.mean((2, 3))), "the model has another forward"),
+    ],
+    ids=["another module", "another attribute", "another forward"],
+)
+def test_where_outputs_differ_the_first_difference_is_named(change, message, tmp_path):
+    model = net()
+    change(model)
+    with pytest.raises(StructureError, match=f"gives something else than what is rebuilt.*: {re.escape(message)};"):
+        zoo.save(model, tmp_path / "model")
+
+
+def test_a_loaded_model_with_a_head_by_hand_is_told_the_way_to_one_that_is_known(tmp_path):
+    zoo.save(net(), tmp_path / "model")
+    model = zoo.load(tmp_path / "model")
+    linear = model.fc = nn.Linear(model.num_features, 5)
+    with pytest.raises(WeightsError, match=r"fc.weight is \(5, \d+\) on disk.*, num_classes=CLASSES\)"):
+        zoo.save(model, tmp_path / "again")
+    known = zoo.load(tmp_path / "model", num_classes=5)
+    known.fc.load_state_dict(linear.state_dict())
+    zoo.save(known, tmp_path / "again")
+    assert same(model, tmp_path / "again")
