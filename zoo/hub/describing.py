@@ -202,6 +202,8 @@ def _settle_(model: nn.Module, description: Description) -> None:
         return
     args, (channels, *size) = description.base.args, config["input_size"]
     config["num_classes"] = args.get("num_classes", config.get("num_classes"))
+    if len(config.get("label_names") or ()) != config["num_classes"]:  # they were the former head's
+        config.pop("label_names", None)
     if "img_size" in args and not args.get("dynamic_img_size"):
         size = [args["img_size"]] * 2 if isinstance(args["img_size"], int) else args["img_size"]
     own = args.get("in_chans", channels)
