@@ -19,7 +19,6 @@ from zoo.compression.exclusion import kept_whole
 from zoo.compression.groups import Analysis, narrow
 from zoo.compression.low_rank import LowRank, low_rank
 from zoo.compression.prune import Prune, prune
-from zoo.compression.refit import recalibrate_
 from zoo.errors import BudgetError, DataError, StructureError, UnknownName
 from zoo.hub import weights
 from zoo.hub.describing import check_outputs, describe, described
@@ -307,10 +306,7 @@ def _pruned(model: nn.Module, about: Description, batches: Sequence[Tensor], bud
     log.debug("prune: %d images went through the model; the cut is %.0e off the masked model", found.forwards, off)
     grown = {path for path, now in dense.named_buffers() if path in computed and now.shape != computed[path][1]}
     tensors = {**tensors, **{path: computed[path][0] for path in grown & set(tensors)}}
-    smaller = _filled(smaller, model, structure, tensors)
-    if any(len(kept) < group.units for group, kept in zip(analysis.groups, found.units, strict=True)):
-        recalibrate_(smaller, batches)  # else it is the dense model
-    return smaller
+    return _filled(smaller, model, structure, tensors)
 
 
 def _close(about: Description, off: float) -> float:

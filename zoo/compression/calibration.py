@@ -1,7 +1,7 @@
 """Calibration: what every method is given, checked once; a method then trusts its images and its model."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -58,8 +58,20 @@ def batched(model: nn.Module, data: Iterable[Any]) -> list[Tensor]:
     if count < FEW:
         log.warning("calibration: %d images; some hundred make reliable statistics", count)
     if any(len(batch) < 2 for batch in batches):
-        batches = list(torch.cat(batches).tensor_split(-(-count // FEW)))
+        batches = dealt(batches)
     return [batch.to(weight.device, weight.dtype) for batch in batches]
+
+
+def dealt(batches: Sequence[Tensor]) -> list[Tensor]:
+    """The same images in even batches of at most 64, so that how they came makes no difference.
+
+    Args:
+        batches: images [B, C, H, W].
+    """
+    sizes = [*map(len, batches)]
+    parts, images = -(-sum(sizes) // FEW), sum(sizes)
+    even = [images // parts + (number < images % parts) for number in range(parts)]
+    return list(batches) if sizes == even else list(torch.cat([*batches]).split(even))
 
 
 def _batches(data: Iterable[Any]) -> Iterable[Any]:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from zoo.compression import cutting, masked
@@ -86,7 +86,7 @@ def check_graph(model: nn.Module, analysis: Analysis, units: Sequence[Tensor], i
 
 def _off(model: nn.Module, analysis: Analysis, units: Sequence[Tensor], cut: masked.Cut, image: Tensor) -> float:
     assert analysis.traced is not None
-    return masked.check(analysis.traced, _gone(analysis, units), base.tensors(model), cut, image)
+    return masked.check(analysis.traced, gone(analysis, units), base.tensors(model), cut, image)
 
 
 def cut(analysis: Analysis, units: Sequence[Tensor]) -> ExportedProgram:
@@ -100,7 +100,7 @@ def cut(analysis: Analysis, units: Sequence[Tensor]) -> ExportedProgram:
         A program for the tensors that `select` returns.
     """
     assert analysis.traced is not None
-    return cutting.cut(analysis.traced, _gone(analysis, units))
+    return cutting.cut(analysis.traced, gone(analysis, units))
 
 
 def rescaled(analysis: Analysis, units: Sequence[Tensor]) -> bool:
@@ -114,46 +114,24 @@ def rescaled(analysis: Analysis, units: Sequence[Tensor]) -> bool:
         Whether it must be told its scale, as `cut` does and a module can't.
     """
     assert analysis.traced is not None
-    kept = cutting.Kept(analysis.traced, _gone(analysis, units))
+    kept = cutting.Kept(analysis.traced, gone(analysis, units))
     attentions = analysis.traced.program.graph.find_nodes(op="call_function", target=_ATTENTION)
     return any(cutting.rewritten(kept, node)[2] != dict(node.kwargs) for node in attentions)
 
 
-class _Recalibrating(fx.Interpreter):
-    """Takes the statistics of batch norms from the images that it is given."""
-
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target == torch.ops.aten.batch_norm.default:
-            args = (*args[:3], None, None, True, 0.0, *args[7:])
-        return super().call_function(target, args, kwargs)
-
-
-def run(analysis: Analysis, units: Sequence[Tensor], tensors: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    """What a cut model gives once its batch norms are recalibrated.
+def gone(analysis: Analysis, units: Sequence[Tensor]) -> Tensor:
+    """Ids of what is cut [k].
 
     Args:
-        analysis: of the dense model.
+        analysis: of the model.
         units: of each group, indices of the units kept [k].
-        tensors: path → tensor of the narrowed model.
-        images: [B, C, H, W].
-
-    Returns:
-        Its outputs, several end to end [n].
     """
-    assert analysis.traced is not None
-    program, constants = cut(analysis, units), analysis.traced.program.constants
-    how = _Recalibrating(program.graph_module)
-    outputs = masked.run(program, analysis.traced.paths, {**constants, **tensors}, images, how)
-    return torch.cat([each.flatten() for each in masked.leaves(outputs)])
-
-
-def _gone(analysis: Analysis, units: Sequence[Tensor]) -> Tensor:
-    gone = [torch.zeros(0, dtype=torch.long)]
+    found = [torch.zeros(0, dtype=torch.long)]
     for roots, kept in zip(analysis.roots, units, strict=True):
         stays = torch.zeros(len(roots), dtype=torch.bool)
         stays[kept] = True
-        gone.append(roots[~stays])
-    return torch.cat(gone)
+        found.append(roots[~stays])
+    return torch.cat(found)
 
 
 @dataclass(frozen=True, eq=False)

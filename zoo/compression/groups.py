@@ -91,7 +91,7 @@ class Analysis:
     groups: tuple[Group, ...]
     macs: tuple[Cost, ...]
     params: tuple[Cost, ...]
-    normalised: frozenset[str] = frozenset()  # paths of the layers whose outputs a batch norm takes
+    normalised: Mapping[str, str] = field(default_factory=dict)  # layer that a batch norm alone reads → the norm's mean
     frozen: Mapping[str, str] = field(default_factory=dict)  # path of a layer none of whose outputs can be cut → why
     traced: Traced | None = None
     roots: tuple[Tensor, ...] = ()  # ids of each group's units
@@ -282,7 +282,7 @@ def _analysis(walk: Walk, model: nn.Module, roots: Tensor, components: Tensor, r
         tuple(groups),
         tuple(macs),
         tuple(params),
-        frozenset(walk.normalised),
+        walk.normalised(),
         why,
         Traced(walk.program, walk.paths, walk.values, roots),
         tuple(found),

@@ -25,11 +25,14 @@ from torch.nn import functional as F
 
 from zoo.catalog.entry import Budget
 from zoo.compression.allocation import allocate, prior
-from zoo.compression.checking import run
+from zoo.compression.calibration import dealt
+from zoo.compression.checking import gone
 from zoo.compression.criteria import CRITERIA, Evidence, gradients, l2
+from zoo.compression.cutting import Kept
 from zoo.compression.elimination import eliminate, inputs
 from zoo.compression.groups import Analysis, Group, select
 from zoo.compression.refit import Moments, Seen, columns, refit
+from zoo.compression.repair import Run, Watched, narrowed, places, repair, running, watch
 from zoo.compression.signals import Draw, hooked, patches, rows
 from zoo.errors import BudgetError, UnknownName, require
 from zoo.structure import base
@@ -106,13 +109,18 @@ def prune(
     """
     how = how or Prune()
     analysis = fittable(model, analysis, batches[0][:1])
-    groups = analysis.groups
+    groups, batches = analysis.groups, dealt(batches)
     if not groups:
         raise BudgetError(f"{type(model).__name__}: no channels that can be cut were found")
     seen = Seen(model, _readers(groups), batches, analysis.normalised)
     units = choose(model, analysis, batches, budget, how, seen)
-    tensors = fitted(model, analysis, units, how, seen)
-    return Pruned(units, select(groups, units, tensors), seen.forwards)
+    tensors = select(groups, units, fitted(model, analysis, units, how, seen))
+    if any(len(kept) < group.units for group, kept in zip(groups, units, strict=True)):
+        assert analysis.traced is not None
+        dense = _of(watch(_running(analysis, _every(groups)), _tensors(model), batches), analysis, units)
+        tensors = repair(_running(analysis, units), places(analysis.traced), tensors, batches, dense, divergence)
+        seen.forwards += 4 * sum(map(len, batches))
+    return Pruned(units, tensors, seen.forwards)
 
 
 def fittable(model: nn.Module, analysis: Analysis, image: Tensor) -> Analysis:
@@ -200,7 +208,8 @@ def choose(
                         logits = _outputs(model, images)
                 else:
                     kept = [order[:k].sort().values if g is group else torch.arange(g.units) for g in groups]
-                    logits = _cut_outputs(analysis, kept, select(groups, kept, _written(tensors, fits)), images, target)
+                    cut = select(groups, kept, _written(analysis, tensors, fits))
+                    logits = watch(_running(analysis, kept), cut, [images]).output
                 points.append((nsr[k], divergence(logits, target)))
             orders.append(order)
             damage.append(scaled(nsr, points))
@@ -215,13 +224,14 @@ def choose(
     found = [[order[:k].sort().values for order, k in zip(orders, kept, strict=True)] for kept in sorted(shares)]
     if len(found) == 1:
         return found[0]
-    images = torch.cat([*batches])[:COMPARED]
-    seen.forwards += len(images) * (1 + len(found))
-    target = _outputs(model, images)
+    compared = dealt([torch.cat([*batches])[:COMPARED]])
+    seen.forwards += sum(map(len, compared)) * (1 + 2 * len(found))
+    dense = watch(_running(analysis, _every(groups)), _tensors(model), compared)
 
     def nats(units: Sequence[Tensor]) -> float:
         cut = select(groups, units, fitted(model, analysis, units, how, seen))
-        return divergence(_cut_outputs(analysis, units, cut, images, target), target)
+        run, repairs = _running(analysis, units), (None, _of(dense, analysis, units))
+        return min(divergence(watch(run, cut, compared, by).output, dense.output) for by in repairs)
 
     return min(bar(found, desc="prune: cuts", unit="cut", disable=None, leave=False), key=nats)
 
@@ -245,18 +255,22 @@ def fitted(model: nn.Module, analysis: Analysis, units: Sequence[Tensor], how: P
     paths = [path for path in seen.bytes if path in cut]
     for portion, moments in seen.portions([[path] for path in paths]):
         asked = {path: moments[path] for path in paths[portion.start : portion.stop]}
-        found = _written(found, _fits(tensors, analysis.groups, units, asked, how.ridge))
+        found = _written(analysis, found, _fits(tensors, analysis.groups, units, asked, how.ridge))
     return found
 
 
-def _written(tensors: Mapping[str, Tensor], fits: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """The tensors with what was fitted in place of the dense weights and biases."""
+def _written(
+    analysis: Analysis, tensors: Mapping[str, Tensor], fits: Mapping[str, tuple[Tensor, Tensor]]
+) -> dict[str, Tensor]:
+    """The tensors with what was fitted in place of the dense weights, and of the biases or the means of norms."""
     found = dict(tensors)
     for path, (weight, shift) in fits.items():
-        bias = tensors.get(f"{path}.bias")
+        bias, mean = f"{path}.bias", analysis.normalised.get(path)
         found[f"{path}.weight"] = weight
-        if bias is not None:
-            found[f"{path}.bias"] = (bias.double() + shift).to(bias.dtype)
+        if bias in tensors:
+            found[bias] = (tensors[bias].double() + shift).to(tensors[bias].dtype)
+        elif mean is not None:
+            found[mean] = (tensors[mean].double() - shift).to(tensors[mean].dtype)
     return found
 
 
@@ -288,11 +302,19 @@ def _outputs(model: nn.Module, images: Tensor) -> Tensor:
     return found.double().cpu()
 
 
-def _cut_outputs(
-    analysis: Analysis, units: Sequence[Tensor], tensors: Mapping[str, Tensor], images: Tensor, like: Tensor
-) -> Tensor:
-    logits = run(analysis, units, {path: tensor.to(images.device) for path, tensor in tensors.items()}, images)
-    return logits[: like.numel()].double().cpu().view(like.shape)
+def _running(analysis: Analysis, units: Sequence[Tensor]) -> Run:
+    assert analysis.traced is not None
+    return running(analysis.traced, gone(analysis, units))
+
+
+def _every(groups: Sequence[Group]) -> list[Tensor]:
+    return [torch.arange(group.units) for group in groups]
+
+
+def _of(dense: Watched, analysis: Analysis, units: Sequence[Tensor]) -> Watched:
+    """What the dense model gave, of the units kept."""
+    assert analysis.traced is not None
+    return narrowed(dense, Kept(analysis.traced, gone(analysis, units)))
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

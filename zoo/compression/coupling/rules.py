@@ -53,7 +53,6 @@ def batch_norm(walk: Walk, node: Node) -> Axes:
     axes = list(walk.axes(x))
     for position in range(1, 5):
         axes[1] = walk.bias(node, position, axes[1])
-    walk.normalise(x)
     if argument(node, "training", 5, False):
         walk.inner += [vector for dim, vector in enumerate(axes) if dim != 1]
     return axes

@@ -1,6 +1,7 @@
 """Walk: what is known of an exported program while ids are propagated through it."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
@@ -40,7 +41,6 @@ class Walk:
         self.readers: list[Layer] = []
         self.depthwise: list[Layer] = []
         self.groups: dict[str, tuple[int, int]] = {}  # weight of a grouped convolution → groups, channels each reads
-        self.normalised: set[str] = set()
         self.owners: dict[Node, str] = {}
         self.macs: list[tuple[int, list[Vector]]] = []
         self.sums: list[Tensor] = []  # channels of sums of what two layers write
@@ -171,10 +171,16 @@ class Walk:
         self.owners[node] = owner = path.rpartition(".")[0]
         return owner
 
-    def normalise(self, node: Node) -> None:
-        """Note that a batch norm takes a layer's output."""
-        if node in self.owners:
-            self.normalised.add(self.owners[node])
+    def normalised(self) -> dict[str, str]:
+        """Layers whose output a batch norm takes, and nobody else: the layer's path → that of the running mean."""
+        calls = Counter(self.owners.values())
+        found = {}
+        for norm in self.program.graph.find_nodes(op="call_function", target=torch.ops.aten.batch_norm.default):
+            x, mean = norm.args[0], norm.args[3]
+            alone = x in self.owners and calls[self.owners[x]] == len(_takers(x)) == 1
+            if alone and mean in self.paths and len(mean.users) == 1 and not argument(norm, "training", 5, False):
+                found[self.owners[x]] = self.paths[mean]
+        return found
 
     def count(self, node: Node, axes: Sequence[Vector], inner: int) -> None:
         """Note multiply-accumulates: one for each value of the result and each that is summed over."""
@@ -183,6 +189,14 @@ class Walk:
     def count_exactly(self, count: int, axes: Sequence[Vector]) -> None:
         """Note multiply-accumulates."""
         self.macs.append((count, list(axes)))
+
+
+_SIZES = (torch.ops.aten.sym_size.int, torch.ops.aten._assert_tensor_metadata.default)
+
+
+def _takers(node: Node) -> list[Node]:
+    """Who reads more of a value than its size."""
+    return [user for user in node.users if user.target not in _SIZES]
 
 
 def parameters(program: ExportedProgram, model: nn.Module) -> dict[Node, str]:

@@ -1,0 +1,224 @@
+"""Repair: the channels of a cut model get the mean and the variance back that they have in the dense one.
+
+What cuts and fits leave over adds up from layer to layer: means wander, variances shrink. Of the signal y that a layer
+with a bias puts out, or that a batch norm reads (there about its running mean), of mean μ and variance σ² on the same
+images in both models,
+
+    y ← a y + c,   a = σ_dense / σ_cut,   c = μ_dense − a μ_cut
+
+is written into the layer's weight and bias, or into the running statistics of the norm. These move as far as the cut
+has changed what they measure, so it makes no difference whether they were frozen, folded into the layer before or
+measured on other images. Each signal is measured with all before it repaired, in one pass: within a batch it is
+repaired as the batch's own statistics say, and those of all batches together are written. The cost is one forward pass
+of the dense model and three of the cut one.
+
+Source: Jordan et al., "REPAIR: REnormalizing Permuted Activations for Interpolation Repair" (ICLR 2023), section 3.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx import Node
+
+from zoo.compression import cutting, masked
+from zoo.compression.coupling.walk import argument
+from zoo.compression.cutting import Kept, Traced
+
+aten = torch.ops.aten
+
+DEAD = 1e-10  # share of a mean square that a variance must exceed to be more than rounding
+LAYERS = {aten.linear.default: -1, aten.conv1d.default: 1, aten.conv2d.default: 1, aten.conv2d.padding: 1}
+"""Operation of a layer → the dimension of its channels."""
+
+Seen = Callable[[str, Tensor, int, Tensor | None], Tensor]
+"""A signal's name, itself, the dimension of its channels, the running mean of its norm → what goes on in its stead."""
+Run = Callable[[Mapping[str, Tensor], Tensor, Seen], Tensor]
+"""Path → tensor of a model, a batch [B, C, H, W], what signals are shown to → the model's output."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a signal can be scaled and shifted.
+
+    Args:
+        scale: path of the layer's weight, or of the norm's running variance.
+        shift: path of the layer's bias, or of the norm's running mean.
+        eps: of the norm; None where it is a layer.
+    """
+
+    scale: str
+    shift: str
+    eps: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Watched:
+    """What a model gave.
+
+    Args:
+        output: for all images.
+        moments: for each batch, of each signal by name: E[y] and E[y²] of its channels [2, C], in double precision.
+    """
+
+    output: Tensor
+    moments: Sequence[Mapping[str, Tensor]]
+
+
+def watch(run: Run, tensors: Mapping[str, Tensor], batches: Sequence[Tensor], dense: Watched | None = None) -> Watched:
+    """Run a model and look at its signals.
+
+    Args:
+        run: the model.
+        tensors: its tensors, by path.
+        batches: images [B, C, H, W].
+        dense: what the dense model gave for them, by which signals are repaired as they pass; None lets them pass.
+    """
+    outputs, moments = [], []
+    for number, batch in enumerate(batches):
+        found: dict[str, Tensor] = {}
+        with torch.no_grad():
+            outputs.append(run(tensors, batch, partial(_seen, found, None if dense is None else dense.moments[number])))
+        moments.append(found)
+    return Watched(torch.cat(outputs).double().cpu(), moments)
+
+
+def repair(
+    run: Run,
+    places: Mapping[str, Place],
+    tensors: Mapping[str, Tensor],
+    batches: Sequence[Tensor],
+    dense: Watched,
+    divergence: Callable[[Tensor, Tensor], float],
+) -> dict[str, Tensor]:
+    """Repair a cut model where that brings it nearer to the dense one.
+
+    Args:
+        run: the cut model.
+        places: of its signals, by name.
+        tensors: path → tensor of the cut model.
+        batches: calibration images [B, C, H, W].
+        dense: what the dense model gave for them, of the channels that stay.
+        divergence: of an output from that of the dense model.
+
+    Returns:
+        The tensors, those that were written anew on the device of the old ones.
+    """
+    images = torch.tensor([len(batch) for batch in batches], dtype=torch.float64)
+    passed = watch(run, tensors, batches, dense)
+    found = dict(tensors)
+    for name in passed.moments[0]:
+        both = (torch.stack([moments[name] for moments in each.moments], 2) for each in (dense, passed))
+        ours, theirs = (each @ (images / images.sum()).to(each) for each in both)
+        found |= _written(found, places[name], *change(ours, theirs))
+    before, after = (divergence(watch(run, each, batches).output, dense.output) for each in (tensors, found))
+    return found if after < before else dict(tensors)
+
+
+def change(dense: Tensor, cut: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and shift, a and c, of each channel [C]; one that doesn't vary in either model is shifted alone.
+
+    Args:
+        dense: E[y] and E[y²] of the dense model's channels [2, C].
+        cut: of the cut model's.
+    """
+    variances = [square - mean.square() for mean, square in (dense, cut)]
+    alive = [variance > DEAD * moments[1] for variance, moments in zip(variances, (dense, cut), strict=True)]
+    a = torch.where(alive[0] & alive[1], variances[0] / variances[1].clamp(min=1e-300), 1.0).sqrt()
+    return a, dense[0] - a * cut[0]
+
+
+def _seen(
+    found: dict[str, Tensor], dense: Mapping[str, Tensor] | None, name: str, y: Tensor, dim: int, origin: Tensor | None
+) -> Tensor:
+    found[name] = _moments(y, dim, origin)
+    return y if dense is None else _passed(y, dim, origin, change(dense[name], found[name]))
+
+
+def _moments(y: Tensor, dim: int, origin: Tensor | None) -> Tensor:
+    over = [d for d in range(y.ndim) if d != dim % y.ndim]
+    variance, mean = torch.var_mean(y.to(torch.promote_types(y.dtype, torch.float32)), over, correction=0)
+    mean = mean.double() if origin is None else mean.double() - origin.double()
+    return torch.stack([mean, variance.double() + mean.square()])
+
+
+def _passed(y: Tensor, dim: int, origin: Tensor | None, by: tuple[Tensor, Tensor]) -> Tensor:
+    a, c = by
+    c = c if origin is None else c + (1 - a) * origin.double()
+    shape = [-1 if d == dim % y.ndim else 1 for d in range(y.ndim)]
+    return y * a.to(y).view(shape) + c.to(y).view(shape)
+
+
+def _written(tensors: Mapping[str, Tensor], place: Place, a: Tensor, c: Tensor) -> dict[str, Tensor]:
+    scale, shift = (tensors[path].detach().double() for path in (place.scale, place.shift))
+    a, c = a.to(scale), c.to(scale)
+    if place.eps is None:
+        pair = a.view(-1, *(1 for _ in scale.shape[1:])) * scale, a * shift + c
+    else:  # (y + c/a − mean) / √((variance + ε) / a²) is the norm of a y + c
+        pair = ((scale + place.eps) / a.square() - place.eps).clamp(min=0), shift - c / a
+    return {path: t.to(tensors[path].dtype) for path, t in zip((place.scale, place.shift), pair, strict=True)}
+
+
+def places(traced: Traced) -> dict[str, Place]:
+    """Where the signals of a program can be scaled and shifted, by the names of its nodes."""
+    program, paths, found = traced.program, traced.paths, dict[str, Place]()
+    for node in program.graph.nodes:
+        if node.target == aten.batch_norm.default and not argument(node, "training", 5, False):
+            mean, variance = (paths.get(each, "") for each in node.args[3:5])
+            found[node.name] = Place(variance, mean, float(argument(node, "eps", 7, 1e-5)))
+        elif node.target in LAYERS:
+            weight, bias = (paths.get(argument(node, name, at, None), "") for at, name in ((1, "weight"), (2, "bias")))
+            found[node.name] = Place(weight, bias)
+    uses = Counter({path: len(node.users) for node, path in paths.items()})
+    return {name: place for name, place in found.items() if uses[place.scale] == uses[place.shift] == 1}
+
+
+def narrowed(dense: Watched, kept: Kept) -> Watched:
+    """What the dense model gave, of the channels that stay."""
+    stays: dict[str, Any] = {}
+    for node in kept.traced.program.graph.nodes:
+        if node.name in dense.moments[0]:
+            dim = LAYERS.get(node.target, 1)
+            mask = kept.mask(kept.traced.of(node)[dim])
+            stays[node.name] = slice(None) if mask is None else mask
+    return Watched(
+        dense.output, [{name: found[:, stays[name]] for name, found in each.items()} for each in dense.moments]
+    )
+
+
+def running(traced: Traced, gone: Tensor) -> Run:
+    """A program with channels cut, as what runs it.
+
+    Args:
+        traced: the dense program.
+        gone: roots that are cut [k].
+    """
+    program, known = cutting.cut(traced, gone), places(traced)
+
+    def run(tensors: Mapping[str, Tensor], batch: Tensor, seen: Seen) -> Tensor:
+        held = {path: tensor.to(batch.device) for path, tensor in {**traced.program.constants, **tensors}.items()}
+        how = _Showing(program.graph_module, known, seen)
+        return masked.leaves(masked.run(program, traced.paths, held, batch, how))[0]
+
+    return run
+
+
+class _Showing(fx.Interpreter):
+    """Shows the signals at some places."""
+
+    def __init__(self, module: fx.GraphModule, places: Mapping[str, Place], seen: Seen) -> None:
+        super().__init__(module)
+        self.places, self.seen = places, seen
+
+    def run_node(self, node: Node) -> Any:
+        """Run one node: what a norm reads and what a layer puts out is shown."""
+        if node.name not in self.places:
+            return super().run_node(node)
+        if node.target in LAYERS:
+            return self.seen(node.name, super().run_node(node), LAYERS[node.target], None)
+        (x, *rest), kwargs = self.fetch_args_kwargs_from_env(node)
+        return self.call_function(node.target, (self.seen(node.name, x, 1, rest[2]), *rest), kwargs)
