@@ -222,7 +222,7 @@ BAD = {
     "not finite": ([(torch.full((8, 3, 4, 4), math.nan), torch.arange(8))], {}, DataError, "aren't finite"),
     "a class too many": ([(examples(8)[0], torch.arange(1, 9))], {}, DataError, "labels 1 to 8, expected 0 to 7"),
     "a label too few": ([(examples(8)[0], torch.arange(7))], {}, DataError, r"labels \[7\], expected \[8\]"),
-    "unknown layer": (batches(), {"exclude": ["stem"]}, UnknownName, "exclude names 'stem'"),
+    "unknown layer": (batches(), {"exclude": ["trunk"]}, UnknownName, "exclude names 'trunk'"),
 }
 
 

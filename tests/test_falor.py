@@ -196,7 +196,7 @@ BAD = {
     "one image": (lambda: (images(2, 1), {}), DataError, "batch 0 has 1 image"),
     "images all the same": (lambda: ([torch.zeros(4, 3, 8, 8)] * 2, {}), DataError, "the same for every image"),
     "not finite": (lambda: ([torch.full((4, 3, 8, 8), math.nan)], {}), DataError, "aren't finite"),
-    "unknown layer": (lambda: (images(), {"exclude": ["stem"]}), UnknownName, "exclude names 'stem'"),
+    "unknown layer": (lambda: (images(), {"exclude": ["trunk"]}), UnknownName, "exclude names 'trunk'"),
 }
 
 

@@ -257,7 +257,7 @@ BAD = {
     "one image": (lambda epoch: DataLoader([(i, 0) for i in images(3)], 1), {}, DataError, "batch 0 has 1 image"),
     "all the same": (lambda epoch: loader(0, torch.zeros(8, 3, 8, 8)), {}, DataError, "the same for every image"),
     "not finite": (lambda epoch: loader(0, images() * math.nan), {}, DataError, "aren't finite"),
-    "unknown layer": (loader, {"exclude": ["stem"]}, UnknownName, "exclude names 'stem'"),
+    "unknown layer": (loader, {"exclude": ["trunk"]}, UnknownName, "exclude names 'trunk'"),
     "nothing left": (loader, {"exclude": list("0359")}, StructureError, "no layer that can be factored"),
 }
 
