@@ -154,7 +154,10 @@ FLAT = {  # damages too small to tell widths apart: (share that stays, noise) ->
 def test_where_damage_is_alike_the_budget_is_spent(count, curve):
     analysis, random = blocks(count), np.random.default_rng(0)
     damage = [
-        {k: FLAT[curve](k / group.units, random.normal()) if k < group.units else 0.0 for k in range(1, group.units + 1)}
+        {
+            k: FLAT[curve](k / group.units, random.normal()) if k < group.units else 0.0
+            for k in range(1, group.units + 1)
+        }
         for group in analysis.groups
     ]
     assert 0.995 * 0.9 <= shares(analysis, allocate(analysis, damage, Budget(0.9)))[0] <= 0.9

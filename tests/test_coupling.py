@@ -12,7 +12,7 @@ from torch import nn
 from zoo.compression import checking
 from zoo.compression.checking import CLOSE, check, checked, cut, rescaled
 from zoo.compression.coupling import rules
-from zoo.compression.coupling.ids import Ids
+from zoo.compression.coupling.ids import Ids, NotUnderstood
 from zoo.compression.groups import analyse, narrow, select
 from zoo.measurement import measure
 from zoo.structure.plan import Plan, apply_
@@ -240,3 +240,35 @@ def test_an_attention_that_is_scaled_by_its_width_can_only_be_narrowed_as_a_grap
     dense = Attention(heads=1, scale=scale).double().eval()
     assert (check(dense, analysis, units, narrowed, IMAGE) > CLOSE) == rescaled(analysis, units) == (scale is None)
     assert check(dense, analysis, units, cut(analysis, units), IMAGE) < 1e-9
+
+
+@pytest.mark.parametrize("error", [TypeError, AttributeError, IndexError, RuntimeError, AssertionError])
+def test_a_mistake_in_a_rule_is_not_taken_for_an_operation_that_is_not_understood(error, monkeypatch):
+    def mistaken(walk, node):
+        raise error("a mistake")
+
+    monkeypatch.setattr(rules, "RULES", {**rules.RULES, torch.ops.aten.softmax.int: mistaken})
+    with pytest.raises(error, match="a mistake"):
+        analyse(Net(lambda x: x.softmax(1)).eval(), IMAGE)
+
+
+def test_what_a_rule_does_not_understand_is_frozen(monkeypatch):
+    def puzzled(walk, node):
+        raise NotUnderstood
+
+    monkeypatch.setattr(rules, "RULES", {**rules.RULES, torch.ops.aten.softmax.int: puzzled})
+    assert "isn't understood: aten.softmax.int" in str(analyse(Net(lambda x: x.softmax(1)).eval(), IMAGE).frozen)
+
+
+@pytest.mark.parametrize("largest", [torch.maximum, torch.max], ids=["maximum", "max of two"])
+def test_the_larger_of_two_tensors_is_taken_channel_by_channel(largest):
+    class Larger(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            return self.last(largest(self.a(x), self.b(x)))
+
+    (group,) = analyse(Larger().eval(), torch.randn(2, 3, 4, 4)).groups
+    assert group.writers == ("a", "b")

@@ -15,6 +15,10 @@ Axes = list[Vector]
 """One vector for each dimension of a tensor."""
 
 
+class NotUnderstood(Exception):
+    """An operation has arguments that its rule doesn't know: what it reads is frozen. Other errors are mistakes."""
+
+
 @dataclass
 class Ids:
     """Ids as they are given out, and what is said about them."""

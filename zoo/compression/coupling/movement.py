@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from zoo.compression.coupling.ids import Axes, Vector
+from zoo.compression.coupling.ids import Axes, NotUnderstood, Vector
 from zoo.compression.coupling.meeting import meet
 from zoo.compression.coupling.walk import Walk, argument
 
@@ -74,7 +74,7 @@ def _moved(walk: Walk, node: Node, target: Any, x: Node, dim: int, vector: Tenso
     try:
         args, kwargs = pytree.tree_map(concrete, (node.args, node.kwargs))
         moved = target(*args, **kwargs)
-    except (RuntimeError, TypeError, LookupError):
+    except (NotUnderstood, RuntimeError):  # torch has no such operation on whole numbers
         return None
     return list(moved) if isinstance(moved, list | tuple) else [moved]
 

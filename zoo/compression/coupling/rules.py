@@ -16,7 +16,7 @@ import torch
 from torch.fx import Node
 
 from zoo.compression.coupling.contraction import attention, convolution, einsum, linear, product, whole
-from zoo.compression.coupling.ids import Axes
+from zoo.compression.coupling.ids import Axes, NotUnderstood
 from zoo.compression.coupling.meeting import pointwise, unknown
 from zoo.compression.coupling.movement import concatenate, created, fold, movement, pad, repeat, spread, stack
 from zoo.compression.coupling.recurrence import RECURRENT, recurrence
@@ -42,8 +42,8 @@ def apply(walk: Walk, node: Node) -> Any:
     counted = len(walk.macs)
     try:
         return (rule or unknown)(walk, node)
-    except (TypeError, AttributeError, RuntimeError, ValueError, LookupError, AssertionError):
-        del walk.macs[counted:]  # arguments that the rule doesn't expect, such as sizes that are computed
+    except NotUnderstood:
+        del walk.macs[counted:]
         return unknown(walk, node)
 
 
@@ -102,8 +102,8 @@ def extreme(walk: Walk, node: Node) -> Any:
 def _reduced(walk: Walk, node: Node, reason: str | None) -> Axes:
     x = walk.tensors(node)[0]
     rank = len(walk.shape(x))
-    position = 2 if node.target == aten.linalg_vector_norm.default else 1
-    given = argument(node, "dim", position, None)
+    names = [each.name for each in node.target._schema.arguments]  # type: ignore[union-attr]
+    given = argument(node, "dim", names.index("dim"), None) if "dim" in names else None
     dims = [given] if isinstance(given, int) else (list(given) if given else list(range(rank)))
     gone = {dim % rank for dim in dims}
     for dim in gone:
@@ -204,6 +204,7 @@ RULES: Mapping[Any, Rule] = {
     **_named("group_norm", group_norm),
     **_named("mean sum var std var_mean linalg_vector_norm norm logsumexp", reduction),
     **_named("amax amin max min argmax argmin", extreme),
+    **dict.fromkeys((aten.max.other, aten.min.other), pointwise),
     **_named("softmax log_softmax _softmax cumsum cumprod", along),
     **_named(
         """max_pool1d max_pool2d avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d

@@ -13,7 +13,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from zoo.compression.coupling.ids import Axes, Ids, Vector
+from zoo.compression.coupling.ids import Axes, Ids, NotUnderstood, Vector
 
 _WEIGHT = re.compile(r".+\.weight(_[ih]h_l\d+(_reverse)?)?")  # of a layer, or of one in a recurrent layer
 
@@ -122,18 +122,18 @@ class Walk:
         """The value of what follows from buffers alone.
 
         Raises:
-            LookupError: it depends on the image, or on values that aren't there.
+            NotUnderstood: it depends on the image, or on values that aren't there.
         """
         if node not in self.constants:
             if node in self.images:
-                raise LookupError(node.name)
+                raise NotUnderstood(node.name)
             if node.op == "placeholder":
                 value = _held(self.program, node)
             else:
                 args, kwargs = pytree.tree_map_only(Node, self.constant, (node.args, node.kwargs))
                 value = node.target(*args, **kwargs)  # type: ignore[operator]
             if isinstance(value, Tensor) and value.is_meta:
-                raise LookupError(node.name)
+                raise NotUnderstood(node.name)
             self.constants[node] = value.cpu() if isinstance(value, Tensor) else value
         return self.constants[node]
 
@@ -217,7 +217,7 @@ def _held(program: ExportedProgram, node: Node) -> Tensor:
     target = next(s.target for s in program.graph_signature.input_specs if s.arg.name == node.name)
     value = program.state_dict.get(target, program.constants.get(target))
     if not isinstance(value, Tensor):
-        raise LookupError(node.name)
+        raise NotUnderstood(node.name)
     return value.detach()
 
 
