@@ -1,12 +1,13 @@
-"""What every test runs under: caches in a temporary folder, no network, two threads."""
+"""What every test runs under: caches in a temporary folder, no network, one thread."""
 
 import os
 import socket
 import tempfile
 import warnings
 
-# Both libraries read these when they are imported.
+# The libraries read these when they are imported.
 os.environ["HF_HOME"] = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="zoo-tests-")
+os.environ["OMP_NUM_THREADS"] = "1"  # so many processes run side by side as there are cores
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 import pytest
@@ -32,7 +33,7 @@ def _surroundings(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.delenv("ZOO_CATALOG", raising=False)
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
