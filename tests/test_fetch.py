@@ -130,14 +130,16 @@ def test_a_graph_is_asked_for_where_the_configuration_names_one(endpoint):
     assert files_of(remote.fetch("org/graph", files=["config.json"]))[1] == ["config.json", "graph.json"]
 
 
-@pytest.mark.parametrize("revision", ["v1", "{0:.7}"])
-def test_a_tag_and_a_short_commit_are_asked_once_and_remembered(endpoint, revision):
+@pytest.mark.parametrize(
+    ("revision", "asked"), [("v1", [("HEAD", "/org/model/resolve/v1/config.json")]), ("{0:.7}", [])]
+)
+def test_a_tag_may_move_and_is_asked_each_time_a_short_commit_is_asked_once(endpoint, revision, asked):
     revision = revision.format(*commits(endpoint))
     remote.fetch("org/model", revision)
     faults(endpoint)
     remote.fetch("org/model", revision)
 
-    assert requests(endpoint) == []
+    assert requests(endpoint) == asked
 
 
 @pytest.fixture

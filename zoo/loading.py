@@ -19,6 +19,7 @@ from zoo.errors import RepositoryError, StructureError, UnknownName, ZooError
 from zoo.files import cache
 from zoo.hub import remote, repository
 from zoo.hub.describing import describe
+from zoo.hub.remote import DEFAULT, Access
 from zoo.hub.repository import Description
 from zoo.structure.base import MAX_ARGUMENT, check_tag, initialised, skeleton
 from zoo.structure.plan import Plan, apply_
@@ -39,6 +40,9 @@ def load(
     in_chans: int | None = None,
     features_only: bool = False,
     mmap: bool = True,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    refresh: bool = False,
 ) -> nn.Module:
     """Load a model with its weights.
 
@@ -46,7 +50,7 @@ def load(
         name: of the catalog; `org/name` on the Hub; the folder of a repository (`./folder`); or a dense timm id with
             its tag (`timm/resnet50d.a1_in1k`).
         revision: of a model on the Hub: a commit, in full or shortened, a tag or a branch; None is the commit that the
-            catalog pins, or the head.
+            catalog pins, or the head. Of a timm id: of the repository that its weights lie in.
         namespace: the organisation or user on the Hub that a plain name is looked up at; None is `ZOO_NAMESPACE`, which
             names that are embedded don't need.
         cache_dir: for what is fetched; None is huggingface_hub's own.
@@ -59,6 +63,9 @@ def load(
             processes share the memory. While the model lives, nobody may overwrite that file in place (its weights
             would change) or truncate it (the process would end with SIGBUS); replacing it, as `save` does, or deleting
             it is harmless. False reads them into memory.
+        token: as huggingface_hub takes it: a token, or False for none; None is the one that was logged in with.
+        local_files_only: take what the cache holds and ask the Hub for nothing.
+        refresh: fetch again what the cache holds.
 
     Returns:
         An ordinary module in eval mode, carrying `pretrained_cfg` (timm's transforms resolve) and `zoo_entry`
@@ -70,11 +77,11 @@ def load(
         RepositoryError, StructureError, FingerprintError, WeightsError: what doesn't fit, by name.
     """
     _check_options(device, dtype, num_classes=num_classes, in_chans=in_chans)
+    access = Access(Path(cache_dir) if cache_dir else None, token, local_files_only, refresh)
     if _is_dense(name):
-        _check_revision(name, revision)
-        model = pretrained(Base(str(name))).to(device)
+        model = pretrained(Base(str(name)), revision, access).to(device)
     else:
-        model = repository.rebuild(folder_of(name, revision, namespace, cache_dir), device, mmap=mmap)
+        model = repository.rebuild(folder_of(name, revision, namespace, access), device, mmap=mmap)
     if in_chans is not None:
         adaptation.set_in_chans_(model, in_chans)
     if num_classes is not None:
@@ -112,11 +119,13 @@ def create(name: str | os.PathLike[str], *, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def pretrained(base: Base) -> nn.Module:
+def pretrained(base: Base, revision: str | None = None, access: Access = DEFAULT) -> nn.Module:
     """Load a dense base with its weights.
 
     Args:
-        base: an entry of the catalog, or a timm id with its tag (`timm/resnet50d.a1_in1k`), fetched by timm.
+        base: an entry of the catalog, or a timm id with its tag (`timm/resnet50d.a1_in1k`).
+        revision: as for `load`.
+        access: how the Hub is asked.
 
     Returns:
         The model in eval mode.
@@ -126,18 +135,38 @@ def pretrained(base: Base) -> nn.Module:
         UnknownName, StructureError: no such base.
     """
     if not base.id.startswith("timm/"):
-        return load(base.id)
-    name = base.id.removeprefix("timm/")
+        return repository.rebuild(folder_of(base.id, revision, None, access))
     check_tag(base)
-    skeleton(base)  # says what is wrong with the id or the arguments before anything is fetched
-    remote.reach(base.id)
+    skeleton(base)  # says what is wrong with the arguments before anything is fetched
+    name = base.id.removeprefix("timm/")
+    overlay = _weights_of(name, revision, access)
     try:
-        model = timm.create_model(name, pretrained=True, **base.args)
+        model: nn.Module = timm.create_model(
+            name, pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=access.cache_dir, **base.args
+        )
     except (OSError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RepositoryError(f"the weights of {base.id} can't be fetched by timm: {reason}") from error
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    config.pop("file", None)  # where the weights lay isn't what they are
     model.zoo_entry = Description(base.architecture, base)  # type: ignore[assignment]
     return model.eval()
+
+
+def _weights_of(name: str, revision: str | None, access: Access) -> dict[str, Any] | None:
+    """The file with timm's weights as an overlay of its configuration; None where timm must fetch them itself."""
+    config = timm.get_pretrained_cfg(name)
+    file = None
+    if config is not None and config.hf_hub_id:
+        file = remote.fetch_weights(
+            config.hf_hub_id, config.hf_hub_filename or repository.WEIGHTS, revision, access=access
+        )
+    if file is None and (revision or access.local_files_only or access.refresh or access.token):
+        raise RepositoryError(
+            f"timm/{name} has no {repository.WEIGHTS} on the Hub, and what timm fetches itself takes neither revision, "
+            f"token, local_files_only nor refresh: leave them out"
+        )
+    return None if file is None else {"file": str(file), "custom_load": False}
 
 
 def transform(model: nn.Module) -> Callable[[Any], Tensor]:
@@ -190,7 +219,7 @@ def folder_of(
     name: str | os.PathLike[str],
     revision: str | None = None,
     namespace: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
+    access: Access = DEFAULT,
     files: Iterable[str] = repository.FILES,
 ) -> Path:
     """The folder of a model's repository, fetched if need be.
@@ -199,7 +228,7 @@ def folder_of(
         name: of the catalog, `org/name` on the Hub, or a path.
         revision: as for `load`.
         namespace: as for `load`.
-        cache_dir: as for `load`.
+        access: how the Hub is asked.
         files: what is needed of it.
 
     Raises:
@@ -213,12 +242,12 @@ def folder_of(
         return folder
     entry = _origin_entry(str(name), namespace)
     if entry is not None:
-        return _converted(entry, revision, Path(cache_dir) if cache_dir else None)
+        return _converted(entry, revision, access)
     repo, pinned = _place(str(name), namespace)
     if repo is None:
         _check_revision(name, revision)
         return catalog.EMBEDDED / str(name)
-    return remote.fetch(repo, revision or pinned, cache_dir=Path(cache_dir) if cache_dir else None, files=files)
+    return remote.fetch(repo, revision or pinned, access=access, files=files)
 
 
 def _origin_entry(name: str, namespace: str | None) -> Entry | None:
@@ -233,9 +262,9 @@ def _check_revision(name: str | os.PathLike[str], revision: str | None) -> None:
         raise RepositoryError(f"{name} doesn't lie on the Hub, where revision {revision!r} would mean something")
 
 
-def _converted(entry: Entry, revision: str | None, cache_dir: Path | None) -> Path:
+def _converted(entry: Entry, revision: str | None, access: Access) -> Path:
     """The repository that an origin was converted to: once for each version of its files, of its entry and of ours."""
-    _, checkpoint = origin_of(entry.name, cache_dir, revision)
+    _, checkpoint = origin_of(entry.name, revision, access)
     origin = entry.origin
     assert origin is not None  # or it would have no origin to be fetched from
     hashes = checked_hashes(checkpoint, entry)
@@ -257,14 +286,14 @@ def converted_before(entry: Entry) -> Path | None:
 
 
 def origin_of(
-    source: str | os.PathLike[str], cache_dir: Path | None = None, revision: str | None = None
+    source: str | os.PathLike[str], revision: str | None = None, access: Access = DEFAULT
 ) -> tuple[Entry | None, Path]:
     """Where another project's checkpoint lies, fetched if need be, and what the catalog knows of it.
 
     Args:
         source: a folder, a name of the catalog, or `org/name` on the Hub.
-        cache_dir: as for `load`.
         revision: as for `load`; None is the commit that the catalog knows.
+        access: how the Hub is asked.
 
     Raises:
         UnknownName, RepositoryError, HubError: as for `load`.
@@ -280,7 +309,7 @@ def origin_of(
     origin = entry.origin if entry else Origin(str(source), "torch-dag")
     if origin is None:
         raise RepositoryError(f"{source} has no origin to be converted from: it is no other project's checkpoint")
-    return entry, remote.fetch_files(origin.repo, revision or origin.commit, FILES[origin.format], cache_dir=cache_dir)
+    return entry, remote.fetch_files(origin.repo, revision or origin.commit, FILES[origin.format], access=access)
 
 
 def _place(name: str, namespace: str | None) -> tuple[str | None, str | None]:

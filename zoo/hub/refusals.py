@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
 from zoo.errors import HubError, StorageError, UnknownName, ZooError
 
 _HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]  # of the client that huggingface_hub is built on
+_LOCAL = "local_files_only is set: leave it out"
 
 
 @contextlib.contextmanager
@@ -41,7 +42,13 @@ def explained(repo: str, revision: str | None) -> Iterator[None]:
             f"{repo} has no revision {revision!r}: {where}/{repo}/commits/main lists its commits and tags"
         ) from None
     except LocalEntryNotFoundError as error:
-        raise HubError(unreachable(error.__cause__ or error)) from None
+        cause = error.__cause__
+        if cause is None or isinstance(cause, OfflineModeIsEnabled):
+            wish = "HF_HUB_OFFLINE is set: unset it" if cause or constants.HF_HUB_OFFLINE else _LOCAL
+            raise HubError(f"{repo} isn't in the cache and {wish} to fetch") from None
+        if isinstance(cause, HfHubHTTPError):
+            raise HubError(refused(repo, cause)) from None
+        raise HubError(unreachable(cause)) from None
     except HFValidationError:
         raise UnknownName(f"{repo!r} can't be a repository's name: expected org/name") from None
     except HfHubHTTPError as error:

@@ -1,7 +1,8 @@
 """The Hub: repositories fetched at a commit and published in one.
 
-A commit that is in the cache is used without a request. What arrives is checked against the hash that the Hub
-announced, which the client itself doesn't do over plain HTTP.
+The cache is huggingface_hub's alone: its refs say which commit a tag or branch named last, its rules what is asked.
+A commit that is in it is used without a request. What arrives is checked against the hash that the Hub announced, which
+the client itself doesn't do over plain HTTP.
 """
 
 import contextlib
@@ -29,8 +30,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
-from zoo.errors import HubError, RepositoryError, StorageError, UnknownName, WeightsError
-from zoo.files import cache, read_json, sha256_stamped, write_json
+from zoo.errors import HubError, RepositoryError, UnknownName, WeightsError
+from zoo.files import sha256_stamped
 from zoo.hub.refusals import explained, refused, unreachable
 from zoo.hub.repository import CONFIG, FILES, GRAPH, WEIGHTS, read
 
@@ -64,15 +65,34 @@ class Listed:
     methods: tuple[str, ...]
 
 
-def fetch(
-    repo: str, revision: str | None = None, *, cache_dir: Path | None = None, files: Iterable[str] = FILES
-) -> Path:
-    """Fetch a repository, or take it from the cache.
+@dataclass(frozen=True)
+class Access:
+    """How huggingface_hub is asked; each is its own option.
+
+    Args:
+        cache_dir: its cache; None is where it keeps it.
+        token: a token, False for none; None is the one that was logged in with.
+        local_files_only: take what the cache holds and ask for nothing.
+        refresh: fetch again what the cache holds (`force_download`).
+    """
+
+    cache_dir: Path | None = None
+    token: str | bool | None = None
+    local_files_only: bool = False
+    refresh: bool = False
+
+
+DEFAULT = Access()
+
+
+def fetch(repo: str, revision: str | None = None, *, access: Access = DEFAULT, files: Iterable[str] = FILES) -> Path:
+    """Fetch a repository, or take it from huggingface_hub's cache.
 
     Args:
         repo: `org/name`.
-        revision: a commit, in full or shortened, a tag or a branch; None is the head.
-        cache_dir: the cache; None is huggingface_hub's own.
+        revision: a commit, in full or shortened, a tag or a branch; None is the head. A commit that is cached costs no
+            request; where the endpoint can't be reached, the commit that a tag or branch named last serves.
+        access: how the Hub is asked.
         files: which of them; the card and the results may be missing there.
 
     Returns:
@@ -85,40 +105,32 @@ def fetch(
         WeightsError: a file arrived damaged, twice.
         StorageError: the disk is full.
     """
-    commit, answered = _resolved(repo, revision)
-    said = False
-
-    def have(name: str, needed: bool) -> Path:
-        nonlocal answered, said
-        path = _cached(repo, name, commit, cache_dir)
-        if path is None:
-            if not answered:  # the client alone would try a dead endpoint for half a minute
-                HfApi().model_info(repo, revision=commit, timeout=TIMEOUT)
-            if not said:
-                log.info("fetching %s at %s from %s", repo, commit[:7], constants.ENDPOINT)
-            answered = said = True
-            path = _download(repo, name, commit, cache_dir)
-        if path == _ABSENT and needed:
-            raise RepositoryError(f"{repo} at {commit[:7]} has no {name}: not written by zoo")
-        return path
-
-    with explained(repo, commit):
-        folder = have(CONFIG, True).parent
+    with explained(repo, revision):
+        revision = _commit_of(repo, revision, access)
+        config = _file(repo, CONFIG, revision, access)
+        if config == _ABSENT:
+            raise RepositoryError(f"{repo} at {(revision or 'main')[:7]} has no {CONFIG}: not written by zoo")
+        folder, commit = config.parent, config.parent.name
         graph = "graph" in read(folder)["zoo"]  # refuses what isn't ours before the weights are fetched
         for name in dict.fromkeys((*files, GRAPH)):
-            if name != GRAPH or graph:
-                have(name, name in (WEIGHTS, GRAPH))
+            if name == CONFIG or (name == GRAPH and not graph):
+                continue
+            needed = name in (WEIGHTS, GRAPH)
+            if not needed and _offline(access) and _cached(repo, name, commit, access) is None:
+                continue  # what another program fetched is often without the card
+            if _file(repo, name, commit, access) == _ABSENT and needed:
+                raise RepositoryError(f"{repo} at {commit[:7]} has no {name}: not written by zoo")
     return folder
 
 
-def fetch_files(repo: str, revision: str | None, files: Sequence[str], *, cache_dir: Path | None = None) -> Path:
+def fetch_files(repo: str, revision: str | None, files: Sequence[str], *, access: Access = DEFAULT) -> Path:
     """Fetch files of another project's repository, or take them from the cache.
 
     Args:
         repo: `org/name`.
-        revision: as for `fetch`; the commit that None gave the first time is remembered and trusted from then on.
+        revision: as for `fetch`; the commit that it gave when the files were fetched is trusted from then on.
         files: all of them must be there.
-        cache_dir: as for `fetch`.
+        access: as for `fetch`.
 
     Returns:
         The folder that they lie in.
@@ -126,68 +138,44 @@ def fetch_files(repo: str, revision: str | None, files: Sequence[str], *, cache_
     Raises:
         UnknownName, HubError, RepositoryError, WeightsError, StorageError: as for `fetch`.
     """
-    commit, answered = _resolved(repo, revision, once=True)
-    with explained(repo, commit):
-        paths = {name: _cached(repo, name, commit, cache_dir) for name in files}
-        missing = [name for name, path in paths.items() if path is None]
-        if missing and not answered:
-            HfApi().model_info(repo, revision=commit, timeout=TIMEOUT)
-        for name in missing:
-            log.info("fetching %s of %s at %s from %s", name, repo, commit, constants.ENDPOINT)
-            paths[name] = _download(repo, name, commit, cache_dir)
-    if absent := [name for name, path in paths.items() if path in (None, _ABSENT)]:
+    with explained(repo, revision):
+        revision = _commit_of(repo, revision, access)
+        found = [_cached(repo, name, revision, access) for name in files]
+        if not access.refresh and found[0] and all(path and path != _ABSENT for path in found):
+            return found[0].parent
+        paths = [_file(repo, files[0], revision, access)]
+        commit = (revision or "main") if paths[0] == _ABSENT else paths[0].parent.name
+        paths += [_file(repo, name, commit, access) for name in files[1:]]
+    if absent := [name for name, path in zip(files, paths, strict=True) if path == _ABSENT]:
         raise RepositoryError(f"{repo} at {commit[:7]} has no {absent[0]}: it isn't what the catalog says")
-    return next(path.parent for path in paths.values() if path is not None)
+    return paths[0].parent
 
 
-def resolve(repo: str, revision: str | None = None) -> str:
-    """The full hash of a commit.
+def fetch_weights(repo: str, name: str, revision: str | None, *, access: Access = DEFAULT) -> Path | None:
+    """Fetch a file of dense weights; None where the repository has none of that name.
 
-    A tag or a shortened commit is asked for once and remembered; a branch each time, and the last answer serves where
-    the endpoint can't be reached.
+    Args:
+        repo: `org/name`.
+        name: of the file.
+        revision: as for `fetch`.
+        access: as for `fetch`.
+
+    Raises:
+        UnknownName, HubError, WeightsError, StorageError: as for `fetch`.
+    """
+    with explained(repo, revision):
+        path = _file(repo, name, _commit_of(repo, revision, access), access)
+    return None if path == _ABSENT else path
+
+
+def resolve(repo: str, revision: str) -> str:
+    """The full hash of a commit that is given shortened; whatever else is left as it is.
 
     Raises:
         UnknownName, HubError: as for `fetch`.
     """
-    return _resolved(repo, revision)[0]
-
-
-def _resolved(repo: str, revision: str | None, once: bool = False) -> tuple[str, bool]:
-    """The full hash of a commit, and whether the endpoint has just given it."""
-    if revision and _COMMIT.fullmatch(revision):
-        return revision, False
-    memory = cache() / "revisions" / f"{_name(constants.ENDPOINT)}--{_name(repo)}.json"
-    known = read_json(memory) if memory.is_file() else {}
-    asked = revision or "main"
-    if asked in known and (once or asked not in known.get("branches", [])):
-        return str(known[asked]), False
-    log.info("asking %s for %s", constants.ENDPOINT, repo)
-    try:
-        with explained(repo, revision):
-            commit, branch = _ask(repo, asked)
-    except HubError:
-        if asked not in known:
-            raise
-        log.info("%s can't be asked: taking %s, its last known commit", constants.ENDPOINT, known[asked][:7])
-        return str(known[asked]), False
-    branches = sorted({*known.get("branches", []), *([asked] if branch else [])})
-    with contextlib.suppress(StorageError):
-        write_json(memory, {**known, asked: commit, "branches": branches})
-    return commit, True
-
-
-def reach(repo: str) -> None:
-    """Ask for a repository whose weights aren't in the cache, so that what is wrong is said at once.
-
-    The client tries for half a minute where an endpoint is dead.
-
-    Raises:
-        UnknownName, HubError: as for `fetch`.
-    """
-    if try_to_load_from_cache(repo, WEIGHTS) is None:
-        log.info("fetching %s from %s", repo, constants.ENDPOINT)
-        with explained(repo, None):
-            HfApi().model_info(repo, timeout=TIMEOUT)
+    with explained(repo, revision):
+        return str(_commit_of(repo, revision, DEFAULT))
 
 
 def push(
@@ -262,38 +250,74 @@ def listing(organisation: str | None = None) -> Iterator[Listed]:
             yield Listed(model.id, model.sha or "", dense if isinstance(dense, str) else None, methods)
 
 
-def _ask(repo: str, revision: str) -> tuple[str, bool]:
-    """The commit that a revision names now, and whether it is a branch."""
-    api = HfApi()
-    try:
-        commit = api.model_info(repo, revision=revision, timeout=TIMEOUT).sha
-    except RevisionNotFoundError:
-        if not _SHORT.fullmatch(revision):
-            raise
-        found = [c.commit_id for c in api.list_repo_commits(repo) if c.commit_id.startswith(revision)]
-        if not found:
-            raise
-        if len(found) > 1:
-            raise UnknownName(f"{len(found)} commits of {repo} begin with {revision}: give more digits") from None
-        return found[0], False
-    assert commit is not None  # the Hub always says
-    refs = api.list_repo_refs(repo)
-    return commit, revision not in {ref.name for ref in refs.tags}
+def _commit_of(repo: str, revision: str | None, access: Access) -> str | None:
+    """A shortened commit in full, from the cache where it is there; the client takes none that is shortened."""
+    if revision is None or not _SHORT.fullmatch(revision):
+        return revision
+    home = Path(access.cache_dir or constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+    if (home / "refs" / revision).is_file():
+        return revision
+    found = [path.name for path in home.glob(f"snapshots/{revision}*")]
+    if not found and not access.local_files_only:
+        log.info("asking %s for %s", constants.ENDPOINT, repo)
+        api = HfApi(token=access.token)
+        try:
+            api.model_info(repo, revision=revision, timeout=TIMEOUT)
+            return revision
+        except RevisionNotFoundError:
+            found = [c.commit_id for c in api.list_repo_commits(repo) if c.commit_id.startswith(revision)]
+            if not found:
+                raise
+    if len(found) > 1:
+        raise UnknownName(f"{len(found)} commits of {repo} begin with {revision}: give more digits")
+    return found[0] if found else revision
 
 
-def _cached(repo: str, name: str, commit: str, cache_dir: Path | None) -> Path | None:
+def _offline(access: Access) -> bool:
+    return access.local_files_only or constants.HF_HUB_OFFLINE
+
+
+def _file(repo: str, name: str, revision: str | None, access: Access) -> Path:
+    """One file, `_ABSENT` if there is none of that name; a commit that is cached costs no request."""
+    if access.refresh and _offline(access):
+        raise HubError(
+            f"{repo} can't be fetched again without the Hub: leave out refresh, or local_files_only and HF_HUB_OFFLINE"
+        )
+    path = _cached(repo, name, revision, access)
+    pinned = revision is not None and _COMMIT.fullmatch(revision) is not None
+    if path is not None and pinned and not access.refresh:
+        return path
+    if not pinned and not _offline(access):
+        log.info("asking %s for %s", constants.ENDPOINT, repo)
+    if path is None and not access.local_files_only:  # the client alone would try a dead endpoint for half a minute
+        HfApi(token=access.token).model_info(repo, revision=revision, timeout=TIMEOUT)
+        log.info("fetching %s of %s from %s", name, repo, constants.ENDPOINT)
+    return _download(repo, name, revision, access)
+
+
+def _cached(repo: str, name: str, revision: str | None, access: Access) -> Path | None:
     """A file in the cache, `_ABSENT` if the commit is known to lack it; one that was damaged there is removed."""
-    found = try_to_load_from_cache(repo, name, revision=commit, cache_dir=cache_dir)
+    found = try_to_load_from_cache(repo, name, revision=revision, cache_dir=access.cache_dir)
     if not isinstance(found, str):
         return None if found is None else _ABSENT
     return Path(found) if _kept(Path(found)) else None
 
 
-def _download(repo: str, name: str, commit: str, cache_dir: Path | None) -> Path:
+def _download(repo: str, name: str, revision: str | None, access: Access) -> Path:
     """One file, `_ABSENT` if the commit lacks it; a damaged one is removed and fetched once more."""
     for _ in range(2):
         try:
-            path = Path(hf_hub_download(repo, name, revision=commit, cache_dir=cache_dir))
+            path = Path(
+                hf_hub_download(
+                    repo,
+                    name,
+                    revision=revision,
+                    cache_dir=access.cache_dir,
+                    token=access.token,
+                    local_files_only=access.local_files_only,
+                    force_download=access.refresh,
+                )
+            )
         except LocalEntryNotFoundError:
             raise
         except EntryNotFoundError:
@@ -357,7 +381,3 @@ def _tag(api: HfApi, repo: str, tag: str, commit: str) -> None:
             api.create_tag(repo, tag=tag, revision=commit)
         except HfHubHTTPError as error:
             raise HubError(f"{refused(repo, error)}; what was pushed stands") from None
-
-
-def _name(text: str) -> str:
-    return re.sub(r"[^\w.-]+", "--", text)
