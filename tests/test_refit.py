@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from zoo.compression.groups import analyse
-from zoo.compression.refit import columns, moments, recalibrate_, refit
+from zoo.compression.refit import Moments, columns, fit, moments, recalibrate_, refit
 from zoo.errors import DataError
 
 LAYERS = {
@@ -180,3 +180,10 @@ def test_a_batch_norm_elsewhere_does_not_take_up_the_shift_of_a_layer_that_none_
     followed = analyse(nn.Sequential(first, reader, nn.BatchNorm2d(8)).eval(), torch.randn(2, 3, 4, 4))
     assert found.normalised == {}
     assert followed.normalised == {"1": "2.running_mean"}
+
+
+def test_where_no_cholesky_factor_exists_the_fit_is_still_that_of_the_equations():
+    weight, C = torch.randn(4, 3, dtype=torch.float64), torch.diag(torch.tensor([2.0, -1.0, 3.0], dtype=torch.float64))
+    fitted, shift = fit(weight, Moments(torch.ones(3).double(), C, C.diagonal().abs()), torch.tensor([0, 1]), 1e-13)
+    torch.testing.assert_close(fitted, weight[:, :2], rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(shift, weight[:, 2], rtol=1e-6, atol=1e-9)

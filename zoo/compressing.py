@@ -17,6 +17,7 @@ from zoo.compression.calibration import batched, check_finite
 from zoo.compression.checking import CLOSE, check, check_graph, checked, cut, rescaled
 from zoo.compression.exclusion import kept_whole
 from zoo.compression.groups import Analysis, narrow
+from zoo.compression.keeping import alike_, single
 from zoo.compression.low_rank import LowRank, low_rank
 from zoo.compression.prune import Prune, prune
 from zoo.errors import BudgetError, DataError, StructureError, UnknownName
@@ -102,6 +103,7 @@ def compress(
         raise StructureError(f"{dense.name} is a graph: only what has a plan over a base can be compressed")
     check_finite(model)
     check_outputs(model, dense)
+    given, model = model, model if method in LEARNING else single(model)
     batches = batched(model, calibration(model, data, images, seed) if isinstance(data, str) else data)
     name, recipe = f"{dense.name}_{suffix(method, budget)}", {"method": method, "options": dict(options)}
     if budget is not None:
@@ -121,7 +123,7 @@ def compress(
             smaller = _rebuilt(model, replace(about, plan=dense.plan + Plan((edit,))), tensors)
             if not edit.layers and method in LOOSEN:
                 log.warning("%s: no layer was decomposed; raise %s", method, LOOSEN[method])
-    return smaller
+    return alike_(smaller, given)
 
 
 def suffix(method: str, budget: Budget | None) -> str:

@@ -14,6 +14,7 @@ from zoo.structure import base
 log = logging.getLogger(__name__)
 
 FEW = 64  # images, below which the statistics of wide layers are mostly noise
+TOGETHER = 32  # images in one pass: beyond, a CPU is busy with fresh pages of memory
 EXPECTED = "expected a list of batches [B, C, H, W]"
 
 
@@ -63,13 +64,13 @@ def batched(model: nn.Module, data: Iterable[Any]) -> list[Tensor]:
 
 
 def dealt(batches: Sequence[Tensor]) -> list[Tensor]:
-    """The same images in even batches of at most 64, so that how they came makes no difference.
+    """The same images in even batches of at most `TOGETHER`, so that how they came makes no difference.
 
     Args:
         batches: images [B, C, H, W].
     """
     sizes = [*map(len, batches)]
-    parts, images = -(-sum(sizes) // FEW), sum(sizes)
+    parts, images = -(-sum(sizes) // TOGETHER), sum(sizes)
     even = [images // parts + (number < images % parts) for number in range(parts)]
     return list(batches) if sizes == even else list(torch.cat([*batches]).split(even))
 

@@ -31,7 +31,7 @@ from zoo.compression.criteria import CRITERIA, Evidence, gradients, l2
 from zoo.compression.cutting import Kept
 from zoo.compression.elimination import eliminate, inputs
 from zoo.compression.groups import Analysis, Group, select
-from zoo.compression.refit import Moments, Seen, columns, refit
+from zoo.compression.refit import Moments, Seen, columns, fit
 from zoo.compression.repair import Run, Watched, narrowed, places, repair, running, watch
 from zoo.compression.signals import Draw, hooked, patches, rows
 from zoo.errors import BudgetError, UnknownName, require
@@ -149,7 +149,7 @@ def fittable(model: nn.Module, analysis: Analysis, image: Tensor) -> Analysis:
         if isinstance(layer, nn.Linear | nn.Conv2d)
     ]
     with hooked(hooks):
-        _outputs(model, image)
+        _outputs(model, [image])
     groups = []
     for group in analysis.groups:
         fitted, unfitted = (tuple(p for p in group.readers if agrees.get(p, False) is can) for can in (True, False))
@@ -188,7 +188,8 @@ def choose(
     slopes = gradients(model, groups, batches) if how.criterion == "taylor" else {}
     seen.forwards += sum(map(len, batches)) if slopes else 0
     images = torch.cat([*batches])[: max(8, min(IMAGES, FORWARDS // len(POINTS) // len(groups)))]
-    target = _outputs(model, images)
+    looks = dealt([images])
+    target = _outputs(model, looks)
     orders, damage = [], []
     bar = require("tqdm", "eval").tqdm
     looked = bar(total=len(groups), desc="prune: groups", unit="group", disable=None, leave=False)
@@ -205,11 +206,11 @@ def choose(
                 fits = _fits(tensors, [group], [order[:k]], moments, how.ridge)
                 if group.readers and not group.unfitted:
                     with _replaced(model, fits):
-                        logits = _outputs(model, images)
+                        logits = _outputs(model, looks)
                 else:
                     kept = [order[:k].sort().values if g is group else torch.arange(g.units) for g in groups]
                     cut = select(groups, kept, _written(analysis, tensors, fits))
-                    logits = watch(_running(analysis, kept), cut, [images]).output
+                    logits = watch(_running(analysis, kept), cut, looks).output
                 points.append((nsr[k], divergence(logits, target)))
             orders.append(order)
             damage.append(scaled(nsr, points))
@@ -294,12 +295,12 @@ def divergence(logits: Tensor, target: Tensor) -> float:
     return float((logits - target).square().sum() / (target - target.mean(0)).square().sum().clamp(min=1e-12))
 
 
-def _outputs(model: nn.Module, images: Tensor) -> Tensor:
+def _outputs(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
     with torch.no_grad():
-        found = model(images)
-    while not isinstance(found, Tensor):  # a detector's outputs come in several scales
-        found = next(iter(found.values())) if isinstance(found, Mapping) else found[0]
-    return found.double().cpu()
+        outputs = [model(batch) for batch in batches]
+    while not isinstance(outputs[0], Tensor):  # a detector's outputs come in several scales
+        outputs = [next(iter(y.values())) if isinstance(y, Mapping) else y[0] for y in outputs]
+    return torch.cat(outputs).double().cpu()
 
 
 def _running(analysis: Analysis, units: Sequence[Tensor]) -> Run:
@@ -345,7 +346,7 @@ def _fits(
     for path, stays in left.items():
         weight = tensors[f"{path}.weight"]
         kept = columns(weight, stays.nonzero()[:, 0])
-        narrowed, shift, _ = refit(weight, seen[path], kept, ridge)
+        narrowed, shift = fit(weight, seen[path], kept, ridge)
         whole = torch.zeros_like(weight).flatten(1).index_copy(1, kept, narrowed.to(weight.dtype))
         found[path] = whole.view_as(weight), shift
     return found

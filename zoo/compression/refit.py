@@ -162,7 +162,7 @@ def columns(weight: Tensor, positions: Tensor) -> Tensor:
     return (positions[:, None] * span + torch.arange(span)).flatten()
 
 
-def refit(weight: Tensor, seen: Moments, kept: Tensor, ridge: float) -> tuple[Tensor, Tensor, float]:
+def fit(weight: Tensor, seen: Moments, kept: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     """Fit a reader to the inputs that stay.
 
     Args:
@@ -172,15 +172,23 @@ def refit(weight: Tensor, seen: Moments, kept: Tensor, ridge: float) -> tuple[Te
         ridge: λ as a share of the mean of C's diagonal.
 
     Returns:
-        W' [out, k], the shift of the bias W μ − W' μ[S] [out], and the noise-to-signal ratio that remains.
+        W' [out, k], and the shift of the bias W μ − W' μ[S] [out].
     """
     W, C = weight.detach().flatten(1).double(), seen.covariance
     gram = C[kept][:, kept] + ridged(seen, ridge) * torch.eye(len(kept), dtype=C.dtype)
     cross = W @ C[:, kept]
-    fitted = torch.linalg.solve(gram, cross.T).T
+    L, failed = torch.linalg.cholesky_ex(gram)
+    fitted = (torch.linalg.solve(gram, cross.T) if failed else torch.cholesky_solve(cross.T, L)).T
+    return fitted, W @ seen.mean - fitted @ seen.mean[kept]
+
+
+def refit(weight: Tensor, seen: Moments, kept: Tensor, ridge: float) -> tuple[Tensor, Tensor, float]:
+    """What `fit` returns, and the noise-to-signal ratio that remains."""
+    fitted, shift = fit(weight, seen, kept, ridge)
+    W, C = weight.detach().flatten(1).double(), seen.covariance
+    cross = W @ C[:, kept]
     signal = (W @ C * W).sum()
     noise = signal - 2 * (fitted * cross).sum() + (fitted @ C[kept][:, kept] * fitted).sum()
-    shift = W @ seen.mean - fitted @ seen.mean[kept]
     return fitted, shift, float((noise / signal.clamp(min=1e-12)).clamp(min=0))
 
 

@@ -1,0 +1,66 @@
+"""Keeping: what compression leaves of a model beside its shapes: its precision and what of it is trained.
+
+Half precision is computed in single: a CPU takes ten times as long for it, and small differences get lost.
+"""
+
+import copy
+import logging
+import re
+
+import torch
+from torch import nn
+
+from zoo.structure import base
+
+log = logging.getLogger(__name__)
+
+_FACTOR = re.compile(r"\.[01](\.\w+)$")  # of one of the two layers that stand for one
+
+
+def single(model: nn.Module) -> nn.Module:
+    """The model, in single precision at least: a copy where it has less."""
+    tensors = base.tensors(model).values()
+    half = any(tensor.is_floating_point() and torch.finfo(tensor.dtype).bits < 32 for tensor in tensors)
+    return copy.deepcopy(model).float() if half else model
+
+
+def alike_(smaller: nn.Module, model: nn.Module) -> nn.Module:
+    """Give a compressed model the types of another's tensors, and let those be trained that are trained there.
+
+    What drops activations isn't a matter of tensors: a plan gives what its base has, a graph none. That it is lost is
+    logged.
+
+    Args:
+        smaller: made of the model; changed in place.
+        model: as it was given.
+    """
+    held, own = base.tensors(model), next(model.parameters())
+    for path, tensor in base.tensors(smaller).items():
+        like = held.get(path, held.get(_FACTOR.sub(r"\1", path), own))
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(like.dtype)
+        if isinstance(tensor, nn.Parameter):
+            tensor.requires_grad_(like.requires_grad)
+    kept = _rates(smaller)
+    lost = {path: rate for path, rate in _rates(model).items() if rate != kept.get(path)}
+    if lost:
+        path, rate = next(iter(lost.items()))
+        log.warning(
+            "%d drop rates of the model, such as %g of %s, aren't kept: set them on what is returned, or compress a "
+            "folder that zoo.save wrote with base=Base(id, {the arguments it was created with})",
+            len(lost),
+            rate,
+            path or "the model itself",
+        )
+    return smaller
+
+
+def _rates(model: nn.Module) -> dict[str, float]:
+    """Path of what drops activations → its rate; timm's classifiers have one themselves."""
+    found = {}
+    for path, module in model.named_modules():
+        name = "p" if isinstance(module, nn.modules.dropout._DropoutNd) else "drop_prob"
+        rate = getattr(module, name, None) or (getattr(module, "drop_rate", None) if not path else None)
+        if isinstance(rate, int | float) and rate > 0:
+            found[path] = float(rate)
+    return found
