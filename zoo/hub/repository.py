@@ -14,7 +14,7 @@ from zoo.catalog.entry import Base
 from zoo.errors import RepositoryError, StructureError, WeightsError
 from zoo.files import read_json, sha256, sha256_stamped, write_json, writing_folder
 from zoo.hub import weights
-from zoo.structure import bounds
+from zoo.structure import bounds, buffers
 from zoo.structure.base import check_fingerprint, fingerprint, skeleton, tag, tensors
 from zoo.structure.graph import Graph, build
 from zoo.structure.plan import Plan, apply_
@@ -87,11 +87,12 @@ def write(folder: Path, model: nn.Module, description: Description, files: Mappi
     config: dict[str, Any] = dict(getattr(model, "pretrained_cfg", None) or {})
     if description.graph is not None:
         bounds.check(description.graph, rebuilt, config.get("input_size"))
-    weights.assign_(rebuilt, values, description.name)
+    computed = buffers.computable(rebuilt)
+    weights.assign_(rebuilt, {path: value for path, value in values.items() if path not in computed}, description.name)
     config = {key: value for key, value in config.items() if key not in _ELSEWHERE and value is not None}
     names = config.pop("label_names", None)  # where timm keeps them too
     with writing_folder(folder) as new:
-        digest = weights.write(new / WEIGHTS, values)
+        digest = weights.write(new / WEIGHTS, dict(buffers.stored(rebuilt, values)))
         for name, text in files.items():
             (new / name).write_text(text, encoding="utf-8")
         if description.graph is not None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from zoo.errors import WeightsError
 from zoo.files import writing
+from zoo.structure import buffers
 
 ALIGNMENT = 64
 
@@ -104,7 +105,8 @@ def assign_(model: nn.Module, values: Mapping[str, Tensor], where: str) -> nn.Mo
 
     Args:
         model: usually on the meta device.
-        values: what `tensors` of the saved model held; half precision is accepted where a float is expected.
+        values: what `tensors` of the saved model held; half precision is accepted where a float is expected. Buffers
+            that their module computes may be missing, and are computed.
         where: their file, for messages.
 
     Returns:
@@ -113,7 +115,13 @@ def assign_(model: nn.Module, values: Mapping[str, Tensor], where: str) -> nn.Mo
     Raises:
         WeightsError: naming the first path that is missing, misshapen, of another kind, or that the model lacks.
     """
-    left = dict(values)
+    computed = buffers.computable(model)
+    left = {
+        path: value
+        for path, value in values.items()
+        if path not in computed or _fits(computed[path][0]._buffers.get(computed[path][1]), value)
+    }
+    given = set(left)
     seen: dict[int, Tensor] = {}
     held: dict[str, Any]
     for prefix, module in model.named_modules():
@@ -124,6 +132,8 @@ def assign_(model: nn.Module, values: Mapping[str, Tensor], where: str) -> nn.Mo
                     if name in module._non_persistent_buffers_set and path in left:
                         held[name] = left.pop(path)  # timm leaves some out on the meta device
                     continue
+                if path in computed and path not in left:
+                    continue
                 if id(expected) not in seen:
                     value = _checked(path, expected, left.pop(path, None), where)
                     if isinstance(expected, nn.Parameter):
@@ -133,7 +143,13 @@ def assign_(model: nn.Module, values: Mapping[str, Tensor], where: str) -> nn.Mo
     if left:
         first, more = next(iter(left)), f" and {len(left) - 1} more" if len(left) > 1 else ""
         raise WeightsError(f"{where}: {first}{more} on disk, but the plan has no such tensor: plan and weights differ")
+    buffers.compute_(model, given)
     return model
+
+
+def _fits(expected: Tensor | None, found: Tensor) -> bool:
+    """Whether a computed buffer is of the size that it has before a forward pass grows it."""
+    return expected is None or expected.shape == found.shape
 
 
 def _checked(path: str, expected: Tensor, found: Tensor | None, where: str) -> Tensor:
