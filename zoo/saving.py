@@ -15,7 +15,7 @@ from zoo.cards.card import eval_results, render
 from zoo.catalog.entry import Base, Entry
 from zoo.converting import converted
 from zoo.errors import RepositoryError, StructureError, UnknownName
-from zoo.files import free, writing_folder
+from zoo.files import free, read_json, writing_folder
 from zoo.hub import remote, repository
 from zoo.hub.describing import check_outputs, described
 from zoo.hub.repository import Description
@@ -127,6 +127,8 @@ def push(
     for name in repository.FILES:
         if (source / name).is_symlink():
             raise RepositoryError(f"{source / name} is a link, expected a file: it would publish what it points to")
+    if (source / repository.CONFIG).is_file() and "zoo" not in read_json(source / repository.CONFIG):
+        raise RepositoryError(f"{source} isn't written by zoo: zoo.save(zoo.load({str(source)!r}), FOLDER), push that")
     if (source / repository.CONFIG).is_file() and not (source / repository.WEIGHTS).is_file():
         raise RepositoryError(f"{source} has no {repository.WEIGHTS}: save the repository again")
     repository.check_sha256(source)

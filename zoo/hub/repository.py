@@ -13,7 +13,7 @@ from torch import nn
 from zoo.catalog.entry import Base
 from zoo.errors import RepositoryError, StructureError, WeightsError
 from zoo.files import read_json, sha256, sha256_stamped, write_json, writing_folder
-from zoo.hub import weights
+from zoo.hub import timm_folder, weights
 from zoo.structure import bounds, buffers
 from zoo.structure.base import check_fingerprint, fingerprint, skeleton, tag, tensors
 from zoo.structure.graph import Graph, build
@@ -151,7 +151,7 @@ def read(folder: Path) -> dict[str, Any]:
         folder: the repository.
 
     Returns:
-        The configuration: timm's keys, and ours under `zoo`.
+        The configuration: timm's keys, and ours under `zoo`; of a folder that timm saved, what ours would be.
 
     Raises:
         RepositoryError: it isn't a repository, was written by a newer schema, or lacks a key.
@@ -159,6 +159,8 @@ def read(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise RepositoryError(f"{folder} isn't a folder: expected a model repository")
     config = read_json(folder / CONFIG)
+    if timm_folder.is_timms(config):
+        return _with_names(folder, timm_folder.as_ours(config, folder / CONFIG, folder / WEIGHTS))
     ours = config.get("zoo")
     if not isinstance(ours, dict):
         raise RepositoryError(f"{folder / CONFIG} has no key 'zoo': not written by this package")

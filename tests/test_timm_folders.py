@@ -1,0 +1,129 @@
+"""What timm saved itself, in a folder or on the Hub, loads as a dense model: with its classes, their names, its size."""
+
+import json
+
+import pytest
+import timm
+import torch
+from client import faults, point
+from hub import commit, create, large, regular, serving
+from timm.models import save_for_hf
+
+import zoo
+from zoo.errors import RepositoryError, StructureError
+from zoo.files import read_json, write_json
+
+NAMES = ["daisy", "poppy", "rose"]
+SAVED = {
+    "classes of its own": ("test_resnet", {"num_classes": 3}, 160),
+    "one channel": ("test_resnet", {"num_classes": 3, "in_chans": 1}, 64),
+    "another size": ("test_vit", {"num_classes": 3, "img_size": 64}, 64),
+    "buffers that are computed": ("test_vit_relpos", {"num_classes": 3}, 160),
+    "arguments": ("resnet10t", {"num_classes": 3, "stem_width": 16}, 64),
+}
+
+
+def made(name, folder, **options):
+    """A model as timm saves it; its older versions write neither channels, size nor arguments by themselves."""
+    architecture, args, size = SAVED[name]
+    torch.manual_seed(0)
+    model = timm.create_model(architecture, **args).eval()
+    given = {key: value for key, value in args.items() if key != "num_classes"}
+    channels = args.get("in_chans", 3)
+    config = {
+        "pretrained_cfg": {"input_size": (channels, size, size), "mean": [0.5] * channels, "std": [0.5] * channels}
+    }
+    save_for_hf(
+        model,
+        folder,
+        model_config={**config, "label_names": NAMES},
+        model_args=given or None,
+        **{"safe_serialization": True, **options},
+    )
+    return model, torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def same(a, b, images):
+    with torch.no_grad():
+        return torch.equal(a(images), b(images))
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_a_folder_that_timm_saved_loads_is_saved_and_compressed(name, tmp_path):
+    model, images = made(name, tmp_path / "timms")
+    loaded = zoo.load(tmp_path / "timms")
+
+    assert same(model, loaded, images)
+    assert (loaded.num_classes, [*loaded.pretrained_cfg["label_names"]]) == (3, NAMES)
+    again = zoo.load(zoo.save(loaded, tmp_path / "ours"))
+    assert same(model, again, images)
+    assert [*again.pretrained_cfg["label_names"]] == NAMES
+    assert zoo.load(tmp_path / "timms", num_classes=7)(images).shape == (2, 7)
+
+
+def test_a_folder_that_timm_saved_is_compressed(tmp_path):
+    _, images = made("classes of its own", tmp_path / "timms")
+    smaller = zoo.compress(zoo.load(tmp_path / "timms"), budget=0.6, data=[images])
+    assert same(smaller, zoo.load(zoo.save(smaller, tmp_path / "smaller")), images)
+    assert zoo.measure(smaller).macs <= 0.6 * zoo.measure(zoo.load(tmp_path / "timms")).macs
+
+
+def test_a_repository_of_the_hub_that_timm_pushed_loads(tmp_path, monkeypatch):
+    model, images = made("classes of its own", tmp_path / "timms")
+    with serving(tmp_path / "served") as address:
+        create(address, "someone/flowers")
+        files = tmp_path / "timms"
+        lines = [
+            regular("config.json", (files / "config.json").read_text()),
+            large(address, "someone/flowers", "model.safetensors", (files / "model.safetensors").read_bytes()),
+        ]
+        assert commit(address, "someone/flowers", *lines).status == 200
+        faults(address)
+        point(monkeypatch, address, tmp_path / "cache")
+        assert same(model, zoo.load("someone/flowers"), images)
+        assert zoo.create("someone/flowers").num_classes == 3
+
+
+def test_a_configuration_of_the_oldest_kind_is_read(tmp_path):
+    """All keys in one object, and the names under `labels`."""
+    model, images = made("classes of its own", tmp_path)
+    config = read_json(tmp_path / "config.json")
+    flat = {**config["pretrained_cfg"], "architecture": "test_resnet", "num_classes": 3, "labels": NAMES}
+    write_json(tmp_path / "config.json", flat)
+    loaded = zoo.load(tmp_path)
+    assert same(model, loaded, images)
+    assert [*loaded.pretrained_cfg["label_names"]] == NAMES
+
+
+def test_a_pickle_is_refused_with_the_way_to_save_it_otherwise(tmp_path):
+    made("classes of its own", tmp_path, safe_serialization=False)
+    with pytest.raises(RepositoryError, match=r"pytorch_model.bin, a pickle.*save_for_hf\(model, FOLDER, safe_serial"):
+        zoo.load(tmp_path)
+
+
+def test_what_timm_saved_is_not_published_as_ours(tmp_path):
+    made("classes of its own", tmp_path / "timms")
+    with pytest.raises(RepositoryError, match=r"timms isn't written by zoo: zoo\.save\(zoo\.load\('.*timms'\), FOLDER"):
+        zoo.push(tmp_path / "timms", tmp_path / "there")
+    zoo.push(zoo.save(zoo.load(tmp_path / "timms"), tmp_path / "ours"), tmp_path / "there")
+    assert zoo.load(tmp_path / "there").num_classes == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        ({"pretrained_cfg": 3}, RepositoryError, "expected pretrained_cfg with input_size, and model_args, as timm"),
+        ({"model_args": [1]}, RepositoryError, "expected pretrained_cfg with input_size, and model_args, as timm"),
+        ({"model_args": {"checkpoint_path": "/etc/passwd"}}, StructureError, "'checkpoint_path' isn't part of an arch"),
+        ({"num_classes": "many"}, StructureError, "can't be built with"),
+        ({"num_classes": 10**12}, StructureError, "at most 200000 is accepted"),
+        ({"label_names": ["daisy"]}, RepositoryError, "label_names isn't a list of 3 names"),
+    ],
+    ids=str,
+)
+def test_what_timm_would_not_have_written_is_refused(change, kind, message, tmp_path):
+    made("classes of its own", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    write_json(tmp_path / "config.json", {**config, **change})
+    with pytest.raises(kind, match=message):
+        zoo.load(tmp_path)

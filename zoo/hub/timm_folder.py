@@ -1,0 +1,68 @@
+"""Folders and repositories that timm itself saved (`save_for_hf`, `push_to_hf_hub`), read as dense models."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from zoo.catalog.entry import Base
+from zoo.errors import RepositoryError
+from zoo.files import sha256_stamped
+from zoo.structure.base import fingerprint, skeleton
+
+PICKLES = ("pytorch_model.bin", "pytorch_model.pth", "model.pth")
+
+
+def is_timms(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is timm's, of an architecture that this timm has."""
+    architecture = config.get("architecture")
+    return "zoo" not in config and isinstance(architecture, str) and timm.is_model(architecture)
+
+
+def as_ours(config: Mapping[str, Any], config_file: Path, weights_file: Path) -> dict[str, Any]:
+    """What our own config.json would say of a model that timm saved.
+
+    Args:
+        config: timm's; of old, `pretrained_cfg` was all of it.
+        config_file: where it lies, for messages.
+        weights_file: where its weights lie; not fetched yet, perhaps.
+
+    Raises:
+        RepositoryError: it lacks something, or its weights are a pickle.
+        StructureError: timm builds no such model.
+    """
+    folder = weights_file.parent
+    pickles = [name for name in PICKLES if (folder / name).is_file()]
+    if pickles and not weights_file.is_file():
+        raise RepositoryError(
+            f"{folder} has its weights in {pickles[0]}, a pickle, which isn't read: save them with "
+            f"timm.models.save_for_hf(model, FOLDER, safe_serialization=True)"
+        )
+    architecture = config["architecture"]
+    own = config.get("pretrained_cfg", {key: value for key, value in config.items() if key != "architecture"})
+    given = config.get("model_args") or {}
+    size = own.get("input_size", [3, 224, 224]) if isinstance(own, dict) else None
+    if not isinstance(given, dict) or not isinstance(size, list) or len(size) != 3:
+        raise RepositoryError(f"{config_file}: expected pretrained_cfg with input_size, and model_args, as timm writes")
+    usual = timm.get_pretrained_cfg(architecture).to_dict(remove_source=True)  # type: ignore[union-attr]
+    classes = config.get("num_classes", own.get("num_classes", usual["num_classes"]))
+    args = {"num_classes": classes, "in_chans": size[0]}
+    if own.get("fixed_input_size", usual.get("fixed_input_size")):
+        args["img_size"] = size[1:]
+    base = Base(f"timm/{architecture}", {**args, **{key: value for key, value in given.items() if value is not None}})
+    names = config.get("label_names", own.get("label_names", own.get("labels")))
+    return {
+        "architecture": architecture,
+        "num_classes": classes,
+        **({} if names is None else {"label_names": names}),
+        "pretrained_cfg": {**usual, **own, "architecture": architecture, "num_classes": classes},
+        "zoo": {
+            "schema": 1,
+            "name": architecture,
+            "base": {"id": base.id, "args": dict(base.args)},
+            "plan": [],
+            "fingerprint": fingerprint(skeleton(base)),
+            "weights_sha256": sha256_stamped(weights_file) if weights_file.is_file() else "",
+        },
+    }
