@@ -1,12 +1,17 @@
 """Criteria of weights: a layer's score doesn't depend on how the layer is written."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from zoo.catalog.entry import Budget
+from zoo.compression import prune
 from zoo.compression.criteria import CRITERIA, Evidence
 from zoo.compression.groups import analyse
+from zoo.compression.prune import Prune, choose, fittable
 
 
 class Projection(nn.Module):
@@ -47,3 +52,32 @@ def test_a_layer_scores_what_the_same_computation_scores_as_a_convolution(criter
     torch.testing.assert_close(*outputs)
     torch.testing.assert_close(*scores)
     assert all(bool((score > 0).all()) for score in scores[0])
+
+
+@torch.no_grad()
+def test_units_that_write_nothing_cost_nothing_where_no_reader_can_be_fitted(monkeypatch):
+    """Half of the units write zeros; a transposed convolution reads them, and norms stand behind it."""
+    torch.manual_seed(0)
+    writer, reader = nn.Conv2d(3, 16, 3), nn.ConvTranspose2d(16, 6, 3, bias=False)
+    writer.weight[::2], writer.bias[::2] = 0, 0
+    model = nn.Sequential(
+        writer, nn.ReLU(), reader, nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)
+    )
+    images = torch.randn(48, 3, 8, 8)
+    analysis = fittable(model.eval(), analyse(model, images[:2]), images[:1])
+    curves = []
+
+    def allocate(analysis, damage, *rest):
+        curves.append(damage)
+        return [group.units for group in analysis.groups]
+
+    monkeypatch.setattr(prune, "allocate", allocate)
+    choose(model, analysis, [images], Budget(0.5), Prune())
+    (group,) = [g for g, each in enumerate(analysis.groups) if "2" in each.unfitted and not each.readers]
+    damage = curves[0][group]
+    assert damage[16] == 0
+    assert max(damage[k] for k in range(8, 16)) < 1e-8
+    masked, weakest = copy.deepcopy(model), writer.weight.flatten(1).square().sum(1).argsort()[:12]
+    masked[2].weight[weakest] = 0
+    target, found = (net(images).double().log_softmax(1) for net in (model, masked))
+    assert damage[4] == pytest.approx(float((target.exp() * (target - found)).sum(1).mean()), rel=1e-4)
