@@ -1,4 +1,4 @@
-"""What timm saved itself, in a folder or on the Hub, loads as a dense model: with its classes, their names, its size."""
+"""What timm saved itself, in a folder or on the Hub, loads as a dense model: its classes, their names, its size."""
 
 import json
 
@@ -14,6 +14,7 @@ from zoo.errors import RepositoryError, StructureError
 from zoo.files import read_json, write_json
 
 NAMES = ["daisy", "poppy", "rose"]
+BARE = {"model_args": {}, "label_names": None}
 SAVED = {
     "classes of its own": ("test_resnet", {"num_classes": 3}, 160),
     "one channel": ("test_resnet", {"num_classes": 3, "in_chans": 1}, 64),
@@ -115,8 +116,8 @@ def test_what_timm_saved_is_not_published_as_ours(tmp_path):
         ({"pretrained_cfg": 3}, RepositoryError, "expected pretrained_cfg with input_size, and model_args, as timm"),
         ({"model_args": [1]}, RepositoryError, "expected pretrained_cfg with input_size, and model_args, as timm"),
         ({"model_args": {"checkpoint_path": "/etc/passwd"}}, StructureError, "'checkpoint_path' isn't part of an arch"),
-        ({"num_classes": "many"}, StructureError, "can't be built with"),
-        ({"num_classes": 10**12}, StructureError, "at most 200000 is accepted"),
+        ({**BARE, "num_classes": "many"}, StructureError, "can't be built with"),
+        ({**BARE, "num_classes": 10**12}, StructureError, "at most 200000 is accepted"),
         ({"label_names": ["daisy"]}, RepositoryError, "label_names isn't a list of 3 names"),
     ],
     ids=str,
