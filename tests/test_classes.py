@@ -70,6 +70,12 @@ NAMELESS = {
     "in the order of the data's names": (["b", "a", "c"], 3, [0, 1, 2], "no names for its classes: taken in the order"),
     "numbers in order of size": (["0", "1", "10", *"23456789"], 11, [0, 1, 10, *range(2, 10)], "taken in the order"),
     "ImageNet's wnids": ([WNIDS[5], WNIDS[3]], 1000, [5, 3], "taken for ImageNet's"),
+    "ImageNet's names that others have too": (
+        ["crane (n03126707)", "crane (n02012849)", "Cardigan", "cardigan", "partridge", "n02939185_caldron"],
+        1000,
+        [517, 134, 264, 474, 86, 469],
+        "taken for ImageNet's",
+    ),
     "ImageNet's names": (["goldfish", "tench"], 1000, [1, 0], "taken for ImageNet's"),
 }
 

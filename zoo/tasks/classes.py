@@ -6,6 +6,7 @@ Names agree apart from case, and from spaces, hyphens and underscores; numbers a
 Source: https://image-net.org, as timm lists it.
 """
 
+import itertools
 import json
 import logging
 import re
@@ -161,7 +162,7 @@ def _by_order(data: "Data", count: int | None, own: list[str] | None, spec: str)
 def _of_nameless(theirs: list[str], count: int | None, spec: str) -> list[int]:
     """Numbers of names for a model that has none: ImageNet's, or in the names' order."""
     if count == 1000:
-        found = [_found(name, *_tables(_imagenet())) for name in theirs]
+        found = [_found(name, _tables(_imagenet())) for name in theirs]
         if None not in found and len(set(found)) == len(found):
             log.info("the model has 1000 classes and no names for them: taken for ImageNet's, as %s names them", spec)
             return [number for number in found if number is not None]
@@ -179,10 +180,12 @@ def _by_name(theirs: list[str], own: list[str], spec: str) -> list[int]:
     """The number of each name among the model's."""
     if [_key(name) for name in theirs] == [_key(name) for name in own]:
         return list(range(len(own)))
-    tables = _tables(tuple(map(_with_synonyms, own)))
-    if len(own) == 1000 and sum(_key(name) in keys for name, keys in zip(own, _imagenet(), strict=True)) > 900:
-        tables = _tables(_imagenet(), tuple(map(_with_synonyms, own)))
-    found = [_found(name, *tables) for name in theirs]
+    known = tuple(map(_keys, own))
+    if len(own) == 1000 and sum(_found(name, _tables(_imagenet())) == number for number, name in enumerate(own)) > 900:
+        tables = _tables(known, _imagenet())
+    else:
+        tables = _tables(known)
+    found = [_found(name, tables) for name in theirs]
     missing = [name for name, number in zip(theirs, found, strict=True) if number is None]
     meant = {number: name for name, number in zip(theirs, found, strict=True)}
     twice = [name for name, number in zip(theirs, found, strict=True) if meant[number] != name]
@@ -195,40 +198,45 @@ def _by_name(theirs: list[str], own: list[str], spec: str) -> list[int]:
     return [number for number in found if number is not None]
 
 
-Keys = tuple[str, ...]  # what one class is known by: its name, then synonyms
+# What a class is known by, surest first: name and WordNet id as written, first synonym as written, name in any case,
+# first synonym in any case, all synonyms.
+Keys = tuple[tuple[str, ...], ...]
+Tables = list[dict[str, set[int]]]
 
 
-def _found(name: str, whole: Mapping[str, set[int]], synonyms: Mapping[str, set[int]]) -> int | None:
+def _keys(name: str) -> Keys:
+    parts = [part.strip() for part in name.split(",")]
+    first, *others = map(_key, parts)
+    return (name, *re.findall(r"\bn\d{8}(?!\d)", name)), (parts[0],), (_key(name),), (first,), (first, *others)
+
+
+def _found(name: str, tables: Tables) -> int | None:
     """The one class that a name means."""
-    for key in _with_synonyms(name):
-        for table in (whole, synonyms):
+    for key in itertools.chain.from_iterable(_keys(name)):
+        for table in tables:
             if len(numbers := table.get(key, set())) == 1:
                 return next(iter(numbers))
     return None
 
 
 @cache
-def _tables(*sources: tuple[Keys, ...]) -> tuple[dict[str, set[int]], dict[str, set[int]]]:
-    whole: dict[str, set[int]] = defaultdict(set)
-    synonyms: dict[str, set[int]] = defaultdict(set)
-    for classes in sources:
-        for number, keys in enumerate(classes):
-            whole[keys[0]].add(number)
+def _tables(*sources: tuple[Keys, ...]) -> Tables:
+    """For each kind of key, the classes that it may mean."""
+    tables: Tables = [defaultdict(set) for _ in _keys("")]
+    for number, known in itertools.chain.from_iterable(map(enumerate, sources)):
+        for table, keys in zip(tables, known, strict=True):
             for key in keys:
-                synonyms[key].add(number)
-    return dict(whole), dict(synonyms)
+                table[key].add(number)
+    return [dict(table) for table in tables]
 
 
 @cache
 def _imagenet() -> tuple[Keys, ...]:
     info = ImageNetInfo()
-    pairs = zip(info.label_names(), info.label_descriptions(), strict=True)
-    return tuple((wnid, *_with_synonyms(description)) for wnid, description in pairs)
-
-
-def _with_synonyms(name: str) -> Keys:
-    parts = [_key(part) for part in name.split(",")]
-    return tuple(dict.fromkeys((_key(name), *parts)))
+    described = map(_keys, info.label_descriptions())
+    return tuple(
+        ((*names, wnid), *others) for wnid, (names, *others) in zip(info.label_names(), described, strict=True)
+    )
 
 
 def _key(name: str) -> str:
