@@ -157,6 +157,16 @@ def test_text_labels_are_classes_too():
     assert list(matched(dataset(table, "train"), model(3, ANIMALS), "set")["label"]) == [1, 0, 1]
 
 
+def test_images_that_are_rendered_when_read_can_have_other_labels_too():
+    pairs = dataset("digit_pairs", "test", limit=100)
+    found = matched(pairs, model(100, [f"{pair:02d}" for pair in reversed(range(100))]), "digit_pairs")
+
+    assert list(found["label"]) == list(reversed(range(100)))
+    assert found.features["label"].names[0] == "99"
+    assert pairs.features["label"].names[0] == "00"
+    assert found[3] == {"image": pairs[3]["image"], "label": 96}
+
+
 def test_teacher_and_student_must_mean_the_same(caplog):
     check_same_classes(model(3, ANIMALS), model(3, ["CAT", "dog", "sea-lion"]), "the teacher")
     check_same_classes(model(3, ANIMALS), model(3), "the teacher")

@@ -55,7 +55,8 @@ def of_table(spec: str, data: "Dataset") -> "Dataset":
     data = data.rename_columns({old: new for old, new in ((image, "image"), (label, "label")) if old != new})
     if getattr(data.features["label"], "dtype", "") in ("string", "large_string"):
         names = sorted(data.unique("label"))
-        return data.cast_column("label", datasets.ClassLabel(names=names))
+        numbers = {name: number for number, name in enumerate(names)}
+        return relabelled(data, numbers, datasets.ClassLabel(names=names))
     return data
 
 
@@ -88,7 +89,7 @@ def of_stream(
     return stream.map(kept, remove_columns=[image, label], features=features)
 
 
-def relabelled(data: "Data", numbers: Mapping[int, int], kind: Any) -> "Data":
+def relabelled(data: Any, numbers: Mapping[Any, int], kind: Any) -> Any:
     """Data with other class numbers; images stay as they are stored.
 
     Args:
@@ -101,21 +102,21 @@ def relabelled(data: "Data", numbers: Mapping[int, int], kind: Any) -> "Data":
         features = data.features and datasets.Features({**data.features, "label": kind})
         return data.map(partial(_renumbered_row, numbers=numbers), input_columns=["label"], features=features)
     before = data.format["format_kwargs"].get("transform") if data.format["type"] == "custom" else None
-    if "label" in (data.features or {}):
-        data = data.cast_column("label", kind)
-    return data.with_transform(partial(_renumbered, numbers=numbers, before=before))
+    found = data.with_transform(partial(_renumbered, numbers=numbers, before=before))
+    found.info.features["label"] = kind  # cast_column would write all rows anew
+    return found
 
 
 def _kept(row: Mapping[str, Any], *, image: str, label: str) -> dict[str, Any]:
     return {"image": row[image], "label": row[label]}
 
 
-def _renumbered_row(label: int, *, numbers: Mapping[int, int]) -> dict[str, int]:
+def _renumbered_row(label: Any, *, numbers: Mapping[Any, int]) -> dict[str, int]:
     return {"label": numbers.get(label, label)}
 
 
-def _renumbered(batch: dict[str, list[Any]], *, numbers: Mapping[int, int], before: Any) -> dict[str, list[Any]]:
-    if before is not None and "image" in batch:
+def _renumbered(batch: dict[str, list[Any]], *, numbers: Mapping[Any, int], before: Any) -> dict[str, list[Any]]:
+    if before is not None:
         batch = {**batch, **before(batch)}
     if "label" not in batch:
         return batch

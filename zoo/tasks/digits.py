@@ -80,6 +80,8 @@ def _half(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def _render_batch(batch: dict[str, list[int]], *, glyphs: list[list[Image.Image]], seed: int) -> dict[str, list[Any]]:
+    if "image" not in batch:
+        return {}
     return {"image": [_render(number, glyphs, seed) for number in batch["image"]]}
 
 
