@@ -26,6 +26,7 @@ from zoo.tasks.classification import evaluation_transform, loader, training_tran
 from zoo.tasks.datasets import dataset
 from zoo.tasks.evaluation import evaluate
 from zoo.tasks.pixels import decode
+from zoo.tasks.streams import Stream
 
 GREY = {"input_size": [1, 16, 16], "mean": [0.3], "std": [0.35], "interpolation": "bilinear", "crop_pct": 1.0}
 AUGMENT = {"scale": [0.6, 1.0], "hflip": 0.0, "color_jitter": [0.4, 0.4, 0.4], "re_prob": 0.3, "re_mode": "pixel"}
@@ -281,7 +282,7 @@ def test_the_callers_random_generators_are_left_alone(streamed, train, test):
     def drawn():
         return random.getrandbits(32), np.random.random(), torch.rand(1).item()
 
-    data = train.to_iterable_dataset() if streamed else train
+    data = Stream(train.to_iterable_dataset(), len(train)) if streamed else train
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     expected = drawn()
     random.setstate(states[0])
@@ -304,7 +305,7 @@ def test_accelerate_skips_exactly_the_batches_that_were_seen(train):
 
 
 def test_a_stream_is_shuffled_by_seed_and_epoch(train, test):
-    stream = train.to_iterable_dataset(num_shards=4)
+    stream = Stream(train.to_iterable_dataset(num_shards=4), len(train))
     first = batches(stream, seed=1, epoch=0)
 
     assert len(first) == 1347 // 64

@@ -91,17 +91,17 @@ def test_a_teacher_that_was_normalised_otherwise_sees_the_same_pixels():
     mine, its = (
         torch.stack([(pixels[:, i] - c["mean"][i]) / c["std"][i] for i in range(3)], 1) for c in (HALVES, IMAGENET)
     )
-    torch.testing.assert_close(seen(mine, HALVES, IMAGENET), its)
-    assert seen(mine, HALVES, {**HALVES, "input_size": (3, 8, 8)}) is mine, "and a size that it takes is left alone"
+    torch.testing.assert_close(seen(mine, HALVES, {**IMAGENET, "input_size": (3, 4, 4)}), its)
+    assert seen(mine, HALVES, dict(HALVES)) is mine, "and what it takes is left alone"
 
 
-def test_only_a_teacher_of_a_single_size_has_its_images_resized():
+def test_a_teacher_of_another_size_has_images_that_are_tensors_resized():
     images = torch.randn(2, 3, 4, 4)
-    fixed = {**HALVES, "input_size": (3, 8, 8), "fixed_input_size": True}
+    larger = {**HALVES, "input_size": (3, 8, 8)}
     expected = F.interpolate(images, (8, 8), mode="bicubic", antialias=True)
-    assert torch.equal(seen(images, HALVES, fixed), expected)
+    assert torch.equal(seen(images, HALVES, larger), expected)
     teacher = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 4)).eval()
-    teacher.pretrained_cfg = fixed
+    teacher.pretrained_cfg = larger
     student = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
     loss = distil_step([teacher], Distil(alpha=1.0), HALVES)(student, (images, torch.tensor([0, 1])), 0.0)
     torch.testing.assert_close(loss, kl(student(images), teacher(expected), 2.0))

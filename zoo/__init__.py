@@ -17,7 +17,8 @@ from zoo.version import __version__ as __version__
 if TYPE_CHECKING:
     from zoo.building import build
     from zoo.catalog import info, names
-    from zoo.compressing import compress, distil
+    from zoo.compressing import compress
+    from zoo.distilling import distil
     from zoo.loading import create, load, transform
     from zoo.measurement import measure
     from zoo.saving import convert, push, save
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 _ROOMS = {
     "zoo.building": ("build",),
     "zoo.catalog": ("info", "names"),
-    "zoo.compressing": ("compress", "distil"),
+    "zoo.compressing": ("compress",),
+    "zoo.distilling": ("distil",),
     "zoo.loading": ("create", "load", "transform"),
     "zoo.measurement": ("measure",),
     "zoo.saving": ("convert", "push", "save"),

@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
@@ -21,9 +21,10 @@ from torch import nn
 
 from zoo import catalog
 from zoo.catalog.entry import Base, Entry, Recipe
-from zoo.compressing import LEARNING, compress, declared, distil
+from zoo.compressing import LEARNING, compress, declared, learning
 from zoo.costs import learning_costs, training_costs
 from zoo.counting import COUNTINGS
+from zoo.distilling import distil, training_images, training_of
 from zoo.errors import RepositoryError, UnknownName, ZooError, require
 from zoo.files import free, read_json, write_json
 from zoo.hub import repository
@@ -36,11 +37,12 @@ from zoo.report import Report, Row
 from zoo.saving import save
 from zoo.structure.base import initialised
 from zoo.tasks.classes import matched
+from zoo.tasks.classification import training_transform
 from zoo.tasks.datasets import dataset
 from zoo.tasks.draws import check_whole
 from zoo.tasks.folders import SPLITS
 from zoo.training.hierarchy import Distil
-from zoo.training.schedule import Machine, Schedule
+from zoo.training.schedule import Machine, Schedule, check_shares
 from zoo.verification import report_of
 
 NOTE = "recipe.json"
@@ -100,10 +102,10 @@ def make(
         say(f"made already: {folder}")
         return folder
     schedule, how = declared(Schedule, recipe.schedule, "schedule"), declared(Distil, recipe.distil, "distil")
-    base, work, data = begin(entry, folder, data, say, machine)
+    teachers = [pretrained(Base(teacher)) for teacher in recipe.teachers] if schedule.epochs else []
+    base, work, data = begin(entry, folder, data, say, machine, teachers)
     model = load(work / "start").to(here.device)
     if schedule.epochs:
-        teachers = [pretrained(Base(teacher)) for teacher in recipe.teachers]
         say(Step(f"3 {training_costs(model, teachers, recipe, data, machine, here)}"))
         distil(
             model,
@@ -135,7 +137,12 @@ def make(
 
 
 def begin(
-    entry: Entry, folder: Path, data: str | None, say: Say, machine: Machine | None = None
+    entry: Entry,
+    folder: Path,
+    data: str | None,
+    say: Say,
+    machine: Machine | None = None,
+    teachers: Sequence[nn.Module] = (),
 ) -> tuple[nn.Module, Path, str]:
     """The steps before training: load the base, compress it, and keep what came of it as a repository.
 
@@ -145,6 +152,7 @@ def begin(
         data: the data set, where it isn't the recipe's.
         say: called with a line as each step begins.
         machine: how a method that trains runs here.
+        teachers: of the training that follows, which must fit.
 
     Returns:
         The dense base, the folder of what is kept until the build ends, and the data set.
@@ -161,6 +169,7 @@ def begin(
     for each in images:
         matched(each, base, data)
         check_whole(each, data)
+    _check_training(base, teachers, recipe, data)
     begun = (work / "start").is_dir()
     here.wait_for_everyone()
     if not begun:
@@ -235,6 +244,20 @@ def plan(
     if processes().is_main_process:
         write_json(file, {"name": entry.name, **read_json(work / "start" / repository.CONFIG)["zoo"]})
     return file, rows
+
+
+def _check_training(base: nn.Module, teachers: Sequence[nn.Module], recipe: Recipe, data: str) -> None:
+    """Check what can be known of a recipe's trainings before anything long begins."""
+    schedule, how = declared(Schedule, recipe.schedule, "schedule"), declared(Distil, recipe.distil, "distil")
+    schedules = []
+    if schedule.epochs:
+        training = training_of(base, teachers, data, how=how, schedule=schedule, augment=recipe.augment)
+        schedules.append(training.schedule)
+    if recipe.method in LEARNING:
+        training_transform(_config(base), recipe.augment)
+        schedules.append(training_images(base, data, learning(recipe.method, recipe.options)[1])[1])
+    for each in schedules:
+        check_shares(each, processes().num_processes)
 
 
 def processes() -> Any:

@@ -20,6 +20,7 @@ from zoo.compression.groups import Analysis, narrow
 from zoo.compression.keeping import alike_, single
 from zoo.compression.low_rank import LowRank, low_rank
 from zoo.compression.prune import Prune, prune
+from zoo.distilling import epochs, training_images
 from zoo.errors import BudgetError, DataError, StructureError, UnknownName
 from zoo.hub import weights
 from zoo.hub.describing import check_outputs, describe, described
@@ -29,16 +30,12 @@ from zoo.structure import base, blocks
 from zoo.structure.base import skeleton
 from zoo.structure.exported import lift
 from zoo.structure.graph import build
-from zoo.structure.plan import Factor, Mask, Plan, Swap, apply_
-from zoo.tasks.classes import check_same_classes, matched, name_classes_
-from zoo.tasks.classification import evaluation_transform, loader, training_transform, workers_for
+from zoo.structure.plan import Factor, Plan, Swap, apply_
+from zoo.tasks.classes import matched
+from zoo.tasks.classification import evaluation_transform, loader, training_transform
 from zoo.tasks.datasets import dataset
 from zoo.tasks.evaluation import evaluating
-from zoo.training import masks
-from zoo.training import state as states
-from zoo.training.hierarchy import Distil, Step, distil_step, task_step
 from zoo.training.schedule import Machine, Schedule
-from zoo.training.trainer import train
 
 log = logging.getLogger(__name__)
 
@@ -143,77 +140,6 @@ def check_method(method: str) -> None:
     """
     if method not in AVAILABLE:
         raise UnknownName(f"no method {method!r}: this version compresses by {', '.join(AVAILABLE)}")
-
-
-@torch.inference_mode(False)
-def distil(
-    model: nn.Module,
-    teachers: Sequence[nn.Module],
-    data: str,
-    *,
-    how: Distil | None = None,
-    schedule: Schedule | None = None,
-    augment: Mapping[str, Any] | None = None,
-    seed: int = 0,
-    state: Path | None = None,
-    machine: Machine | None = None,
-    evaluate: Callable[[], Mapping[str, float]] | None = None,
-) -> nn.Module:
-    """Train a model in place: from its teachers, or from the labels alone where there are none.
-
-    Args:
-        model: from `compress`, `create` or `load`.
-        teachers: from smaller to larger.
-        data: a data set as `--data` takes it; its train split.
-        how: the declaration of the loss.
-        schedule: how long and how fast.
-        augment: keyword arguments of timm's training transform.
-        seed: of order and augmentation.
-        state: a file to resume from; one of other teachers, data or augmentation is refused.
-        machine: how it runs here.
-        evaluate: called after each epoch; its figures are shown and logged.
-
-    Returns:
-        The same model in eval mode.
-
-    Raises:
-        UnknownName, DataError: the data, the augmentation or the state can't be used, or the loss isn't finite.
-        MissingExtra: accelerate or datasets isn't installed.
-        StorageError: the state can't be written.
-    """
-    schedule, machine = schedule or Schedule(), machine or Machine()
-    config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    transform = training_transform(config, augment or {})
-    images = matched(dataset(data, "train"), model, data)
-    for teacher in teachers:
-        check_same_classes(model, teacher, f"the teacher {describe(teacher).name}")
-    name_classes_(model, images)
-    frozen = [teacher.eval() for teacher in teachers]
-    step: Step = distil_step(frozen, how or Distil(), config) if teachers else task_step
-    plan: Plan = describe(model).plan
-    zeros = [path for edit in plan.edits if isinstance(edit, Mask) for path in edit.paths]
-
-    progress = "distil" if teachers else "train"
-    about = {"data": data, "augment": dict(augment or {})}
-    if teachers and state:
-        about |= {
-            "distil": asdict(how or Distil()),
-            "teachers": [states.digest("teacher", "", each) for each in frozen],
-        }
-    epoch = _epochs(images, transform, schedule, seed, machine)
-    with masks.held(model, zeros):
-        return train(
-            model,
-            step,
-            epoch,
-            schedule,
-            seed=seed,
-            state=state,
-            about=about,
-            evaluate=evaluate,
-            progress=progress,
-            machine=machine,
-        )
 
 
 def calibration(model: nn.Module, data: str, images: int = CALIBRATION_IMAGES, seed: int = 0) -> list[Tensor]:
@@ -349,24 +275,14 @@ def _learned(
         raise StructureError(f"{method} trains in float32, the model is {weight.dtype}: pass model.float()")
     how, schedule = learning(method, options)
     config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    images = matched(dataset(data, "train"), model, data)
-    epoch = _epochs(images, training_transform(config, augment or {}), schedule, seed, machine)
+    images, schedule = training_images(model, data, schedule)
+    epoch = epochs(images, training_transform(config, augment or {}), schedule, seed, machine)
     if isinstance(how, lockd.Lockd):
         return lockd.lockd(model, epoch, how, schedule, seed=seed, state=state, machine=machine)
     drawn = matched(dataset(data, "train", limit=CALIBRATION_IMAGES, seed=seed), model, data)
     few = loader(drawn, evaluation_transform(config), 64)
     labelled = [(images.to(weight.device), labels.to(weight.device)) for images, labels in few]
     return dwain.dwain(model, labelled, epoch, how, schedule, seed=seed, state=state, machine=machine)
-
-
-def _epochs(images: Any, transform: Any, schedule: Schedule, seed: int, machine: Machine) -> Callable[[int], Any]:
-    """Epoch → its loader."""
-    workers = workers_for(images) if machine.workers is None else machine.workers
-
-    def epoch(number: int) -> Any:
-        return loader(images, transform, schedule.batch_size, seed=seed, epoch=number, workers=workers)
-
-    return epoch
 
 
 def _rebuilt(model: nn.Module, description: Description, tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -15,10 +15,10 @@ from zoo.catalog.entry import Recipe
 from zoo.compressing import LEARNING, declared, learning
 from zoo.compression.dwain import Dwain, looked_at
 from zoo.compression.lockd import Lockd, Pairs, started
+from zoo.distilling import training_images, training_of
 from zoo.measurement import measure
 from zoo.tasks.classification import Transform, loader, training_transform, workers_for
-from zoo.tasks.datasets import dataset
-from zoo.training.hierarchy import Distil, seen, shares_of
+from zoo.training.hierarchy import Distil, shares_of
 from zoo.training.schedule import Machine, Schedule
 
 SECONDS = 0.5  # how long a timing goes on
@@ -85,7 +85,7 @@ def cost(
     Args:
         model: the student, with `pretrained_cfg`; left as it was.
         teachers: from smaller to larger, with `pretrained_cfg`.
-        data: what `dataset` returns.
+        data: images to train on, with a length.
         transform: of training images.
         schedule: how long.
         how: the declaration of the loss.
@@ -94,14 +94,14 @@ def cost(
         device: of this one.
 
     Returns:
-        The cost; None for a stream without a number of steps.
+        The cost; None of no steps.
     """
     machine, steps = machine or Machine(), _steps(data, schedule)
     if steps is None:
         return None
     shares = shares_of(len(teachers), how or Distil()) if teachers else ()
     config = _config(model)
-    counts = [measure(teacher, _input(teacher, config)).macs for teacher in teachers]
+    counts = [measure(teacher).macs for teacher in teachers]
     taught = sum(share * macs for share, macs in zip(shares, counts, strict=True))
     share = max(1, schedule.batch_size // processes)
     student = copy.deepcopy(model).to(device).train()
@@ -136,7 +136,7 @@ def cost_of_learning(
     Args:
         model: dense, with `pretrained_cfg`; left as it was.
         how: the method's declaration.
-        data: what `dataset` returns.
+        data: images to train on, with a length.
         transform: of training images.
         schedule: of the method's training.
         machine: how it will run.
@@ -144,7 +144,7 @@ def cost_of_learning(
         device: of this one.
 
     Returns:
-        The cost; None for a stream without a number of steps.
+        The cost; None of no steps.
 
     Raises:
         StructureError: no layer can be factored.
@@ -194,9 +194,9 @@ def training_costs(
         UnknownName, DataError: the recipe can't be followed.
     """
     schedule, how = declared(Schedule, recipe.schedule, "schedule"), declared(Distil, recipe.distil, "distil")
-    transform = training_transform(_config(model), recipe.augment)
+    training = training_of(model, teachers, data, how=how, schedule=schedule, augment=recipe.augment)
     where: Any = {"machine": machine, "processes": here.num_processes, "device": here.device}
-    found = cost(model, teachers, dataset(data, "train"), transform, schedule, how=how, **where)
+    found = cost(model, teachers, training.images, training.transform, training.schedule, how=how, **where)
     doing = f"distil from {', '.join(recipe.teachers)}" if teachers else "train"
     return f"{doing}, {schedule.epochs} epochs of {data}{f': {found}' if found else ''}"
 
@@ -210,26 +210,20 @@ def learning_costs(base: nn.Module, recipe: Recipe, data: str, machine: Machine,
         return recipe.method
     transform = training_transform(_config(base), recipe.augment)
     where: Any = {"machine": machine, "processes": here.num_processes, "device": here.device}
-    found = cost_of_learning(base, how, dataset(data, "train"), transform, schedule, **where)
+    images, schedule = training_images(base, data, schedule)
+    found = cost_of_learning(base, how, images, transform, schedule, **where)
     return f"{recipe.method}: {'at most ' * isinstance(how, Dwain)}{found}" if found else recipe.method
 
 
 def _steps(data: Any, schedule: Schedule) -> int | None:
-    """Steps in all; None for a stream without a number of them."""
-    per_epoch = len(data) // schedule.batch_size if hasattr(data, "__len__") else 0
-    return min(schedule.epochs * per_epoch or schedule.steps or 0, schedule.steps or 2**62) or None
+    """Steps in all; None where there are none."""
+    total = schedule.epochs * (len(data) // schedule.batch_size)
+    return min(total, schedule.steps or total) or None
 
 
 def _config(model: nn.Module) -> Mapping[str, Any]:
     config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     return config
-
-
-def _input(teacher: nn.Module, student: Mapping[str, Any]) -> Sequence[int]:
-    """Channels, height and width that a teacher gets."""
-    own = _config(teacher)
-    size: Sequence[int] = (own if own.get("fixed_input_size") else student)["input_size"]
-    return size
 
 
 @torch.random.fork_rng(devices=[])
@@ -252,7 +246,7 @@ def _trained(
         with autocast:
             seconds = _seconds(device, lambda: student(images).sum().backward())
             for share, teacher in zip(shares, teachers, strict=True):
-                view = seen(images, config, _config(teacher))
+                view = torch.zeros(size, *_config(teacher)["input_size"], device=device)
                 with torch.no_grad():
                     teacher.to(device)
                     seconds += share * _seconds(device, partial(teacher, view))
@@ -281,7 +275,7 @@ def _loaded(data: Any, transform: Transform, batch: int, machine: Machine) -> fl
     for index, (images, _) in enumerate(loader(data, transform, batch, epoch=0, workers=workers)):
         if index == 1 and workers:
             begun, loaded = time.perf_counter(), 0
-        loaded += len(images)
+        loaded += len(images[0] if isinstance(images, list) else images)
         if index and time.perf_counter() - begun > SECONDS * (1 + workers):  # what lay ready mustn't decide
             break
     return loaded / (time.perf_counter() - begun)

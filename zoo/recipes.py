@@ -1,9 +1,10 @@
 """Recipes: whether one can be followed, and whether a repository was made by it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from zoo.catalog.entry import Base, Budget, Entry, Recipe
@@ -22,9 +23,34 @@ DECLARATIONS = {"prune": Prune, "low_rank": LowRank, "falor": Falor}  # those of
 
 
 def recipe_for(
-    base: str, method: str, budget: Budget | None, data: str, epochs: int, options: Mapping[str, Any]
+    base: str,
+    method: str,
+    budget: Budget | None,
+    data: str,
+    epochs: int,
+    options: Mapping[str, Any],
+    *,
+    teachers: Sequence[str] = (),
+    schedule: Mapping[str, Any] = MappingProxyType({}),
+    distil: Mapping[str, Any] = MappingProxyType({}),
+    augment: Mapping[str, Any] = MappingProxyType({}),
+    seed: int = 0,
 ) -> Entry:
-    """The entry of a model that isn't in the catalog: `base` compressed, then distilled from `base` itself."""
+    """The entry of a model that isn't in the catalog: `base` compressed, then distilled.
+
+    Args:
+        base: the dense model's id.
+        method: of compression.
+        budget: what it may keep.
+        data: as `--data` takes it.
+        epochs: of distillation; 0 leaves it out.
+        options: of the method.
+        teachers: from smaller to larger; none takes `base` itself.
+        schedule: further fields of the distillation's `Schedule`.
+        distil: fields of its `Distil`.
+        augment: keyword arguments of timm's training transform.
+        seed: of order and augmentation.
+    """
     dense = create(base)
     description = describe(dense)
     assert description.base is not None  # create refuses graphs
@@ -35,8 +61,11 @@ def recipe_for(
         budget=budget,
         options=options,
         data=data,
-        teachers=(base,) if epochs else (),
-        schedule={"epochs": epochs},
+        teachers=tuple(teachers or (base,)) if epochs else (),
+        schedule={"epochs": epochs, **schedule},
+        distil=distil,
+        augment=augment,
+        seed=seed,
     )
     return Entry(
         name=f"{description.name}_{suffix(method, budget)}",

@@ -12,6 +12,8 @@ from zoo.catalog.entry import AVAILABLE, Budget, Entry
 from zoo.cli.data import reading, source
 from zoo.errors import ZooError
 
+LOSS = ("alpha", "temperature", "divergence")  # of the options, those of the loss
+
 
 class Share(click.FloatRange):
     """A share above 0 and at most 1."""
@@ -32,8 +34,21 @@ class Share(click.FloatRange):
 @click.option("--params", type=Share(), metavar="SHARE", help="Share of the params that stays, if that matters too.")
 @click.option("--data", required=True, help="digits, digit_pairs, a folder, or a Hub id ORG/NAME.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new repository.")
-@click.option("--epochs", type=click.IntRange(0), default=0, show_default=True, help="Distil from BASE so long.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Option of the method, e.g. round_to=16.")
+@click.option("--epochs", type=click.IntRange(0), help="Distil for so many passes over the data.  [default: 0]")
+@click.option("--steps", type=click.IntRange(1), help="Distil for so many steps at most, or without --epochs.")
+@click.option("--batch-size", type=click.IntRange(1), help="Images of a step, over all processes.  [default: 64]")
+@click.option("--lr", type=float, help="Highest learning rate of AdamW.  [default: 0.001]")
+@click.option("--weight-decay", type=float, help="Of tensors with two or more dimensions.  [default: 0.05]")
+@click.option("--ema", type=float, help="Decay of the average of the weights, e.g. 0.999.  [default: 0, none]")
+@click.option(
+    "--teacher", "teachers", multiple=True, metavar="NAME", help="Distil from it; several take turns.  [BASE]"
+)
+@click.option("--alpha", type=float, help="The teacher's share of the loss; the labels have the rest.  [default: 0.9]")
+@click.option("--temperature", type=float, help="Of the teacher's term.  [default: 2]")
+@click.option("--divergence", type=click.Choice(("kl", "symmetric")), help="The teacher's term.  [default: kl]")
+@click.option("--augment", multiple=True, metavar="KEY=VALUE", help="Of timm's training transform, e.g. hflip=0.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of order and augmentation.")
 @reading
 def compress(
     base: str,
@@ -42,10 +57,15 @@ def compress(
     params: float | None,
     data: str,
     out: Path,
-    epochs: int,
     settings: tuple[str, ...],
+    epochs: int | None,
+    steps: int | None,
+    teachers: tuple[str, ...],
+    augment: tuple[str, ...],
+    seed: int,
     skip_damaged: bool,
     labels: Path | None,
+    **fields: Any,
 ) -> None:
     """Compress the model BASE.
 
@@ -58,7 +78,7 @@ def compress(
     A command that was stopped goes on where it stopped; a model that is there already is made neither again nor
     replaced.
     """
-    from zoo.compressing import BY_BUDGET
+    from zoo.compressing import BY_BUDGET, LEARNING
     from zoo.recipes import recipe_for
 
     if method in BY_BUDGET and budget is None:
@@ -66,7 +86,22 @@ def compress(
     if method not in BY_BUDGET and (budget, params) != (None, None):
         raise click.UsageError(f"--method {method} has thresholds, which --set sets, and takes no --budget or --params")
     kept = None if budget is None else Budget(budget, params)
-    entry = recipe_for(base, method, kept, data, epochs, _settings(settings))
+    said = {key: value for key, value in {"steps": steps, **fields}.items() if value is not None}
+    entry = recipe_for(
+        base,
+        method,
+        kept,
+        data,
+        (steps or 0) if epochs is None else epochs,  # an epoch has a step at least
+        _settings(settings, "--set"),
+        teachers=teachers,
+        schedule={key: value for key, value in said.items() if key not in LOSS},
+        distil={key: value for key, value in said.items() if key in LOSS},
+        augment=_settings(augment, "--augment"),
+        seed=seed,
+    )
+    if not entry.recipe.schedule["epochs"] and (said or teachers or augment) and method not in LEARNING:
+        raise click.UsageError("nothing is distilled: say how long, by --epochs or --steps")
     _build(entry, out, source(data, skip_damaged, labels))
 
 
@@ -138,11 +173,11 @@ def serve(folder: Path, port: int, token: str | None) -> None:
     serve(folder, port=port, token=token, say=_serving)
 
 
-def _settings(settings: tuple[str, ...]) -> dict[str, Any]:
+def _settings(settings: tuple[str, ...], option: str) -> dict[str, Any]:
     pairs = [setting.partition("=") for setting in settings]
     for key, equals, _ in pairs:
         if not equals:
-            raise click.BadParameter(f"{key!r} isn't KEY=VALUE", param_hint="--set")
+            raise click.BadParameter(f"{key!r} isn't KEY=VALUE", param_hint=option)
     return {key: _value(value) for key, _, value in pairs}
 
 

@@ -9,7 +9,7 @@ import inspect
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,13 +25,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from zoo.errors import DataError, require
 from zoo.tasks.draws import placed
 from zoo.tasks.pixels import Pixels, decode
+from zoo.tasks.streams import Epoch, Stream
 
 if TYPE_CHECKING:
     from zoo.tasks.columns import Data
 
-Transform = Callable[[Pixels], Tensor]
+Transform = Callable[[Pixels], Any]
 MODES = {1: "L", 3: "RGB"}
-STREAM_BUFFER = 2_000  # images, undecoded: some 200 MB of ImageNet per worker
 FEW = 10_000  # images that one process loads before workers would have started
 PREFETCH = 4  # batches per worker
 
@@ -71,6 +71,35 @@ def training_transform(pretrained_cfg: Mapping[str, Any], augment: Mapping[str, 
     return _after_mode(pretrained_cfg, is_training=True, **augment)
 
 
+@dataclass(frozen=True)
+class Views:
+    """What each of several networks sees of an image: the same crop, flip and colours, each at its own size.
+
+    Every transform begins with the same state of the generators, and what they draw doesn't depend on the size.
+
+    Args:
+        transforms: from `training_transform`, of the networks; the first one leaves the generators where it would
+            alone.
+    """
+
+    transforms: Sequence[Transform]
+
+    def __call__(self, image: Pixels) -> list[Tensor]:
+        """Image → a tensor [C, H, W] for each network."""
+        if {_mode(transform) for transform in self.transforms} == {"RGB"}:
+            image = decode(image)  # once for all
+        others = []
+        for transform in self.transforms[1:]:
+            with _generators_kept():
+                others.append(transform(image))
+        return [self.transforms[0](image), *others]
+
+
+def _mode(transform: Any) -> str:
+    mode: str = transform.transforms[0].keywords["mode"]
+    return mode
+
+
 def _after_mode(pretrained_cfg: Mapping[str, Any], **settings: Any) -> Transform:
     config = resolve_data_config(pretrained_cfg=dict(pretrained_cfg))
     channels = config["input_size"][0]
@@ -85,7 +114,7 @@ def _after_mode(pretrained_cfg: Mapping[str, Any], **settings: Any) -> Transform
 
 
 def loader(
-    data: "Data",
+    data: "Data | Stream",
     transform: Transform,
     batch_size: int,
     *,
@@ -98,10 +127,11 @@ def loader(
 
     With an epoch, images come in an order drawn from (seed, epoch), each augmented by (seed, epoch, its index), and a
     last partial batch is dropped; the number of workers changes nothing. Without one they come in order, all of them.
-    A stream is shuffled within a buffer, and its workers share its shards: there the order depends on their number.
+    A stream to train on has an order of its own (`zoo.tasks.streams`), which as little depends on workers and
+    processes; evaluated by several workers, whose shards take turns, it comes in another order.
 
     Args:
-        data: what `dataset` returns.
+        data: what `dataset` returns, or a `Stream` of it.
         transform: a picklable function from an image to a tensor [C, H, W].
         batch_size: images per batch.
         seed: of the order and the augmentation.
@@ -114,14 +144,17 @@ def loader(
     """
     limit = None if limit_batches is None else limit_batches * batch_size
     samples: Dataset[tuple[Tensor, int]]
-    if isinstance(data, require("datasets", "eval").IterableDataset):
-        stream = data if epoch is None else data.shuffle(seed=seed, buffer_size=STREAM_BUFFER)
+    if epoch is not None and hasattr(data, "__len__") and len(data) < batch_size:
+        raise DataError(f"expected at least one batch of {batch_size} images, found {len(data)}; lower batch_size")
+    if isinstance(data, Stream) and epoch is not None:
+        samples = _Rows(Epoch(data, batch_size, seed, epoch), transform, limit)
+    elif isinstance(data, Stream):
+        return loader(data.data, transform, batch_size, workers=workers, limit_batches=limit_batches)
+    elif isinstance(data, require("datasets", "eval").IterableDataset):
         if epoch is not None:
-            stream.set_epoch(epoch)
-        samples = _Stream(stream if limit is None else stream.take(limit), transform, seed, epoch)
+            raise DataError("a stream to train on needs the number of its images: zoo.tasks.lengths.counted finds it")
+        samples = _Stream(data if limit is None else data.take(limit), transform)
     else:
-        if epoch is not None and len(data) < batch_size:
-            raise DataError(f"expected at least one batch of {batch_size} images, found {len(data)}; lower batch_size")
         order = np.arange(len(data)) if epoch is None else np.random.default_rng([seed, epoch]).permutation(len(data))
         samples = _Samples(data, order[:limit], transform, seed, epoch)
     return DataLoader(
@@ -141,7 +174,7 @@ def _deaf_to_ctrl_c(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def workers_for(data: "Data") -> int:
+def workers_for(data: "Data | Stream") -> int:
     """How many processes should load images here: a core each, shared with the other training processes."""
     if not hasattr(data, "__len__") or len(data) < FEW:
         return 0
@@ -176,22 +209,41 @@ class _Samples(Dataset[tuple[Tensor, int]]):
 
 
 @dataclass(frozen=True)
+class _Rows(Dataset[tuple[Tensor, int]]):
+    rows: Epoch
+    transform: Transform
+    limit: int | None
+
+    def __len__(self) -> int:
+        return len(self.rows) if self.limit is None else min(self.limit, len(self.rows))
+
+    def __getitems__(self, positions: list[int]) -> list[tuple[Tensor, int]]:
+        with _generators_kept():
+            return [self._sample(*self.rows.row(position)) for position in positions]
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        return self.__getitems__([position])[0]
+
+    def _sample(self, number: int, row: Mapping[str, Any]) -> tuple[Tensor, int]:
+        image = placed(row["image"], number)
+        return _apply(self.transform, image, self.rows.seed, self.rows.number, number), row["label"]
+
+
+@dataclass(frozen=True)
 class _Stream(IterableDataset[tuple[Tensor, int]]):
     data: Any
     transform: Transform
-    seed: int
-    epoch: int | None
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         worker = get_worker_info()
         for index, row in enumerate(self.data):
+            which = f"{worker.id}/{index}" if worker else index  # each worker counts its own shards
             with _generators_kept():
-                which = f"{worker.id}/{index}" if worker else index  # each worker counts its own shards
-                image = _apply(self.transform, placed(row["image"], which), self.seed, self.epoch, which)
+                image = _apply(self.transform, placed(row["image"], which), 0, None, which)
             yield image, row["label"]
 
 
-def _apply(transform: Transform, image: Any, seed: int, epoch: int | None, index: int | str) -> Tensor:
+def _apply(transform: Transform, image: Any, seed: int, epoch: int | None, index: int | str) -> Any:
     if isinstance(image, Tensor):  # of a torch data set that preprocesses
         return image
     if epoch is not None:
@@ -200,7 +252,7 @@ def _apply(transform: Transform, image: Any, seed: int, epoch: int | None, index
         # torch.manual_seed would seed every accelerator as well
         torch.default_generator.manual_seed(random.getrandbits(63))
     try:
-        return transform(image)
+        return transform(image)  # a tensor, or of `Views` one for each network
     except DataError as error:
         raise DataError(f"{error}; --skip-damaged leaves such images out") from None
 

@@ -1,8 +1,8 @@
 """Hierarchy: teachers that take over from one another, smaller to larger, while the student learns (HKD).
 
-The source names the idea and the teachers but not when they change: the shares are the recipe's. All teachers see what
-the student sees, at the student's size, as in the source; only a teacher that was normalised otherwise has the images
-normalised anew, and one that takes a single size has them resized.
+The source names the idea and the teachers but not when they change: the shares are the recipe's. A teacher sees what
+the student sees, but as it was trained to see it: at its own size, and normalised as it was. The loader makes a view of
+the same crop for each size that differs; images that come as tensors are resized.
 
 Source: torch-dag, resources/pruning_results.md, "HKD".
 """
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from zoo.errors import DataError
 from zoo.training.losses import DIVERGENCES, Divergence, distillation
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Any, Tensor]
 Step = Callable[[nn.Module, Batch, float], Tensor]
 
 
@@ -76,7 +76,12 @@ def shares_of(teachers: int, how: Distil) -> Sequence[float]:
     return shares
 
 
-def distil_step(teachers: Sequence[nn.Module], how: Distil, student: Mapping[str, Any] | None = None) -> Step:
+def distil_step(
+    teachers: Sequence[nn.Module],
+    how: Distil,
+    student: Mapping[str, Any] | None = None,
+    views: Sequence[int] | None = None,
+) -> Step:
     """The training step that distils.
 
     Args:
@@ -84,9 +89,11 @@ def distil_step(teachers: Sequence[nn.Module], how: Distil, student: Mapping[str
         how: the declaration.
         student: its `pretrained_cfg`, which says how the images are normalised; None gives them to teachers as they
             are.
+        views: which of a batch's images each teacher is given; 0, which all have if None, are the student's, which are
+            made the teacher's by `seen`.
 
     Returns:
-        (student, (images [B, C, H, W], labels [B]), progress 0..1) → loss.
+        (student, (images [B, C, H, W] or a list of such views, labels [B]), progress 0..1) → loss.
 
     Raises:
         DataError: the shares aren't those of so many teachers.
@@ -95,21 +102,26 @@ def distil_step(teachers: Sequence[nn.Module], how: Distil, student: Mapping[str
 
     def step(model: nn.Module, batch: Batch, progress: float) -> Tensor:
         images, labels = batch
-        teacher = teachers[teacher_at(progress, shares)].to(images.device)
+        every = images if isinstance(images, list | tuple) else [images]
+        index = teacher_at(progress, shares)
+        teacher, view = teachers[index].to(every[0].device), views[index] if views else 0
         with torch.no_grad():
-            target = teacher(seen(images, student, teacher.pretrained_cfg) if student else images)  # type: ignore[arg-type]
-        return distillation(model(images), target, labels, how.alpha, how.temperature, how.divergence)
+            given = every[view]
+            if view == 0 and student:
+                given = seen(given, student, teacher.pretrained_cfg)  # type: ignore[arg-type]
+            target = teacher(given)
+        return distillation(model(every[0]), target, labels, how.alpha, how.temperature, how.divergence)
 
     return step
 
 
 def seen(images: Tensor, student: Mapping[str, Any], teacher: Mapping[str, Any]) -> Tensor:
-    """The student's images as a teacher takes them: (x·σ + μ - μ')/σ', and resized if it takes a single size.
+    """The student's images as a teacher takes them: (x·σ + μ - μ')/σ', and resized where its size is another.
 
     Args:
         images: [B, C, H, W], normalised with the student's mean μ and standard deviation σ.
         student: timm's keys: mean, std.
-        teacher: timm's keys: mean, std, input_size, fixed_input_size.
+        teacher: timm's keys: mean, std, input_size.
 
     Returns:
         [B, C, H', W'].
@@ -121,7 +133,7 @@ def seen(images: Tensor, student: Mapping[str, Any], teacher: Mapping[str, Any])
         )
         images = (images * old_std + old_mean - new_mean) / new_std
     size = tuple(teacher["input_size"][1:])
-    if teacher.get("fixed_input_size") and images.shape[2:] != size:
+    if images.shape[2:] != size:
         images = F.interpolate(images, size, mode="bicubic", antialias=True)
     return images
 

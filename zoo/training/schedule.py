@@ -80,6 +80,19 @@ class Machine:
             _check("machine", self, "workers", 0, whole=True)
 
 
+def check_shares(schedule: Schedule, processes: int) -> None:
+    """Check that processes can share batches.
+
+    Raises:
+        DataError: not equally.
+    """
+    if schedule.batch_size % processes:
+        raise DataError(
+            f"train: {processes} processes can't share {schedule.batch_size} images equally; start another number of "
+            "them"
+        )
+
+
 def learning_rate(schedule: Schedule, step: int, total: int) -> float:
     """The learning rate of a step: linear warm-up, then a cosine to zero.
 

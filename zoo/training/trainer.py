@@ -23,7 +23,7 @@ from zoo.errors import DataError, require
 from zoo.training import accelerated, ema, interruption
 from zoo.training import state as states
 from zoo.training.hierarchy import Batch, Step
-from zoo.training.schedule import Machine, learning_rate
+from zoo.training.schedule import Machine, check_shares, learning_rate
 from zoo.training.schedule import Schedule as Schedule
 
 LOG_STEPS = 20  # between two lines of a tracker
@@ -187,11 +187,7 @@ def _finish_(accelerator: Any, model: nn.Module, average: ema.Average | None) ->
 
 def _length(accelerator: Any, data: Callable[[int], Any], schedule: Schedule) -> tuple[int, int]:
     """Steps in all, and steps of one epoch."""
-    if schedule.batch_size % accelerator.num_processes:
-        raise DataError(
-            f"train: {accelerator.num_processes} processes can't share {schedule.batch_size} images equally; start "
-            "another number of them"
-        )
+    check_shares(schedule, accelerator.num_processes)
     try:
         per_epoch = len(data(0))
     except TypeError:
@@ -229,8 +225,11 @@ def _parts(batch: Batch, machine: Machine) -> Iterator[tuple[Batch, float, bool]
         yield batch, 1.0, True
         return
     images, labels = batch
+    views = list(images) if isinstance(images, list | tuple) else [images]
     if machine.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
-    parts = list(zip(images.chunk(machine.accumulation), labels.chunk(machine.accumulation), strict=True))
-    for index, part in enumerate(parts):
-        yield part, len(part[0]) / len(images), index == len(parts) - 1
+        views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+    chunks = [view.chunk(machine.accumulation) for view in views]
+    for index, part in enumerate(labels.chunk(machine.accumulation)):
+        seen = [chunk[index] for chunk in chunks]
+        last = index == len(chunks[0]) - 1
+        yield (seen if len(seen) > 1 else seen[0], part), len(part) / len(labels), last
