@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from zoo.catalog.entry import AVAILABLE, Budget
 from zoo.compression import dwain, falor, lockd
@@ -20,7 +21,7 @@ from zoo.compression.groups import Analysis, narrow
 from zoo.compression.keeping import alike_, single
 from zoo.compression.low_rank import LowRank, low_rank
 from zoo.compression.prune import Prune, prune
-from zoo.distilling import epochs, training_images
+from zoo.distilling import data_name, epochs, training_images
 from zoo.errors import BudgetError, DataError, StructureError, UnknownName
 from zoo.hub import weights
 from zoo.hub.describing import check_outputs, describe, described
@@ -35,6 +36,7 @@ from zoo.tasks.classes import matched
 from zoo.tasks.classification import evaluation_transform, loader, training_transform
 from zoo.tasks.datasets import dataset
 from zoo.tasks.evaluation import evaluating
+from zoo.tasks.objects import is_set
 from zoo.training.schedule import Machine, Schedule
 
 log = logging.getLogger(__name__)
@@ -56,7 +58,7 @@ def compress(
     model: nn.Module,
     *,
     budget: float | Budget | None = None,
-    data: str | Iterable[Any],
+    data: Any,
     method: str = "prune",
     images: int = CALIBRATION_IMAGES,
     seed: int = 0,
@@ -71,8 +73,9 @@ def compress(
         model: from `zoo.load` or timm, dense or compressed before; left as it was.
         budget: share of its macs that stays, 0..1, or shares of macs and params, for `prune` and `low_rank`; the other
             methods have thresholds instead.
-        data: calibration images: a data set as `--data` takes it, or batches [B, C, H, W] of the model's input size,
-            with labels or without, or one such batch. `lockd` and `dwain` train, and need the data set.
+        data: calibration images: a data set as `--data` takes it, a Dataset of `datasets` or torch, or batches
+            [B, C, H, W] of the model's input size, with labels or without, or one such batch. `lockd` and `dwain` train
+            and need a data set.
         method: `prune`, `low_rank`, `falor`, `lockd` or `dwain`.
         images: how many of the data set are looked at.
         seed: of what is random.
@@ -101,7 +104,8 @@ def compress(
     check_finite(model)
     check_outputs(model, dense)
     given, model = model, model if method in LEARNING else single(model)
-    batches = batched(model, calibration(model, data, images, seed) if isinstance(data, str) else data)
+    named = isinstance(data, str) or is_set(data)
+    batches = batched(model, calibration(model, data, images, seed) if named else data)
     name, recipe = f"{dense.name}_{suffix(method, budget)}", {"method": method, "options": dict(options)}
     if budget is not None:
         recipe |= {"budget": asdict(budget)}
@@ -113,10 +117,10 @@ def compress(
         else:
             if method in ("low_rank", "falor"):
                 edit, tensors = _factored(model, method, batches, budget, seed, state, options)
-            elif isinstance(data, str):
+            elif named or isinstance(data, DataLoader):
                 edit, tensors = _learned(model, method, data, seed, state, augment, machine or Machine(), options)
             else:
-                raise DataError(f"{method} trains, so batches aren't enough: pass a data set's name, folder or Hub id")
+                raise DataError(f"{method} trains, so batches aren't enough: pass a data set, or its name")
             smaller = _rebuilt(model, replace(about, plan=dense.plan + Plan((edit,))), tensors)
             if not edit.layers and method in LOOSEN:
                 log.warning("%s: no layer was decomposed; raise %s", method, LOOSEN[method])
@@ -142,7 +146,7 @@ def check_method(method: str) -> None:
         raise UnknownName(f"no method {method!r}: this version compresses by {', '.join(AVAILABLE)}")
 
 
-def calibration(model: nn.Module, data: str, images: int = CALIBRATION_IMAGES, seed: int = 0) -> list[Tensor]:
+def calibration(model: nn.Module, data: Any, images: int = CALIBRATION_IMAGES, seed: int = 0) -> list[Tensor]:
     """Batches of training images, drawn by a seed, as the model sees them in evaluation, [B, C, H, W]."""
     transform = evaluation_transform(model.pretrained_cfg)  # type: ignore[arg-type]
     return [batch for batch, _ in loader(dataset(data, "train", limit=images, seed=seed), transform, 64)]
@@ -262,7 +266,7 @@ def _factored(
 def _learned(
     model: nn.Module,
     method: str,
-    data: str,
+    data: Any,
     seed: int,
     state: Path | None,
     augment: Mapping[str, Any] | None,
@@ -279,7 +283,7 @@ def _learned(
     epoch = epochs(images, training_transform(config, augment or {}), schedule, seed, machine)
     if isinstance(how, lockd.Lockd):
         return lockd.lockd(model, epoch, how, schedule, seed=seed, state=state, machine=machine)
-    drawn = matched(dataset(data, "train", limit=CALIBRATION_IMAGES, seed=seed), model, data)
+    drawn = matched(dataset(data, "train", limit=CALIBRATION_IMAGES, seed=seed), model, data_name(data))
     few = loader(drawn, evaluation_transform(config), 64)
     labelled = [(images.to(weight.device), labels.to(weight.device)) for images, labels in few]
     return dwain.dwain(model, labelled, epoch, how, schedule, seed=seed, state=state, machine=machine)

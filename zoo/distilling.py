@@ -171,7 +171,7 @@ def training_images(model: nn.Module, data: Any, schedule: Schedule) -> tuple[An
     if isinstance(data, list | tuple):
         data = _of_batches(data)
     images = training_set(data, steps=schedule.steps, batch_size=schedule.batch_size)
-    name = data if isinstance(data, str) else f"the {type(data).__name__}"
+    name = data_name(data)
     if isinstance(images, Stream):
         images = replace(images, data=matched(images.data, model, name))
     else:
@@ -193,6 +193,11 @@ def epochs(images: Any, transform: Any, schedule: Schedule, seed: int, machine: 
         return loader(images, transform, schedule.batch_size, seed=seed, epoch=number, workers=workers)
 
     return epoch
+
+
+def data_name(data: Any) -> str:
+    """What data is called in messages; a name keeps how it is to be read."""
+    return data if isinstance(data, str) else f"the {type(data).__name__}"
 
 
 def _same_view(config: Mapping[str, Any], seen: Mapping[str, Any], index: int) -> bool:

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from zoo.catalog.entry import Base, Budget, Entry, Recipe
@@ -31,9 +30,9 @@ def recipe_for(
     options: Mapping[str, Any],
     *,
     teachers: Sequence[str] = (),
-    schedule: Mapping[str, Any] = MappingProxyType({}),
-    distil: Mapping[str, Any] = MappingProxyType({}),
-    augment: Mapping[str, Any] = MappingProxyType({}),
+    schedule: Mapping[str, Any] | None = None,
+    distil: Mapping[str, Any] | None = None,
+    augment: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Entry:
     """The entry of a model that isn't in the catalog: `base` compressed, then distilled.
@@ -62,9 +61,9 @@ def recipe_for(
         options=options,
         data=data,
         teachers=tuple(teachers or (base,)) if epochs else (),
-        schedule={"epochs": epochs, **schedule},
-        distil=distil,
-        augment=augment,
+        schedule={"epochs": epochs, **(schedule or {})},
+        distil=distil or {},
+        augment=augment or {},
         seed=seed,
     )
     return Entry(

@@ -4,10 +4,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from zoo.errors import DataError, require
 from zoo.tasks.folders import split_of
+
+
+def is_set(data: Any) -> bool:
+    """Whether an object is a data set, of `datasets` or torch, rather than batches."""
+    datasets = require("datasets", "eval")
+    kinds = (datasets.Dataset, datasets.IterableDataset, datasets.DatasetDict, datasets.IterableDatasetDict, Dataset)
+    return isinstance(data, kinds)
 
 
 def opened(data: Any, split: str) -> Any:
