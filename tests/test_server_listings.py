@@ -12,7 +12,9 @@ from hub import ask, commit, create, regular, serving
 from served import address, card, folder
 
 from zoo.errors import MissingExtra, StorageError, ZooError
-from zoo.server import listening, serve
+from zoo.server import blobs, changes, info, listening, serve, store
+from zoo.server.names import repo_id
+from zoo.server.values import Change, File, git_oid
 
 # Listings.
 
@@ -101,6 +103,35 @@ def test_a_listing_shows_as_much_as_is_asked_for(many):
         "cursor=[[],%22%22]",
     ):
         assert ask(many, "GET", f"/api/models?{wrong}").status == 400
+
+
+def test_a_listing_reads_no_repository_twice_that_it_does_not_show(tmp_path, monkeypatch):
+    root, reads = tmp_path / ".hub", []
+    made = [changes.create(root, repo_id("model", f"org/{number}"), private=False) for number in range(5)]
+    read = info.summary
+    monkeypatch.setattr(info, "summary", lambda *given: reads.append(given[1].name.id) or read(*given))
+    looked = [[info.listed(root, each) for each in store.listing(root, "model")] for _ in range(2)]
+    assert sorted(reads) == [f"org/{number}" for number in range(5)]
+    assert looked[0] == looked[1]
+
+    new = regular_file(root, "---\ntags: [new]\n---\n")
+    changes.commit(root, made[3].name, "main", [Change("README.md", new)], "t")
+    changes.delete(root, made[4].name)
+    changes.create(root, made[4].name, private=False)
+    again = {row["id"]: row for row in (info.listed(root, each) for each in store.listing(root, "model"))}
+    assert sorted(reads[5:]) == ["org/3", "org/4"]
+    assert again["org/3"]["tags"] == ["new"]
+    assert again["org/4"]["lastModified"] > looked[0][4]["lastModified"]
+    for row in again.values():
+        repository = store.find(root, repo_id("model", row["id"]))
+        full = read(root, repository, store.resolved(repository, "main"))
+        assert row.items() <= full.items()
+
+
+def regular_file(root, text):
+    """A text file whose bytes are there."""
+    data = text.encode()
+    return File(git_oid(data), len(data), blobs.keep(root, data), False)
 
 
 def test_trees_and_histories_come_in_pages_too(many):

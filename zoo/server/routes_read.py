@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from zoo.server import access, info, receiving, store
-from zoo.server.errors import BadRequest, EntryNotFound
+from zoo.server.errors import BadRequest, EntryNotFound, RevisionNotFound
 from zoo.server.hub import OWNER, cdn_path, hub, owner, parameter, readable, revision, seen
 from zoo.server.sending import FileAnswer
 
@@ -23,19 +23,28 @@ def listing(request: Request) -> Response:
     if sort not in SORTS:
         raise BadRequest(f"can't sort by {sort!r}, known are {sorted(SORTS)}")
     root, asking = hub(request).root, owner(request)
-    rows = []
+    rows, found = [], {}
     for repository in store.listing(root, request.path_params["kind"]):
         if asking or not repository.private:
-            row = info.summary(root, repository, store.resolved(repository, "main"))
+            row = info.listed(root, repository)
             if info.matches(row, query):
                 rows.append(row)
+                found[row["id"]] = repository
     rows.sort(key=lambda row: row[sort], reverse=True)
     if "cursor" in query:
         value, after = _cursor(query["cursor"][0])
         rows = [row for row in rows if type(row[sort]) is type(value) and isinstance(after, str)]
         rows = [row for row in rows if (row[sort] < value) or (row[sort] == value and row["id"] > after)]
     fields = set(query.get("expand", [])) or _fields(request.path_params["kind"], query)
-    return _page(request, rows, 1000, lambda row: json.dumps([row[sort], row["id"]]), fields)
+
+    def whole(row: dict[str, Any]) -> dict[str, Any] | None:
+        repository = found[row["id"]]
+        try:
+            return info.picked(info.summary(root, repository, store.resolved(repository, "main")), fields)
+        except RevisionNotFound:  # it went away meanwhile
+            return None
+
+    return _page(request, rows, 1000, lambda row: json.dumps([row[sort], row["id"]]), whole)
 
 
 def _fields(kind: str, query: dict[str, list[str]]) -> set[str]:
@@ -54,8 +63,8 @@ def _cursor(text: str) -> tuple[Any, str]:
         raise BadRequest("the cursor isn't one that a listing gave") from None
 
 
-def _page(request: Request, rows: list[Any], size: int, mark: Any, fields: set[str] | None = None) -> Response:
-    """The first rows, and where the rest is: a row that `mark` names comes before all of them."""
+def _page(request: Request, rows: list[Any], size: int, mark: Any, show: Any = lambda row: row) -> Response:
+    """The first rows as `show` gives them, and where the rest is: a row that `mark` names comes before all of them."""
     asked = request.query_params.get("limit", str(size))
     if not (asked.isascii() and asked.isdigit() and len(asked) < 10 and int(asked) > 0):
         raise BadRequest(f"limit: expected a positive number, found {asked!r}")
@@ -65,7 +74,7 @@ def _page(request: Request, rows: list[Any], size: int, mark: Any, fields: set[s
         query = [(key, value) for key, value in request.query_params.multi_items() if key != "cursor"]
         query.append(("cursor", mark(shown[-1])))
         headers["Link"] = f'<{hub(request).origin}{request.scope["path"]}?{urlencode(query)}>; rel="next"'
-    return JSONResponse(shown if fields is None else [info.picked(row, fields) for row in shown], headers=headers)
+    return JSONResponse([each for row in shown if (each := show(row)) is not None], headers=headers)
 
 
 def repository(request: Request) -> Response:
