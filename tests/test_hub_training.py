@@ -43,7 +43,8 @@ def entry(how):
     if how == "lockd":
         options = {"schedule": {**SHORT, "epochs": 1, "lr": 0.1}, "initial_logit": 0.05, "start_steps": 1}
         return recipe_for(BASE, "lockd", None, DATA, 0, options)
-    return recipe_for(BASE, "prune", Budget(0.9), DATA, 2, {"images": 64, "criterion": "l2", "ridge": 1.0}, schedule=SHORT)
+    options = {"images": 64, "criterion": "l2", "ridge": 1.0}
+    return recipe_for(BASE, "prune", Budget(0.9), DATA, 2, options, schedule=SHORT)
 
 def run(folder, rank, how, killed):
     backward, write, seen = trainer._backward, state.write, []
@@ -128,7 +129,7 @@ def runs(tmp_path_factory):
         }
         command = [sys.executable, "-c", SCRIPT, *(f"{folder / name} {how}" for name, how in wanted.items())]
         done = subprocess.run(
-            command, env={**os.environ, **own}, capture_output=True, text=True, timeout=280, check=False
+            command, env={**os.environ, **own}, capture_output=True, text=True, timeout=200, check=False
         )
         assert done.returncode == 0, done.stderr[-4000:]
     return {name: folder / name for name in wanted}
