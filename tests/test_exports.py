@@ -22,6 +22,9 @@ PUBLIC = [
 OPTIONS = [(command, parameter) for command in cli.commands.values() for parameter in command.params]
 
 
+VERBS = [name for name in zoo.__all__ if not inspect.isclass(getattr(zoo, name))]
+
+
 def public(path):
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)
@@ -70,7 +73,13 @@ def test_what_is_public_is_documented(path):
     assert public(path).__doc__
 
 
-@pytest.mark.parametrize("name", zoo.__all__)
+def test_one_value_is_exported_beside_the_verbs():
+    """What `save` takes of a model that was created with arguments."""
+    assert set(zoo.__all__) - set(VERBS) == {"Base"}
+    assert zoo.Base("timm/resnet18", {"num_classes": 37}).architecture == "resnet18"
+
+
+@pytest.mark.parametrize("name", VERBS)
 def test_a_verb_says_what_it_takes_and_returns(name):
     verb = getattr(zoo, name)
     doc = inspect.getdoc(verb)
@@ -80,7 +89,7 @@ def test_a_verb_says_what_it_takes_and_returns(name):
     assert [parameter for parameter in taken if f"{parameter}: " not in doc] == []
 
 
-@pytest.mark.parametrize("name", sorted(set(zoo.__all__) - {"names"}))
+@pytest.mark.parametrize("name", sorted(set(VERBS) - {"names"}))
 def test_a_verb_says_what_it_raises(name):
     """`names` can raise only what a user's own catalog does to it."""
     assert "Raises:" in inspect.getdoc(getattr(zoo, name))

@@ -17,6 +17,7 @@ from zoo.version import __version__ as __version__
 if TYPE_CHECKING:
     from zoo.building import build
     from zoo.catalog import info, names
+    from zoo.catalog.entry import Base
     from zoo.compressing import compress
     from zoo.distilling import distil
     from zoo.loading import create, load, transform
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _ROOMS = {
     "zoo.building": ("build",),
     "zoo.catalog": ("info", "names"),
+    "zoo.catalog.entry": ("Base",),
     "zoo.compressing": ("compress",),
     "zoo.distilling": ("distil",),
     "zoo.loading": ("create", "load", "transform"),
@@ -37,6 +39,7 @@ _ROOMS = {
 _ROOM = {verb: room for room, verbs in _ROOMS.items() for verb in verbs}
 
 __all__ = [
+    "Base",
     "build",
     "compress",
     "convert",
