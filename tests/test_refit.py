@@ -56,8 +56,8 @@ def without(layer, x, centred):
         rows, wanted = rows.transpose(1, 2).flatten(0, 1), y.flatten(2).transpose(1, 2).flatten(0, 1)
     rows = torch.cat([rows, torch.ones(len(rows), 1, dtype=rows.dtype)], 1) if centred else rows
     found = torch.linalg.lstsq(rows, wanted).solution
-    power = (wanted - wanted.mean(0) if centred else wanted).square().sum()
-    ratio = (wanted - rows @ found).square().sum() / power
+    power = (wanted - wanted.mean(0) if centred else wanted).square().sum(0)
+    ratio = ((wanted - rows @ found).square().sum(0) / power).mean()
     return (found[:-1].T, found[-1], ratio) if centred else (found.T, None, ratio)
 
 
@@ -97,7 +97,7 @@ def test_the_noise_to_signal_ratio_is_the_one_measured_at_the_outputs(name):
     y = layer(x)
     over = [0, *range(2, y.ndim)] if isinstance(layer, nn.Conv2d) else list(range(y.ndim - 1))
     signal = y - y.mean(over, keepdim=True) if shifts(name) else y
-    assert ratio == pytest.approx(((found - y).square().sum() / signal.square().sum()).item(), rel=1e-9)
+    assert ratio == pytest.approx(((found - y).square().sum(over) / signal.square().sum(over)).mean().item(), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -1,8 +1,7 @@
-"""Repaired channels against statistics measured on the spot, and pruning that no batch norm's form changes."""
-
-import copy
+"""Repaired channels against the statistics that they should have."""
 
 import torch
+from test_invariance import IMAGES, Net
 from torch import nn
 
 from zoo.compression.checking import gone
@@ -11,58 +10,6 @@ from zoo.compression.groups import analyse, select
 from zoo.compression.prune import divergence
 from zoo.compression.repair import narrowed, places, repair, running, watch
 from zoo.structure import base
-
-IMAGES = list(torch.randn(4, 16, 3, 8, 8, generator=torch.Generator().manual_seed(1)).unbind())
-
-
-class Net(nn.Module):
-    """Two convolutions, a block with a skip connection, a head; each convolution with a batch norm, or with a bias."""
-
-    def __init__(self, norms=True):
-        super().__init__()
-        torch.manual_seed(0)
-        sizes = ((3, 16), (16, 24), (24, 16), (16, 24))
-        self.convs = nn.ModuleList(nn.Conv2d(n, m, 3, padding=1, bias=not norms) for n, m in sizes)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(m) if norms else nn.Identity() for _, m in sizes)
-        self.head = nn.Linear(24, 5)
-        for norm in self.norms if norms else ():
-            for tensor in (norm.weight.data, norm.running_var):
-                tensor.uniform_(0.5, 2)
-            for tensor in (norm.bias.data, norm.running_mean):
-                tensor.normal_(0, 0.3)
-        self.eval()
-
-    def forward(self, x):
-        a, b, c, d = (nn.Sequential(conv, norm) for conv, norm in zip(self.convs, self.norms, strict=True))
-        x = b(a(x).relu()).relu()
-        return self.head((x + d(c(x).relu())).relu().mean((2, 3)))
-
-
-def folded(model, removed):
-    """Return the same function with each norm folded into its convolution, and an identity or nothing in its place."""
-    found = Net(norms=not removed)
-    found.head.load_state_dict(model.head.state_dict())
-    for old, norm, conv, place in zip(model.convs, model.norms, found.convs, found.norms, strict=True):
-        scale = norm.weight.data / (norm.running_var + norm.eps).sqrt()
-        conv.weight.data = old.weight.data * scale[:, None, None, None]
-        shift = conv.bias if removed else place.bias
-        shift.data = norm.bias.data - scale * norm.running_mean
-        if not removed:
-            place.weight.data.fill_(1)
-            place.running_mean.zero_()
-            place.running_var.fill_(1 - place.eps)
-    return found
-
-
-def frozen(model):
-    """Return the same function with other running statistics."""
-    found = copy.deepcopy(model)
-    for norm in found.norms:
-        norm.running_mean += 3
-        norm.running_var.mul_(9).add_(8 * norm.eps)
-        norm.weight.data *= 3
-        norm.bias.data += norm.weight.data * 3 / (norm.running_var + norm.eps).sqrt()
-    return found
 
 
 def cut(model, share=0.5):

@@ -1,6 +1,7 @@
 """Elimination: units are removed from their readers, and what the refitted readers miss is added up.
 
-Of the units still kept, P = (C + λI)⁻¹ and the refitted W give the price of removing units B, and what remains:
+Of the units still kept, P = (C + diag(λ))⁻¹ and the refitted W, of each output over its deviation, give the
+price of removing units B, and what remains:
 
     price = tr(W_B P_BB⁻¹ W_Bᵀ),   W ← W − W_B P_BB⁻¹ P_B,   P ← P − P_Bᵀ P_BB⁻¹ P_B
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from zoo.compression.groups import Group
-from zoo.compression.refit import Moments, columns, ridged
+from zoo.compression.refit import Moments, columns, ridged, weighted
 from zoo.errors import DataError
 
 EXACT = 512  # inputs of the widest reader up to which units are priced anew after each
@@ -34,7 +35,7 @@ def eliminate(
         tensors: path → tensor of the dense model, on the CPU.
         group: whose units.
         seen: moments of its readers.
-        ridge: λ as a share of the mean of C's diagonal.
+        ridge: λ as a share of C's diagonal.
         score: importance of each unit [units]; None removes those of the lowest price.
 
     Returns:
@@ -80,11 +81,13 @@ class _Reader:
     """One reader of a group while units are removed; the symbols are the module's."""
 
     def __init__(self, tensors: Mapping[str, Tensor], group: Group, path: str, seen: Moments, ridge: float) -> None:
-        W, C = tensors[f"{path}.weight"].detach(), seen.covariance
-        self.at = torch.stack([columns(W, unit) for unit in inputs(group, path)])  # columns of each unit [units, s]
-        self.W = W.flatten(1).to(torch.float64, copy=True)
-        self.P = torch.cholesky_inverse(_cholesky(C + ridged(seen, ridge) * torch.eye(len(C), dtype=C.dtype)))
-        self.signal = ((self.W @ C) * self.W).sum().clamp(min=1e-12)
+        weight, C = tensors[f"{path}.weight"].detach(), seen.covariance
+        W = weight.flatten(1).double()
+        self.at = torch.stack([columns(weight, unit) for unit in inputs(group, path)])  # of each unit [units, s]
+        weights = weighted(W, seen)
+        self.W = W * weights.sqrt()[:, None]
+        self.P = torch.cholesky_inverse(_cholesky(C + ridged(seen, ridge).diag()))
+        self.signal = weights.count_nonzero().clamp(min=1)
         self.gone = torch.zeros(len(C), dtype=torch.bool)
 
     def prices(self, units: Sequence[int]) -> Tensor:

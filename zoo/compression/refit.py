@@ -2,11 +2,12 @@
 
 A reader computes y = W x + b. Of x only the columns S stay; the least-squares readers of calibration data are
 
-    W' = W C[:,S] (C[S,S] + λI)⁻¹,    b' = b + W μ − W' μ[S],    C = E[(x−μ)(x−μ)ᵀ]
+    W' = W C[:,S] (C[S,S] + diag(λ))⁻¹,    b' = b + W μ − W' μ[S],    C = E[(x−μ)(x−μ)ᵀ]
 
-and what they can't make up for, tr(W C Wᵀ) − tr(W' C[S,:] Wᵀ), over tr(W C Wᵀ), is the noise-to-signal ratio at the
-reader. A convolution is a linear layer on its patches. Where nothing can take a shift of the mean up, neither a bias
-nor a batch norm behind the layer, μ = 0.
+and what they can't make up for, the diagonal of W C Wᵀ − W' C[S,:] Wᵀ over that of W C Wᵀ, in the mean over outputs is
+the noise-to-signal ratio at the reader. No scale of an input or an output makes a difference: a norm's may stand in the
+layer before or in itself. A convolution is a linear layer on its patches. Where nothing can take a shift of the mean
+up, neither a bias nor a batch norm that alone reads the layer, μ = 0.
 
 Source: the closed form of ThiNet (Luo et al., ICCV 2017) and of He et al., "Channel Pruning for Accelerating Very Deep
 Neural Networks" (ICCV 2017), section 3.1, equation 4.
@@ -135,17 +136,33 @@ def _moments(model: nn.Module, path: str, mean: Tensor, second: Tensor, normalis
     return Moments(mean, second - torch.outer(mean, mean), second.diagonal().clone())
 
 
-def ridged(seen: Moments, ridge: float) -> float:
-    """λ: the ridge, and no less than what rounding may have made of C, so that C + λI is positive definite.
+def ridged(seen: Moments, ridge: float) -> Tensor:
+    """λ: of each input the ridge, and no less than what rounding may have made of C; C + diag(λ) is positive definite.
 
-    C is the difference of E[x xᵀ] and μμᵀ: where inputs hardly vary, rounding is all that is left of it.
+    C is the difference of E[x xᵀ] and μμᵀ: where inputs hardly vary, rounding is all that is left of it. Each input has
+    a λ of its own, so that the scale of none makes a difference.
 
     Args:
         seen: moments of the inputs.
-        ridge: share of the mean of C's diagonal.
+        ridge: share of C's diagonal.
+
+    Returns:
+        λ [n].
     """
     C = seen.covariance
-    return max(ridge * max(float(C.diagonal().mean()), 1e-12), ROUNDING * len(C) * float(seen.power.mean()))
+    return torch.maximum(ridge * C.diagonal(), ROUNDING * len(C) * seen.power).clamp(min=1e-30)
+
+
+def weighted(weight: Tensor, seen: Moments) -> Tensor:
+    """One over the variance of each output [out], 0 where it doesn't vary: noise times it has no scale.
+
+    Args:
+        weight: W [out, n].
+        seen: moments of the inputs.
+    """
+    signal = (weight @ seen.covariance * weight).sum(1)
+    rounding = ROUNDING * weight.shape[1] * (weight.square() @ seen.power)
+    return torch.where(signal > rounding, 1 / signal.clamp(min=1e-300), 0.0)
 
 
 def columns(weight: Tensor, positions: Tensor) -> Tensor:
@@ -169,13 +186,13 @@ def fit(weight: Tensor, seen: Moments, kept: Tensor, ridge: float) -> tuple[Tens
         weight: W [out, n], any trailing shape flattened.
         seen: moments of all inputs.
         kept: S, columns that stay [k].
-        ridge: λ as a share of the mean of C's diagonal.
+        ridge: λ as a share of C's diagonal.
 
     Returns:
         W' [out, k], and the shift of the bias W μ − W' μ[S] [out].
     """
     W, C = weight.detach().flatten(1).double(), seen.covariance
-    gram = C[kept][:, kept] + ridged(seen, ridge) * torch.eye(len(kept), dtype=C.dtype)
+    gram = C[kept][:, kept] + ridged(seen, ridge)[kept].diag()
     cross = W @ C[:, kept]
     L, failed = torch.linalg.cholesky_ex(gram)
     fitted = (torch.linalg.solve(gram, cross.T) if failed else torch.cholesky_solve(cross.T, L)).T
@@ -187,9 +204,9 @@ def refit(weight: Tensor, seen: Moments, kept: Tensor, ridge: float) -> tuple[Te
     fitted, shift = fit(weight, seen, kept, ridge)
     W, C = weight.detach().flatten(1).double(), seen.covariance
     cross = W @ C[:, kept]
-    signal = (W @ C * W).sum()
-    noise = signal - 2 * (fitted * cross).sum() + (fitted @ C[kept][:, kept] * fitted).sum()
-    return fitted, shift, float((noise / signal.clamp(min=1e-12)).clamp(min=0))
+    noise = (W @ C * W).sum(1) - 2 * (fitted * cross).sum(1) + (fitted @ C[kept][:, kept] * fitted).sum(1)
+    weights = weighted(W, seen)
+    return fitted, shift, float((noise * weights).sum().clamp(min=0) / weights.count_nonzero().clamp(min=1))
 
 
 def recalibrate_(model: nn.Module, batches: Sequence[Tensor]) -> None:
