@@ -3,7 +3,9 @@
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
+import click
 import pytest
 from PIL import Image
 
@@ -11,6 +13,7 @@ import zoo
 from zoo import building
 from zoo.building import make
 from zoo.catalog.entry import Budget, Recipe
+from zoo.cli import making
 from zoo.errors import RepositoryError, StructureError, ZooError
 from zoo.recipes import finished, recipe_for
 
@@ -146,3 +149,42 @@ def test_what_is_wrong_is_said_though_another_build_began_beside_it(tmp_path, mo
     with pytest.raises(StructureError, match="it can't be compressed"):
         make(recipe_for("digits_cnn", "prune", Budget(0.5), "digits", 0, {}), tmp_path / "new" / "model")
     assert files(tmp_path / "new") == ["other.work"]
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"schedule": {"lr": -1.0}}, "schedule: lr is -1.0, expected a number of at least 0"),
+        ({"schedule": {"lrr": 1.0}}, "schedule has no option 'lrr'"),
+        ({"distil": {"alpha": 2}}, "distil: alpha is 2, expected 0 to 1"),
+        ({"distil": {"shares": (0.5, 0.5)}}, "distil: 2 shares for 1 teachers"),
+        ({"augment": {"flip": 1}}, "augment: unknown flip; possible are:"),
+        ({"teachers": ["digits_cn"]}, "digits_cn"),
+        ({"teachers": [str(Path(__file__).parent / "data" / "repositories" / "cnn_timm_1.0.31")]}, "classes"),
+    ],
+)
+def test_a_training_that_cannot_be_is_refused_before_anything_is_compressed(tmp_path, said, expected):
+    lines = []
+    entry = recipe_for("digits_cnn", "prune", Budget(0.5), "digits", 1, {}, **said)
+    with pytest.raises(ZooError, match=re.escape(expected)) as caught:
+        make(entry, tmp_path / "new", say=lines.append)
+    assert "\n" not in str(caught.value)
+    assert lines in ([], ["1 load the base digits_cnn"])
+    assert files(tmp_path) == []
+
+
+def test_the_command_line_says_what_a_training_is_and_its_recipe_carries_it(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(making, "_build", lambda entry, out, data: made.append(entry.recipe))
+    words = "--epochs 3 --batch-size 32 --lr 0.01 --weight-decay 0.1 --ema 0.99 --alpha 0.5 --temperature 3"
+    more = "--divergence symmetric --teacher digits_cnn_pruned_50 --teacher digits_cnn --augment hflip=0 --seed 7"
+    base = ["digits_cnn", "--budget", "0.5", "--data", "digits", "--out", str(tmp_path)]
+    making.compress.main([*base, *words.split(), *more.split()], standalone_mode=False)
+    making.compress.main([*base, "--steps", "40"], standalone_mode=False)
+    recipe, short = made
+    assert recipe.schedule == {"epochs": 3, "batch_size": 32, "lr": 0.01, "weight_decay": 0.1, "ema": 0.99}
+    assert recipe.distil == {"alpha": 0.5, "temperature": 3.0, "divergence": "symmetric"}
+    assert (recipe.teachers, recipe.augment, recipe.seed) == (("digits_cnn_pruned_50", "digits_cnn"), {"hflip": 0}, 7)
+    assert (short.schedule, short.teachers) == ({"epochs": 40, "steps": 40}, ("digits_cnn",))
+    with pytest.raises(click.UsageError, match="nothing is distilled: say how long, by --epochs or --steps"):
+        making.compress.main([*base, "--lr", "0.1"], standalone_mode=False)
