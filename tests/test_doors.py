@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from zoo.tasks.classification import evaluation_transform, loader
 from zoo.tasks.datasets import dataset
+from zoo.tasks.lengths import counted
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,6 +45,8 @@ def expected():
 
 def seen(data, **options):
     """The tensors and labels that a loader gives."""
+    if "epoch" in options and isinstance(data, datasets.IterableDataset):
+        data = counted(data, least=64)
     batches = list(loader(data, evaluation_transform(CFG), 16, **options))
     return [
         (digest(image), int(label)) for images, labels in batches for image, label in zip(images, labels, strict=True)
