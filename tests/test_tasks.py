@@ -375,10 +375,13 @@ def test_no_progress_bar_is_drawn_where_there_is_no_terminal(test, capfd):
     assert tuple(capfd.readouterr()) == ("", "")
 
 
-def test_evaluation_without_images_or_with_hidden_labels_is_an_error(test):
+def test_evaluation_without_images_or_with_hidden_or_unknown_labels_is_an_error(test):
     transform = evaluation_transform(GREY)
     with pytest.raises(DataError, match="expected images to evaluate on, found none"):
         evaluate(classifier(), loader(test.select([]), transform, 64))
     hidden = datasets.Dataset.from_dict({"image": test["image"][:4], "label": [-1] * 4})
     with pytest.raises(DataError, match="expected labels from 0, found -1: they are hidden in this split"):
         evaluate(classifier(), loader(hidden, transform, 64))
+    beyond = datasets.Dataset.from_dict({"image": test["image"][:4], "label": [0, 1, 10, 2]})
+    with pytest.raises(DataError, match="found label 10, the model has 10 classes: use other data"):
+        evaluate(classifier(), loader(beyond, transform, 64))

@@ -176,7 +176,8 @@ def transform(model: nn.Module) -> Callable[[Any], Tensor]:
         model: from `load`, `create` or timm.
 
     Returns:
-        PIL image → tensor [C, H, W], normalised; stack several to a batch.
+        Image → tensor [C, H, W], normalised; stack several to a batch. An image is PIL's, a file's path or bytes, or
+        what a row of a data set holds of it; it is decoded upright, as `zoo.tasks.pixels.decode` does everywhere.
 
     Raises:
         StructureError: the model carries no `pretrained_cfg`.

@@ -49,6 +49,8 @@ def evaluate(
     with evaluating(model, against), torch.inference_mode():
         for images, labels in batches:
             logits = _logits(model, images)
+            if len(labels) and labels.max() >= logits.shape[1]:
+                raise DataError(f"found label {labels.max()}, the model has {logits.shape[1]} classes: use other data")
             row = {"predictions": logits.argmax(1), "references": labels.to(logits.device)}
             if logits.shape[1] >= MANY:
                 row["top5"] = (logits.topk(5).indices == row["references"][:, None]).any(1).double()
