@@ -6,7 +6,7 @@ from math import prod
 import torch
 from torch.fx import Node
 
-from zoo.compression.coupling.ids import Axes, Vector
+from zoo.compression.coupling.ids import Axes, NotUnderstood, Vector
 from zoo.compression.coupling.meeting import meet, unknown
 from zoo.compression.coupling.walk import Walk, argument
 
@@ -33,7 +33,9 @@ def convolution(walk: Walk, node: Node) -> Axes:
     assert isinstance(x, Node)
     assert isinstance(weight, Node)
     transposed = "transpose" in str(node.target)
-    groups = int(argument(node, "groups", 6, 1))
+    groups = argument(node, "groups", 6, 1)
+    if isinstance(groups, Node):
+        raise NotUnderstood("groups that a convolution computes")
     first, second, *kernel = walk.axes(weight)
     shape, at = walk.shape(weight), len(walk.axes(x)) - len(kernel) - 1
     inputs = walk.axes(x)[at]
