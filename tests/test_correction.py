@@ -60,9 +60,9 @@ def test_the_correction_is_the_ridge_regression_of_what_is_missing_on_what_is_re
         r = flat(dense.get_submodule(path)(inputs[0]) - before.get_submodule(path)[1](z))
         z = flat(z)
         about = z - z.mean(0) if "without" not in kind else z
-        price = damping * (about**2).mean(0).mean() * len(z)
+        price = damping * (about**2).sum(0)
         rows = np.concatenate([np.concatenate([z, np.ones((len(z), 1))], 1) if "without" not in kind else z])
-        ridge = np.eye(z.shape[1], rows.shape[1]) * price**0.5
+        ridge = np.eye(z.shape[1], rows.shape[1]) * price[:, None] ** 0.5
         found, *_ = np.linalg.lstsq(
             np.concatenate([rows, ridge]), np.concatenate([r, np.zeros((len(ridge), r.shape[1]))])
         )

@@ -1,4 +1,4 @@
-"""Refitting against torch's own least squares, and batch norms against statistics worked out by hand."""
+"""Refitting against torch's own least squares."""
 
 import copy
 
@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from zoo.compression.groups import analyse
-from zoo.compression.refit import Moments, columns, fit, moments, recalibrate_, refit
+from zoo.compression.refit import Moments, columns, fit, moments, refit
 from zoo.errors import DataError
 
 LAYERS = {
@@ -147,29 +147,6 @@ def test_activations_that_are_not_finite_are_refused_by_the_layers_name(value):
 def test_no_batches_are_refused():
     with pytest.raises(DataError, match="no images; pass at least one batch"):
         moments(drawn("linear")[0], ["0"], [])
-
-
-def test_a_batch_without_a_variance_is_refused_and_leaves_the_momentum():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.3))
-    with pytest.raises(DataError, match="pass more images in each batch"):
-        recalibrate_(model, [torch.zeros(1, 3, 3, 3)])
-    assert model[1].momentum == 0.3
-    assert not model[1].training
-
-
-def test_recalibrated_statistics_are_the_mean_of_those_of_the_batches():
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.3), nn.Dropout(0.5), nn.Flatten(), nn.Linear(36, 5)
-    ).double()
-    batches = torch.randn(3, 8, 3, 5, 5, dtype=torch.float64).unbind()
-    recalibrate_(model, batches)
-    with torch.no_grad():
-        y = torch.stack([model[0](batch) for batch in batches])
-    torch.testing.assert_close(model[1].running_mean, y.mean((1, 3, 4)).mean(0))
-    torch.testing.assert_close(model[1].running_var, y.transpose(1, 2).flatten(2).var(2).mean(0))
-    assert model[1].momentum == 0.3
-    assert not any(module.training for module in model.modules())
 
 
 def test_a_batch_norm_elsewhere_does_not_take_up_the_shift_of_a_layer_that_none_follows():

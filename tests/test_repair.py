@@ -1,5 +1,8 @@
 """Repaired channels against the statistics that they should have."""
 
+import copy
+
+import pytest
 import torch
 from test_invariance import IMAGES, Net
 from torch import nn
@@ -8,7 +11,7 @@ from zoo.compression.checking import gone
 from zoo.compression.cutting import Kept
 from zoo.compression.groups import analyse, select
 from zoo.compression.prune import divergence
-from zoo.compression.repair import narrowed, places, repair, running, watch
+from zoo.compression.repair import calling, located, narrowed, places, repair, running, watch
 from zoo.structure import base
 
 
@@ -36,6 +39,33 @@ def test_repaired_signals_have_the_dense_models_moments_and_the_model_is_nearer_
         torch.testing.assert_close(moments[1] / new**2, square / old**2, rtol=1e-3, atol=1e-3)
     assert divergence(after.output, dense.output) < divergence(before.output, dense.output) / 2
     assert divergence(before.output, dense.output) > 0.001
+
+
+@pytest.mark.parametrize("norms", [True, False], ids=["batch norms", "biases"])
+def test_a_module_is_repaired_like_a_program(norms):
+    model = Net(norms)
+    worse = copy.deepcopy(model)
+    with torch.no_grad():
+        for conv in worse.convs:
+            conv.weight.mul_(torch.rand(len(conv.weight), 1, 1, 1) + 0.5)
+    layers, images = {f"convs.{i}": f"convs.{i}" for i in range(4)}, [torch.cat(IMAGES)]
+    by_path = located(model, layers, IMAGES[0])
+    assert set(by_path) == ({f"norms.{i}" for i in range(4)} if norms else set(layers))
+    found = []
+    traced = analyse(model, IMAGES[0]).traced
+    for run, where in ((calling(model, by_path), by_path), (running(traced, torch.tensor([]).long()), places(traced))):
+        dense, repaired = watch(run, base.tensors(model), images), base.tensors(worse)
+        found.append(repair(run, where, repaired, images, dense, divergence))
+    for path, tensor in found[0].items():
+        torch.testing.assert_close(tensor, found[1][path], rtol=1e-4, atol=1e-5)
+    wanted, before, after = (watch(run, t, images).output for t in (base.tensors(model), base.tensors(worse), found[0]))
+    assert divergence(after, wanted) < divergence(before, wanted) / 100
+
+
+def test_what_a_module_calls_twice_is_no_place():
+    norm, layer = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)
+    model = nn.Sequential(norm, layer, norm, layer, nn.Conv2d(3, 3, 1)).eval()
+    assert set(located(model, {"1": "1", "4": "4"}, IMAGES[0])) == {"4"}
 
 
 def test_what_is_near_enough_already_stays_as_it_is():

@@ -45,15 +45,15 @@ def test_each_stage_takes_the_divergence_down_and_what_is_told_is_that_of_the_re
     assert told == pytest.approx(found["all"], rel=1e-3)
     monkeypatch.setattr(low_rank, "newton_", lambda *rest: (0.0, 0.0))
     found["without the step"] = factored()
-    monkeypatch.setattr(low_rank, "_recalibrate_", lambda *rest: None)
-    found["without recalibration"] = factored()
+    monkeypatch.setattr(low_rank, "_repair_", lambda *rest: None)
+    found["without the repair"] = factored()
 
     def not_corrected(model, factored, paths, batches, *rest):
         return [outputs(model, x) for x in batches]
 
     monkeypatch.setattr(low_rank, "correct_", not_corrected)
     found["factors alone"] = factored()
-    assert found["all"] < found["without the step"] <= found["without recalibration"] < found["factors alone"]
+    assert found["all"] < found["without the step"] <= found["without the repair"] < found["factors alone"]
 
 
 def test_nothing_that_is_returned_is_the_models_own():

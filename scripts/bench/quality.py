@@ -46,7 +46,6 @@ from zoo.catalog.entry import Base, Budget
 from zoo.compression import prune
 from zoo.compression.allocation import widths
 from zoo.compression.groups import Analysis
-from zoo.compression.refit import recalibrate_
 from zoo.files import write_json
 from zoo.hub.repository import Description
 from zoo.structure.base import initialised
@@ -226,6 +225,23 @@ def by_torch_pruning(name: str, seed: int, budget: float, criterion: str) -> nn.
     model = torch_pruning_rows.narrowed(dense, size, share, False, criterion, labelled)
     recalibrate_(model, [x for x, _ in labelled])
     return model
+
+
+def recalibrate_(model: nn.Module, batches: Sequence[Tensor]) -> None:
+    """Measure the running statistics of batch norms anew, as the mean over batches."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+        norm.train()
+    with torch.no_grad():
+        for batch in batches if norms else ():
+            model(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
 
 
 def best_criterion(name: str, budget: float) -> str:

@@ -4,9 +4,9 @@ Layers are factored each for itself, on what it sees in the dense model. In the 
 because the layers before it are factored too. With both models side by side on the same images, let z be what the
 second factor reads there, y what the layer says in the dense model, and r = y − (B z + b) what is missing. Then
 
-    ΔB = E[(r−r̄)(z−z̄)ᵀ] (E[(z−z̄)(z−z̄)ᵀ] + γ t I)⁻¹,   Δb = r̄ − ΔB z̄,   t = mean of the diagonal of E[(z−z̄)(z−z̄)ᵀ]
+    ΔB = E[(r−r̄)(z−z̄)ᵀ] (C + γ diag(C))⁻¹,   Δb = r̄ − ΔB z̄,   C = E[(z−z̄)(z−z̄)ᵀ]
 
-is the least change that makes the mean square of r least, for a price γ t on |ΔB|²; where there is no bias nothing is
+makes the mean square of r least, for a price on what changes that has no scale; where there is no bias nothing is
 centred. All layers whose statistics fit into memory are solved at once: one that follows sees the old ones before it,
 which costs far less than a pass for each. A change of B needs no weighting by the Fisher information: what each output
 misses is fitted for itself.
@@ -112,10 +112,8 @@ def _solve_(path: str, layer: Any, sums: _Sums, damping: float) -> None:
         raise DataError(f"calibration: what {path} sees isn't finite once layers are factored; use a larger dtype")
     if layer.bias is not None:
         gram, cross = gram - torch.outer(read, read), cross - torch.outer(missed, read)
-    price = damping * gram.diagonal().mean()
-    if price <= 0:
-        return  # nothing reaches the second factor
-    delta = torch.linalg.solve(gram + price * torch.eye(len(gram), dtype=gram.dtype), cross.T).T
+    price = torch.where(gram.diagonal() > 0, damping * gram.diagonal(), 1.0)  # what is never read changes by nothing
+    delta = torch.linalg.solve(gram + price.diag(), cross.T).T
     with torch.no_grad():
         layer.weight += delta.reshape(layer.weight.shape).to(layer.weight)
         if layer.bias is not None:

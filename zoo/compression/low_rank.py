@@ -11,16 +11,17 @@ A layer y = W x + b of m outputs and n inputs (k·k·n of a convolution) becomes
     b' = b + (W − B A) E[x]
 
 4. correction — `correction`: with the dense and the factored model side by side, one pass collects for all layers what
-   their second factors miss of the dense outputs where all layers before are factored too; least squares add it to B.
-   Batch norms are recalibrated where that takes the divergence of the predictions down;
+   their second factors miss of the dense outputs where all layers before are factored too; least squares add it to B,
+   a quarter of the layers at a time and as far as the divergence of the predictions falls.
+   Then `repair` gives its outputs, and what batch norms read, the dense mean and variance back where that is nearer;
 5. step — `newton`: one solve for all second factors together takes the divergence of the predictions itself down.
 
 There are no labels, no rates and no random batches, and no rank is tried out. With G = I, μ = 0 and without 4 and 5 the
 factors are those of AFM (Yu, Wu, AAAI 2023) and of the truncated SVD of W C^½ (Chen et al., "DRONE", NeurIPS 2021).
 
 Cost for each calibration batch, where a forward pass of the dense model is one, of the factored model a share s, and a
-backward pass to activations alone about as much again: 1 + draws for the statistic, 1 + s for the correction, 5 s for
-each step, and 3 s more where there are batch norms.
+backward pass to activations alone about as much again: 1 + draws for the statistic, 5 + 13 s for the correction,
+1 + 3 s for the repair, and 5 s for each step.
 """
 
 import copy
@@ -36,7 +37,7 @@ from zoo.catalog.entry import Budget
 from zoo.compression.correction import correct_
 from zoo.compression.factoring import chosen, factorable
 from zoo.compression.newton import divergence, logits_of, newton_
-from zoo.compression.refit import recalibrate_
+from zoo.compression.repair import calling, located, repair, watch
 from zoo.compression.spectra import MAX_BYTES, Spectrum, spectra
 from zoo.errors import BudgetError, DataError, StructureError
 from zoo.measurement import measure
@@ -44,6 +45,9 @@ from zoo.structure import base
 from zoo.structure.plan import Factor, Rank
 
 logger = logging.getLogger(__name__)
+
+PARTS = 4  # that layers are corrected in: of those corrected together each makes up for the same error
+LENGTHS = (1.0, 0.5)  # of a part's correction, tried
 
 
 @dataclass(frozen=True)
@@ -149,8 +153,8 @@ def low_rank(
     edit = Factor({path: Rank(rank) for path, rank in ranks.items() if rank})
     factored = _factored(model, edit, found)
     if edit.layers:
-        wanted = correct_(model, factored, list(edit.layers), batches, how.damping, how.max_bytes)
-        _recalibrate_(factored, batches, wanted)
+        wanted = _correct_(model, factored, list(edit.layers), batches, how)
+        _repair_(model, factored, list(edit.layers), batches)
         seconds, kl = [factored.get_submodule(f"{path}.1") for path in edit.layers], float("inf")
         for _ in range(how.steps):
             _, kl = newton_(factored, seconds, batches, wanted, how.damping, how.seed)
@@ -308,13 +312,40 @@ def _factored(model: nn.Module, edit: Factor, found: Mapping[str, Spectrum]) -> 
     return factored
 
 
-def _recalibrate_(factored: nn.Module, batches: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
-    """Measure batch norms anew where that takes the divergence down: few images tell less than those of training."""
-    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in factored.modules()):
-        return
-    before = {buffer: buffer.clone() for buffer in factored.buffers()}
-    old = divergence(wanted, list(logits_of(factored, batches)))
-    recalibrate_(factored, batches)
-    if divergence(wanted, list(logits_of(factored, batches))) >= old:
-        for buffer, value in before.items():
-            buffer.copy_(value)
+def _correct_(
+    model: nn.Module, factored: nn.Module, paths: Sequence[str], batches: Sequence[Tensor], how: LowRank
+) -> list[Tensor]:
+    """Correct one part of the layers after the other, by that length which takes the divergence down most, or not."""
+    wanted = list(logits_of(model, batches))
+    nats = divergence(wanted, list(logits_of(factored, batches)))
+    for part in range(PARTS):
+        chunk = paths[len(paths) * part // PARTS : len(paths) * (part + 1) // PARTS]
+        parameters = [p for path in chunk for p in factored.get_submodule(f"{path}.1").parameters()]
+        old = best = [p.detach().clone() for p in parameters]
+        correct_(model, factored, chunk, batches, how.damping, how.max_bytes)
+        new = [p.detach().clone() for p in parameters]
+        for length in LENGTHS:
+            there = [torch.lerp(a, b, length) for a, b in zip(old, new, strict=True)]
+            _put_(parameters, there)
+            if (now := divergence(wanted, list(logits_of(factored, batches)))) < nats:
+                nats, best = now, there
+        _put_(parameters, best)
+    return wanted
+
+
+def _put_(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
+
+
+def _repair_(model: nn.Module, factored: nn.Module, paths: Sequence[str], batches: Sequence[Tensor]) -> None:
+    """Move what the second factors put out and the batch norms read back to the dense model's mean and variance."""
+    named = ((model, {path: path for path in paths}), (factored, {path: f"{path}.1" for path in paths}))
+    places, cut = (located(each, layers, batches[0][:2]) for each, layers in named)
+    dense = watch(calling(model, places), base.tensors(model), batches)
+    found = repair(
+        calling(factored, cut), cut, base.tensors(factored), batches, dense, lambda q, p: divergence([p], [q])
+    )
+    held = base.tensors(factored)
+    _put_(list(held.values()), [found[path] for path in held])

@@ -207,33 +207,3 @@ def refit(weight: Tensor, seen: Moments, kept: Tensor, ridge: float) -> tuple[Te
     noise = (W @ C * W).sum(1) - 2 * (fitted * cross).sum(1) + (fitted @ C[kept][:, kept] * fitted).sum(1)
     weights = weighted(W, seen)
     return fitted, shift, float((noise * weights).sum().clamp(min=0) / weights.count_nonzero().clamp(min=1))
-
-
-def recalibrate_(model: nn.Module, batches: Sequence[Tensor]) -> None:
-    """Measure the running statistics of the batch norms anew, as the mean over calibration batches.
-
-    Args:
-        model: left in eval mode.
-        batches: images [B, C, H, W].
-
-    Raises:
-        DataError: a batch is too small to have a variance.
-    """
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
-        norm.train()
-    try:
-        if norms:
-            with torch.no_grad():
-                for batch in batches:
-                    model(batch)
-    except ValueError as error:  # torch's word for one value a channel
-        raise DataError(f"calibration: {error}; pass more images in each batch") from error
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        model.eval()

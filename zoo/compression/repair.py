@@ -22,12 +22,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.func import functional_call
 from torch.fx import Node
 
 from zoo.compression import cutting, masked
 from zoo.compression.coupling.walk import argument
 from zoo.compression.cutting import Kept, Traced
+from zoo.compression.signals import hooked
 
 aten = torch.ops.aten
 
@@ -203,6 +205,63 @@ def running(traced: Traced, gone: Tensor) -> Run:
         held = {path: tensor.to(batch.device) for path, tensor in {**traced.program.constants, **tensors}.items()}
         how = _Showing(program.graph_module, known, seen)
         return masked.leaves(masked.run(program, traced.paths, held, batch, how))[0]
+
+    return run
+
+
+def located(model: nn.Module, layers: Mapping[str, str], image: Tensor) -> dict[str, Place]:
+    """Where the signals of a module can be scaled and shifted: batch norms by their paths, layers by given names.
+
+    Args:
+        model: dense or factored, in eval mode.
+        layers: name → path of layers; those with a bias are places.
+        image: a batch that it takes [B, C, H, W]; what is called twice for it is no place.
+    """
+    found = {
+        path: Place(f"{path}.running_var", f"{path}.running_mean", module.eps)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+    }
+    for name, path in layers.items():
+        if getattr(model.get_submodule(path), "bias", None) is not None:
+            found[name] = Place(f"{path}.weight", f"{path}.bias")
+    calls = Counter[str]()
+
+    def count(name: str, y: Tensor, dim: int, origin: Tensor | None) -> Tensor:
+        calls[name] += 1
+        return y
+
+    with torch.no_grad():
+        calling(model, found)({}, image, count)
+    return {name: place for name, place in found.items() if calls[name] == 1}
+
+
+def calling(model: nn.Module, places: Mapping[str, Place]) -> Run:
+    """A module, as what runs it.
+
+    Args:
+        model: in eval mode.
+        places: of its signals, by name.
+    """
+
+    def run(tensors: Mapping[str, Tensor], batch: Tensor, seen: Seen) -> Tensor:
+        def layer(name: str, module: nn.Module, args: Any, y: Tensor) -> Tensor:
+            return seen(name, y, -1 if isinstance(module, nn.Linear) else 1, None)
+
+        def norm(name: str, module: Any, args: tuple[Tensor]) -> tuple[Tensor]:
+            return (seen(name, args[0], 1, module.running_mean),)
+
+        handles = []
+        for name, place in places.items():
+            module = model.get_submodule(place.shift.rpartition(".")[0])
+            handles.append(
+                module.register_forward_hook(partial(layer, name))
+                if place.eps is None
+                else module.register_forward_pre_hook(partial(norm, name))
+            )
+        with hooked(handles):
+            output: Tensor = functional_call(model, dict(tensors), (batch,))
+        return output
 
     return run
 
