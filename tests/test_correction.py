@@ -45,6 +45,11 @@ def nets(kind):
     return dense.double().eval(), factored.double().eval(), list(x.double().split(10))
 
 
+def layer_input(net, x):
+    """What the last second factor reads."""
+    return net.second[0](net.first(x).tanh())
+
+
 def flat(y):
     return y.detach().movedim(1, -1).reshape(-1, y.shape[1]).numpy()
 
@@ -116,8 +121,11 @@ def test_a_step_goes_along_the_gradient_of_the_divergence_to_where_it_bends_up(k
     assert after == pytest.approx(now.item())
     moved = [b - a for a, b in zip(parameters, factored.second[1].parameters(), strict=True)]
     step = torch.cat([d.detach().flatten(1) if d.ndim > 1 else d.detach()[:, None] for d in moved], 1)
-    # So damped, all outputs and inputs count alike: the direction is the gradient's.
-    assert float((step * gradient).sum() / step.norm() / gradient.norm()) == pytest.approx(-1, abs=1e-4)
+    # So damped, each output goes along its gradient, of each input over the mean square of that input.
+    with torch.no_grad():
+        z = torch.from_numpy(flat(layer_input(old, x)))
+    power = torch.cat([z.square().mean(0), torch.ones(step.shape[1] - z.shape[1], dtype=z.dtype)])
+    assert torch.nn.functional.cosine_similarity(step * power, gradient).tolist() == pytest.approx([-1] * 5, abs=1e-4)
     even = (1 - SMOOTHING) * (p + q) / 2 + SMOOTHING / 4
     named = {name: d.detach() for (name, _), d in zip(layer.named_parameters(), moved, strict=True)}
     with torch.no_grad():

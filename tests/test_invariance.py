@@ -1,14 +1,16 @@
-"""What leaves a model's function alone leaves what is cut of it alone: the same units, and the same outputs."""
+"""What leaves a model's function alone leaves what is cut of it alone: the same units or ranks, the same outputs."""
 
 import copy
 
 import pytest
 import torch
+from factored import built, outputs
 from torch import nn
 
 from zoo.catalog.entry import Budget
 from zoo.compression.checking import gone
 from zoo.compression.groups import analyse
+from zoo.compression.low_rank import LowRank, low_rank
 from zoo.compression.prune import Prune, prune
 from zoo.compression.repair import running, watch
 
@@ -118,36 +120,51 @@ def pruned(model, budget, batches=IMAGES):
     with torch.no_grad():
         run = running(analysis.traced, gone(analysis, found.units))
         logits = watch(run, found.tensors, IMAGES).output
+    assert min(map(len, found.units)) < 16
     return [sorted(units.tolist()) for units in found.units], logits
 
 
+def factored(model, budget, batches=IMAGES):
+    """Return the shape and the rank of each layer factored, and the outputs of the factored model."""
+    edit, tensors = low_rank(model, batches, Budget(budget), LowRank(round_to=1))
+    smaller = built(model, edit, tensors)
+    assert len(edit.layers) > 1
+    shapes = [[*model.get_submodule(path).weight.shape, rank.rank] for path, rank in edit.layers.items()]
+    return shapes, torch.cat([outputs(smaller, x) for x in IMAGES]).double()
+
+
+METHODS = {"prune": pruned, "low_rank": factored}
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("budget", [0.8, 0.4])
-def test_pruning_is_the_same_of_the_same_function(form, budget):
+def test_the_same_function_is_cut_alike(form, budget, method):
     other = FORMS[form](Net())
     with torch.no_grad():
         torch.testing.assert_close(other(IMAGES[0]), Net()(IMAGES[0]), rtol=1e-4, atol=1e-5)
-    (units, logits), (found, theirs) = pruned(Net(), budget), pruned(other, budget)
-    if form == "channels in another order":
+    (units, logits), (found, theirs) = (METHODS[method](model, budget) for model in (Net(), other))
+    if (form, method) == ("channels in another order", "prune"):
         found = [sorted(ORDER[kept].tolist()) if g == 2 else kept for g, kept in enumerate(found)]
     assert sorted(found) == sorted(units)  # other names put the groups in another order
-    assert min(map(len, units)) < 16
     torch.testing.assert_close(theirs, logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("size", [1, 7, 64])
-def test_pruning_is_the_same_whatever_the_batches(size):
+def test_a_cut_is_the_same_whatever_the_batches(size, method):
     (units, logits), (found, theirs) = (
-        pruned(Net(), 0.5, batches) for batches in (IMAGES, torch.cat(IMAGES).split(size))
+        METHODS[method](Net(), 0.5, batches) for batches in (IMAGES, torch.cat(IMAGES).split(size))
     )
     assert found == units
     torch.testing.assert_close(theirs, logits, rtol=1e-5, atol=1e-6)
 
 
-def test_pruning_is_the_same_on_one_thread_and_on_two():
+@pytest.mark.parametrize("method", METHODS)
+def test_a_cut_is_the_same_on_one_thread_and_on_two(method):
     found = []
     for threads in (1, 2):  # the suite's fixture puts two back
         torch.set_num_threads(threads)
-        found.append(pruned(Net(), 0.5))
+        found.append(METHODS[method](Net(), 0.5))
     assert found[0][0] == found[1][0]
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-5)

@@ -10,6 +10,8 @@ A layer y = W x + b of m outputs and n inputs (k·k·n of a convolution) becomes
 
     b' = b + (W − B A) E[x]
 
+   A layer without a bias that a batch norm alone reads is given one, which the norm's mean takes up at the end;
+
 4. correction — `correction`: with the dense and the factored model side by side, one pass collects for all layers what
    their second factors miss of the dense outputs where all layers before are factored too; least squares add it to B,
    a quarter of the layers at a time and as far as the divergence of the predictions falls.
@@ -34,8 +36,10 @@ import torch
 from torch import Tensor, nn
 
 from zoo.catalog.entry import Budget
+from zoo.compression.calibration import dealt
 from zoo.compression.correction import correct_
 from zoo.compression.factoring import chosen, factorable
+from zoo.compression.groups import analyse
 from zoo.compression.newton import divergence, logits_of, newton_
 from zoo.compression.repair import calling, located, repair, watch
 from zoo.compression.spectra import MAX_BYTES, Spectrum, spectra
@@ -56,11 +60,11 @@ class LowRank:
 
     Args:
         round_to: ranks are multiples of it, which kernels like; layers of small full rank take an eighth of that.
-        ridge: added to the Fisher information's diagonal, as a share of its mean.
+        ridge: nats for each output's own variance that are added to the Fisher information, as a share of their mean.
         smoothing: share of the prediction that is spread evenly over the classes, so that images of which the model
             is sure count too.
         draws: of random signs in the place of labels for each batch; each costs a backward pass.
-        damping: γ of the correction and of the steps, as a share of the mean square of what a second factor reads.
+        damping: γ of the correction and of the steps, as a share of the mean square of each that a second factor reads.
         steps: of all second factors together.
         seed: of the random signs.
         exclude: layers that stay dense, as in `exclusion`.
@@ -133,10 +137,13 @@ def low_rank(
         raise StructureError("low_rank: the model is in train mode, where looking would change it; call eval()")
     if sum(map(len, batches)) < 2:
         raise DataError(f"calibration: {sum(map(len, batches))} images; pass at least two, some hundred are better")
+    batches = dealt(batches)
     paths = chosen(model, factorable(model, batches[0][:2]), how.exclude, "low_rank")
-    layers: dict[str, nn.Linear | nn.Conv2d] = {path: model.get_submodule(path) for path in paths}  # type: ignore[misc]
+    normalised = _normalised(model, paths, batches[0][:2])
+    dense = _biased(model, normalised)
+    layers: dict[str, nn.Linear | nn.Conv2d] = {path: dense.get_submodule(path) for path in paths}  # type: ignore[misc]
     found = spectra(
-        model,
+        dense,
         layers,
         batches,
         ridge=how.ridge,
@@ -151,15 +158,40 @@ def low_rank(
     counts = measure(model, tuple(batches[0].shape[1:]))
     ranks = allocate(choices, counts.macs, counts.params, budget)
     edit = Factor({path: Rank(rank) for path, rank in ranks.items() if rank})
-    factored = _factored(model, edit, found)
+    factored = _factored(dense, edit, found)
     if edit.layers:
-        wanted = _correct_(model, factored, list(edit.layers), batches, how)
-        _repair_(model, factored, list(edit.layers), batches)
+        wanted = _correct_(dense, factored, list(edit.layers), batches, how)
+        _repair_(dense, factored, list(edit.layers), batches)
         seconds, kl = [factored.get_submodule(f"{path}.1") for path in edit.layers], float("inf")
         for _ in range(how.steps):
             _, kl = newton_(factored, seconds, batches, wanted, how.damping, how.seed)
         logger.info("low_rank: %d layers factored, kl to dense %.4g nats", len(edit.layers), kl)
-    return edit, {path: tensor.detach().to("cpu", copy=True) for path, tensor in base.tensors(factored).items()}
+    tensors = {path: tensor.detach().to("cpu", copy=True) for path, tensor in base.tensors(factored).items()}
+    for path, mean in normalised.items():
+        bias = tensors.pop(f"{path}.1.bias" if path in edit.layers else f"{path}.bias")
+        tensors[mean] = (tensors[mean].double() - bias.double()).to(tensors[mean].dtype)
+    return edit, tensors
+
+
+def _normalised(model: nn.Module, paths: Sequence[str], image: Tensor) -> dict[str, str]:
+    """Layers without a bias whose outputs a batch norm alone reads → the path of the norm's running mean."""
+    bare = [path for path in paths if model.get_submodule(path).bias is None]
+    if not bare or not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        return {}
+    try:
+        found = analyse(model, image).normalised
+    except StructureError:  # it can't be exported: who reads what isn't known
+        return {}
+    return {path: found[path] for path in bare if path in found}
+
+
+def _biased(model: nn.Module, normalised: Mapping[str, str]) -> nn.Module:
+    """The same function with a bias of zero in each of these layers: a shift that the norm's mean can take up."""
+    found = copy.deepcopy(model) if normalised else model
+    for path in normalised:
+        layer: Any = found.get_submodule(path)
+        layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
+    return found
 
 
 def choice(layer: nn.Linear | nn.Conv2d, spectrum: Spectrum, round_to: int) -> Choice:

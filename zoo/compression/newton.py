@@ -4,12 +4,11 @@ What is fitted layer by layer costs nats that no layer sees. Of the mean diverge
 from the dense model's p,  J = E[KL(p ‖ q)],  a pass with a backward pass gives for each second factor B, b, of which z
 is the input with a one behind it and g the gradient at the output,
 
-    ∇ = E[Σ_positions g zᵀ] with g from u = q − p,   D = −(diag(h) + γ h̄ I)⁻¹ ∇ (A + γ ā I)⁻¹,
+    ∇ = E[Σ_positions g zᵀ] with g from u = q − p,   D = −diag(h)⁻¹ ∇ (A + γ diag(A))⁻¹,
     A = E[z zᵀ],   h = E[Σ_positions g²] with g from random u of covariance F = diag(p̄) − p̄ p̄ᵀ,
 
-where h̄ and ā are the means of h and of A's diagonal: Newton's step, were layers and outputs independent (the curvature
-of K-FAC, its second factor a diagonal). They aren't, so the length of the step of all of them is that which is best to
-second order along it,
+Newton's step, were layers and outputs independent (the curvature of K-FAC, its second factor a diagonal). They aren't,
+so the length of the step of all of them is that which is best to second order along it,
 
     α = −⟨∇, D⟩ / E[δᵀ F δ],   δ = change of the logits along D.
 
@@ -148,9 +147,8 @@ def _collect(
 def _direction(of: _Sums, images: int, damping: float) -> Tensor:
     """D [m, k], or [m, k + 1] with a bias."""
     gradient, A, h = (t.cpu() for t in (of.gradient / images, of.gram / of.rows, of.information / images))
-    A = A + damping * A.diagonal().mean().clamp(min=1e-300) * torch.eye(len(A), dtype=A.dtype)
-    h = h + damping * h.mean().clamp(min=1e-300)
-    D: Tensor = -torch.linalg.solve(A, gradient.T).T / h[:, None]
+    A = A + (damping * A.diagonal()).clamp(min=1e-300).diag()
+    D: Tensor = -torch.linalg.solve(A, gradient.T).T / h.clamp(min=1e-300)[:, None]
     return D
 
 

@@ -29,6 +29,7 @@ from torch.utils.hooks import RemovableHandle
 from zoo.compression.signals import chunked, drawing, hooked, rows, thinned
 from zoo.errors import DataError, StructureError
 
+STILL = 1e-12  # share of a mean square, or of the largest variance, that a variance must exceed
 MAX_BYTES = 4 * 2**30  # of statistics held at once; a larger model is watched in several passes
 
 
@@ -87,7 +88,7 @@ def spectra(
         model: a classifier in eval mode; left as it was.
         layers: path → layer, those of `factorable`.
         batches: images [B, C, H, W].
-        ridge: added to the diagonal of G, as a share of its mean.
+        ridge: nats for each output's own variance that are added to G, as a share of their mean.
         smoothing: share of the prediction p that is spread evenly over the classes.
         draws: of random signs for each batch, one backward pass each.
         seed: of the random signs.
@@ -222,19 +223,24 @@ def _spectrum(
     else:
         C = second - torch.outer(mean, mean)
         mean = mean + sums.origin.cpu().double()
-    variance = float(C.diagonal().mean())
-    information = float(fisher.diagonal().mean())
-    if variance <= 1e-12 * max(1.0, float(mean.square().mean())) or information <= 0 or not math.isfinite(information):
+    variance = C.diagonal()
+    nats = float((fisher.diagonal() * variance).mean())
+    if float(variance.sum()) <= STILL * float((variance + mean.square()).sum()) or not 0 < nats < math.inf:
         return None
-    identity = torch.eye(len(C), dtype=C.dtype)
     W = layer.weight.detach().cpu().double().flatten(1)
+    even = _inverse(variance).diag()
     if reads_inputs(layer):
-        gram = W.T @ W  # an even ridge at the output
-        fisher += ridge * information * (gram / gram.diagonal().mean().clamp(min=1e-300) + 1e-3 * identity)
-    else:
-        fisher += ridge * information * identity
+        gram = W.T @ (_inverse((W @ C * W).sum(1))[:, None] * W)  # a ridge that is even at the output
+        even = gram / (gram.diagonal() * variance).mean().clamp(min=1e-300) + 1e-3 * even
+    fisher += ridge * nats * even
     L = torch.linalg.cholesky(fisher)
     values, U = torch.linalg.eigh(L.T @ C @ L)
     values, U = values.flip(0).clamp(min=0), U.flip(1)
     decoder = torch.linalg.solve_triangular(L.T, U, upper=True)
     return Spectrum(reads_inputs(layer), mean, values, U.T @ L.T, decoder, sums.positions / images)
+
+
+def _inverse(variance: Tensor) -> Tensor:
+    """1 / variance of each entry; of one that doesn't vary that of the one that varies most."""
+    most = float(variance.max())
+    return 1 / torch.where(variance > STILL * most, variance, most)
