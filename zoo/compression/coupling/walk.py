@@ -84,8 +84,15 @@ class Walk:
         return value if value is not None else [None] * len(self.shape(node))
 
     def shape(self, node: Any) -> list[int]:
-        """Sizes of a tensor for the batch that was exported."""
-        return sizes(node.meta["val"])
+        """Sizes of a tensor for the batch that was exported.
+
+        Raises:
+            NotUnderstood: the operation gives several, or none.
+        """
+        value = node.meta["val"]
+        if not isinstance(value, Tensor):
+            raise NotUnderstood(node.name)
+        return sizes(value)
 
     def tensors(self, node: Node) -> list[Node]:
         """The inputs that are tensors."""
