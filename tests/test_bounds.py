@@ -160,11 +160,11 @@ def resident():
 def test_what_grows_by_what_it_is_given_is_refused_at_once_and_nothing_is_allocated(case):
     graph = Graph(("x",), tuple(HOSTILE[case]), (HOSTILE[case][-1].name,))
     model = build(graph)
-    before, started = resident(), time.monotonic()
+    before, started = resident(), time.process_time()
     with pytest.raises(StructureError, match=r"node 'b\d*'.*; mend the graph") as caught:
         bounds.check(graph, model, IMAGE)
 
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
     assert resident() - before < 64 * 1024
     assert "\n" not in str(caught.value)
 

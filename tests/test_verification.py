@@ -8,7 +8,7 @@ import torch
 
 import zoo
 from zoo import catalog, verification
-from zoo.errors import RepositoryError
+from zoo.errors import RepositoryError, StructureError
 from zoo.tasks.digits import digit_pairs
 from zoo.tasks.evaluation import evaluate
 
@@ -189,6 +189,22 @@ def test_a_size_and_a_crop_are_what_the_images_are_prepared_with():
     assert asked.measured["top1"] == own.measured["top1"]
     assert (asked.data["input"], asked.data["crop_pct"]) == ([1, 24, 24], 0.75)
     assert asked.measured["macs"] != own.measured["macs"]  # those of the model's own size
+
+
+def test_a_size_that_the_model_refuses_is_said_in_a_line():
+    with pytest.raises(StructureError, match=r"the model refuses an input of \(1, 9, 9\)"):
+        zoo.verify("digits_vit", size=9)
+
+
+def test_what_wraps_a_model_is_taken_off_by_whatever_measures_it():
+    model = zoo.load("digits_cnn")
+    wrapped = torch.nn.DataParallel(model)
+    image = digit_pairs("test", 1)[0]["image"]
+
+    assert zoo.measure(wrapped) == zoo.measure(model)
+    assert torch.equal(zoo.transform(wrapped)(image), zoo.transform(model)(image))
+    one, other = (verification.report_of(each, "digits[:50]").measured for each in (wrapped, model))
+    assert one == other
 
 
 def test_the_number_of_images_in_a_batch_changes_no_figure():

@@ -21,6 +21,7 @@ from zoo.hub import remote, repository
 from zoo.hub.describing import describe
 from zoo.hub.remote import DEFAULT, Access
 from zoo.hub.repository import Description
+from zoo.measurement import unwrapped
 from zoo.structure.base import MAX_ARGUMENT, check_tag, initialised, skeleton
 from zoo.structure.plan import Plan, apply_
 from zoo.tasks.classification import evaluation_transform
@@ -182,7 +183,7 @@ def transform(model: nn.Module) -> Callable[[Any], Tensor]:
     Raises:
         StructureError: the model carries no `pretrained_cfg`.
     """
-    config = getattr(model, "pretrained_cfg", None)
+    config = getattr(unwrapped(model), "pretrained_cfg", None)
     if not config:
         raise StructureError("transform: the model has no pretrained_cfg; load it with zoo.load or timm.create_model")
     try:

@@ -1,5 +1,6 @@
 """What a model costs: parameters and multiply-accumulates, counted without computing anything."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.errors import StructureError
+
+log = logging.getLogger(__name__)
+
+WRAPPERS = {
+    "torch.nn.parallel.data_parallel.DataParallel": "module",
+    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
+    "torch.optim.swa_utils.AveragedModel": "module",
+    "timm.utils.model_ema.ModelEmaV2": "module",
+    "timm.utils.model_ema.ModelEmaV3": "module",
+    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
+}
+"""Classes that compute what the model in them computes → the attribute that holds it."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,7 @@ def measure(model: nn.Module, input: Sequence[int] | None = None) -> Counts:
     >>> measure(nn.Conv2d(3, 8, 3, padding=1, bias=False), (3, 10, 10)).macs == 8 * 3 * 9 * 100
     True
     """
+    model = unwrapped(model)
     # The fused attention kernels differ in what they are counted as; the plain one is two matrix products everywhere.
     counter = FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH), counter:
@@ -87,6 +101,21 @@ def forward_on_meta(model: nn.Module, input: Sequence[int] | None = None) -> tup
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise StructureError(f"measure: the model refuses an input of {tuple(input)}: {reason}") from error
     return channels, height, width
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model that wrappers such as DataParallel, averages and `torch.compile` hold.
+
+    Raises:
+        StructureError: it is no model.
+    """
+    if not isinstance(model, nn.Module):
+        name = model if isinstance(model, str) else "digits_cnn"  # type: ignore[unreachable]
+        raise StructureError(f"expected a model, found {type(model).__name__}: pass one, e.g. zoo.load({name!r})")
+    while (held := WRAPPERS.get(f"{type(model).__module__}.{type(model).__qualname__}")) is not None:
+        log.info("a %s wraps the model: taking what it holds", type(model).__name__)
+        model = getattr(model, held)
+    return model
 
 
 def input_size(model: nn.Module) -> tuple[int, int, int]:

@@ -19,7 +19,7 @@ from zoo.hub import repository
 from zoo.hub.describing import describe
 from zoo.hub.repository import versions
 from zoo.loading import folder_of, load
-from zoo.measurement import measure
+from zoo.measurement import forward_on_meta, measure, unwrapped
 from zoo.report import Report, Row, Verification
 from zoo.tasks.classes import matched
 from zoo.tasks.classification import evaluation_transform, loader, workers_for
@@ -186,6 +186,7 @@ def report_of(
     Returns:
         The figures, with the data, preprocessing, versions and machine that they hold for.
     """
+    model = unwrapped(model)
     counts = measure(model)
     figures: dict[str, float] = {"params": counts.params, "macs": counts.macs, "kmapp": round(counts.kmapp, 4)}
     where: dict[str, Any] = {}
@@ -194,6 +195,7 @@ def report_of(
         config: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
         config["input_size"] = (counts.input[0], *2 * (size,)) if size else counts.input
         config |= {"crop_pct": crop_pct} if crop_pct else {}
+        forward_on_meta(model, config["input_size"])  # it may refuse another size
         images_of = matched(dataset(data, "test", limit=images), model, data)
         workers = workers_for(images_of) if workers is None else workers
         batch_size = batch_size or (32 if device.type == "cpu" else 256)

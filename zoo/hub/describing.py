@@ -13,20 +13,10 @@ from zoo.catalog.entry import Base
 from zoo.errors import StructureError, WeightsError
 from zoo.hub import weights
 from zoo.hub.repository import Description, built
-from zoo.measurement import input_size, unchanged
+from zoo.measurement import input_size, unchanged, unwrapped
 from zoo.structure.base import fingerprint, skeleton, tag, tensors
 
 log = logging.getLogger(__name__)
-
-WRAPPERS = {
-    "torch.nn.parallel.data_parallel.DataParallel": "module",
-    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
-    "torch.optim.swa_utils.AveragedModel": "module",
-    "timm.utils.model_ema.ModelEmaV2": "module",
-    "timm.utils.model_ema.ModelEmaV3": "module",
-    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
-}
-"""Classes that compute what the model in them computes → the attribute that holds it."""
 
 
 def described(model: nn.Module, base: Base | None = None) -> tuple[nn.Module, Description]:
@@ -43,7 +33,7 @@ def described(model: nn.Module, base: Base | None = None) -> tuple[nn.Module, De
     Raises:
         StructureError: it isn't a model that can be rebuilt: which module is in the way, and what to do.
     """
-    model = _bare(model)
+    model = unwrapped(model)
     found = getattr(model, "zoo_entry", None)
     for refuse in (_features, _holder, _parametrized):
         refuse(model)
@@ -61,16 +51,6 @@ def describe(model: nn.Module) -> Description:
         StructureError: as for `described`.
     """
     return described(model)[1]
-
-
-def _bare(model: nn.Module) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        name = model if isinstance(model, str) else "digits_cnn"  # type: ignore[unreachable]
-        raise StructureError(f"expected a model, found {type(model).__name__}: pass one, e.g. zoo.load({name!r})")
-    while (held := WRAPPERS.get(f"{type(model).__module__}.{type(model).__qualname__}")) is not None:
-        log.info("a %s wraps the model: taking what it holds", type(model).__name__)
-        model = getattr(model, held)
-    return model
 
 
 # What is refused whatever the architecture
