@@ -150,11 +150,67 @@ def test_labels_that_cannot_be_used_are_an_error(tmp_path):
         matched(data(["cat", "dog"]), model(3), "set", ["cat", "dog"])
 
 
-def test_text_labels_are_classes_too():
-    stored = [{"bytes": jpegs(1)[0], "path": None}] * 3
-    table = Dataset.from_dict({"image": stored, "label": ["dog", "cat", "dog"]})
+def text(labels):
+    """Images whose labels are text."""
+    stored = [{"bytes": jpegs(1)[0], "path": None}] * len(labels)
+    features = Features({"image": {"bytes": Value("binary"), "path": Value("string")}, "label": Value("string")})
+    return Dataset.from_dict({"image": stored, "label": labels}, features=features)
 
-    assert list(matched(dataset(table, "train"), model(3, ANIMALS), "set")["label"]) == [1, 0, 1]
+
+def test_text_labels_are_classes_too():
+    assert list(matched(dataset(text(["dog", "cat", "dog"]), "train"), model(3, ANIMALS), "set")["label"]) == [1, 0, 1]
+
+
+@pytest.mark.parametrize(("kept", "count"), [({}, 5), ({"limit": 3}, 3), ({"skip_damaged": True}, 4)])
+def test_text_labels_can_be_drawn_and_chosen_from(kept, count):
+    table = text(["dog", None, "cat", "dog"]).add_item({"image": {"bytes": b"damaged", "path": None}, "label": "cow"})
+    found = dataset(table, "train", **kept)
+    names = found.features["label"].names
+
+    assert names == ["cat", "cow", "dog"]
+    assert len(found) == count
+    chosen = matched(found, model(3, [*reversed(names)]), "set").select([0, count - 1])
+    assert chosen[0]["label"] == 2 - found[0]["label"]
+    assert dataset(table, "train")["label"][:] == [2, -1, 0, 2, 1]  # an image without a label has a hidden one
+
+
+def test_text_labels_of_a_stream_become_numbers_as_well(monkeypatch):
+    table = text(["dog", "cat", "dog"])
+
+    def load(spec, streaming, columns=None):
+        return {"train": (table.select_columns(columns) if columns else table).to_iterable_dataset()}
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    stream = dataset("org/set", "train")
+
+    assert stream.features["label"].names == ["cat", "dog"]
+    assert [row["label"] for row in stream] == [1, 0, 1]
+    assert [row["label"] for row in matched(stream, model(2, ["dog", "cat"]), "set")] == [0, 1, 0]
+    assert [row["label"] for row in dataset("org/set", "train", limit=3)] == [1, 0, 1]
+
+
+@pytest.mark.parametrize("kind", ["int32", "uint8", "int64"])
+def test_numbers_of_any_width_can_be_mapped_and_chosen_from(kind):
+    table = text(["0", "1"]).cast_column("label", Value(kind))
+    found = matched(dataset(table, "train"), model(2), "set", {"0": "1", "1": "0"})
+
+    assert found.select([1])[0]["label"] == 0
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_hidden_label_stays_hidden_whatever_the_others_become(streamed):
+    found = matched(data(["dog", "cat"], [0, -1, 1], streamed), model(2, ["cat", "dog"]), "set")
+
+    assert [row["label"] for row in found] == [1, -1, 0]
+
+
+def test_a_transform_of_somebody_else_is_left_out_and_this_is_said(caplog):
+    table = text(["dog", "cat"]).with_transform(lambda batch: {"pixel_values": batch["image"]})
+    found = matched(dataset(table, "train"), model(2, ["dog", "cat"]), "set")
+
+    assert found[0]["label"] == 0
+    assert found[0]["image"]["bytes"] == jpegs(1)[0]
+    assert "without the transform that was set" in caplog.text
 
 
 def test_images_that_are_rendered_when_read_can_have_other_labels_too():

@@ -4,7 +4,8 @@ Map-style data is cast and renamed. A stream is mapped to plain bytes and paths,
 them as they were in `datasets` 4 and 5, as the tests compare.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")  # the last ones are webdataset's
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
+TEXT = ("string", "large_string")
+HIDDEN = -1  # the label of an image whose class is kept secret
+
+log = logging.getLogger(__name__)
 
 
 def is_stream(data: Any) -> bool:
@@ -42,21 +47,22 @@ def columns_of(spec: str, data: "Data") -> tuple[str, str]:
 
 
 def of_table(spec: str, data: "Dataset") -> "Dataset":
-    """Map-style data with the columns `image`, undecoded, and `label`; what is rendered when read stays so.
+    """Map-style data with the columns `image`, undecoded, and `label`; what the package renders when read stays so.
 
     Raises:
         DataError: the columns are missing.
     """
     datasets = require("datasets", "eval")
     if data.format["type"] == "custom":
-        return data
+        if _rendered(data):
+            return data
+        log.warning("%s: images and labels are read as they are stored, without the transform that was set", spec)
     image, label = columns_of(spec, data)
     data = data.with_format(None).cast_column(image, datasets.Image(decode=False)).select_columns([image, label])
     data = data.rename_columns({old: new for old, new in ((image, "image"), (label, "label")) if old != new})
-    if getattr(data.features["label"], "dtype", "") in ("string", "large_string"):
-        names = sorted(data.unique("label"))
-        numbers = {name: number for number, name in enumerate(names)}
-        return relabelled(data, numbers, datasets.ClassLabel(names=names))
+    if getattr(data.features["label"], "dtype", "") in TEXT:
+        numbers = _numbers(data.unique("label"))
+        return _encoded(data, numbers, datasets.ClassLabel(names=list(numbers)))
     return data
 
 
@@ -79,10 +85,11 @@ def of_stream(
     if stream.features is None:
         return stream.map(kept, remove_columns=[name for name in (image, label) if name not in ("image", "label")])
     kind = stream.features[label]
-    if kind.dtype in ("string", "large_string"):
+    if kind.dtype in TEXT:
         if (all_of_them := labels()) is None:
             raise DataError(f"{spec}: its labels are text, and can't be read without its images: make them numbers")
-        kind = datasets.ClassLabel(names=sorted(set(all_of_them)))
+        numbers = _numbers(all_of_them)
+        kept, kind = partial(kept, numbers=numbers), datasets.ClassLabel(names=list(numbers))
     stored = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
     stream = stream.cast_column(image, datasets.Image(decode=False)).select_columns([image, label])
     features = datasets.Features({"image": stored, "label": kind})
@@ -101,18 +108,47 @@ def relabelled(data: Any, numbers: Mapping[Any, int], kind: Any) -> Any:
     if is_stream(data):
         features = data.features and datasets.Features({**data.features, "label": kind})
         return data.map(partial(_renumbered_row, numbers=numbers), input_columns=["label"], features=features)
-    before = data.format["format_kwargs"].get("transform") if data.format["type"] == "custom" else None
+    if not _rendered(data) and data.features["label"].dtype != kind.dtype:
+        return _encoded(data, numbers, kind)
+    before = data.format["format_kwargs"]["transform"] if _rendered(data) else None
     found = data.with_transform(partial(_renumbered, numbers=numbers, before=before))
     found.info.features["label"] = kind  # cast_column would write all rows anew
     return found
 
 
-def _kept(row: Mapping[str, Any], *, image: str, label: str) -> dict[str, Any]:
-    return {"image": row[image], "label": row[label]}
+def _rendered(data: "Dataset") -> bool:
+    """Whether rows are made by a transform of the package; anybody else's may make other columns of them."""
+    transform = data.format["format_kwargs"].get("transform") if data.format["type"] == "custom" else None
+    return getattr(getattr(transform, "func", None), "__module__", "").startswith("zoo.")
+
+
+def _encoded(data: "Dataset", numbers: Mapping[Any, int], kind: Any) -> "Dataset":
+    """Data with the column of labels written anew; images stay where they are."""
+    labels = [_number(label, numbers) for label in data["label"]]
+    return data.remove_columns("label").add_column("label", labels, feature=kind)
+
+
+def _numbers(labels: Iterable[Any]) -> dict[str, int]:
+    """The number of each class that is told by its name."""
+    return {name: number for number, name in enumerate(sorted({name for name in labels if name is not None}))}
+
+
+def _number(label: Any, numbers: Mapping[Any, int]) -> int:
+    if label is None or label == HIDDEN:
+        return HIDDEN
+    if label not in numbers:
+        raise DataError(f"found label {label!r}, none of the data set's {len(numbers)} classes: use other data")
+    return numbers[label]
+
+
+def _kept(
+    row: Mapping[str, Any], *, image: str, label: str, numbers: Mapping[Any, int] | None = None
+) -> dict[str, Any]:
+    return {"image": row[image], "label": row[label] if numbers is None else _number(row[label], numbers)}
 
 
 def _renumbered_row(label: Any, *, numbers: Mapping[Any, int]) -> dict[str, int]:
-    return {"label": numbers.get(label, label)}
+    return {"label": _number(label, numbers)}
 
 
 def _renumbered(batch: dict[str, list[Any]], *, numbers: Mapping[Any, int], before: Any) -> dict[str, list[Any]]:
@@ -120,4 +156,4 @@ def _renumbered(batch: dict[str, list[Any]], *, numbers: Mapping[Any, int], befo
         batch = {**batch, **before(batch)}
     if "label" not in batch:
         return batch
-    return {**batch, "label": [numbers.get(label, label) for label in batch["label"]]}
+    return {**batch, "label": [_number(label, numbers) for label in batch["label"]]}
