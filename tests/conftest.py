@@ -8,10 +8,12 @@ import warnings
 # The libraries read these when they are imported.
 os.environ["HF_HOME"] = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="zoo-tests-")
 os.environ["OMP_NUM_THREADS"] = "1"  # so many processes run side by side as there are cores
+os.environ["OMP_WAIT_POLICY"] = "passive"  # threads of the tests that ask for more don't spin for a core
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from torch import nn
 
 with warnings.catch_warnings():  # older timm uses what newer torch deprecates
@@ -20,6 +22,9 @@ with warnings.catch_warnings():  # older timm uses what newer torch deprecates
 
 from zoo.catalog.entry import Base
 from zoo.structure.base import initialised
+
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")  # how long an example takes here says nothing of the code
 
 CNN = Base("timm/resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 24], "num_classes": 5})
 VIT = Base(
