@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from photographs import rows
+from photographs import rows, write_classes
 
 from zoo.tasks import draws
 from zoo.tasks.datasets import dataset
 from zoo.tasks.draws import order
+from zoo.tasks.lengths import training_set
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=200), st.integers(0, 3))
@@ -93,3 +94,34 @@ def test_a_large_draw_of_a_stream_stays_a_stream(hub, monkeypatch):
 
     assert isinstance(drawn, datasets.IterableDataset)
     assert len(list(drawn)) == 20
+
+
+@pytest.mark.parametrize("limit", [None, 20, 65, 99])
+@pytest.mark.parametrize("alone", [False, True])
+def test_what_is_damaged_in_a_stream_is_left_out_whatever_its_limit(limit, alone, monkeypatch):
+    stored = list(rows().cast_column("image", datasets.Image(decode=False)))
+    damaged = {"image": {"bytes": b"damaged", "path": None}, "label": 1, "note": "x"}
+    table = datasets.Dataset.from_list([*stored, damaged], features=rows().features)
+
+    def load(spec, streaming, columns=None):
+        if columns and not alone:
+            raise ValueError("BuilderConfig doesn't have a 'columns' key")
+        return {"train": (table.select_columns(columns) if columns else table).to_iterable_dataset()}
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    found = [row["image"]["bytes"] for row in dataset("org/set", "train", limit=limit, skip_damaged=True)]
+
+    assert b"damaged" not in found
+    assert len(found) in ((19, 20) if limit == 20 else (64,))
+
+
+@pytest.mark.parametrize("spec", ["here/set", "here/set[:40]"])
+def test_a_folder_named_like_an_id_of_the_hub_is_a_folder_for_training_too(spec, tmp_path, monkeypatch):
+    write_classes(tmp_path / "here" / "set")
+    (tmp_path / "here" / "set" / "train" / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    trained, drawn = training_set(spec), dataset(spec, "train")
+
+    assert trained.features["label"].names == drawn.features["label"].names == ["empty", "meadow", "sea"]
+    assert trained["label"][:] == drawn["label"][:]
+    assert len(trained) == (40 if spec.endswith("]") else 64)

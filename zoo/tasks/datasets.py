@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 NOISE_IMAGES, NOISE_CLASSES = 64, 1000
 NAMED = ("digits", "digit_pairs", "noise")
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+LIMITED = re.compile(r"(.+)\[:(\d+)\]")
 
 
 class Source(str):
@@ -76,9 +77,8 @@ def dataset(spec: Any, split: str, *, limit: int | None = None, seed: int = 0, s
     if split not in SPLITS:
         raise DataError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
     skip_damaged = skip_damaged or getattr(spec, "skip_damaged", False)
-    if isinstance(spec, str) and (shortened := re.fullmatch(r"(.+)\[:(\d+)\]", spec)):
-        spec, most = shortened[1], int(shortened[2])
-        limit = most if limit is None else min(most, limit)
+    spec, most = limited(spec)
+    limit = min((each for each in (most, limit) if each is not None), default=None)
     if spec == "digit_pairs":
         return digit_pairs(split, limit)
     name = spec if isinstance(spec, str) else f"the {type(spec).__name__}"
@@ -89,6 +89,17 @@ def dataset(spec: Any, split: str, *, limit: int | None = None, seed: int = 0, s
     data = columns.of_table(name, opened)
     data = data if limit is None else draws.drawn(data, limit, seed, name)
     return draws.undamaged(data, name) if skip_damaged else data
+
+
+def limited(spec: Any) -> tuple[Any, int | None]:
+    """What `SPEC[:N]` names, and N; of anything else itself and None."""
+    found = LIMITED.fullmatch(spec) if isinstance(spec, str) else None
+    return (found[1], int(found[2])) if found else (spec, None)
+
+
+def on_hub(spec: Any) -> bool:
+    """Whether a data set is one of the Hub: its name has the form of an id, and no folder here has that name."""
+    return isinstance(spec, str) and HUB_ID.fullmatch(spec) is not None and not Path(spec).expanduser().is_dir()
 
 
 def _opened(spec: Any, split: str) -> Any:
@@ -102,7 +113,7 @@ def _opened(spec: Any, split: str) -> Any:
     folder = Path(spec).expanduser()
     if folder.is_dir():
         return folder_of_data(folder, split)
-    if HUB_ID.fullmatch(spec):
+    if on_hub(spec):
         return split_of(spec, _hub(spec), split)
     if "/" in spec or os.sep in spec or folder.exists():
         what = "a file, not a folder" if folder.exists() else "no such folder"
@@ -113,16 +124,12 @@ def _opened(spec: Any, split: str) -> Any:
 def _of_stream(
     name: str, opened: Any, labels: Callable[[str], Sequence[Any] | None], limit: int | None, seed: int, skip: bool
 ) -> "Data":
-    image, label = columns.columns_of(name, opened)
-    held = limit is not None and limit <= draws.HELD
-    if skip and not held:
-        opened = opened.cast_column(image, require("datasets", "eval").Image(decode=False))
-        opened = opened.filter(draws.whole, input_columns=[image])
+    _, label = columns.columns_of(name, opened)
     stream = columns.of_stream(name, opened, partial(labels, label))
-    if limit is None:
-        return stream
-    data = draws.drawn_of_stream(stream, limit, seed, name, partial(labels, label))
-    return draws.undamaged(data, name) if skip and not columns.is_stream(data) else data
+    data = stream if limit is None else draws.drawn_of_stream(stream, limit, seed, name, partial(labels, label))
+    if not skip:
+        return data
+    return data.filter(draws.whole, input_columns=["image"]) if columns.is_stream(data) else draws.undamaged(data, name)
 
 
 def _labels_alone(name: str, split: str, label: str) -> list[Any] | None:

@@ -5,14 +5,13 @@ of a larger one the footers of its parquet files say how many rows each of their
 how many there are in all; else the schedule's steps do.
 """
 
-import re
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import DataError, require
 from zoo.tasks.columns import is_stream
-from zoo.tasks.datasets import HUB_ID, dataset
+from zoo.tasks.datasets import dataset, limited, on_hub
 from zoo.tasks.folders import SPLITS
 from zoo.tasks.streams import Stream
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from zoo.tasks.columns import Data
 
 WHOLE = 2 << 30  # bytes of a data set of the Hub that is downloaded rather than streamed
-LIMITED = re.compile(r"(.+)\[:(\d+)\]")
 
 
 def training_set(spec: Any, *, steps: int | None = None, batch_size: int = 1) -> "Data | Stream":
@@ -37,10 +35,9 @@ def training_set(spec: Any, *, steps: int | None = None, batch_size: int = 1) ->
     Raises:
         UnknownName, DataError: as for `dataset`; or it is a stream of unknown length, and the schedule says no steps.
     """
-    limited = LIMITED.fullmatch(spec) if isinstance(spec, str) else None
-    name, most = (limited[1], int(limited[2])) if limited else (spec, None)
+    name, most = limited(spec)
     skip = getattr(spec, "skip_damaged", False)
-    builder = _builder(name) if isinstance(name, str) and HUB_ID.fullmatch(name) else None
+    builder = _builder(name) if on_hub(name) else None
     if builder is not None and _size(builder) <= WHOLE:
         return dataset(_downloaded(name), "train", limit=most, skip_damaged=skip)
     data = dataset(spec, "train")
