@@ -16,7 +16,7 @@ from zoo.errors import DataError, RepositoryError
 from zoo.hub import repository
 from zoo.hub.repository import Description
 from zoo.tasks.classes import check_same_classes, label_names, matched, name_classes_, read_labels
-from zoo.tasks.datasets import Source, dataset
+from zoo.tasks.datasets import dataset
 
 WNIDS, DESCRIPTIONS = ImageNetInfo().label_names(), ImageNetInfo().label_descriptions()
 BASE = Base("timm/resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 24], "num_classes": 5})
@@ -134,9 +134,9 @@ FILES = {
 def test_labels_of_a_file_map_classes(case, tmp_path):
     text, own, theirs, expected = FILES[case]
     (tmp_path / "labels").write_text(text)
-    spec = Source("set", labels=read_labels(tmp_path / "labels"))
+    labels = read_labels(tmp_path / "labels")
 
-    assert list(matched(data(theirs), model(3, own), spec)["label"]) == expected
+    assert list(matched(data(theirs), model(3, own), "set", labels)["label"]) == expected
 
 
 def test_labels_that_cannot_be_used_are_an_error(tmp_path):

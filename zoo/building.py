@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from zoo import catalog
-from zoo.catalog.entry import Base, Entry, Recipe
+from zoo.catalog.entry import Base, Entry, Recipe, reading
 from zoo.compressing import LEARNING, compress, declared, learning
 from zoo.costs import learning_costs, training_costs
 from zoo.counting import COUNTINGS
@@ -32,11 +32,11 @@ from zoo.hub.describing import describe
 from zoo.hub.repository import Description
 from zoo.loading import create, load, pretrained
 from zoo.measurement import measure
-from zoo.recipes import check, finished, plain, weights_of
+from zoo.recipes import check, finished, plain, read_as, weights_of
 from zoo.report import Report, Row
 from zoo.saving import save
 from zoo.structure.base import initialised
-from zoo.tasks.classes import matched
+from zoo.tasks.classes import Labels, matched
 from zoo.tasks.classification import training_transform
 from zoo.tasks.datasets import dataset
 from zoo.tasks.draws import check_whole
@@ -59,6 +59,8 @@ def build(
     out: str | os.PathLike[str] | None = None,
     *,
     data: str | None = None,
+    skip_damaged: bool = False,
+    labels: Labels | None = None,
     say: Say = lambda line: None,
     machine: Machine | None = None,
 ) -> Path:
@@ -68,6 +70,8 @@ def build(
         name: of the catalog.
         out: the folder of the repository; None takes `build/<name>`.
         data: the data set, where it isn't the recipe's.
+        skip_damaged: leave out images that can't be decoded.
+        labels: {class of the data: class of the model}, or the names of the model's classes in order.
         say: called with a line as each step begins, a numbered `Step`, and with what came of it all.
         machine: how training runs here.
 
@@ -78,7 +82,8 @@ def build(
         RepositoryError: the folder holds another model, or one of another recipe.
         ZooError: whatever a step ran into.
     """
-    return make(catalog.info(name), Path(out) if out is not None else Path("build") / name, data, say, machine)
+    entry = read_as(catalog.info(name), skip_damaged, labels)
+    return make(entry, Path(out) if out is not None else Path("build") / name, data, say, machine)
 
 
 def make(
@@ -94,7 +99,7 @@ def make(
     to a file system that all of them see.
     """
     recipe = replace(entry.recipe, data=data or entry.recipe.data)
-    here, machine = processes(), machine or Machine()
+    here, machine, read = processes(), machine or Machine(), reading(recipe)
     say = say if here.is_main_process else lambda line: None
     if finished(entry, folder, data):
         if here.is_main_process and (_beside(folder) / NOTE).is_file():  # it was stopped at the very end
@@ -114,17 +119,18 @@ def make(
             how=how,
             schedule=schedule,
             augment=recipe.augment,
+            **read,
             seed=recipe.seed,
             state=work / "training.safetensors",
             machine=machine,
-            evaluate=(lambda: {"top1": report_of(model, data).measured["top1"]}) if machine.log_with else None,
+            evaluate=(lambda: {"top1": report_of(model, data, **read).measured["top1"]}) if machine.log_with else None,
         )
     step = 4 if schedule.epochs else 3
     say(Step(f"{step} evaluate on {data}"))
     model.zoo_entry = replace(describe(model), name=entry.name, recipe=plain(recipe))  # type: ignore[assignment]
     dense = base.to(here.device) if recipe.method else None
-    report = report_of(model, data, against=dense)
-    beside = report_of(dense, data) if dense else None
+    report = report_of(model, data, against=dense, **read)
+    beside = report_of(dense, data, **read) if dense else None
     if weights := weights_of(entry.base.id if entry.base else ""):
         report = replace(report, data={**report.data, "against_sha256": weights})
     say(Step(f"{step + 1} write {folder}"))
@@ -162,12 +168,13 @@ def begin(
     """
     recipe, data, here = entry.recipe, _ready(entry, folder, data), processes()
     assert entry.base is not None  # or it isn't ready
-    images = [dataset(data, split) for split in SPLITS]  # what is evaluated last had better be missed first
+    skip = recipe.skip_damaged
+    images = [dataset(data, split, skip_damaged=skip) for split in SPLITS]  # the last had better be missed first
     work, follows = _work(folder, entry, data)
     say(Step(f"1 load the base {entry.base.id}"))
     base = _base(entry, entry.base)
     for each in images:
-        matched(each, base, data)
+        matched(each, base, data, recipe.labels)
         check_whole(each, data)
     _check_training(base, teachers, recipe, data)
     begun = (work / "start").is_dir()
@@ -251,11 +258,14 @@ def _check_training(base: nn.Module, teachers: Sequence[nn.Module], recipe: Reci
     schedule, how = declared(Schedule, recipe.schedule, "schedule"), declared(Distil, recipe.distil, "distil")
     schedules = []
     if schedule.epochs:
-        training = training_of(base, teachers, data, how=how, schedule=schedule, augment=recipe.augment)
+        training = training_of(
+            base, teachers, data, how=how, schedule=schedule, augment=recipe.augment, **reading(recipe)
+        )
         schedules.append(training.schedule)
     if recipe.method in LEARNING:
         training_transform(_config(base), recipe.augment)
-        schedules.append(training_images(base, data, learning(recipe.method, recipe.options)[1])[1])
+        schedule = learning(recipe.method, recipe.options)[1]
+        schedules.append(training_images(base, data, schedule, **reading(recipe))[1])
     for each in schedules:
         check_shares(each, processes().num_processes)
 
@@ -308,7 +318,7 @@ def _start(base: nn.Module, recipe: Recipe, data: str, state: Path, machine: Mac
     """The model that training starts from."""
     if recipe.method is None:
         return base
-    own = {"seed": recipe.seed, "augment": recipe.augment, **recipe.options}
+    own = {"seed": recipe.seed, "augment": recipe.augment, **reading(recipe), **recipe.options}
     return compress(base, budget=recipe.budget, data=data, method=recipe.method, state=state, machine=machine, **own)
 
 
@@ -332,7 +342,7 @@ def _work(folder: Path, entry: Entry, data: str) -> tuple[Path, dict[str, str]]:
     """Where the steps leave what they made, and the note of what they follow; emptied when another recipe was."""
     work = _beside(folder)
     dense = {name: weights_of(name) for name in (entry.base.id if entry.base else "", *entry.recipe.teachers)}
-    says = {**asdict(entry.recipe), "data": data, "note": None}  # what is claimed and noted elsewhere may be mended
+    says = {**plain(entry.recipe), "data": data, "note": None}  # what is claimed and noted elsewhere may be mended
     what = [entry.name, entry.base and asdict(entry.base), entry.input, dict(entry.preprocessing), says, dense]
     follows = {"recipe": hashlib.sha256(json.dumps([*what, repository.versions()]).encode()).hexdigest()}
     note, here = work / NOTE, processes()

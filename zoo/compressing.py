@@ -32,7 +32,7 @@ from zoo.structure.base import skeleton
 from zoo.structure.exported import lift
 from zoo.structure.graph import build
 from zoo.structure.plan import Factor, Plan, Swap, apply_
-from zoo.tasks.classes import matched
+from zoo.tasks.classes import Labels, matched
 from zoo.tasks.classification import evaluation_transform, loader, training_transform
 from zoo.tasks.datasets import dataset
 from zoo.tasks.evaluation import evaluating
@@ -59,6 +59,8 @@ def compress(
     *,
     budget: float | Budget | None = None,
     data: Any,
+    skip_damaged: bool = False,
+    labels: Labels | None = None,
     method: str = "prune",
     images: int = CALIBRATION_IMAGES,
     seed: int = 0,
@@ -76,6 +78,8 @@ def compress(
         data: calibration images: a data set as `--data` takes it, a Dataset of `datasets` or torch, or batches
             [B, C, H, W] of the model's input size, with labels or without, or one such batch. `lockd` and `dwain` train
             and need a data set.
+        skip_damaged: leave out images that can't be decoded.
+        labels: {class of the data: class of the model}, or the names of the model's classes in order.
         method: `prune`, `low_rank`, `falor`, `lockd` or `dwain`.
         images: how many of the data set are looked at.
         seed: of what is random.
@@ -105,7 +109,7 @@ def compress(
     check_outputs(model, dense)
     given, model = model, model if method in LEARNING else single(model)
     named = isinstance(data, str) or is_set(data)
-    batches = batched(model, calibration(model, data, images, seed) if named else data)
+    batches = batched(model, calibration(model, data, images, seed, skip_damaged) if named else data)
     name, recipe = f"{dense.name}_{suffix(method, budget)}", {"method": method, "options": dict(options)}
     if budget is not None:
         recipe |= {"budget": asdict(budget)}
@@ -118,7 +122,10 @@ def compress(
             if method in ("low_rank", "falor"):
                 edit, tensors = _factored(model, method, batches, budget, seed, state, options)
             elif named or isinstance(data, DataLoader):
-                edit, tensors = _learned(model, method, data, seed, state, augment, machine or Machine(), options)
+                reading = {"skip_damaged": skip_damaged, "labels": labels}
+                edit, tensors = _learned(
+                    model, method, data, reading, seed, state, augment, machine or Machine(), options
+                )
             else:
                 raise DataError(f"{method} trains, so batches aren't enough: pass a data set, or its name")
             smaller = _rebuilt(model, replace(about, plan=dense.plan + Plan((edit,))), tensors)
@@ -146,10 +153,13 @@ def check_method(method: str) -> None:
         raise UnknownName(f"no method {method!r}: this version compresses by {', '.join(AVAILABLE)}")
 
 
-def calibration(model: nn.Module, data: Any, images: int = CALIBRATION_IMAGES, seed: int = 0) -> list[Tensor]:
+def calibration(
+    model: nn.Module, data: Any, images: int = CALIBRATION_IMAGES, seed: int = 0, skip_damaged: bool = False
+) -> list[Tensor]:
     """Batches of training images, drawn by a seed, as the model sees them in evaluation, [B, C, H, W]."""
     transform = evaluation_transform(model.pretrained_cfg)  # type: ignore[arg-type]
-    return [batch for batch, _ in loader(dataset(data, "train", limit=images, seed=seed), transform, 64)]
+    drawn = dataset(data, "train", limit=images, seed=seed, skip_damaged=skip_damaged)
+    return [batch for batch, _ in loader(drawn, transform, 64)]
 
 
 def declared(kind: Callable[..., Any], options: Mapping[str, Any], where: str) -> Any:
@@ -267,6 +277,7 @@ def _learned(
     model: nn.Module,
     method: str,
     data: Any,
+    reading: Mapping[str, Any],
     seed: int,
     state: Path | None,
     augment: Mapping[str, Any] | None,
@@ -279,13 +290,15 @@ def _learned(
         raise StructureError(f"{method} trains in float32, the model is {weight.dtype}: pass model.float()")
     how, schedule = learning(method, options)
     config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    images, schedule = training_images(model, data, schedule)
+    images, schedule = training_images(model, data, schedule, **reading)
     epoch = epochs(images, training_transform(config, augment or {}), schedule, seed, machine)
     if isinstance(how, lockd.Lockd):
         return lockd.lockd(model, epoch, how, schedule, seed=seed, state=state, machine=machine)
-    drawn = matched(dataset(data, "train", limit=CALIBRATION_IMAGES, seed=seed), model, data_name(data))
+    skip, labels = reading["skip_damaged"], reading["labels"]
+    some = dataset(data, "train", limit=CALIBRATION_IMAGES, seed=seed, skip_damaged=skip)
+    drawn = matched(some, model, data_name(data), labels)
     few = loader(drawn, evaluation_transform(config), 64)
-    labelled = [(images.to(weight.device), labels.to(weight.device)) for images, labels in few]
+    labelled = [(batch.to(weight.device), numbers.to(weight.device)) for batch, numbers in few]
     return dwain.dwain(model, labelled, epoch, how, schedule, seed=seed, state=state, machine=machine)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.catalog.entry import Recipe
+from zoo.catalog.entry import Recipe, reading
 from zoo.compressing import LEARNING, declared, learning
 from zoo.compression.dwain import Dwain, looked_at
 from zoo.compression.lockd import Lockd, Pairs, started
@@ -194,7 +194,7 @@ def training_costs(
         UnknownName, DataError: the recipe can't be followed.
     """
     schedule, how = declared(Schedule, recipe.schedule, "schedule"), declared(Distil, recipe.distil, "distil")
-    training = training_of(model, teachers, data, how=how, schedule=schedule, augment=recipe.augment)
+    training = training_of(model, teachers, data, how=how, schedule=schedule, augment=recipe.augment, **reading(recipe))
     where: Any = {"machine": machine, "processes": here.num_processes, "device": here.device}
     found = cost(model, teachers, training.images, training.transform, training.schedule, how=how, **where)
     doing = f"distil from {', '.join(recipe.teachers)}" if teachers else "train"
@@ -210,7 +210,7 @@ def learning_costs(base: nn.Module, recipe: Recipe, data: str, machine: Machine,
         return recipe.method
     transform = training_transform(_config(base), recipe.augment)
     where: Any = {"machine": machine, "processes": here.num_processes, "device": here.device}
-    images, schedule = training_images(base, data, schedule)
+    images, schedule = training_images(base, data, schedule, **reading(recipe))
     found = cost_of_learning(base, how, images, transform, schedule, **where)
     return f"{recipe.method}: {'at most ' * isinstance(how, Dwain)}{found}" if found else recipe.method
 

@@ -14,8 +14,9 @@ from torch.utils.data import TensorDataset
 from zoo.errors import DataError
 from zoo.hub.describing import describe
 from zoo.structure.plan import Mask, Plan
-from zoo.tasks.classes import check_same_classes, matched, name_classes_
+from zoo.tasks.classes import Labels, check_same_classes, matched, name_classes_
 from zoo.tasks.classification import Transform, Views, loader, training_transform, workers_for
+from zoo.tasks.columns import numbers_of
 from zoo.tasks.draws import labels_of
 from zoo.tasks.lengths import training_set
 from zoo.tasks.streams import Stream
@@ -53,6 +54,8 @@ def distil(
     teachers: Sequence[nn.Module],
     data: Any,
     *,
+    skip_damaged: bool = False,
+    labels: Labels | None = None,
     how: Distil | None = None,
     schedule: Schedule | None = None,
     augment: Mapping[str, Any] | None = None,
@@ -70,6 +73,8 @@ def distil(
         data: a data set as `--data` takes it, of which the train split is used; of `datasets` a Dataset or an
             IterableDataset; of torch a Dataset or DataLoader; or a list of batches (images [B, C, H, W] as the model
             takes them, labels [B]), which aren't augmented.
+        skip_damaged: leave out images that can't be decoded.
+        labels: {class of the data: class of the model}, or the names of the model's classes in order.
         how: the declaration of the loss.
         schedule: how long and how fast. Batches that are larger than the data are made smaller.
         augment: keyword arguments of timm's training transform.
@@ -89,7 +94,8 @@ def distil(
     >>> zoo.distil(student, [teacher], "digits", schedule=Schedule(epochs=2), how=Distil(alpha=0.5))  # doctest: +SKIP
     """
     machine = machine or Machine()
-    training = training_of(model, teachers, data, how=how, schedule=schedule, augment=augment)
+    reading: dict[str, Any] = {"skip_damaged": skip_damaged, "labels": labels}
+    training = training_of(model, teachers, data, how=how, schedule=schedule, augment=augment, **reading)
     name_classes_(model, training.images)
     frozen = [teacher.eval() for teacher in teachers]
     config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
@@ -98,7 +104,7 @@ def distil(
     zeros = [path for edit in plan.edits if isinstance(edit, Mask) for path in edit.paths]
     about: dict[str, Any] = {}
     if state:
-        about = {"data": _identity(data, training.images), "augment": dict(augment or {})}
+        about = {"data": _identity(data, training.images, reading), "augment": dict(augment or {})}
     if teachers and state:
         taught = [states.digest("teacher", "", each) for each in frozen]
         about |= {"distil": asdict(training.how), "teachers": taught}
@@ -125,12 +131,14 @@ def training_of(
     how: Distil | None = None,
     schedule: Schedule | None = None,
     augment: Mapping[str, Any] | None = None,
+    skip_damaged: bool = False,
+    labels: Labels | None = None,
 ) -> Training:
     """Check what can be checked before the first step; arguments and errors are those of `distil`."""
     how = how or Distil()
     if teachers:
         shares_of(len(teachers), how)
-    images, schedule = training_images(model, data, schedule or Schedule())
+    images, schedule = training_images(model, data, schedule or Schedule(), skip_damaged=skip_damaged, labels=labels)
     for teacher in teachers:
         check_same_classes(model, teacher, f"the teacher {describe(teacher).name}")
     ready = len(images) > 0 and _is_tensor(images)
@@ -153,13 +161,17 @@ def training_of(
     return Training(images, schedule, Views(transforms) if len(transforms) > 1 else transforms[0], views, how)
 
 
-def training_images(model: nn.Module, data: Any, schedule: Schedule) -> tuple[Any, Schedule]:
+def training_images(
+    model: nn.Module, data: Any, schedule: Schedule, *, skip_damaged: bool = False, labels: Labels | None = None
+) -> tuple[Any, Schedule]:
     """The images to train a model on, and the schedule with batches that are no larger than they are many.
 
     Args:
         model: with `num_classes`.
         data: as `distil` takes it.
         schedule: its steps say how long a stream of unknown length lasts.
+        skip_damaged: as for `distil`.
+        labels: as for `distil`.
 
     Returns:
         A data set with a length, whose labels are the numbers of the model's classes; the schedule, of which the batch
@@ -170,12 +182,13 @@ def training_images(model: nn.Module, data: Any, schedule: Schedule) -> tuple[An
     """
     if isinstance(data, list | tuple):
         data = _of_batches(data)
-    images = training_set(data, steps=schedule.steps, batch_size=schedule.batch_size)
+    steps, batch_size = schedule.steps, schedule.batch_size
+    images = training_set(data, steps=steps, batch_size=batch_size, skip_damaged=skip_damaged)
     name = data_name(data)
     if isinstance(images, Stream):
-        images = replace(images, data=matched(images.data, model, name))
+        images = replace(images, data=matched(images.data, model, name, labels))
     else:
-        images = matched(images, model, name)
+        images = matched(images, model, name, labels)
     if len(images) == 0:
         raise DataError(f"{name} has no images to train on")
     if len(images) < schedule.batch_size:
@@ -196,7 +209,7 @@ def epochs(images: Any, transform: Any, schedule: Schedule, seed: int, machine: 
 
 
 def data_name(data: Any) -> str:
-    """What data is called in messages; a name keeps how it is to be read."""
+    """What data is called in messages."""
     return data if isinstance(data, str) else f"the {type(data).__name__}"
 
 
@@ -222,12 +235,17 @@ def _of_batches(batches: Sequence[Any]) -> TensorDataset:
     )
 
 
-def _identity(data: Any, images: Any) -> list[Any]:
-    """What tells data from other data without reading its images: name, length, classes, and labels if at hand."""
+def _identity(data: Any, images: Any, reading: Mapping[str, Any]) -> list[Any]:
+    """What tells data from other data without reading its images: name, length, classes, and labels if at hand.
+
+    Of labels that are mapped, as stored and mapped; of how it is read, what differs from the defaults.
+    """
     labels = None if isinstance(images, Stream) else labels_of(images)
     known = None if labels is None else hashlib.sha256(labels.tobytes()).hexdigest()
+    mapped = [] if isinstance(images, Stream) else [list(each.items()) for each in numbers_of(images)]
+    further = [each for each in (mapped, {key: value for key, value in reading.items() if value}) if each]
     names = getattr((images.features or {}).get("label"), "names", None)
-    return [data if isinstance(data, str) else type(data).__name__, len(images), names, known]
+    return [data if isinstance(data, str) else type(data).__name__, len(images), names, known, *further]
 
 
 def _config(model: nn.Module) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from zoo.files import free, read_json, sha256_stamped
 from zoo.hub import repository
 from zoo.hub.describing import describe
 from zoo.loading import create, folder_of
+from zoo.tasks.classes import Labels
 from zoo.verification import results_of
 
 DECLARATIONS = {"prune": Prune, "low_rank": LowRank, "falor": Falor}  # those of the others are `learning`'s
@@ -98,7 +99,7 @@ def check(name: str, recipe: Recipe) -> None:
         raise BudgetError(f"{name}: {recipe.method} needs a budget: the share of the macs that stays")
     if recipe.budget is not None and recipe.method not in BY_BUDGET:
         raise BudgetError(f"{name}: {recipe.method} takes no budget, as it has thresholds: set them by its options")
-    for key in ("method", "budget", "data", "state"):
+    for key in ("method", "budget", "data", "skip_damaged", "labels", "state"):
         if key in recipe.options:
             raise UnknownName(f"{name}: {key} is no option of {recipe.method}: it stands in the recipe itself")
     for key, least in (("images", 1), ("seed", 0)):
@@ -110,6 +111,13 @@ def check(name: str, recipe: Recipe) -> None:
     else:
         own = {key: value for key, value in recipe.options.items() if key not in ("images", "seed", "augment")}
         declared(DECLARATIONS[recipe.method], own, recipe.method)
+
+
+def read_as(entry: Entry, skip_damaged: bool = False, labels: Labels | None = None) -> Entry:
+    """An entry whose data is read otherwise, where that is said; arguments are those of `zoo.compress`."""
+    recipe = entry.recipe
+    labels = recipe.labels if labels is None else labels
+    return replace(entry, recipe=replace(recipe, skip_damaged=skip_damaged or recipe.skip_damaged, labels=labels))
 
 
 def built(entry: Entry, folder: Path, data: str | None = None) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 SCHEMA = 1
+MOST_LABELS, LONGEST = 200_000, 1_000  # names that a report may have, and characters of one
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Report:
     Args:
         name: the model.
         measured: figure → value; units stand in the key (`params`, `macs`, `kmapp`, `top1`).
-        data: the data set, split, number of images and preprocessing of the accuracy; empty if none was measured.
+        data: the data set, how it was read, split, number of images and preprocessing of the accuracy; empty if none
+            was measured.
         versions: package → version.
         hardware: the machine that measured.
     """
@@ -83,6 +85,7 @@ class Report:
             data.get("data", {}).get("dataset", ""), str
         ):
             raise ValueError("data isn't an object with the name of a data set")
+        _check_reading(data.get("data", {}))
         return cls(
             name=data["name"],
             measured=dict(measured),
@@ -90,6 +93,25 @@ class Report:
             versions=dict(data.get("versions", {})),
             hardware=str(data.get("hardware", "")),
         )
+
+
+def _check_reading(data: Mapping[str, Any]) -> None:
+    """Check what a report says of how its data was read.
+
+    Raises:
+        ValueError: it is no plain data, or too much.
+    """
+    if type(data.get("skip_damaged", False)) is not bool:
+        raise ValueError("data.skip_damaged isn't true or false")
+    labels = data.get("labels")
+    if labels is None:
+        return
+    if not isinstance(labels, dict | list) or len(labels) > MOST_LABELS:
+        raise ValueError(f"data.labels isn't an object or a list of at most {MOST_LABELS:,} names")
+    values = labels.values() if isinstance(labels, dict) else labels
+    plain = (str, int) if isinstance(labels, dict) else (str,)  # a class may be told by its number
+    if not all(type(each) in plain for each in values) or any(len(str(each)) > LONGEST for each in (*labels, *values)):
+        raise ValueError(f"data.labels has what is no name of at most {LONGEST:,} characters")
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ import logging
 import math
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -21,10 +22,15 @@ from zoo.hub.repository import versions
 from zoo.loading import folder_of, load
 from zoo.measurement import forward_on_meta, measure, unwrapped
 from zoo.report import Report, Row, Verification
-from zoo.tasks.classes import matched
+from zoo.tasks.classes import Labels, matched
 from zoo.tasks.classification import evaluation_transform, loader, workers_for
+from zoo.tasks.columns import is_stream
 from zoo.tasks.datasets import HUB_ID, NAMED, dataset
+from zoo.tasks.draws import undamaged
 from zoo.tasks.evaluation import evaluate
+
+if TYPE_CHECKING:
+    from zoo.tasks.columns import Data
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +42,8 @@ def verify(
     name: str | os.PathLike[str],
     *,
     data: str | None = None,
+    skip_damaged: bool = False,
+    labels: Labels | None = None,
     images: int | None = None,
     structure_only: bool = False,
     revision: str | None = None,
@@ -59,6 +67,9 @@ def verify(
         name: of the catalog, `org/name` on the Hub, a repository's folder, or a timm id, of which nothing is claimed.
         data: the data set to evaluate on; None takes the one that the results name, a data set of the package or of the
             Hub: what lies on this disk is read for nobody but you.
+        skip_damaged: leave out images that can't be decoded; on the data that the results name, as they say.
+        labels: {class of the data: class of the model}, or the names of the model's classes in order; None takes, on
+            the data that the results name, those that they say.
         images: evaluate on at most so many; a reported accuracy may then differ by two standard deviations of the draw.
         structure_only: leave accuracy out; needs no data.
         revision: as for `load`.
@@ -83,8 +94,12 @@ def verify(
         raise RepositoryError(f"{name}: {repository.RESULTS} names no data set for {', '.join(further)}: pass --data")
     base = claimed.data.get("against")
     against = load(base, device=device, dtype=dtype) if spec and base in catalog.names() else None
+    if spec == claimed.data.get("dataset"):
+        skip_damaged = skip_damaged or claimed.data.get("skip_damaged", False)
+        labels = claimed.data.get("labels") if labels is None else labels
+    reading: dict[str, Any] = {"skip_damaged": skip_damaged, "labels": labels}
     settings: dict[str, Any] = {"size": size, "crop_pct": crop_pct, "batch_size": batch_size, "workers": workers}
-    found = report_of(model, spec, against=against, images=images, **settings)
+    found = report_of(model, spec, against=against, images=images, **reading, **settings)
     if images or (data and data != claimed.data.get("dataset")):  # an accuracy elsewhere is no claim of this one
         claimed = replace(claimed, measured={k: v for k, v in claimed.measured.items() if k in COUNTS})
     kl = claimed.measured.get("kl", 0.0)
@@ -162,6 +177,8 @@ def report_of(
     model: nn.Module,
     data: str | None = None,
     *,
+    skip_damaged: bool = False,
+    labels: Labels | None = None,
     against: nn.Module | None = None,
     name: str | None = None,
     images: int | None = None,
@@ -175,6 +192,8 @@ def report_of(
     Args:
         model: from `load`, `compress` or timm.
         data: the data set; its test split is evaluated. None counts params and macs only.
+        skip_damaged: leave out images that can't be decoded.
+        labels: {class of the data: class of the model}, or the names of the model's classes in order.
         against: the dense model that the outputs are compared with (`kl`, in nats).
         name: of the model; None takes the one that it carries.
         images: evaluate on at most so many.
@@ -196,7 +215,8 @@ def report_of(
         config["input_size"] = (counts.input[0], *2 * (size,)) if size else counts.input
         config |= {"crop_pct": crop_pct} if crop_pct else {}
         forward_on_meta(model, config["input_size"])  # it may refuse another size
-        images_of = matched(dataset(data, "test", limit=images), model, data)
+        rows, left_out = _rows(data, images, skip_damaged)
+        images_of = matched(rows, model, data, labels)
         workers = workers_for(images_of) if workers is None else workers
         batch_size = batch_size or (32 if device.type == "cpu" else 256)
         batches = loader(images_of, evaluation_transform(config), batch_size, workers=workers)
@@ -206,9 +226,23 @@ def report_of(
         keys = ("interpolation", "crop_pct", "mean", "std")
         where = {"dataset": data, "split": "test", "images": evaluated, "input": list(config["input_size"])}
         where.update({key: config[key] for key in keys if key in config})
+        where |= {"skip_damaged": True} if skip_damaged else {}
+        where |= {"left_out": left_out} if left_out is not None else {}
+        where |= {"labels": dict(labels) if isinstance(labels, Mapping) else list(labels)} if labels else {}
         if against is not None:
             where["against"] = describe(against).name
     return Report(name or describe(model).name, figures, where, versions(), _hardware(device))
+
+
+def _rows(data: str, limit: int | None, skip_damaged: bool) -> tuple["Data", int | None]:
+    """What is evaluated, and how many images were left out, where that is known."""
+    rows = dataset(data, "test", limit=limit)
+    if not skip_damaged:
+        return rows, None
+    if is_stream(rows):
+        return dataset(data, "test", limit=limit, skip_damaged=True), None
+    whole = undamaged(rows, data)
+    return whole, len(rows) - len(whole)
 
 
 def _hardware(device: torch.device) -> str:

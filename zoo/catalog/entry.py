@@ -1,6 +1,6 @@
 """Entry: one model of the catalog, as a value."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,6 +93,8 @@ class Recipe:
         budget: what the method may keep.
         options: fields of the method's own declaration that differ from its defaults.
         data: the data set trained and evaluated on, as `--data` takes it.
+        skip_damaged: leave out its images that can't be decoded.
+        labels: {class of the data: class of the model}, or the names of the model's classes in order.
         teachers: names or ids, from smaller to larger; they take over from one another as training proceeds.
         distil: fields of the distillation's declaration that differ from its defaults.
         schedule: fields of the training schedule that differ from its defaults.
@@ -105,12 +107,19 @@ class Recipe:
     budget: Budget | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     data: str | None = None
+    skip_damaged: bool = False
+    labels: Mapping[str, Any] | Sequence[str] | None = None
     teachers: tuple[str, ...] = ()
     distil: Mapping[str, Any] = field(default_factory=dict)
     schedule: Mapping[str, Any] = field(default_factory=dict)
     augment: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     note: str | None = None
+
+
+def reading(recipe: Recipe) -> dict[str, Any]:
+    """How a recipe's data is read, as keyword arguments."""
+    return {"skip_damaged": recipe.skip_damaged, "labels": recipe.labels}
 
 
 @dataclass(frozen=True)

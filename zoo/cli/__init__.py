@@ -18,7 +18,8 @@ from zoo.version import __version__
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; the exit code is 0, 1 (an error or a figure that differs), 2 (usage) or 130 (Ctrl-C)."""
     log = logging.getLogger("zoo")
-    log.handlers, log.level = [_Echo()], logging.INFO
+    log.handlers = [_Echo()]
+    log.setLevel(logging.INFO)
     atexit.register(gc.freeze)  # else the interpreter goes through all of torch once more before it ends
     if not sys.stderr.isatty():  # elsewhere a bar would run into the line that says what went wrong
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

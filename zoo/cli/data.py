@@ -8,7 +8,7 @@ import click
 
 
 def reading(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options `--skip-damaged` and `--labels`, whose values `source` takes."""
+    """The options `--skip-damaged` and `--labels`, whose file `labels_of` reads."""
     skip = click.option("--skip-damaged", is_flag=True, help="Leave out images that can't be decoded, and list them.")
     labels = click.option(
         "--labels",
@@ -18,17 +18,12 @@ def reading(command: Callable[..., Any]) -> Callable[..., Any]:
     return skip(labels(command))
 
 
-def source(data: str | None, skip_damaged: bool, labels: Path | None) -> str | None:
-    """The data set, with how it is read.
+def labels_of(file: Path | None) -> Any:
+    """What `--labels` says, as `zoo.tasks.classes.matched` takes it.
 
     Raises:
         DataError: the labels can't be read.
     """
-    if not skip_damaged and labels is None:
-        return data
-    if data is None:
-        raise click.UsageError("--skip-damaged and --labels are of a data set: name it by --data")
     from zoo.tasks.classes import read_labels
-    from zoo.tasks.datasets import Source
 
-    return Source(data, skip_damaged=skip_damaged, labels=read_labels(labels) if labels else None)
+    return None if file is None else read_labels(file)

@@ -9,7 +9,7 @@ import click
 
 from zoo import catalog
 from zoo.catalog.entry import AVAILABLE, Budget, Entry
-from zoo.cli.data import reading, source
+from zoo.cli.data import labels_of, reading
 from zoo.errors import ZooError
 
 LOSS = ("alpha", "temperature", "divergence")  # of the options, those of the loss
@@ -79,7 +79,7 @@ def compress(
     replaced.
     """
     from zoo.compressing import BY_BUDGET, LEARNING
-    from zoo.recipes import recipe_for
+    from zoo.recipes import read_as, recipe_for
 
     if method in BY_BUDGET and budget is None:
         raise click.UsageError(f"--method {method} needs --budget SHARE")
@@ -102,7 +102,7 @@ def compress(
     )
     if not entry.recipe.schedule["epochs"] and (said or teachers or augment) and method not in LEARNING:
         raise click.UsageError("nothing is distilled: say how long, by --epochs or --steps")
-    _build(entry, out, source(data, skip_damaged, labels))
+    _build(read_as(entry, skip_damaged, labels_of(labels)), out, data)
 
 
 @click.command()
@@ -115,9 +115,10 @@ def build(name: str, out: Path | None, data: str | None, skip_damaged: bool, lab
 
     A build that was stopped goes on where it stopped; a model that is there already is made neither again nor replaced.
     """
-    entry = catalog.info(name)
-    read = source(data or entry.recipe.data, skip_damaged, labels)
-    _build(entry, out or Path("build") / name, read)
+    from zoo.recipes import read_as
+
+    entry = read_as(catalog.info(name), skip_damaged, labels_of(labels))
+    _build(entry, out or Path("build") / name, data)
 
 
 def _build(entry: Entry, out: Path, data: str | None) -> None:

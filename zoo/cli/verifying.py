@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from zoo.cli.data import reading, source
+from zoo.cli.data import labels_of, reading
 from zoo.cli.tables import as_json, figure, table
 from zoo.report import Verification
 
@@ -53,8 +53,10 @@ def verify(
     from zoo.verification import verify
 
     options["dtype"] = dtype and getattr(torch, dtype)
-    read = source(data, skip_damaged, labels)
-    found = [verify(name, data=read, **options) for name in names]
+    if data is None and (skip_damaged or labels):
+        raise click.UsageError("--skip-damaged and --labels are of a data set: name it by --data")
+    options |= {"skip_damaged": skip_damaged, "labels": labels_of(labels)}
+    found = [verify(name, data=data, **options) for name in names]
     if os.environ.get("RANK", "0") == "0":  # of several processes one prints
         _print(found, as_json)
     if not all(each.passed for each in found):

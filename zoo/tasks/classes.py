@@ -86,8 +86,7 @@ def matched(data: "Data", model: nn.Module, spec: str, labels: Labels | None = N
         data: what `dataset` returns.
         model: with `num_classes`, and `label_names` in its `pretrained_cfg` where it knows them.
         spec: of the data, for messages.
-        labels: {class of the data: class of the model}, or the names of the model's classes in order; None takes those
-            that a `Source` brings along.
+        labels: {class of the data: class of the model}, or the names of the model's classes in order.
 
     Returns:
         The same rows with other labels; the data itself where they were right.
@@ -95,7 +94,6 @@ def matched(data: "Data", model: nn.Module, spec: str, labels: Labels | None = N
     Raises:
         DataError: the data has classes that the model hasn't, so an accuracy would mean nothing.
     """
-    labels = getattr(spec, "labels", None) if labels is None else labels
     count, own, theirs = getattr(model, "num_classes", None), label_names(model), _names(data)
     if not isinstance(labels, Mapping | None):
         own, labels = list(labels), None

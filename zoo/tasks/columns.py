@@ -116,6 +116,15 @@ def relabelled(data: Any, numbers: Mapping[Any, int], kind: Any) -> Any:
     return found
 
 
+def numbers_of(data: "Dataset") -> list[Mapping[Any, int]]:
+    """The new numbers of the old ones of each `relabelled` that map-style data went through, first to last."""
+    transform, found = data.format["format_kwargs"].get("transform"), []
+    while isinstance(transform, partial) and transform.func is _renumbered:
+        found.append(transform.keywords["numbers"])
+        transform = transform.keywords["before"]
+    return found[::-1]
+
+
 def _rendered(data: "Dataset") -> bool:
     """Whether rows are made by a transform of the package; anybody else's may make other columns of them."""
     transform = data.format["format_kwargs"].get("transform") if data.format["type"] == "custom" else None

@@ -5,7 +5,7 @@ Images are handed on as they are stored; `zoo.tasks.pixels` alone decodes them.
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,27 +27,6 @@ NOISE_IMAGES, NOISE_CLASSES = 64, 1000
 NAMED = ("digits", "digit_pairs", "noise")
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 LIMITED = re.compile(r"(.+)\[:(\d+)\]")
-
-
-class Source(str):
-    """The name of a data set, and how it is read wherever it is opened.
-
-    Args:
-        spec: as `dataset` takes it.
-        skip_damaged: leave out what can't be decoded.
-        labels: as `zoo.tasks.classes.matched` takes them.
-    """
-
-    skip_damaged: bool
-    labels: Mapping[str, Any] | Sequence[str] | None
-
-    def __new__(
-        cls, spec: str, *, skip_damaged: bool = False, labels: Mapping[str, Any] | Sequence[str] | None = None
-    ) -> "Source":
-        """A str, as everything that names a data set is."""
-        source = super().__new__(cls, spec)
-        source.skip_damaged, source.labels = skip_damaged, labels
-        return source
 
 
 def dataset(spec: Any, split: str, *, limit: int | None = None, seed: int = 0, skip_damaged: bool = False) -> "Data":
@@ -76,7 +55,6 @@ def dataset(spec: Any, split: str, *, limit: int | None = None, seed: int = 0, s
     """
     if split not in SPLITS:
         raise DataError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
-    skip_damaged = skip_damaged or getattr(spec, "skip_damaged", False)
     spec, most = limited(spec)
     limit = min((each for each in (most, limit) if each is not None), default=None)
     if spec == "digit_pairs":

@@ -21,13 +21,16 @@ if TYPE_CHECKING:
 WHOLE = 2 << 30  # bytes of a data set of the Hub that is downloaded rather than streamed
 
 
-def training_set(spec: Any, *, steps: int | None = None, batch_size: int = 1) -> "Data | Stream":
+def training_set(
+    spec: Any, *, steps: int | None = None, batch_size: int = 1, skip_damaged: bool = False
+) -> "Data | Stream":
     """Open a data set to train on.
 
     Args:
         spec: as `dataset` takes it.
         steps: of the schedule, where it says so: what a stream is taken to last if nobody knows how many images it has.
         batch_size: of the schedule.
+        skip_damaged: as for `dataset`.
 
     Returns:
         Its train split, with a length.
@@ -36,14 +39,13 @@ def training_set(spec: Any, *, steps: int | None = None, batch_size: int = 1) ->
         UnknownName, DataError: as for `dataset`; or it is a stream of unknown length, and the schedule says no steps.
     """
     name, most = limited(spec)
-    skip = getattr(spec, "skip_damaged", False)
     builder = _builder(name) if on_hub(name) else None
     if builder is not None and _size(builder) <= WHOLE:
-        return dataset(_downloaded(name), "train", limit=most, skip_damaged=skip)
-    data = dataset(spec, "train")
+        return dataset(_downloaded(name), "train", limit=most, skip_damaged=skip_damaged)
+    data = dataset(spec, "train", skip_damaged=skip_damaged)
     if not is_stream(data):
         return data
-    return counted(data, spec, builder, most, steps and steps * batch_size)
+    return counted(data, spec, None if skip_damaged else builder, most, steps and steps * batch_size)
 
 
 def counted(
@@ -54,7 +56,7 @@ def counted(
     Args:
         data: from `dataset`.
         spec: of the data, for the message.
-        builder: of `datasets`, that it came from.
+        builder: of `datasets`, that it came from; None where rows were left out.
         most: images that it was limited to.
         least: images that it is taken to have if nobody knows.
 
@@ -63,7 +65,7 @@ def counted(
     """
     told = (data.info.splits or {}).get(str(data.split))
     total = told.num_examples if told and told.num_examples else None
-    if builder is not None and most is None and not getattr(spec, "skip_damaged", False):
+    if builder is not None and most is None:
         files = builder.config.data_files or {}
         groups = _row_groups(tuple(next((files[name] for name in SPLITS["train"] if name in files), ())))
         total = sum(map(sum, groups)) or total
