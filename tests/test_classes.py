@@ -12,11 +12,14 @@ from torch import nn
 
 import zoo
 from zoo.catalog.entry import Base
+from zoo.distilling import training_images
 from zoo.errors import DataError, RepositoryError
 from zoo.hub import repository
 from zoo.hub.repository import Description
 from zoo.tasks.classes import check_same_classes, label_names, matched, name_classes_, read_labels
 from zoo.tasks.datasets import dataset
+from zoo.tasks.draws import labels_of
+from zoo.training.schedule import Schedule
 
 WNIDS, DESCRIPTIONS = ImageNetInfo().label_names(), ImageNetInfo().label_descriptions()
 BASE = Base("timm/resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 24], "num_classes": 5})
@@ -202,6 +205,75 @@ def test_a_hidden_label_stays_hidden_whatever_the_others_become(streamed):
     found = matched(data(["dog", "cat"], [0, -1, 1], streamed), model(2, ["cat", "dog"]), "set")
 
     assert [row["label"] for row in found] == [1, -1, 0]
+
+
+class Torch(torch.utils.data.Dataset):
+    """Tensors with labels and, as torchvision's sets have them, names of classes and perhaps labels without images."""
+
+    def __init__(self, labels, classes=None, told=False):
+        self.labels = labels
+        if classes:
+            self.classes = classes
+        if told:
+            self.targets = labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, number):
+        return torch.zeros(1, 2, 2), self.labels[number]
+
+
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("part", [None, [3, 0, 1]])
+def test_names_of_a_torch_set_and_of_a_part_of_one_are_matched(told, part):
+    held = Torch([0, 1, 2, 2], ["dog", "Sea Lion", "cat"], told)
+    opened = dataset(held if part is None else torch.utils.data.Subset(held, part), "train")
+    found = matched(opened, model(3, ANIMALS), "set")
+    expected = [[1, 2, 0, 0][number] for number in part or range(4)]
+
+    assert found[:]["label"] == expected
+    assert found.select([1])[:]["label"] == expected[1:2]
+    assert (labels_of(found) is not None) == told
+    assert not told or labels_of(found).tolist() == expected
+    assert not told or len(set(dataset(held, "train", limit=3)[:]["label"])) == 3  # each class in its share
+
+
+def test_names_of_torchvision_may_be_synonyms_or_twice_the_same():
+    assert dataset(Torch([0], [("tench", "Tinca tinca"), ("goldfish",)]), "train").features["label"].names == [
+        "tench, Tinca tinca",
+        "goldfish",
+    ]
+    assert dataset(Torch([0], [("crane",), ("crane",)]), "train").features["label"].num_classes == 2
+
+
+BEYOND = {
+    "tensors": (torch.utils.data.TensorDataset(torch.zeros(2, 1), torch.tensor([0, 3])), "labels up to 3, the model 3"),
+    "a torch set": (Torch([0, 3], told=True), "labels up to 3, the model 3"),
+    "a torch set that names fewer": (Torch([0, 3], ANIMALS, told=True), "has label 3, expected 0 to 2"),
+    "a table": (Dataset.from_dict({"image": [b"", b""], "label": [0, 3]}), "labels up to 3, the model 3"),
+}
+
+
+@pytest.mark.parametrize("case", BEYOND)
+def test_labels_beyond_the_classes_are_found_before_anything_is_computed(case):
+    held, message = BEYOND[case]
+    with pytest.raises(DataError, match=message) as caught:
+        training_images(model(3, ANIMALS), held, Schedule(epochs=1, batch_size=2))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_table_with_labels_beyond_the_classes_it_names_is_an_error():
+    table = data(["cat", "dog", "cow"]).map(lambda row: row)
+    table.info.features["label"] = ClassLabel(names=["cat", "dog"])
+    with pytest.raises(DataError, match="set has labels up to 2, but 2 classes"):
+        matched(table, model(3, ANIMALS), "set")
+
+
+def test_what_was_matched_can_be_matched_again():
+    found = matched(data(["poodle", "beagle", "cat"]), model(2, ["cat", "dog"]), "set", {"poodle": 1, "beagle": 1})
+
+    assert matched(found, model(2, ["dog", "cat"]), "set")[:]["label"] == [0, 0, 1]
 
 
 def test_a_transform_of_somebody_else_is_left_out_and_this_is_said(caplog):

@@ -94,6 +94,7 @@ def matched(data: "Data", model: nn.Module, spec: str, labels: Labels | None = N
     Raises:
         DataError: the data has classes that the model hasn't, so an accuracy would mean nothing.
     """
+    _check_labels(data, spec)
     count, own, theirs = getattr(model, "num_classes", None), label_names(model), _names(data)
     if not isinstance(labels, Mapping | None):
         own, labels = list(labels), None
@@ -139,6 +140,12 @@ def check_same_classes(model: nn.Module, other: nn.Module, what: str) -> None:
 def _names(data: "Data") -> list[str] | None:
     """The names of a data set's classes, which may be mere numbers."""
     return getattr((data.features or {}).get("label"), "names", None) or None
+
+
+def _check_labels(data: "Data", spec: str) -> None:
+    found, classes = labels_of(data) if hasattr(data, "__len__") else None, num_classes(data)
+    if found is not None and len(found) and classes is not None and found.max() >= classes:
+        raise DataError(f"{spec} has labels up to {found.max()}, but {classes} classes: use other data")
 
 
 def _by_order(data: "Data", count: int | None, own: list[str] | None, spec: str) -> "Data":

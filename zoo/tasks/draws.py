@@ -62,9 +62,10 @@ def drawn(data: "Dataset", limit: int, seed: int, spec: str) -> "Dataset":
 
 def labels_of(data: "Dataset") -> NDArray[Any] | None:
     """The labels of map-style data [N], read without its images; None where they are known only by reading it."""
-    if "label" not in data.column_names:
+    if "label" not in data.column_names or data.data.column("label").null_count:
         return None
-    labels: NDArray[Any] = np.asarray(data.with_format("numpy").select_columns("label")[:]["label"])
+    data = data if data.format["type"] == "custom" else data.with_format("numpy")  # a transform may renumber them
+    labels: NDArray[Any] = np.asarray(data.select_columns("label")[:]["label"])
     return labels
 
 

@@ -4,9 +4,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from zoo.errors import DataError, require
+from zoo.tasks.columns import HIDDEN
 from zoo.tasks.folders import split_of
 
 
@@ -46,15 +47,41 @@ def opened(data: Any, split: str) -> Any:
 
 def _of_torch(data: Any) -> Any:
     datasets = require("datasets", "eval")
-    count, names, labels = len(data), getattr(data, "classes", None), getattr(data, "targets", None)
-    columns: dict[str, Any] = {"image": list(range(count))}
-    features: dict[str, Any] = {"image": datasets.Value("int64")}
-    if labels is not None and len(labels) == count:  # as torchvision's have them
-        columns["label"] = torch.as_tensor(labels).tolist()
-        names = None if names is None else [str(each) for each in names]
-        features["label"] = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
-    table = datasets.Dataset.from_dict(columns, datasets.Features(features))
+    count, (names, labels) = len(data), _told(data)
+    unknown = labels is None or len(labels) != count
+    found: list[Any] = [None] * count if unknown else torch.as_tensor(labels).tolist()
+    kind = datasets.Value("int64")
+    if names:
+        whole = len(set(names)) == len(names)  # ImageNet's have two cranes
+        kind = datasets.ClassLabel(names=names) if whole else datasets.ClassLabel(num_classes=len(names))
+        wrong = [] if unknown else [label for label in found if not HIDDEN <= label < len(names)]
+        if wrong:
+            what = f"the {type(data).__name__} has label {wrong[0]}"
+            raise DataError(f"{what}, expected 0 to {len(names) - 1} as it has {len(names)} classes: use other data")
+    features = datasets.Features({"image": datasets.Value("int64"), "label": kind})
+    table = datasets.Dataset.from_dict({"image": list(range(count)), "label": found}, features)
     return table.with_transform(partial(_read, data=_Shared(data)))
+
+
+def _told(data: Any) -> tuple[list[str] | None, Any]:
+    """The names of a torch data set's classes and its labels, as torchvision's have them; None where it doesn't say."""
+    if isinstance(data, Subset):
+        names, labels = _told(data.dataset)
+        if labels is None or len(labels) != len(data.dataset):  # type: ignore[arg-type]
+            return names, None
+        return names, [labels[number] for number in data.indices]
+    if isinstance(data, TensorDataset):
+        labels = data.tensors[1] if len(data.tensors) > 1 else None
+    else:
+        labels = getattr(data, "targets", None)
+    if labels is not None and (torch.as_tensor(labels).ndim != 1 or torch.as_tensor(labels).is_floating_point()):
+        labels = None
+    names = getattr(data, "classes", None)
+    return names and [name if isinstance(name, str) else _synonyms(name) for name in names], labels
+
+
+def _synonyms(name: Any) -> str:
+    return ", ".join(name) if isinstance(name, tuple) else str(name)
 
 
 class _Shared:
