@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from tiny import same
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import zoo
@@ -126,3 +127,12 @@ def test_no_epochs_leave_a_model_as_it_is():
     model = zoo.distil(student().train(), [], "digits[:8]", schedule=Schedule(epochs=0, batch_size=4))
     assert same(model.state_dict(), student().state_dict())
     assert not model.training
+
+
+def test_what_wraps_model_and_teacher_is_taken_off_and_the_wrapper_comes_back():
+    wrapped = nn.DataParallel(student())
+    found = zoo.distil(wrapped, [nn.DataParallel(zoo.load("digits_cnn"))], "digits[:8]", schedule=SHORT)
+
+    assert found is wrapped
+    assert not found.training
+    assert same(found.module.state_dict(), trained("digits[:8]"))

@@ -14,6 +14,7 @@ from zoo import building
 from zoo.building import make
 from zoo.catalog.entry import Budget, Recipe
 from zoo.cli import making
+from zoo.compressing import learning
 from zoo.errors import RepositoryError, StructureError, ZooError
 from zoo.recipes import finished, recipe_for
 
@@ -188,3 +189,20 @@ def test_the_command_line_says_what_a_training_is_and_its_recipe_carries_it(tmp_
     assert (short.schedule, short.teachers) == ({"epochs": 40, "steps": 40}, ("digits_cnn",))
     with pytest.raises(click.UsageError, match="nothing is distilled: say how long, by --epochs or --steps"):
         making.compress.main([*base, "--lr", "0.1"], standalone_mode=False)
+
+
+@pytest.mark.parametrize("ignored", ["--lr 0.5", "--teacher digits_cnn", "--alpha 0.5", "--batch-size 8", "--ema 0.9"])
+@pytest.mark.parametrize("method", ["lockd", "dwain"])
+def test_what_a_method_that_trains_would_ignore_is_refused(method, ignored, tmp_path):
+    base = ["digits_cnn", "--method", method, "--data", "digits", "--out", str(tmp_path)]
+    with pytest.raises(click.UsageError, match=rf"by --epochs or --steps; {method}'s own training is set by --set 's"):
+        making.compress.main([*base, *ignored.split()], standalone_mode=False)
+
+
+def test_what_the_message_says_sets_the_methods_own_training(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(making, "_build", lambda entry, out, data: made.append(entry.recipe))
+    base = ["digits_cnn", "--method", "lockd", "--data", "digits", "--out", str(tmp_path), "--augment", "hflip=0"]
+    making.compress.main([*base, "--set", 'schedule={"lr": 0.1}'], standalone_mode=False)
+    assert learning("lockd", made[0].options)[1].lr == 0.1
+    assert made[0].augment == {"hflip": 0}

@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 
 from zoo.errors import DataError
 from zoo.hub.describing import describe
+from zoo.measurement import unwrapped
 from zoo.structure.plan import Mask, Plan
 from zoo.tasks.classes import Labels, check_same_classes, matched, name_classes_
 from zoo.tasks.classification import Transform, Views, loader, training_transform, workers_for
@@ -84,7 +85,7 @@ def distil(
         evaluate: called after each epoch; its figures are shown and logged.
 
     Returns:
-        The same model in eval mode.
+        The same model, in the wrapper that it came in, in eval mode.
 
     Raises:
         UnknownName, DataError: the data, the augmentation or the state can't be used, or the loss isn't finite.
@@ -94,6 +95,7 @@ def distil(
     >>> zoo.distil(student, [teacher], "digits", schedule=Schedule(epochs=2), how=Distil(alpha=0.5))  # doctest: +SKIP
     """
     machine = machine or Machine()
+    given, model, teachers = model, unwrapped(model), [unwrapped(teacher) for teacher in teachers]
     reading: dict[str, Any] = {"skip_damaged": skip_damaged, "labels": labels}
     training = training_of(model, teachers, data, how=how, schedule=schedule, augment=augment, **reading)
     name_classes_(model, training.images)
@@ -109,7 +111,7 @@ def distil(
         taught = [states.digest("teacher", "", each) for each in frozen]
         about |= {"distil": asdict(training.how), "teachers": taught}
     with masks.held(model, zeros):
-        return train(
+        train(
             model,
             step,
             epochs(training.images, training.transform, training.schedule, seed, machine),
@@ -121,6 +123,7 @@ def distil(
             progress="distil" if teachers else "train",
             machine=machine,
         )
+    return given.eval()
 
 
 def training_of(

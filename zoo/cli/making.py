@@ -100,8 +100,10 @@ def compress(
         augment=_settings(augment, "--augment"),
         seed=seed,
     )
-    if not entry.recipe.schedule["epochs"] and (said or teachers or augment) and method not in LEARNING:
-        raise click.UsageError("nothing is distilled: say how long, by --epochs or --steps")
+    learns = method in LEARNING
+    if not entry.recipe.schedule["epochs"] and (said or teachers or (augment and not learns)):
+        own = f"; {method}'s own training is set by --set 'schedule={{\"lr\": 0.1}}'" if learns else ""
+        raise click.UsageError(f"nothing is distilled: say how long, by --epochs or --steps{own}")
     _build(read_as(entry, skip_damaged, labels_of(labels)), out, data)
 
 
