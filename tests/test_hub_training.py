@@ -3,6 +3,7 @@
 The data is sorted by class. The script forks a run after what it imports, because importing takes longer than training.
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -38,13 +39,14 @@ lengths.WHOLE = 0  # so that everything is streamed
 building.training_costs = building.learning_costs = lambda *_: "untimed"
 BASE, DATA = "digits_cnn_pruned_25", "org/digits"
 SHORT = {"batch_size": 32, "checkpoint_seconds": 0}
+PLAIN = {"scale": [1, 1], "ratio": [1, 1], "hflip": 0, "color_jitter": None}  # so that an image is known by its pixels
 
 def entry(how):
     if how == "lockd":
         options = {"schedule": {**SHORT, "epochs": 1, "lr": 0.1}, "initial_logit": 0.05, "start_steps": 1}
         return recipe_for(BASE, "lockd", None, DATA, 0, options)
     options = {"images": 64, "criterion": "l2", "ridge": 1.0}
-    return recipe_for(BASE, "prune", Budget(0.9), DATA, 2, options, schedule=SHORT)
+    return recipe_for(BASE, "prune", Budget(0.9), DATA, 2, options, schedule=SHORT, augment=PLAIN)
 
 def run(folder, rank, how, killed):
     backward, write, seen = trainer._backward, state.write, []
@@ -146,6 +148,11 @@ def weights(folder):
 def test_every_image_of_a_stream_is_seen_once_in_each_epoch(runs):
     whole = seen(runs["one"])
     assert [len(batch) for batch in whole] == [32] * 2 * STEPS
+    every = set(itertools.chain.from_iterable(whole))
+    for epoch in (whole[:STEPS], whole[STEPS:]):
+        assert len(set(itertools.chain.from_iterable(epoch))) == 32 * STEPS  # all but the last, incomplete batch
+    assert 32 * STEPS <= len(every) <= TRAIN
+    assert whole[:STEPS] != whole[STEPS:]
 
 
 def test_two_processes_share_the_images_of_one(runs):
