@@ -33,6 +33,7 @@ FAMILIES = (
 @click.argument("name", metavar="NAME", type=click.Choice(FAMILIES))
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
 @click.option("--data", metavar="PATH|HUB_ID", help="Folder of train/CLASS and validation/CLASS, or a Hub id.")
+@click.option("--steps", type=click.IntRange(1), metavar="N", help="Train for so many steps at most.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Of the repositories.  [default: build]")
 @click.option("--push", "organisation", metavar="ORG", help="Publish them at the Hub, as ORG/MODEL.")
 @click.option("--smoke", is_flag=True, help="A stand-in in seconds: random weights, noise, the same code. No network.")
@@ -48,6 +49,7 @@ def main(
     name: str,
     models: tuple[str, ...],
     data: str | None,
+    steps: int | None,
     out: Path | None,
     organisation: str | None,
     smoke: bool,
@@ -71,12 +73,15 @@ def main(
     """
     if organisation and (smoke or plan_only):
         raise click.UsageError("--push publishes models that were made: not with --smoke or --plan-only")
+    if steps and smoke:
+        raise click.UsageError("--steps is of the real recipes: not with --smoke")
     try:
         main_process = processes().is_main_process
         machine = Machine(precision, accumulation, channels_last, compiled, workers, log_with, sync_bn=sync_bn)
         run = Run(
             models=models,
             data=data,
+            steps=steps,
             out=out,
             organisation=organisation,
             smoke=smoke,

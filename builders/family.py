@@ -9,6 +9,7 @@ from zoo import catalog
 from zoo.building import make, plan, processes
 from zoo.catalog.entry import Entry
 from zoo.errors import RepositoryError, UnknownName
+from zoo.recipes import at_most
 from zoo.report import Row
 from zoo.saving import push
 from zoo.training.schedule import Machine
@@ -22,6 +23,7 @@ class Run:
     Args:
         models: names of the family's; none for all.
         data: a folder of class folders or a Hub id; None takes the recipe's.
+        steps: of each training at most; None takes the recipe's.
         out: the folder of the repositories; None takes the family's own.
         organisation: on the Hub, to publish them at.
         smoke: a stand-in of each, in seconds.
@@ -32,6 +34,7 @@ class Run:
 
     models: tuple[str, ...] = ()
     data: str | None = None
+    steps: int | None = None
     out: Path | None = None
     organisation: str | None = None
     smoke: bool = False
@@ -82,8 +85,7 @@ def one(entry: Entry, run: Run, out: Path) -> Path | None:
     Of a plan that must be learned first there is no file: None.
     """
     main = processes().is_main_process
-    if run.smoke:
-        entry = stand_in(entry, out / "stand-ins", small=not run.plan_only)
+    entry = stand_in(entry, out / "stand-ins", small=not run.plan_only) if run.smoke else at_most(entry, run.steps)
     data = None if run.smoke else run.data
     folder = out / entry.name
     goal = _top1(entry)

@@ -219,6 +219,7 @@ def test_a_model_that_the_family_lacks_is_named():
         (["yolov9"], 2, "'yolov9' is not one of 'digits'"),
         (["resnet50d", "resnet51d"], 1, "Error: no model 'resnet51d' here"),
         (["resnet50d", "--smoke", "--push", "org"], 2, "--push publishes models that were made"),
+        (["resnet50d", "--smoke", "--steps", "5"], 2, "--steps is of the real recipes"),
         (["resnet50d", "--precision", "fp8"], 2, "'fp8' is not one of"),
     ],
 )
@@ -230,7 +231,17 @@ def test_the_command_line_answers_in_one_line(arguments, code, said):
 
 def test_help_names_every_option_and_every_family():
     text = CliRunner().invoke(main, ["--help"]).output
-    for word in (*FAMILIES, "--data", "--push", "--out", "--smoke", "--plan-only", "--precision", "--workers"):
+    for word in (
+        *FAMILIES,
+        "--data",
+        "--steps",
+        "--push",
+        "--out",
+        "--smoke",
+        "--plan-only",
+        "--precision",
+        "--workers",
+    ):
         assert word in text
 
 

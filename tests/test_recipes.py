@@ -16,7 +16,7 @@ from zoo.catalog.entry import Budget, Recipe
 from zoo.cli import making
 from zoo.compressing import learning
 from zoo.errors import RepositoryError, StructureError, ZooError
-from zoo.recipes import finished, recipe_for
+from zoo.recipes import at_most, finished, recipe_for
 
 
 def files(folder):
@@ -206,3 +206,33 @@ def test_what_the_message_says_sets_the_methods_own_training(tmp_path, monkeypat
     making.compress.main([*base, "--set", 'schedule={"lr": 0.1}'], standalone_mode=False)
     assert learning("lockd", made[0].options)[1].lr == 0.1
     assert made[0].augment == {"hflip": 0}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "steps", "expected"),
+    [
+        (Recipe("prune", Budget(0.9)), 7, {"distillation": 7}),
+        (Recipe("prune", Budget(0.9), schedule={"steps": 5}), 7, {"distillation": 5}),
+        (Recipe("lockd", schedule={"epochs": 0}), 7, {"method": 7}),
+        (Recipe("dwain"), 70, {"method": 50, "distillation": 70}),  # dwain's own trainings have 50
+    ],
+)
+def test_each_training_of_a_recipe_lasts_so_many_steps_at_most(recipe, steps, expected):
+    entry = replace(recipe_for("digits_cnn", "prune", Budget(0.9), "digits", 0, {}), recipe=recipe)
+    found = at_most(entry, steps).recipe
+
+    assert found.schedule.get("steps") == expected.get("distillation")
+    assert found.options.get("schedule", {}).get("steps") == expected.get("method")
+    assert at_most(entry, None) == entry
+
+
+def test_steps_of_a_recipe_that_trains_nothing_are_refused():
+    with pytest.raises(ZooError, match="its recipe trains nothing: leave --steps out"):
+        at_most(recipe_for("digits_cnn", "prune", Budget(0.9), "digits", 0, {}), 7)
+
+
+def test_a_build_may_be_told_its_steps_and_they_are_part_of_its_recipe(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(making, "_build", lambda entry, out, data: made.append(entry.recipe))
+    making.build.main(["digits_cnn_pruned_50", "--steps", "3"], standalone_mode=False)
+    assert made[0].schedule["steps"] == 3

@@ -17,6 +17,7 @@ from zoo.hub import repository
 from zoo.hub.describing import describe
 from zoo.loading import create, folder_of
 from zoo.tasks.classes import Labels
+from zoo.training.schedule import Schedule
 from zoo.verification import results_of
 
 DECLARATIONS = {"prune": Prune, "low_rank": LowRank, "falor": Falor}  # those of the others are `learning`'s
@@ -118,6 +119,28 @@ def read_as(entry: Entry, skip_damaged: bool = False, labels: Labels | None = No
     recipe = entry.recipe
     labels = recipe.labels if labels is None else labels
     return replace(entry, recipe=replace(recipe, skip_damaged=skip_damaged or recipe.skip_damaged, labels=labels))
+
+
+def at_most(entry: Entry, steps: int | None) -> Entry:
+    """An entry whose trainings, its method's and the distillation, last so many steps at most; None leaves it alone.
+
+    Raises:
+        DataError: its recipe trains nothing.
+    """
+    recipe = entry.recipe
+    learns, distils = recipe.method in LEARNING, declared(Schedule, recipe.schedule, "schedule").epochs > 0
+    if steps is None:
+        return entry
+    if not learns and not distils:
+        raise DataError(f"{entry.name}: its recipe trains nothing: leave --steps out")
+    if distils:
+        said = {**recipe.schedule, "steps": min(steps, recipe.schedule.get("steps") or steps)}
+        recipe = replace(recipe, schedule=said)
+    if learns and recipe.method:
+        own = min(steps, learning(recipe.method, recipe.options)[1].steps or steps)
+        said = {**recipe.options.get("schedule", {}), "steps": own}
+        recipe = replace(recipe, options={**recipe.options, "schedule": said})
+    return replace(entry, recipe=recipe)
 
 
 def built(entry: Entry, folder: Path, data: str | None = None) -> bool:

@@ -111,15 +111,18 @@ def compress(
 @click.argument("name")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the repository.  [default: build/NAME]")
 @click.option("--data", help="Another data set than the recipe's.")
+@click.option("--steps", type=click.IntRange(1), help="Train for so many steps at most.  [default: the recipe's]")
 @reading
-def build(name: str, out: Path | None, data: str | None, skip_damaged: bool, labels: Path | None) -> None:
+def build(
+    name: str, out: Path | None, data: str | None, steps: int | None, skip_damaged: bool, labels: Path | None
+) -> None:
     """Make the model NAME by its recipe.
 
     A build that was stopped goes on where it stopped; a model that is there already is made neither again nor replaced.
     """
-    from zoo.recipes import read_as
+    from zoo.recipes import at_most, read_as
 
-    entry = read_as(catalog.info(name), skip_damaged, labels_of(labels))
+    entry = at_most(read_as(catalog.info(name), skip_damaged, labels_of(labels)), steps)
     _build(entry, out or Path("build") / name, data)
 
 
