@@ -251,12 +251,13 @@ BEYOND = {
     "tensors": (torch.utils.data.TensorDataset(torch.zeros(2, 1), torch.tensor([0, 3])), "labels up to 3, the model 3"),
     "a torch set": (Torch([0, 3], told=True), "labels up to 3, the model 3"),
     "a torch set that names fewer": (Torch([0, 3], ANIMALS, told=True), "has label 3, expected 0 to 2"),
+    "hidden ones": (torch.utils.data.TensorDataset(torch.zeros(2, 1), torch.tensor([0, -1])), "found -1: they are hid"),
     "a table": (Dataset.from_dict({"image": [b"", b""], "label": [0, 3]}), "labels up to 3, the model 3"),
 }
 
 
 @pytest.mark.parametrize("case", BEYOND)
-def test_labels_beyond_the_classes_are_found_before_anything_is_computed(case):
+def test_labels_beyond_the_classes_or_hidden_are_found_before_anything_is_computed(case):
     held, message = BEYOND[case]
     with pytest.raises(DataError, match=message) as caught:
         training_images(model(3, ANIMALS), held, Schedule(epochs=1, batch_size=2))

@@ -17,7 +17,7 @@ from zoo.measurement import unwrapped
 from zoo.structure.plan import Mask, Plan
 from zoo.tasks.classes import Labels, check_same_classes, matched, name_classes_
 from zoo.tasks.classification import Transform, Views, loader, training_transform, workers_for
-from zoo.tasks.columns import numbers_of
+from zoo.tasks.columns import HIDDEN, numbers_of
 from zoo.tasks.draws import labels_of
 from zoo.tasks.lengths import training_set
 from zoo.tasks.streams import Stream
@@ -194,6 +194,9 @@ def training_images(
         images = matched(images, model, name, labels)
     if len(images) == 0:
         raise DataError(f"{name} has no images to train on")
+    known = None if isinstance(images, Stream) else labels_of(images)
+    if known is not None and (known == HIDDEN).any():
+        raise DataError(f"{name}: expected labels from 0, found {HIDDEN}: they are hidden in this split; use another")
     if len(images) < schedule.batch_size:
         fits = 2 ** (len(images).bit_length() - 1)
         log.warning("%s has %d images: batches are of %d, not %d", name, len(images), fits, schedule.batch_size)
