@@ -107,14 +107,14 @@ class Recipe:
     budget: Budget | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     data: str | None = None
-    skip_damaged: bool = False
-    labels: Mapping[str, Any] | Sequence[str] | None = None
     teachers: tuple[str, ...] = ()
     distil: Mapping[str, Any] = field(default_factory=dict)
     schedule: Mapping[str, Any] = field(default_factory=dict)
     augment: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     note: str | None = None
+    skip_damaged: bool = False
+    labels: Mapping[str, Any] | Sequence[str] | None = None
 
 
 def reading(recipe: Recipe) -> dict[str, Any]:
