@@ -25,7 +25,7 @@ from zoo.report import Report, Row, Verification
 from zoo.tasks.classes import Labels, matched
 from zoo.tasks.classification import evaluation_transform, loader, workers_for
 from zoo.tasks.columns import is_stream
-from zoo.tasks.datasets import HUB_ID, NAMED, dataset
+from zoo.tasks.datasets import HUB_ID, NAMED, dataset, limited
 from zoo.tasks.draws import undamaged
 from zoo.tasks.evaluation import evaluate
 
@@ -142,7 +142,7 @@ def _named(claimed: Report) -> str | None:
     spec = claimed.data.get("dataset")
     if not spec:
         return None
-    place = spec.partition("[:")[0]
+    place, _ = limited(spec)
     if place in NAMED:
         return str(spec)
     if not HUB_ID.fullmatch(place) or Path(place).exists():
