@@ -6,9 +6,9 @@ from pathlib import Path
 import click
 
 from builders.family import Run
-from zoo.building import processes
 from zoo.errors import ZooError
 from zoo.training.schedule import PRECISIONS, Machine
+from zoo.verbs.building import processes
 
 FAMILIES = (
     "digits",

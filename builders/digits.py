@@ -16,8 +16,8 @@ from pathlib import Path
 from builders import family
 from builders.family import Run
 from zoo import catalog
-from zoo.building import processes
 from zoo.hub import repository
+from zoo.verbs.building import processes
 
 CARDS = Path(__file__).parents[1] / "model_cards"
 

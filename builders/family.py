@@ -6,14 +6,14 @@ from pathlib import Path
 
 from builders.smoke import mark_, stand_in
 from zoo import catalog
-from zoo.building import make, plan, processes
 from zoo.catalog.entry import Entry
+from zoo.catalog.report import Row
 from zoo.errors import RepositoryError, UnknownName
-from zoo.recipes import at_most
-from zoo.report import Row
-from zoo.saving import push
 from zoo.training.schedule import Machine
-from zoo.verification import results_of, verify
+from zoo.verbs.building import make, plan, processes
+from zoo.verbs.recipes import at_most
+from zoo.verbs.saving import push
+from zoo.verbs.verification import results_of, verify
 
 
 @dataclass(frozen=True)

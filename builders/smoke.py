@@ -10,14 +10,14 @@ from typing import Any
 
 import timm
 
-from zoo.building import processes
 from zoo.catalog.entry import Base, Entry, Recipe
 from zoo.errors import StructureError, UnknownName
 from zoo.files import writing
 from zoo.hub import repository
 from zoo.hub.repository import Description
-from zoo.measurement import measure
+from zoo.measurement.macs import measure
 from zoo.structure.base import initialised, skeleton
+from zoo.verbs.building import processes
 
 IMAGES = 8
 SIDES = (64, 128)

@@ -21,11 +21,11 @@ from typing import Any
 import zoo
 from zoo import catalog
 from zoo.catalog.entry import Entry
-from zoo.converting import WEIGHTS, checked_hashes
+from zoo.catalog.report import Report, Row
 from zoo.errors import CatalogError, CheckpointError, ZooError
 from zoo.files import read_json, write_json, writing
-from zoo.loading import origin_of
-from zoo.report import Report, Row
+from zoo.verbs.converting import WEIGHTS, checked_hashes
+from zoo.verbs.loading import origin_of
 
 CATALOG = Path(catalog.__file__).parent
 RESULTS = Path("model_cards/results")

@@ -10,8 +10,8 @@ import sys
 from tqdm import tqdm
 
 from zoo import catalog
-from zoo.coverage import stand_in, targets
 from zoo.files import write_json
+from zoo.verbs.coverage import stand_in, targets
 
 
 def main() -> None:

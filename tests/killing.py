@@ -109,7 +109,7 @@ def main():
 
     from zoo.cli import main as command
 
-    importlib.import_module("zoo.building")
+    importlib.import_module("zoo.verbs.building")
 
     def carry_out(address, cache, log, arguments):
         os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND), 2)

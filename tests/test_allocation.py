@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoo.catalog.entry import Budget
-from zoo.compression.allocation import allocate, prior, widths
-from zoo.compression.counts import Counts
-from zoo.compression.groups import Analysis, Cost, Group
+from zoo.compression.channels.groups import Analysis, Cost, Group
+from zoo.compression.prune.allocation import allocate, prior, widths
+from zoo.compression.prune.cost_model import Counts
 from zoo.errors import BudgetError
 
 

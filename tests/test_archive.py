@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from zoo.errors import WeightsError
-from zoo.hub.unpickle import Global, Record, read
+from zoo.hub.foreign.unpickle import Global, Record, read
 
 TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16]
 TYPES += [torch.int8, torch.uint8, torch.bool]

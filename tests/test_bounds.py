@@ -12,9 +12,9 @@ from zoo.catalog.entry import Base
 from zoo.errors import StructureError
 from zoo.hub import repository, weights
 from zoo.hub.repository import Description
-from zoo.structure import bounds
 from zoo.structure.base import skeleton, tensors
-from zoo.structure.graph import Graph, Node, build
+from zoo.structure.graph import bounds
+from zoo.structure.graph.graph import Graph, Node, build
 
 IMAGE = [3, 224, 224]
 FLAT = Node("v", "reshape", ("x",), {"shape": [-1]})

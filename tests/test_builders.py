@@ -15,15 +15,16 @@ import zoo
 from builders import family
 from builders.__main__ import FAMILIES, main
 from builders.smoke import IMAGES, WARNING, stand_in
-from zoo import building, catalog, recipes
+from zoo import catalog
 from zoo.catalog.entry import Entry
-from zoo.compression.dwain import Dwain
-from zoo.compression.lockd import Lockd
-from zoo.costs import Cost, cost, cost_of_learning
+from zoo.compression.low_rank.dwain import Dwain
+from zoo.compression.low_rank.lockd import Lockd
 from zoo.errors import UnknownName
 from zoo.tasks.classification import training_transform
 from zoo.tasks.datasets import dataset
 from zoo.training.schedule import Machine
+from zoo.verbs import building, recipes
+from zoo.verbs.training_costs import Cost, cost, cost_of_learning
 
 FOLDER = Path(family.__file__).parent
 IMAGENET = [name for name in FAMILIES if name != "digits"]

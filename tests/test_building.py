@@ -12,9 +12,8 @@ import torch
 
 import zoo
 from zoo import catalog
-from zoo.building import Step, make
-from zoo.cards.card import render
 from zoo.catalog.entry import Base, Budget, Entry, Recipe
+from zoo.catalog.report import Report
 from zoo.errors import (
     BudgetError,
     MissingExtra,
@@ -25,7 +24,8 @@ from zoo.errors import (
     WeightsError,
 )
 from zoo.hub.describing import describe
-from zoo.report import Report
+from zoo.pages.card import render
+from zoo.verbs.building import Step, make
 
 FILES = ["README.md", "config.json", "model.safetensors", "results.json"]
 SMALL = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 24], "in_chans": 1}
@@ -371,7 +371,7 @@ def push(folder):
         (save, "zoo.files.os.fsync", errno.ENOSPC),
         (save, "zoo.files.os.replace", errno.EIO),
         (save, "zoo.files.os.rename", errno.ENOSPC),
-        (push, "zoo.saving.shutil.copy", errno.ENOSPC),
+        (push, "zoo.verbs.saving.shutil.copy", errno.ENOSPC),
         (push, "zoo.files.os.rename", errno.EACCES),
     ],
 )

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import zoo
-from zoo.compression import refit
 from zoo.compression.calibration import batched, check_finite
-from zoo.compression.elimination import eliminate
-from zoo.compression.groups import analyse
-from zoo.compression.refit import Moments, moments, ridged
+from zoo.compression.channels.groups import analyse
+from zoo.compression.prune import refit
+from zoo.compression.prune.obs import eliminate
+from zoo.compression.prune.refit import Moments, moments, ridged
 from zoo.errors import BudgetError, DataError, StructureError
 from zoo.training.schedule import Schedule
 

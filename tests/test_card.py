@@ -8,10 +8,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from markdown_it import MarkdownIt
 
-from zoo.cards.card import LONG, render
 from zoo.catalog.entry import METHODS, Base, Budget, Entry, Origin, Recipe, Reported
+from zoo.catalog.report import Report
 from zoo.hub.repository import Description
-from zoo.report import Report
+from zoo.pages.card import LONG, render
 from zoo.structure.plan import Drop, Factor, Heads, Mask, Narrow, Plan, Rank, Swap, Width
 
 DENSE = "timm/resnet18.a1_in1k"

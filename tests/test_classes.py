@@ -12,7 +12,6 @@ from torch import nn
 
 import zoo
 from zoo.catalog.entry import Base
-from zoo.distilling import training_images
 from zoo.errors import DataError, RepositoryError
 from zoo.hub import repository
 from zoo.hub.repository import Description
@@ -20,6 +19,7 @@ from zoo.tasks.classes import check_same_classes, label_names, matched, name_cla
 from zoo.tasks.datasets import dataset
 from zoo.tasks.draws import labels_of
 from zoo.training.schedule import Schedule
+from zoo.verbs.distilling import training_images
 
 WNIDS, DESCRIPTIONS = ImageNetInfo().label_names(), ImageNetInfo().label_descriptions()
 BASE = Base("timm/resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 24], "num_classes": 5})
@@ -346,7 +346,7 @@ def test_names_that_are_no_list_of_as_many_are_refused(names, saved):
 
 def test_a_digit_is_a_digit_in_folders_of_any_order(tmp_path):
     """Folders of words are refused; of numbers they give what the data set itself gives."""
-    from zoo.verification import report_of
+    from zoo.verbs.verification import report_of
 
     digits, own = dataset("digits", "test", limit=60), zoo.load("digits_cnn")
     for name in ("numbers", "words"):

@@ -9,17 +9,18 @@ import torch
 from click.testing import CliRunner
 
 import zoo
-from zoo import catalog, compressing, coverage
+from zoo import catalog
 from zoo.catalog.entry import Base, Budget
 from zoo.cli import cli
-from zoo.compression import checking
-from zoo.compression.checking import CLOSE, check, halves, tried
-from zoo.compression.groups import analyse
+from zoo.compression.channels import checking
+from zoo.compression.channels.checking import CLOSE, check, halves, tried
+from zoo.compression.channels.groups import analyse
 from zoo.errors import BudgetError, StructureError
 from zoo.hub.repository import Description
-from zoo.measurement import measure
+from zoo.measurement.macs import measure
 from zoo.structure.base import skeleton
 from zoo.structure.plan import Plan, apply_
+from zoo.verbs import compressing, coverage
 
 TARGETS = coverage.targets()
 ROUGH = {"criterion": "l2", "ridge": 1.0}  # which channels go, where a test doesn't ask how well they were chosen

@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from zoo.catalog.entry import Budget
-from zoo.compression import prune
-from zoo.compression.criteria import CRITERIA, Evidence
-from zoo.compression.groups import analyse
-from zoo.compression.prune import Prune, choose, fittable
+from zoo.compression.channels.groups import analyse
+from zoo.compression.prune import prune
+from zoo.compression.prune.criteria import CRITERIA, Evidence
+from zoo.compression.prune.prune import Prune, choose, fittable
 
 
 class Projection(nn.Module):

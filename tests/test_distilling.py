@@ -9,11 +9,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import zoo
-from zoo.distilling import epochs, training_images, training_of
 from zoo.errors import DataError
 from zoo.tasks.classification import training_transform
 from zoo.tasks.datasets import dataset
 from zoo.training.schedule import Machine, Schedule
+from zoo.verbs.distilling import epochs, training_images, training_of
 
 SHORT = Schedule(epochs=1, batch_size=4)
 TENSORS = torch.randn(8, 1, 16, 16), torch.arange(8)

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from zoo.compression import dwain as module
-from zoo.compression.dwain import Dwain, dwain
+from zoo.compression.low_rank import dwain as module
+from zoo.compression.low_rank.dwain import Dwain, dwain
 from zoo.errors import DataError, StorageError, UnknownName
 from zoo.structure.base import tensors
 from zoo.training.trainer import Schedule

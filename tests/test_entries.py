@@ -14,18 +14,18 @@ import torchvision
 import zoo
 from zoo import catalog
 from zoo.catalog.entry import AVAILABLE, Base
-from zoo.compressing import declared
-from zoo.compression.falor import Falor
-from zoo.compression.lockd import Lockd
-from zoo.compression.low_rank import LowRank
-from zoo.compression.prune import Prune
-from zoo.counting import COUNTINGS
+from zoo.compression.low_rank.falor import Falor
+from zoo.compression.low_rank.lockd import Lockd
+from zoo.compression.low_rank.low_rank import LowRank
+from zoo.compression.prune.prune import Prune
 from zoo.errors import RepositoryError, UnknownName
 from zoo.files import sha256
-from zoo.measurement import measure
+from zoo.measurement.conventions import COUNTINGS
+from zoo.measurement.macs import measure
 from zoo.structure.base import skeleton
-from zoo.training.hierarchy import Distil
+from zoo.training.distillation import Distil
 from zoo.training.trainer import Schedule
+from zoo.verbs.compressing import declared
 
 ROOT = Path(__file__).parent.parent
 ENTRIES = {name: catalog.info(name) for name in catalog.names(all=True)}

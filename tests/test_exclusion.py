@@ -11,7 +11,7 @@ from torch import nn
 import zoo
 from zoo.cli import cli
 from zoo.compression.exclusion import excluded
-from zoo.compression.factoring import chosen
+from zoo.compression.low_rank.factors import chosen
 from zoo.errors import UnknownName
 from zoo.hub.repository import Description
 from zoo.structure.plan import Factor

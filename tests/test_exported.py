@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from zoo.errors import StructureError
 from zoo.hub import weights
 from zoo.structure import base
-from zoo.structure.exported import export, lift
-from zoo.structure.graph import Graph, Node, build, check
+from zoo.structure.graph.exported import export, lift
+from zoo.structure.graph.graph import Graph, Node, build, check
 
 TOKENS = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 4, "num_classes": 5}
 WINDOWS = {"img_size": 64, "window_size": 4, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4), "num_classes": 5}

@@ -21,9 +21,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import zoo
-from zoo.compression import falor as module
-from zoo.compression.factoring import nsr
-from zoo.compression.falor import Falor, bisection, falor, symmetric_kl
+from zoo.compression.low_rank import falor as module
+from zoo.compression.low_rank.factors import nsr
+from zoo.compression.low_rank.falor import Falor, bisection, falor, symmetric_kl
 from zoo.errors import DataError, StorageError, StructureError, UnknownName
 from zoo.structure.base import tensors
 
@@ -58,7 +58,7 @@ def _one_thread(_surroundings):
 
 @pytest.fixture
 def digits_vit():
-    from zoo.compressing import calibration
+    from zoo.verbs.compressing import calibration
 
     model = zoo.load("digits_vit")
     return model, calibration(model, "digits", 32)[0].split(16)
@@ -277,9 +277,9 @@ import accelerate, torch
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
-from zoo.compression.dwain import Dwain, dwain
-from zoo.compression.falor import falor
-from zoo.compression.lockd import Lockd, lockd
+from zoo.compression.low_rank.dwain import Dwain, dwain
+from zoo.compression.low_rank.falor import falor
+from zoo.compression.low_rank.lockd import Lockd, lockd
 from zoo.training.trainer import Schedule
 
 torch.set_num_threads(1)

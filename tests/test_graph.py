@@ -9,8 +9,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.errors import StructureError
-from zoo.structure import base, ops
-from zoo.structure.graph import Graph, Node, build
+from zoo.structure import base
+from zoo.structure.graph import ops
+from zoo.structure.graph.graph import Graph, Node, build
 
 NET = Graph(
     ("x",),

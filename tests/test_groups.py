@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from zoo.compression.checking import check, cut
-from zoo.compression.groups import analyse, narrow, select
+from zoo.compression.channels.checking import check, cut
+from zoo.compression.channels.groups import analyse, narrow, select
 from zoo.errors import StructureError
 from zoo.hub import weights
-from zoo.measurement import measure
+from zoo.measurement.macs import measure
 from zoo.structure import base
 from zoo.structure.plan import Plan, Swap, apply_
 

@@ -30,7 +30,7 @@ import torch
 import zoo.tasks.accuracy
 from zoo import building, catalog, loading
 from zoo.catalog.entry import Budget
-from zoo.recipes import recipe_for
+from zoo.verbs.recipes import recipe_for
 from zoo.tasks import lengths
 from zoo.training import state, trainer
 

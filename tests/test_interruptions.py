@@ -21,7 +21,7 @@ import zoo
 from zoo.catalog.entry import Base
 from zoo.structure.base import initialised
 from zoo.training import interruption
-from zoo.training.hierarchy import task_step
+from zoo.training.distillation import task_step
 from zoo.training.schedule import Schedule
 from zoo.training.trainer import train
 
@@ -75,7 +75,7 @@ from zoo.cli import main
 main(arguments)
 """
 IMPORTED = [
-    "zoo.building",
+    "zoo.verbs.building",
     "zoo.tasks.accuracy",
     "accelerate",
     "datasets",

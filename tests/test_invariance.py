@@ -8,10 +8,10 @@ from factored import built, outputs
 from torch import nn
 
 from zoo.catalog.entry import Budget
-from zoo.compression.checking import gone
-from zoo.compression.groups import analyse
-from zoo.compression.low_rank import LowRank, low_rank
-from zoo.compression.prune import Prune, prune
+from zoo.compression.channels.checking import gone
+from zoo.compression.channels.groups import analyse
+from zoo.compression.low_rank.low_rank import LowRank, low_rank
+from zoo.compression.prune.prune import Prune, prune
 from zoo.compression.repair import running, watch
 
 IMAGES = list(torch.randn(4, 16, 3, 8, 8, generator=torch.Generator().manual_seed(1)).unbind())

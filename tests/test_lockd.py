@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from zoo.compression.factoring import pair
-from zoo.compression.lockd import Lockd, Pairs, _decompose_, _edit, _full, gates, lockd
+from zoo.compression.low_rank.factors import pair
+from zoo.compression.low_rank.lockd import Lockd, Pairs, _decompose_, _edit, _full, gates, lockd
 from zoo.errors import DataError, StructureError, UnknownName
 from zoo.structure.base import tensors
 from zoo.structure.plan import Factor

@@ -13,12 +13,12 @@ from torch import nn
 
 import zoo
 from zoo.catalog.entry import Budget
-from zoo.compression.factoring import factorable
-from zoo.compression.low_rank import Choice, LowRank, allocate, choice, factors, low_rank
-from zoo.compression.newton import divergence
-from zoo.compression.spectra import spectra
+from zoo.compression.low_rank.factors import factorable
+from zoo.compression.low_rank.fisher import spectra
+from zoo.compression.low_rank.kfac import divergence
+from zoo.compression.low_rank.low_rank import Choice, LowRank, allocate, choice, factors, low_rank
 from zoo.errors import BudgetError, DataError, StructureError, UnknownName, ZooError
-from zoo.measurement import measure
+from zoo.measurement.macs import measure
 from zoo.structure.plan import Factor, Rank
 
 SETTINGS = {"ridge": 1e-2, "smoothing": 0.1, "draws": 1, "seed": 0}

@@ -14,19 +14,20 @@ from safetensors.torch import load_file, save_file
 
 import zoo
 from builders import family
-from zoo import building, catalog, recipes
+from zoo import catalog
 from zoo.catalog.entry import Base, Budget
 from zoo.cli import main
-from zoo.compression import falor, lockd
-from zoo.counting import COUNTINGS
+from zoo.compression.low_rank import falor, lockd
 from zoo.errors import DataError
 from zoo.hub.repository import Description
+from zoo.measurement.conventions import COUNTINGS
 from zoo.structure.base import initialised, skeleton
 from zoo.structure.plan import Factor, Plan, Rank, apply_
 from zoo.tasks.classification import training_transform
-from zoo.training.hierarchy import Distil
+from zoo.training.distillation import Distil
 from zoo.training.losses import distillation, symmetric_kl
 from zoo.training.schedule import learning_rate
+from zoo.verbs import building, recipes
 
 PTDECO = [e for e in map(catalog.info, catalog.names(all=True)) if e.project == "ptdeco"]
 # Architecture → what makes it cheap: fewer blocks and smaller images; widths are the published ones.
@@ -364,8 +365,8 @@ def test_the_plan_of_a_factored_model_is_written_beside_what_the_source_reports(
 
 @pytest.mark.parametrize("method", ["lockd", "dwain"])
 def test_of_a_plan_that_must_be_learned_only_the_costs_are_said(mini, tmp_path, monkeypatch, method):
-    monkeypatch.setattr("zoo.compression.lockd.train", lambda *args, **named: pytest.fail("training"))
-    monkeypatch.setattr("zoo.compression.dwain.train", lambda *args, **named: pytest.fail("training"))
+    monkeypatch.setattr("zoo.compression.low_rank.lockd.train", lambda *args, **named: pytest.fail("training"))
+    monkeypatch.setattr("zoo.compression.low_rank.dwain.train", lambda *args, **named: pytest.fail("training"))
     (entry,) = (entry for entry in mini if entry.name == "test_resnet_lockd")
     options = {} if method == "dwain" else entry.recipe.options
     entry = replace(entry, recipe=replace(entry.recipe, method=method, options=options))

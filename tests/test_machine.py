@@ -14,7 +14,7 @@ from torch import nn
 from zoo.errors import DataError, MissingExtra
 from zoo.training import ema
 from zoo.training.accelerated import synchronised
-from zoo.training.hierarchy import task_step
+from zoo.training.distillation import task_step
 from zoo.training.schedule import Machine, Schedule, learning_rate
 from zoo.training.trainer import _speed, train
 

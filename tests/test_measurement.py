@@ -7,7 +7,7 @@ from torch import nn
 
 from zoo.catalog.entry import Base
 from zoo.errors import StructureError
-from zoo.measurement import Counts, measure
+from zoo.measurement.macs import Counts, measure
 from zoo.structure.base import skeleton
 from zoo.structure.plan import Heads, Narrow, Plan, Swap, Width, apply_
 

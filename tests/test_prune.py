@@ -6,18 +6,18 @@ from torch import nn
 
 import zoo
 from zoo.catalog.entry import Base, Budget
-from zoo.compression import allocation, elimination
-from zoo.compression import prune as pruning
-from zoo.compression import refit as refitting
-from zoo.compression.criteria import CRITERIA, Evidence, gradients
-from zoo.compression.elimination import eliminate, inputs
-from zoo.compression.groups import Analysis, analyse, narrow
-from zoo.compression.prune import Prune, choose, prune, scaled
-from zoo.compression.refit import columns, moments, refit
+from zoo.compression.channels.groups import Analysis, analyse, narrow
+from zoo.compression.prune import allocation, obs
+from zoo.compression.prune import prune as pruning
+from zoo.compression.prune import refit as refitting
+from zoo.compression.prune.criteria import CRITERIA, Evidence, gradients
+from zoo.compression.prune.obs import eliminate, inputs
+from zoo.compression.prune.prune import Prune, choose, prune, scaled
+from zoo.compression.prune.refit import columns, moments, refit
 from zoo.errors import BudgetError, DataError, UnknownName
 from zoo.hub import weights
 from zoo.hub.repository import Description
-from zoo.measurement import measure
+from zoo.measurement.macs import measure
 from zoo.structure.base import initialised
 from zoo.structure.plan import Plan, Swap, apply_
 
@@ -243,7 +243,7 @@ def test_units_that_go_together_do_the_damage_of_units_that_go_one_after_another
     seen, tensors = moments(model, ["second"], batches), dict(model.named_parameters())
     score = torch.arange(8.0)
     together = eliminate(tensors, group, seen, 1e-6, score)
-    monkeypatch.setattr(elimination, "AT_ONCE", 1)
+    monkeypatch.setattr(obs, "AT_ONCE", 1)
     alone = eliminate(tensors, group, seen, 1e-6, score)
     assert together[0].tolist() == alone[0].tolist() == list(range(7, -1, -1))
     assert together[1] == pytest.approx(alone[1], rel=1e-9)
@@ -315,7 +315,7 @@ def test_a_model_is_whole_again_after_its_outputs_failed(network, monkeypatch):
     def fail(*args):
         raise DataError("no")
 
-    monkeypatch.setattr("zoo.compression.prune.divergence", fail)
+    monkeypatch.setattr("zoo.compression.prune.prune.divergence", fail)
     with pytest.raises(DataError):
         choose(model, analysis, batches, Budget(0.5), Prune())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

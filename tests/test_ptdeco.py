@@ -12,7 +12,8 @@ import torch
 import zoo
 from zoo.catalog.entry import Base
 from zoo.errors import CheckpointError, RepositoryError, StructureError
-from zoo.hub import ptdeco, weights
+from zoo.hub import weights
+from zoo.hub.foreign import ptdeco
 from zoo.hub.repository import Description
 from zoo.structure.plan import Drop, Factor, Plan, Rank, apply_
 

@@ -15,11 +15,12 @@ from huggingface_hub import ModelCard, constants
 from killing import NAME, attempt, rehearsal
 
 import zoo
-from zoo import catalog, saving
+from zoo import catalog
 from zoo.catalog.entry import Base
+from zoo.catalog.report import Report
 from zoo.errors import HubError, RepositoryError, WeightsError
 from zoo.hub import remote
-from zoo.report import Report
+from zoo.verbs import saving
 
 # huggingface_hub's own way of sending a file, which its newest httpx doesn't like.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

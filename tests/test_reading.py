@@ -8,15 +8,15 @@ from datasets import ClassLabel
 from photographs import NAMES, write_classes
 
 import zoo
-from zoo.building import make
 from zoo.catalog.entry import Budget
+from zoo.catalog.report import LONGEST, MOST_LABELS, Report
 from zoo.errors import DataError, RepositoryError
 from zoo.files import write_json
-from zoo.recipes import plain, read_as, recipe_for
-from zoo.report import LONGEST, MOST_LABELS, Report
 from zoo.tasks.datasets import dataset
 from zoo.training.schedule import Schedule
-from zoo.verification import report_of, results_of
+from zoo.verbs.building import make
+from zoo.verbs.recipes import plain, read_as, recipe_for
+from zoo.verbs.verification import report_of, results_of
 
 DIGITS = [str(digit) for digit in range(10)]
 OTHERS = {"meadow": "3", "sea": 7}

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 import zoo
-from zoo import building
-from zoo.building import make
 from zoo.catalog.entry import Budget, Recipe
 from zoo.cli import making
-from zoo.compressing import learning
 from zoo.errors import RepositoryError, StructureError, ZooError
-from zoo.recipes import at_most, finished, recipe_for
+from zoo.verbs import building
+from zoo.verbs.building import make
+from zoo.verbs.compressing import learning
+from zoo.verbs.recipes import at_most, finished, recipe_for
 
 
 def files(folder):

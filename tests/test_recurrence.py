@@ -9,13 +9,13 @@ from torch import nn
 
 import zoo
 from zoo.catalog.entry import Base, Budget
-from zoo.compression import prune
-from zoo.compression.checking import check, checked, cut
-from zoo.compression.criteria import Evidence, l2
-from zoo.compression.groups import narrow, select
+from zoo.compression.channels.checking import check, checked, cut
+from zoo.compression.channels.groups import narrow, select
+from zoo.compression.prune import prune
+from zoo.compression.prune.criteria import Evidence, l2
 from zoo.errors import StructureError
 from zoo.hub.repository import Description
-from zoo.measurement import measure
+from zoo.measurement.macs import measure
 from zoo.structure.plan import Narrow, Plan, Width, apply_
 
 SIDE, INPUTS, HIDDEN = 2, 6, 8

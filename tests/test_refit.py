@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from zoo.compression.groups import analyse
-from zoo.compression.refit import Moments, columns, fit, moments, refit
+from zoo.compression.channels.groups import analyse
+from zoo.compression.prune.refit import Moments, columns, fit, moments, refit
 from zoo.errors import DataError
 
 LAYERS = {

@@ -9,8 +9,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import _http
 
 import zoo
-from zoo import saving
 from zoo.errors import HubError, RepositoryError, UnknownName
+from zoo.verbs import saving
 
 # huggingface_hub's own way of sending a file, which its newest httpx doesn't like.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

@@ -19,12 +19,13 @@ from timm.models.metaformer import GroupNorm1NoBias, MetaFormer
 from torch import fx, nn
 
 from zoo.catalog.entry import Base, Entry, Origin
-from zoo.converting import converted
-from zoo.hub import repository, torch_dag
-from zoo.hub.torch_dag import view
-from zoo.measurement import measure
+from zoo.hub import repository
+from zoo.hub.foreign import torch_dag
+from zoo.hub.foreign.torch_dag import view
+from zoo.measurement.macs import measure
 from zoo.structure.base import Meta, skeleton
 from zoo.structure.plan import Drop, Narrow
+from zoo.verbs.converting import converted
 
 FOLDER = Path(__file__).parent / "data" / "torch_dag"
 RESNET = Base("timm/resnet50d", {"layers": [1, 2, 1, 1], "channels": [8, 8, 16, 16], "num_classes": 10})

@@ -7,10 +7,10 @@ import torch
 from test_invariance import IMAGES, Net
 from torch import nn
 
-from zoo.compression.checking import gone
-from zoo.compression.cutting import Kept
-from zoo.compression.groups import analyse, select
-from zoo.compression.prune import divergence
+from zoo.compression.channels.checking import gone
+from zoo.compression.channels.cutting import Kept
+from zoo.compression.channels.groups import analyse, select
+from zoo.compression.prune.prune import divergence
 from zoo.compression.repair import calling, located, narrowed, places, repair, running, watch
 from zoo.structure import base
 

@@ -25,7 +25,7 @@ import zoo.tasks.accuracy
 from zoo.tasks.classification import evaluation_transform, loader, training_transform
 from zoo.tasks.datasets import dataset
 from zoo.tasks.evaluation import evaluate
-from zoo.training.hierarchy import task_step
+from zoo.training.distillation import task_step
 from zoo.training.schedule import Machine, Schedule
 from zoo.training.trainer import train
 

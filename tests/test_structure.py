@@ -12,8 +12,8 @@ from torch import nn
 from zoo.catalog.entry import Base
 from zoo.errors import StructureError
 from zoo.structure.base import skeleton
-from zoo.structure.layers import REPLACEMENTS
 from zoo.structure.plan import Drop, Factor, Heads, Mask, Narrow, Plan, Rank, Swap, Width, apply_
+from zoo.structure.replacements import REPLACEMENTS
 
 SMALL = Base("timm/resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 24]})
 TINY_VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_ratio": 2}

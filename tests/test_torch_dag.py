@@ -16,14 +16,15 @@ from safetensors.torch import load_file
 
 import zoo
 from zoo.catalog.entry import Base, Entry, Origin
-from zoo.converting import converted
-from zoo.counting import torch_dag as counted
 from zoo.errors import CheckpointError, StructureError, WeightsError
 from zoo.files import sha256
-from zoo.hub import repository, torch_dag, unpickle, weights
-from zoo.hub.torch_dag import checkpoint
-from zoo.measurement import measure
-from zoo.structure.graph import build
+from zoo.hub import repository, weights
+from zoo.hub.foreign import torch_dag, unpickle
+from zoo.hub.foreign.torch_dag import checkpoint
+from zoo.measurement.conventions import torch_dag as counted
+from zoo.measurement.macs import measure
+from zoo.structure.graph.graph import build
+from zoo.verbs.converting import converted
 
 FOLDER = Path(__file__).parent / "data" / "torch_dag"
 CHECKPOINTS = {  # parameters, classes, kmapp at 64 pixels: as torch-dag itself counted them

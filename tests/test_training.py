@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import zoo
 from zoo.errors import DataError, StorageError
-from zoo.training import masks
-from zoo.training.hierarchy import Distil, distil_step, seen, shares_of, task_step, teacher_at
+from zoo.training import frozen_zeros
+from zoo.training.distillation import Distil, distil_step, seen, shares_of, task_step, teacher_at
 from zoo.training.losses import distillation, kl
 from zoo.training.schedule import Schedule, learning_rate
 from zoo.training.trainer import train
@@ -136,7 +136,7 @@ def test_zeros_that_are_held_stay_zero_through_momentum_and_decay_while_the_othe
         model[1].weight[:, ::3] = 0
     start, zeros = model[1].weight.detach().clone(), model[1].weight == 0
     task_step(model, next(iter(batches(0))), 0).backward()  # a gradient from before is no excuse
-    with masks.held(model, ["1"]):
+    with frozen_zeros.held(model, ["1"]):
         train(model, task_step, batches, Schedule(epochs=3, batch_size=4, weight_decay=0.1, lr=0.01))
     assert torch.equal(zeros, model[1].weight == 0)
     assert (model[1].weight - start)[~zeros].abs().min() > 0

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from zoo.errors import WeightsError
-from zoo.hub import unpickle
-from zoo.hub.unpickle import Global, read
+from zoo.hub.foreign import unpickle
+from zoo.hub.foreign.unpickle import Global, read
 
 LEAF_NAME = "it.Leaf"
 NAMES = {LEAF_NAME}
@@ -156,7 +156,7 @@ FOREIGN += [
 ]
 FOREIGN += [
     "collections.OrderedDict.fromkeys",
-    "zoo.hub.unpickle.Record",
+    "zoo.hub.foreign.unpickle.Record",
     "collections.Counter",
     f"{LEAF_NAME}.__init__",
 ]
@@ -332,7 +332,7 @@ WATCH = """
 import json, os, pickle, resource, sys, time
 from pathlib import Path
 from zoo.errors import WeightsError
-from zoo.hub.unpickle import read
+from zoo.hub.foreign.unpickle import read
 
 folder, names = Path(sys.argv[1]), json.loads(sys.argv[2])
 read(folder / "good", names)  # what is imported late is imported now

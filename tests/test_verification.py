@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import zoo
-from zoo import catalog, verification
+from zoo import catalog
 from zoo.errors import RepositoryError, StructureError
 from zoo.tasks.digits import digit_pairs
 from zoo.tasks.evaluation import evaluate
+from zoo.verbs import verification
 
 ENTRY = """
 [family]

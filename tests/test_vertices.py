@@ -6,11 +6,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from zoo.errors import StructureError
-from zoo.hub.torch_dag.vertices import convert
-from zoo.hub.torch_dag.writer import Writer
-from zoo.hub.unpickle import Global, Record
+from zoo.hub.foreign.torch_dag.vertices import convert
+from zoo.hub.foreign.torch_dag.writer import Writer
+from zoo.hub.foreign.unpickle import Global, Record
 from zoo.structure.base import tensors
-from zoo.structure.graph import Graph, build
+from zoo.structure.graph.graph import Graph, build
 
 SWIN = "timm.models.swin_transformer_v2_cr."
 IMAGE, TOKENS = (2, 4, 6, 6), (2, 9, 4)

@@ -15,26 +15,26 @@ from typing import TYPE_CHECKING, Any
 from zoo.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from zoo.building import build
     from zoo.catalog import info, names
     from zoo.catalog.entry import Base
-    from zoo.compressing import compress
-    from zoo.distilling import distil
-    from zoo.loading import create, load, transform
-    from zoo.measurement import measure
-    from zoo.saving import convert, push, save
-    from zoo.verification import verify
+    from zoo.measurement.macs import measure
+    from zoo.verbs.building import build
+    from zoo.verbs.compressing import compress
+    from zoo.verbs.distilling import distil
+    from zoo.verbs.loading import create, load, transform
+    from zoo.verbs.saving import convert, push, save
+    from zoo.verbs.verification import verify
 
 _ROOMS = {
-    "zoo.building": ("build",),
+    "zoo.verbs.building": ("build",),
     "zoo.catalog": ("info", "names"),
     "zoo.catalog.entry": ("Base",),
-    "zoo.compressing": ("compress",),
-    "zoo.distilling": ("distil",),
-    "zoo.loading": ("create", "load", "transform"),
-    "zoo.measurement": ("measure",),
-    "zoo.saving": ("convert", "push", "save"),
-    "zoo.verification": ("verify",),
+    "zoo.verbs.compressing": ("compress",),
+    "zoo.verbs.distilling": ("distil",),
+    "zoo.verbs.loading": ("create", "load", "transform"),
+    "zoo.measurement.macs": ("measure",),
+    "zoo.verbs.saving": ("convert", "push", "save"),
+    "zoo.verbs.verification": ("verify",),
 }
 _ROOM = {verb: room for room, verbs in _ROOMS.items() for verb in verbs}
 

@@ -2,8 +2,8 @@
 
 from zoo import catalog
 from zoo.catalog.entry import Base
-from zoo.counting import COUNTINGS
-from zoo.measurement import measure
+from zoo.measurement.conventions import COUNTINGS
+from zoo.measurement.macs import measure
 from zoo.structure.base import skeleton
 
 seen = set()

@@ -23,11 +23,11 @@ from timm.models._registry import _model_to_module
 from tqdm import tqdm
 
 from zoo.catalog.entry import Base
-from zoo.coverage import coverage
 from zoo.errors import ZooError
 from zoo.files import write_json
-from zoo.measurement import measure
+from zoo.measurement.macs import measure
 from zoo.structure.base import skeleton
+from zoo.verbs.coverage import coverage
 
 CACHE = Path("build/coverage")
 KINDS = ("zoo", "torch_pruning")

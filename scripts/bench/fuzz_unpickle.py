@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from zoo.errors import WeightsError
-from zoo.hub.unpickle import STORAGES, read
+from zoo.hub.foreign.unpickle import STORAGES, read
 
 MEMORY = 512 * 1024**2  # bytes of address space beyond what the process has when it starts
 SECONDS = 10

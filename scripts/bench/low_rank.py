@@ -33,9 +33,9 @@ from tqdm import tqdm
 
 import zoo
 from zoo.catalog.entry import Base, Budget
-from zoo.compression.low_rank import LowRank, low_rank
+from zoo.compression.low_rank.low_rank import LowRank, low_rank
 from zoo.files import write_json
-from zoo.measurement import measure
+from zoo.measurement.macs import measure
 from zoo.tasks.classification import evaluation_transform, loader
 from zoo.tasks.datasets import dataset
 from zoo.tasks.evaluation import evaluate

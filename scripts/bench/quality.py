@@ -43,9 +43,9 @@ from tqdm import tqdm
 import zoo
 from zoo import catalog
 from zoo.catalog.entry import Base, Budget
-from zoo.compression import prune
-from zoo.compression.allocation import widths
-from zoo.compression.groups import Analysis
+from zoo.compression.channels.groups import Analysis
+from zoo.compression.prune import prune
+from zoo.compression.prune.allocation import widths
 from zoo.files import write_json
 from zoo.hub.repository import Description
 from zoo.structure.base import initialised

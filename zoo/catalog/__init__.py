@@ -17,7 +17,7 @@ from zoo.catalog.reader import read
 from zoo.errors import CatalogError, UnknownName
 
 _HERE = Path(__file__).parent
-EMBEDDED = _HERE.parent / "embedded"
+EMBEDDED = _HERE / "embedded"
 PLANS = _HERE / "plans"
 DIVISORS = {None: 1000, "torch-dag": 1000, "ptdeco": 1024}  # counting → what its kmapp divide 2·macs/(H·W) by
 
@@ -142,7 +142,7 @@ def results(entry: Entry) -> Mapping[str, Any]:
     """What we measured of a model: its `model_cards/results/<name>.json`; empty if nothing was."""
     if read(_HERE).get(entry.name) != entry:  # a user's own of that name
         return {}
-    installed = _HERE.parent / "results"
+    installed = _HERE / "results"
     folder = installed if installed.is_dir() else _HERE.parent.parent / "model_cards" / "results"
     return _results(folder / f"{entry.name}.json")
 

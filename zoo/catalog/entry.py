@@ -10,7 +10,7 @@ METHODS = ("prune", "low_rank", "falor", "lockd", "dwain", "magnitude", "integer
 AVAILABLE = ("prune", "low_rank", "falor", "lockd", "dwain")  # what this version can run itself
 STATUSES = ("published", "origin", "embedded", "recipe")
 
-COUNTINGS = ("ptdeco", "torch-dag")  # published ways of counting kmapp; zoo.counting does them
+COUNTINGS = ("ptdeco", "torch-dag")  # published ways of counting kmapp; zoo.measurement.conventions does them
 
 # Shares are 0..1. `map` is COCO's mAP50-95, `map50` VOC's; `speedup` is the share of the latency that is saved;
 # `params_size` is MRT's "Params Size" in the source's M, which it doesn't say are parameters or bytes.
@@ -127,14 +127,14 @@ class Reported:
     """One row of a source's table: figures as the source gives them, and what they hold for.
 
     Args:
-        figures: figure → value, as in `zoo.report.Report.measured`; those of `FIGURES`.
+        figures: figure → value, as in `zoo.catalog.report.Report.measured`; those of `FIGURES`.
         of: the model, where it isn't the entry itself: the id of its base or teacher, or the source's name of it.
         input: side of the square input in pixels.
         images: how many images were evaluated.
         batch: images of one forward pass.
         device: that latencies hold for.
         runtime: the program that ran it, where the source tells them apart.
-        counting: the convention of `kmapp`: a key of `zoo.counting.COUNTINGS`; None is our own.
+        counting: the convention of `kmapp`: a key of `zoo.measurement.conventions.COUNTINGS`; None is our own.
         source: where the row stands, if not in the entry's source.
     """
 

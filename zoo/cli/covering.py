@@ -29,7 +29,7 @@ def coverage(models: tuple[str, ...], targets: bool, macs: float, as_json: bool)
         return
     if not models:
         raise click.UsageError("name a model, such as timm/resnet18, or say --targets")
-    from zoo.coverage import coverage
+    from zoo.verbs.coverage import coverage
 
     found = [coverage(name, macs) for name in models]
     if as_json:
@@ -60,11 +60,11 @@ def _targets(names: tuple[str, ...], as_json: bool) -> None:
     """Build each structure, save it, and let a fresh process load all of them again."""
     from tqdm import tqdm
 
-    from zoo.coverage import built, targets
+    from zoo.verbs.coverage import built, targets
 
     with tempfile.TemporaryDirectory() as place:
         rows = [built(name, Path(place) / name) for name in tqdm(names or targets(), disable=None, leave=False)]
-        code = "import sys, json, zoo.coverage as c; print(json.dumps([c.outputs_of(f) for f in sys.argv[1:]]))"
+        code = "import sys, json, zoo.verbs.coverage as c; print(json.dumps([c.outputs_of(f) for f in sys.argv[1:]]))"
         folders = [str(Path(place) / row.name) for row in rows]
         done = subprocess.run([sys.executable, "-c", code, *folders], capture_output=True, text=True, check=True)
         again = json.loads(done.stdout.splitlines()[-1])

@@ -22,7 +22,7 @@ def import_model(
     decompose_state_dict.pt (ptdeco, which needs --base), a model of the list, or ORG/NAME on the Hub. Nothing that it
     holds is run.
     """
-    from zoo.saving import convert, push
+    from zoo.verbs.saving import convert, push
 
     folder = convert(source, out, name=name, base=base, size=size, probabilities=probabilities)
     click.echo(str(folder))
@@ -40,9 +40,9 @@ def export_model(model: str, ptdeco: bool, out: Path) -> None:
     MODEL is a name of the list, ORG/NAME on the Hub, or a repository's folder. ptdeco has decomposed models alone, over
     a timm model that whoever reads the folder must know.
     """
-    from zoo.hub import ptdeco as format
     from zoo.hub.describing import describe
-    from zoo.loading import load
+    from zoo.hub.foreign import ptdeco as format
+    from zoo.verbs.loading import load
 
     loaded = load(model)
     description = describe(loaded)

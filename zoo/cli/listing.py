@@ -120,8 +120,8 @@ def show(name: str, as_json: bool) -> None:
 def _show_repository(name: str, as_json: bool) -> None:
     """Show what a repository says of itself; its weights aren't fetched."""
     from zoo.hub import repository
-    from zoo.loading import folder_of
-    from zoo.verification import results_of
+    from zoo.verbs.loading import folder_of
+    from zoo.verbs.verification import results_of
 
     folder = folder_of(name, files=(repository.CONFIG, repository.RESULTS))
     config, results = repository.read(folder), results_of(folder)

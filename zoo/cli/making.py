@@ -78,8 +78,8 @@ def compress(
     A command that was stopped goes on where it stopped; a model that is there already is made neither again nor
     replaced.
     """
-    from zoo.compressing import BY_BUDGET, LEARNING
-    from zoo.recipes import read_as, recipe_for
+    from zoo.verbs.compressing import BY_BUDGET, LEARNING
+    from zoo.verbs.recipes import read_as, recipe_for
 
     if method in BY_BUDGET and budget is None:
         raise click.UsageError(f"--method {method} needs --budget SHARE")
@@ -120,14 +120,14 @@ def build(
 
     A build that was stopped goes on where it stopped; a model that is there already is made neither again nor replaced.
     """
-    from zoo.recipes import at_most, read_as
+    from zoo.verbs.recipes import at_most, read_as
 
     entry = at_most(read_as(catalog.info(name), skip_damaged, labels_of(labels)), steps)
     _build(entry, out or Path("build") / name, data)
 
 
 def _build(entry: Entry, out: Path, data: str | None) -> None:
-    from zoo.building import Step, make, processes
+    from zoo.verbs.building import Step, make, processes
 
     begun: list[float] = []  # when the step under way began
 
@@ -160,7 +160,7 @@ def push(folder: Path, to: str, private: bool, tag: str | None) -> None:
     TO is ORG/NAME on the Hub, or a folder such as ./models/NAME. What is there already is replaced whole or not at
     all; the same folder again changes nothing.
     """
-    from zoo.saving import push
+    from zoo.verbs.saving import push
 
     click.echo(push(folder, to, private=private, tag=tag))
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
+from zoo.catalog.report import Verification
 from zoo.cli.data import labels_of, reading
 from zoo.cli.tables import as_json, figure, table
-from zoo.report import Verification
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -50,7 +50,7 @@ def verify(
     """
     import torch
 
-    from zoo.verification import verify
+    from zoo.verbs.verification import verify
 
     options["dtype"] = dtype and getattr(torch, dtype)
     if data is None and (skip_damaged or labels):

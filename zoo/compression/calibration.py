@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import DataError, StructureError
-from zoo.measurement import input_size
+from zoo.measurement.macs import input_size
 from zoo.structure import base
 
 log = logging.getLogger(__name__)

@@ -26,10 +26,10 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.fx import Node
 
-from zoo.compression import cutting, masked
-from zoo.compression.coupling.walk import argument
-from zoo.compression.cutting import Kept, Traced
-from zoo.compression.signals import hooked
+from zoo.compression.activations import hooked
+from zoo.compression.channels import cutting, reference
+from zoo.compression.channels.cutting import Kept, Traced
+from zoo.compression.channels.trace import argument
 
 aten = torch.ops.aten
 
@@ -205,7 +205,7 @@ def running(traced: Traced, gone: Tensor) -> Run:
     def run(tensors: Mapping[str, Tensor], batch: Tensor, seen: Seen) -> Tensor:
         held = {path: tensor.to(batch.device) for path, tensor in {**traced.program.constants, **tensors}.items()}
         how = _Showing(program.graph_module, known, seen)
-        return masked.leaves(masked.run(program, traced.paths, held, batch, how))[0]
+        return reference.leaves(reference.run(program, traced.paths, held, batch, how))[0]
 
     return run
 

@@ -13,7 +13,7 @@ from zoo.catalog.entry import Base
 from zoo.errors import StructureError, WeightsError
 from zoo.hub import weights
 from zoo.hub.repository import Description, built
-from zoo.measurement import input_size, unchanged, unwrapped
+from zoo.measurement.macs import input_size, unchanged, unwrapped
 from zoo.structure.base import fingerprint, skeleton, tag, tensors
 
 log = logging.getLogger(__name__)

@@ -32,7 +32,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type:
 
 from zoo.errors import HubError, RepositoryError, UnknownName, WeightsError
 from zoo.files import sha256_stamped
-from zoo.hub.refusals import explained, refused, unreachable
+from zoo.hub.errors import explained, refused, unreachable
 from zoo.hub.repository import CONFIG, FILES, GRAPH, WEIGHTS, read
 
 # The tag by which our repositories are found, and their library_name: were that timm, the Hub would show a snippet that

@@ -14,9 +14,10 @@ from zoo.catalog.entry import Base
 from zoo.errors import RepositoryError, StructureError, WeightsError
 from zoo.files import read_json, sha256, sha256_stamped, write_json, writing_folder
 from zoo.hub import timm_folder, weights
-from zoo.structure import bounds, buffers
+from zoo.structure import buffers
 from zoo.structure.base import check_fingerprint, fingerprint, skeleton, tag, tensors
-from zoo.structure.graph import Graph, build
+from zoo.structure.graph import bounds
+from zoo.structure.graph.graph import Graph, build
 from zoo.structure.plan import Plan, apply_
 from zoo.version import __version__
 

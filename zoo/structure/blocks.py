@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import StructureError
-from zoo.structure.layers import REPLACEMENTS
+from zoo.structure.replacements import REPLACEMENTS
 
 Follows = Mapping[
     str, tuple[tuple[str, int], ...]
@@ -252,7 +252,7 @@ LAYOUTS: dict[str, Layout] = {
             "timm.models.maxxvit.AttentionCl",
             "timm.models.swin_transformer.WindowAttention",
             "timm.models.volo.ClassAttention",
-            *(f"zoo.structure.layers.{name}" for name in REPLACEMENTS),
+            *(f"zoo.structure.replacements.{name}" for name in REPLACEMENTS),
         ),
         Layout(),
     ),
@@ -267,7 +267,7 @@ LAYOUTS: dict[str, Layout] = {
     "timm.models.levit.AttentionDownsample": _LEVIT,
     "timm.models.mobilevit.LinearSelfAttention": _LINEAR,
     "timm.models.tiny_vit.Attention": _LEVIT,
-    "zoo.structure.layers.PvtAttention": Layout(
+    "zoo.structure.replacements.PvtAttention": Layout(
         {name: patterns for name, patterns in _TENSORS.items() if name not in _both("norm")}  # of the reduced map
     ),
 }

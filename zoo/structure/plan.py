@@ -12,9 +12,9 @@ from typing import Any, ClassVar, Literal, Self, get_args
 from torch import Tensor, nn
 
 from zoo.errors import StructureError
-from zoo.structure import blocks, widths
-from zoo.structure.layers import REPLACEMENTS, Identity, Zero
+from zoo.structure import blocks, feature_info
 from zoo.structure.narrowing import count, narrow_heads_, narrow_layer_, narrow_tensor_, width_of
+from zoo.structure.replacements import REPLACEMENTS, Identity, Zero
 
 Spatial = Literal["first", "last"]
 Remnant = Literal["identity", "zero"]
@@ -198,7 +198,7 @@ def apply_(model: nn.Module, plan: Plan) -> nn.Module:
         StructureError: an edit addresses a module that isn't there, of a class that can't be edited, or asks for more
             than the base has.
     """
-    with widths.followed(model):
+    with feature_info.followed(model):
         for edit in plan.edits:
             edit.apply_(model)
     return model

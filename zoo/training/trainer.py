@@ -21,8 +21,8 @@ from torch import nn
 
 from zoo.errors import DataError, require
 from zoo.training import accelerated, ema, interruption
-from zoo.training import state as states
-from zoo.training.hierarchy import Batch, Step
+from zoo.training import checkpoint as states
+from zoo.training.distillation import Batch, Step
 from zoo.training.schedule import Machine, check_shares, learning_rate
 from zoo.training.schedule import Schedule as Schedule
 

@@ -1,0 +1,168 @@
+"""Rows of signals, and each stage of the low-rank method doing its part on a trained network."""
+
+import copy
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+from factored import built, outputs
+from timm.layers import Conv2dSame
+from torch import nn
+
+import zoo
+from zoo.catalog.entry import Budget
+from zoo.compression import activations
+from zoo.compression.low_rank import least_squares, low_rank
+from zoo.compression.low_rank.kfac import divergence
+from zoo.compression.low_rank.low_rank import LowRank
+from zoo.errors import StructureError
+from zoo.tasks.classification import evaluation_transform, loader
+from zoo.tasks.datasets import dataset
+
+
+def digits(model, images=128):
+    transform = evaluation_transform(model.pretrained_cfg)
+    return [x for x, _ in loader(dataset("digits", "train", limit=images), transform, 32)]
+
+
+def kl(model, other, batches):
+    return divergence([outputs(model, x) for x in batches], [outputs(other, x) for x in batches])
+
+
+@pytest.mark.parametrize(("name", "share"), [("digits_cnn", 0.4), ("digits_cnn", 0.8), ("digits_vit", 0.3)])
+def test_each_stage_takes_the_divergence_down_and_what_is_told_is_that_of_the_result(name, share, monkeypatch, caplog):
+    model = zoo.load(name)
+    batches = digits(model)
+
+    def factored():
+        with caplog.at_level(logging.INFO):
+            edit, tensors = low_rank.low_rank(model, batches, Budget(share), LowRank(round_to=2))
+        return kl(model, built(model, edit, tensors), batches)
+
+    found = {"all": factored()}
+    told = float(caplog.text.split("kl to dense ")[-1].split()[0])
+    assert told == pytest.approx(found["all"], rel=1e-3)
+    monkeypatch.setattr(low_rank, "newton_", lambda *rest: (0.0, 0.0))
+    found["without the step"] = factored()
+    monkeypatch.setattr(low_rank, "_repair_", lambda *rest: None)
+    found["without the repair"] = factored()
+
+    def not_corrected(model, factored, paths, batches, *rest):
+        return [outputs(model, x) for x in batches]
+
+    monkeypatch.setattr(low_rank, "correct_", not_corrected)
+    found["factors alone"] = factored()
+    assert found["all"] < found["without the step"] <= found["without the repair"] < found["factors alone"]
+
+
+def test_nothing_that_is_returned_is_the_models_own():
+    model = zoo.load("digits_vit")
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    for share in (0.5, 1.0):
+        edit, tensors = low_rank.low_rank(model, digits(model, 32), Budget(share))
+        assert bool(edit.layers) is (share < 1)
+        for tensor in tensors.values():
+            tensor.fill_(7)
+    assert all(torch.equal(before[path], tensor) for path, tensor in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_model_in_train_mode_is_refused():
+    with pytest.raises(StructureError, match="train mode"):
+        low_rank.low_rank(zoo.load("digits_cnn").train(), [torch.zeros(2, 1, 32, 32)], Budget(0.5))
+
+
+def looked_at(total, split):
+    """Return the draws of so many images in batches of so many."""
+    return [draw for draw, _ in activations.drawing(torch.zeros(total, 1).split(split))]
+
+
+def test_rows_that_are_many_are_thinned_without_a_view_of_the_images_grid():
+    columns = torch.arange(64 * 128 * 128)[:, None] % 128
+    (draw,) = looked_at(64, 64)
+    assert len(activations.thinned(columns, draw)) == activations.MAX_ROWS
+    counts = activations.thinned(columns, draw).flatten().bincount(minlength=128)
+    assert 64 < int(counts.min()) < int(counts.max()) < 256
+    a, b = torch.randn(64 * 300, 2), torch.randn(64 * 300, 3)
+    rows = activations.thinned(torch.cat([a, b], 1), draw)
+    assert torch.equal(torch.cat([activations.thinned(a, draw), activations.thinned(b, draw)], 1), rows)
+    assert torch.equal(activations.thinned(a[:64], draw), a[:64])
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(3, 4), nn.Conv2d(3, 4, 3)], ids=["linear", "convolution"])
+def test_the_same_rows_of_an_image_are_looked_at_whatever_batch_it_is_in(layer):
+    images = torch.randn(90, 3, 24, 24)
+    read = images.flatten(2).transpose(1, 2) if isinstance(layer, nn.Linear) else images
+
+    def seen(size):
+        return torch.cat(
+            [activations.patches(layer, x, draw) for draw, x in zip(looked_at(90, size), read.split(size), strict=True)]
+        )
+
+    assert len(seen(90)) == 90 * activations.PER_IMAGE
+    assert torch.equal(seen(90), seen(7))
+    every = activations.patches(layer, read[:1], activations.Draw(range(1), 24 * 24))
+    assert (seen(90)[: activations.PER_IMAGE, None] == every).all(2).any(1).all(), (
+        "the first image's rows are some of all"
+    )
+
+
+MODES = ("zeros", "reflect", "replicate", "circular")
+READERS = {
+    "linear": lambda: nn.Linear(9, 4),
+    **{mode: lambda mode=mode: nn.Conv2d(6, 4, (3, 2), (2, 1), 1, padding_mode=mode) for mode in MODES},
+    "dilated": lambda: nn.Conv2d(6, 4, 3, dilation=(1, 2), padding=(0, 2), padding_mode="reflect"),
+    "same, in a word": lambda: nn.Conv2d(6, 4, (4, 3), padding="same", dilation=2),
+    "same, by timm": lambda: Conv2dSame(6, 4, 3, stride=2, dilation=2),
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_a_layers_weight_times_what_it_reads_is_what_it_puts_out(kind):
+    layer, x = READERS[kind]().double(), torch.randn(5, 6, 8, 9, dtype=torch.float64)
+    with torch.no_grad():
+        found = (
+            activations.patches(layer, x, activations.Draw(range(5), 10**6)) @ layer.weight.flatten(1).T + layer.bias
+        )
+        torch.testing.assert_close(found, activations.rows(layer, layer(x)))
+
+
+def test_patches_of_a_large_image_cost_what_is_looked_at():
+    """All of them would be 9 times the input of 32 MB."""
+    script = """
+import resource, torch
+from zoo.compression import signals
+layer, x = torch.nn.Conv2d(64, 64, 3, padding=1), torch.zeros(8, 64, 128, 128)
+draw, _ = next(signals.drawing([torch.zeros(64, 1)]))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+rows = signals.patches(layer, x, signals.Draw(range(8), draw.most))
+print(len(rows), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    count, megabytes = map(float, found.stdout.split())
+    assert count == 8 * activations.PER_IMAGE
+    assert megabytes < 2.5 * 32
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_the_dense_output_is_what_it_was_before_anything_wrote_over_it(inplace):
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Linear(8, 6), nn.ReLU(inplace), nn.Linear(6, 4)).eval()
+    factored = copy.deepcopy(dense)
+    factored[0] = nn.Sequential(nn.Linear(8, 2, bias=False), nn.Linear(2, 6))
+    before, batches = copy.deepcopy(factored), list(torch.randn(6, 32, 8))
+    least_squares.correct_(dense, factored, ["0"], batches, 1e-6, 10**9)
+
+    def missing(net):
+        return sum(float((net[0](x) - dense[0](x)).square().sum()) for x in batches)
+
+    with torch.no_grad():
+        basis = [torch.cat([before[0][0](x), torch.ones(32, 1)], 1) for x in batches]
+        best = torch.linalg.lstsq(torch.cat(basis).double(), torch.cat([dense[0](x) for x in batches]).double())
+        least = float(
+            (torch.cat(basis).double() @ best.solution - torch.cat([dense[0](x) for x in batches])).square().sum()
+        )
+        assert missing(factored) == pytest.approx(least, rel=1e-3)
+        assert missing(before) > 1.5 * least

@@ -1,0 +1,265 @@
+"""Checking: every cut is compared with the dense model in which whoever reads a cut channel reads a zero."""
+
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from zoo.compression.channels import cutting, reference
+from zoo.compression.channels.groups import Analysis, Group, exported, trace
+from zoo.errors import StructureError
+from zoo.hub import weights
+from zoo.structure import base
+from zoo.structure.graph.exported import lift
+from zoo.structure.graph.graph import build
+
+_log = logging.getLogger(__name__)
+_ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
+_DIFFERS = "cut, it doesn't compute what the masked dense model computes"
+CLOSE = 1e-6  # of a cut to the masked dense model, as a share of the largest output, in double precision
+
+Made = Callable[[Analysis, Sequence[Tensor]], nn.Module | ExportedProgram]
+"""An analysis, and of each group the units kept [k] → the cut model."""
+Whole = Mapping[tuple[str, int], str]
+"""Path and dimension of tensors whose channels stay → why."""
+Chosen = Callable[[Analysis], Sequence[Tensor]]
+"""An analysis → of each group the units kept [k]."""
+
+
+def check(
+    model: nn.Module,
+    analysis: Analysis,
+    units: Sequence[Tensor],
+    cut: nn.Module | ExportedProgram,
+    image: Tensor,
+) -> float:
+    """Compare a cut with the dense model in which whoever reads a cut channel reads a zero.
+
+    Both run in double precision with other weights, so the values of `cut` don't matter; norms over channels are those
+    of the channels that stay. The cut is given one image and two.
+
+    Args:
+        model: dense.
+        analysis: its groups.
+        units: of each group, indices of the units kept [k].
+        cut: the narrowed model (on any device, the meta device included), or what `cut` returned.
+        image: one batch that it takes, [B, C, H, W].
+
+    Returns:
+        The largest difference, as a share of the largest output; infinite where the cut doesn't run.
+    """
+
+    def program(tensors: Mapping[str, Tensor], batch: Tensor) -> Any:
+        assert analysis.traced is not None
+        assert isinstance(cut, ExportedProgram)
+        return reference.run(cut, analysis.traced.paths, tensors, batch, reference.Double(cut.graph_module))
+
+    def module(tensors: Mapping[str, Tensor], batch: Tensor) -> Any:
+        assert isinstance(cut, nn.Module)
+        with reference.DoubleCalls():
+            return torch.func.functional_call(cut, {path: tensors[path] for path in base.tensors(cut)}, (batch,))
+
+    return _off(model, analysis, units, program if isinstance(cut, ExportedProgram) else module, image)
+
+
+def check_graph(model: nn.Module, analysis: Analysis, units: Sequence[Tensor], image: Tensor) -> float:
+    """Compare the cut that is saved as a graph with the masked dense model, as `check` does.
+
+    Raises:
+        StructureError: the cut program can't be written as a graph.
+    """
+    program = cut(analysis, units)
+
+    def graph(tensors: Mapping[str, Tensor], batch: Tensor) -> Any:
+        found, held = lift(program, tensors)
+        return weights.assign_(build(found), held, "cut")(batch)
+
+    return _off(model, analysis, units, graph, image)
+
+
+def _off(model: nn.Module, analysis: Analysis, units: Sequence[Tensor], cut: reference.Cut, image: Tensor) -> float:
+    assert analysis.traced is not None
+    return reference.check(analysis.traced, gone(analysis, units), base.tensors(model), cut, image)
+
+
+def cut(analysis: Analysis, units: Sequence[Tensor]) -> ExportedProgram:
+    """Cut the exported graph itself.
+
+    Args:
+        analysis: of the model.
+        units: of each group, indices of the units kept [k].
+
+    Returns:
+        A program for the tensors that `select` returns.
+    """
+    assert analysis.traced is not None
+    return cutting.cut(analysis.traced, gone(analysis, units))
+
+
+def rescaled(analysis: Analysis, units: Sequence[Tensor]) -> bool:
+    """Whether an attention without a scale of its own would divide by the root of another width once it is cut.
+
+    Args:
+        analysis: of the model.
+        units: of each group, indices of the units kept [k].
+
+    Returns:
+        Whether it must be told its scale, as `cut` does and a module can't.
+    """
+    assert analysis.traced is not None
+    kept = cutting.Kept(analysis.traced, gone(analysis, units))
+    attentions = analysis.traced.program.graph.find_nodes(op="call_function", target=_ATTENTION)
+    return any(cutting.rewritten(kept, node)[2] != dict(node.kwargs) for node in attentions)
+
+
+def gone(analysis: Analysis, units: Sequence[Tensor]) -> Tensor:
+    """Ids of what is cut [k].
+
+    Args:
+        analysis: of the model.
+        units: of each group, indices of the units kept [k].
+    """
+    found = [torch.zeros(0, dtype=torch.long)]
+    for roots, kept in zip(analysis.roots, units, strict=True):
+        stays = torch.zeros(len(roots), dtype=torch.bool)
+        stays[kept] = True
+        found.append(roots[~stays])
+    return torch.cat(found)
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A cut that was made and computes what the masked dense model computes.
+
+    Args:
+        analysis: of the dense model; what couldn't be cut so is frozen.
+        units: of each group, indices of the units kept [k].
+        off: the largest difference, as a share of the largest output.
+    """
+
+    analysis: Analysis
+    units: Sequence[Tensor]
+    off: float
+
+
+def checked(
+    model: nn.Module, image: Tensor, made: Made = cut, reason: str = _DIFFERS, whole: Whole = MappingProxyType({})
+) -> Analysis:
+    """Analyse a model, and freeze what doesn't compute what the masked dense model computes once it is cut.
+
+    Args:
+        model: in eval mode.
+        image: one batch that it takes, [B, C, H, W].
+        made: makes the cut model, which may raise StructureError; the exported graph itself is cut by default.
+        reason: what `frozen` says of channels that aren't cut rightly.
+        whole: what isn't to be cut.
+
+    Returns:
+        An analysis whose groups were all cut so, every second unit of them; `frozen` says why the others can't. Whoever
+        chooses units checks them.
+
+    Raises:
+        StructureError: the model can't be exported.
+    """
+    return tried(model, image, halves, made, reason, whole).analysis
+
+
+def tried(
+    model: nn.Module,
+    image: Tensor,
+    chosen: Chosen,
+    made: Made = cut,
+    reason: str = _DIFFERS,
+    whole: Whole = MappingProxyType({}),
+) -> Trial:
+    """Analyse, choose, cut and check, as `checked` does, until a choice of units stands the check.
+
+    Args:
+        model: in eval mode.
+        image: one batch that it takes, [B, C, H, W].
+        chosen: of an analysis whose groups can all be made, the units kept.
+        made: makes the cut model, which may raise StructureError.
+        reason: what `frozen` says of channels that aren't cut rightly.
+        whole: what isn't to be cut.
+
+    Returns:
+        The choice that stood.
+
+    Raises:
+        StructureError: the model can't be exported, or doesn't give the same twice.
+        ZooError: what `chosen` raises, to give up before the next check.
+    """
+    program, frozen = exported(model, image), dict(whole)
+    while True:
+        analysis = trace(program, model, frozen)
+        every = sorted(range(len(analysis.groups)), key=lambda g: _kind(analysis.groups[g]))
+        guilty = _guilty(every, partial(_runs, analysis, made))  # first what can't be made: that costs little
+        if not guilty:
+            units = chosen(analysis)
+            off = _difference(model, analysis, made, image, units)
+            if off <= CLOSE:
+                return Trial(analysis, units, off)
+            if not every:
+                raise StructureError(f"{type(model).__name__} differs from itself by {off:.0e}: no cut can be checked")
+            guilty = _spoiling(every, partial(_agrees, model, analysis, made, image, units))
+        for group in (analysis.groups[g] for g in guilty):
+            _log.debug("%s: %s; frozen", group.name, reason)
+            frozen |= {(piece.tensor, piece.dim): reason for piece in group.slices}
+
+
+def halves(analysis: Analysis) -> list[Tensor]:
+    """Every second unit of each group."""
+    return [torch.arange(0, group.units, 2) for group in analysis.groups]
+
+
+def _kind(group: Group) -> str:
+    """What groups of repeated blocks have in common: most often, all of them spoil a check or none."""
+    return re.sub(r"\d+", "", group.name)
+
+
+def _part(analysis: Analysis, units: Sequence[Tensor], those: Sequence[int]) -> list[Tensor]:
+    """The units chosen of these groups, all of the others."""
+    return [units[g] if g in those else torch.arange(group.units) for g, group in enumerate(analysis.groups)]
+
+
+def _runs(analysis: Analysis, made: Made, those: Sequence[int]) -> bool:
+    try:
+        made(analysis, _part(analysis, halves(analysis), those))
+    except StructureError:
+        return False
+    return True
+
+
+def _agrees(
+    model: nn.Module, analysis: Analysis, made: Made, image: Tensor, units: Sequence[Tensor], those: Sequence[int]
+) -> bool:
+    return _difference(model, analysis, made, image, _part(analysis, units, those)) <= CLOSE
+
+
+def _difference(model: nn.Module, analysis: Analysis, made: Made, image: Tensor, units: Sequence[Tensor]) -> float:
+    try:
+        return check(model, analysis, units, made(analysis, units), image)
+    except StructureError:  # what runs together needn't run in parts
+        return float("inf")
+
+
+def _guilty(those: Sequence[int], agrees: Callable[[Sequence[int]], bool], beside: Sequence[int] = ()) -> list[int]:
+    """The groups that spoil a check, by bisection beside others that don't."""
+    return [] if not those or agrees([*beside, *those]) else _spoiling(those, agrees, beside)
+
+
+def _spoiling(those: Sequence[int], agrees: Callable[[Sequence[int]], bool], beside: Sequence[int] = ()) -> list[int]:
+    """The same of groups whose check has failed: if the first half doesn't spoil it, the second does."""
+    if len(those) < 2:
+        return list(those)
+    first, second = those[: len(those) // 2], those[len(those) // 2 :]
+    found = _guilty(first, agrees, beside)
+    stood = [*beside, *(g for g in first if g not in found)]
+    return [*found, *_guilty(second, agrees, stood)] if found else _spoiling(second, agrees, stood)

@@ -1,0 +1,160 @@
+"""Falor: features are low-rank. Each layer takes the smallest rank that moves the model's logits little enough.
+
+For each Linear and 1 × 1 convolution by itself, all others dense:
+
+1. statistic — the principal directions U of its outputs over calibration images (`factoring.directions`);
+2. criterion — rank k is accepted where the logits y of the model with W_k = U_k U_kᵀ W satisfy
+
+       NSR(y_k, y) < nsr_final_threshold   and   E[max(KL(p ‖ p_k), KL(p_k ‖ p))] < kl_final_threshold,   p = softmax(y)
+
+   and searched by a bisection that only goes down from the best rank: w = r/2, r/4, .., 1, trying best − w;
+3. edit — the best rank, where that has fewer params than the dense layer. All layers are replaced at the end: the
+   thresholds hold for each layer alone, what they do together is for fine-tuning to repair.
+
+For L layers of full rank r this costs about L·(data_steps + metric_steps·log₂ r) + metric_steps forward passes.
+
+Where this isn't the source: batches come from one fixed calibration set, not fresh and random for every probe, so a run
+can be repeated; the factors built are those of the best rank, not of the last one tried; a convolution keeps its stride
+and padding, and is analysed at the positions that it computes.
+
+Source: Yu, Wu, "Compressing Transformers: Features Are Low-Rank, but Weights Are Not!" (AAAI 2023); the search and its
+criterion as in ptdeco (TCL Research Europe), `ptdeco.falor`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from zoo.compression.low_rank.factors import (
+    chosen,
+    directions,
+    factorable,
+    factored,
+    factors,
+    grows,
+    nsr,
+    pointwise,
+    reference,
+    replaced,
+)
+from zoo.errors import DataError, require
+from zoo.structure.plan import Factor, Rank
+from zoo.training import checkpoint as states
+from zoo.training.losses import symmetric_kl
+
+
+@dataclass(frozen=True)
+class Falor:
+    """How ranks are chosen.
+
+    Args:
+        nsr_final_threshold: largest noise-to-signal ratio that one layer may cause in the logits.
+        kl_final_threshold: largest divergence that it may cause, in nats.
+        data_steps: batches for the directions, the first of the calibration set.
+        metric_steps: batches for each probe of a rank, likewise.
+        exclude: layers that stay dense, as in `exclusion`.
+    """
+
+    nsr_final_threshold: float = 0.01
+    kl_final_threshold: float = 0.01
+    data_steps: int = 5
+    metric_steps: int = 5
+    exclude: str | Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("nsr_final_threshold", "kl_final_threshold"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise DataError(f"falor: {name} is {value!r}, expected a number above 0")
+        for name in ("data_steps", "metric_steps"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise DataError(f"falor: {name} is {value!r}, expected a whole number of at least 1")
+
+
+def falor(
+    model: nn.Module, batches: Sequence[Tensor], how: Falor | None = None, *, state: Path | None = None
+) -> tuple[Factor, dict[str, Tensor]]:
+    """Choose a rank for each layer by what it does to the model's logits.
+
+    Args:
+        model: a classifier in eval mode; left as it was.
+        batches: calibration images [B, C, H, W], at least two in each.
+        how: the declaration; None takes its defaults.
+        state: a file that remembers the ranks found; the same call goes on from there after an interruption.
+
+    Returns:
+        The edit, and path → tensor of the factored model, on the CPU.
+
+    Raises:
+        DataError: the calibration images can't be used, an activation isn't finite, or the state is another run's.
+        StructureError: the outputs aren't logits.
+        UnknownName: `exclude` names no layer.
+        StorageError: the state can't be read or written.
+    """
+    how = how or Falor()
+    expected = reference(model, batches)[: how.metric_steps]
+    layers = chosen(model, factorable(model, batches[0]), how.exclude, "falor")
+    layers = [path for path in layers if pointwise(model.get_submodule(path))]
+    run = states.digest("falor", how, model, batches) if state else ""
+    ranks: dict[str, int | None] = states.stored(state, run)[1] if state and state.exists() else {}
+    tensors: dict[str, Tensor] = {}
+    for path in require("tqdm", "eval").tqdm(layers, desc="falor", unit="layer", leave=False):
+        if path in ranks and ranks[path] is None:
+            continue
+        layer = model.get_submodule(path)
+        U = directions(model, path, batches[: how.data_steps])
+        if path not in ranks:
+            ranks[path] = _search(model, path, U, batches, expected, how) if U is not None else None
+            if state:
+                states.store(state, run, {}, ranks)
+        if U is not None and (k := ranks[path]) is not None:
+            tensors |= factored(layer, *factors(layer, U, k), path)
+    accepted = {path: Rank(k) for path in layers if (k := ranks[path]) is not None}
+    return Factor(accepted), replaced(model, tensors, accepted)
+
+
+def _search(
+    model: nn.Module, path: str, U: Tensor, batches: Sequence[Tensor], expected: Sequence[Tensor], how: Falor
+) -> int | None:
+    """The smallest rank that a bisection accepts; None where it saves nothing."""
+    layer: Any = model.get_submodule(path)
+    full = min(layer.weight.shape[:2])
+
+    def accepted(k: int) -> bool:
+        A, B = factors(layer, U, k)
+        W_k = (B @ A).reshape(layer.weight.shape).to(layer.weight)
+        noise = divergence = 0.0
+        with torch.no_grad():
+            for batch, y in zip(batches, expected, strict=False):
+                y_k = functional_call(model, {f"{path}.weight": W_k}, (batch,)).float()
+                noise += float(nsr(y_k, y, -1)) / len(expected)
+                divergence += float(symmetric_kl(y_k, y)) / len(expected)
+        return noise < how.nsr_final_threshold and divergence < how.kl_final_threshold
+
+    best = bisection(full, accepted)
+    return None if best == full or grows(layer, Rank(best)) else best
+
+
+def bisection(full: int, accepted: Callable[[int], bool]) -> int:
+    """The source's search: from the best rank so far down by r/2, r/4, .., 1.
+
+    Where every rank above an accepted one is accepted too, it finds the smallest of those that it can reach: r less
+    some of r/2, r/4, .., 1, each rounded down; every rank of 64, but not 4 of 6.
+
+    >>> bisection(64, lambda k: k >= 11)
+    11
+    >>> bisection(6, lambda k: k >= 4)
+    5
+    """
+    best, step = full, full // 2
+    while step:
+        if accepted(best - step):
+            best -= step
+        step //= 2
+    return best

@@ -1,0 +1,246 @@
+"""Spectra: what each layer's signal looks like, and how much of it every rank loses, from one pass over images.
+
+Of a layer y = W x + b the smaller side z is watched: z = x where a linear layer (or 1 x 1 convolution) has more outputs
+than inputs, else z = W x. With the covariance C of z and the Fisher information G of the model's prediction about z,
+
+    C = E[(z−μ)(z−μ)ᵀ],   G = Σ_positions E[g gᵀ],   g = Jᵀ u,   J = ∂logits/∂z,   E[u uᵀ] = diag(p) − p pᵀ
+
+an error δ at z costs about ½ tr(G E[δ δᵀ]) nats. With G = L Lᵀ, of all maps of rank k the cheapest is
+
+    z − μ → D_k E_k (z − μ),   E_k = U_kᵀ Lᵀ,   D_k = L⁻ᵀ U_k,   Lᵀ C L = U diag(λ) Uᵀ,   tail(k) = Σ_{j>k} λ_j
+
+One backward pass gives G for all layers: u = √p∘v − p (√p·v) with random signs v has the covariance asked for, so
+labels need not be enumerated, and where the model is sure it varies far less than the gradient at a drawn label does.
+
+Sources: Yu, Wu, "Compressing Transformers: Features Are Low-Rank, but Weights Are Not!" (AAAI 2023), for C alone;
+Martens, "New Insights and Perspectives on the Natural Gradient Method" (JMLR 2020), section 9, for G and its factors.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from zoo.compression.activations import chunked, drawing, hooked, rows, thinned
+from zoo.errors import DataError, StructureError
+
+STILL = 1e-12  # share of a mean square, or of the largest variance, that a variance must exceed
+MAX_BYTES = 4 * 2**30  # of statistics held at once; a larger model is watched in several passes
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What a layer's smaller side z [r] looks like.
+
+    Args:
+        inputs: whether z is the layer's input; else it is its output without the bias.
+        mean: μ [r]; zero where the layer has no bias that could take up a shift.
+        values: λ [r], falling: nats of Kullback-Leibler divergence, doubled.
+        encoder: E_r [r, r]; its first k rows are E_k.
+        decoder: D_r [r, r]; its first k columns are D_k.
+        positions: outputs of the layer for one image, all its uses together.
+    """
+
+    inputs: bool
+    mean: Tensor
+    values: Tensor
+    encoder: Tensor
+    decoder: Tensor
+    positions: float
+
+    def tail(self) -> Tensor:
+        """Twice the loss of each rank k = 0..r, in nats."""
+        sums = self.values.flip(0).cumsum(0).flip(0)
+        return torch.cat([sums, sums.new_zeros(1)])
+
+
+@dataclass
+class _Sums:
+    """What is added up of one layer; `origin` is about its mean, which keeps the covariance exact."""
+
+    origin: Tensor
+    first: Tensor
+    second: Tensor
+    fisher: Tensor
+    rows: int = 0
+    positions: int = 0
+
+
+def spectra(
+    model: nn.Module,
+    layers: Mapping[str, nn.Linear | nn.Conv2d],
+    batches: Sequence[Tensor],
+    *,
+    ridge: float,
+    smoothing: float,
+    draws: int,
+    seed: int,
+    max_bytes: int = MAX_BYTES,
+) -> dict[str, Spectrum]:
+    """Collect the spectra of layers.
+
+    Args:
+        model: a classifier in eval mode; left as it was.
+        layers: path → layer, those of `factorable`.
+        batches: images [B, C, H, W].
+        ridge: nats for each output's own variance that are added to G, as a share of their mean.
+        smoothing: share of the prediction p that is spread evenly over the classes.
+        draws: of random signs for each batch, one backward pass each.
+        seed: of the random signs.
+        max_bytes: of statistics held at once.
+
+    Returns:
+        Path → spectrum, in double precision on the CPU; without the layers whose signal doesn't vary or doesn't reach
+        the prediction.
+
+    Raises:
+        DataError: an activation isn't finite.
+        StructureError: the model doesn't give logits [B, classes].
+    """
+    found: dict[str, Spectrum] = {}
+    sides = {path: layer.weight.shape[1 if reads_inputs(layer) else 0] for path, layer in layers.items()}
+    for chunk in chunked({path: 2 * 8 * side**2 for path, side in sides.items()}, max_bytes):
+        those = {path: layers[path] for path in chunk}
+        for path, sums in _collect(model, those, batches, smoothing, draws, seed).items():
+            spectrum = _spectrum(path, layers[path], sums, sum(map(len, batches)), draws, ridge)
+            if spectrum is not None:
+                found[path] = spectrum
+    return {path: found[path] for path in layers if path in found}
+
+
+def reads_inputs(layer: nn.Linear | nn.Conv2d) -> bool:
+    """Whether a layer's input is its smaller side, and is one row for each output."""
+    m, n = layer.weight.shape[:2]
+    pointwise = isinstance(layer, nn.Linear) or (layer.kernel_size == (1, 1) and layer.padding in ((0, 0), "valid"))
+    return m > n and pointwise
+
+
+def _watched(layer: nn.Linear | nn.Conv2d, z: Tensor) -> Tensor:
+    """Its smaller side, one row for each output position [rows, r]."""
+    if isinstance(layer, nn.Conv2d) and reads_inputs(layer):
+        z = z[..., :: layer.stride[0], :: layer.stride[1]]
+    return rows(layer, z)
+
+
+def _collect(
+    model: nn.Module,
+    layers: Mapping[str, nn.Linear | nn.Conv2d],
+    batches: Sequence[Tensor],
+    smoothing: float,
+    draws: int,
+    seed: int,
+) -> dict[str, _Sums]:
+    sums: dict[str, _Sums] = {}
+
+    def signal(path: str, z: Tensor) -> None:
+        layer = layers[path]
+        every = _watched(layer, z.detach())
+        seen = thinned(every, draw)
+        if layer.bias is not None and not reads_inputs(layer):
+            seen = seen - layer.bias.detach()
+        if path not in sums:
+            origin = seen.mean(0) if layer.bias is not None else torch.zeros_like(seen[0])
+            empty = torch.zeros(seen.shape[1], seen.shape[1], dtype=torch.float64, device=seen.device)
+            sums[path] = _Sums(origin, torch.zeros_like(origin, dtype=torch.float64), empty, empty.clone())
+        of = sums[path]
+        seen = seen - of.origin
+        of.first += seen.double().sum(0)
+        of.second += (seen.T @ seen).double()
+        of.rows += len(seen)
+        of.positions += len(every)
+        if z.requires_grad:
+            z.register_hook(partial(gradient, path))
+
+    def gradient(path: str, g: Tensor) -> None:
+        every = _watched(layers[path], g)
+        seen = thinned(every, draw)
+        sums[path].fisher += (seen.T @ seen).double() * (len(every) / len(seen))
+
+    with hooked(_hooks(layers, signal)), torch.enable_grad():
+        for number, (draw, batch) in enumerate(drawing(batches)):  # noqa: B007  # hooks look at the draw
+            images = batch.detach().clone().requires_grad_()
+            logits = model(images)
+            if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(batch):
+                shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+                raise StructureError(
+                    f"low_rank: expected logits [{len(batch)}, classes], found {shape}; use a classifier"
+                )
+            for u in _probes(logits.detach().float(), smoothing, draws, 1_000_003 * seed + number):
+                if logits.requires_grad:
+                    torch.autograd.grad(logits, images, u.to(logits.dtype), retain_graph=True, allow_unused=True)
+            del logits
+    return sums
+
+
+def _hooks(layers: Mapping[str, nn.Linear | nn.Conv2d], signal: Any) -> list[RemovableHandle]:
+    def before(path: str, layer: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        x = args[0].view_as(args[0])  # a tensor of its own: other readers of the input have gradients of their own
+        signal(path, x)
+        return (x,)
+
+    def after(path: str, layer: nn.Module, args: Any, y: Tensor) -> Tensor:
+        y = y.view_as(y)  # nor may an operation in place behind the layer move the hook
+        signal(path, y)
+        return y
+
+    return [
+        layer.register_forward_pre_hook(partial(before, path))
+        if reads_inputs(layer)
+        else layer.register_forward_hook(partial(after, path))
+        for path, layer in layers.items()
+    ]
+
+
+def _probes(logits: Tensor, smoothing: float, draws: int, seed: int) -> Iterator[Tensor]:
+    """Random u [B, classes] at the smoothed prediction; the same for every pass over the batches."""
+    p = (1 - smoothing) * logits.softmax(1) + smoothing / logits.shape[1]
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(draws):
+        yield probe(p, generator)
+
+
+def probe(p: Tensor, generator: torch.Generator) -> Tensor:
+    """Random u = √p∘v − p (√p·v) with E[u uᵀ] = diag(p) − p pᵀ of predictions p [B, classes], v random signs."""
+    root = p.sqrt()
+    v = (torch.randint(0, 2, p.shape, generator=generator) * 2 - 1).to(p)
+    return root * v - p * (root * v).sum(1, keepdim=True)
+
+
+def _spectrum(
+    path: str, layer: nn.Linear | nn.Conv2d, sums: _Sums, images: int, draws: int, ridge: float
+) -> Spectrum | None:
+    second, fisher = sums.second.cpu() / sums.rows, sums.fisher.cpu() / (images * draws)
+    if not (torch.isfinite(second).all() and torch.isfinite(fisher).all()):
+        raise DataError(f"calibration: what {path} sees isn't finite; check the images and the model")
+    mean = sums.first.cpu() / sums.rows
+    if layer.bias is None:
+        C, mean = second, torch.zeros_like(mean)
+    else:
+        C = second - torch.outer(mean, mean)
+        mean = mean + sums.origin.cpu().double()
+    variance = C.diagonal()
+    nats = float((fisher.diagonal() * variance).mean())
+    if float(variance.sum()) <= STILL * float((variance + mean.square()).sum()) or not 0 < nats < math.inf:
+        return None
+    W = layer.weight.detach().cpu().double().flatten(1)
+    even = _inverse(variance).diag()
+    if reads_inputs(layer):
+        gram = W.T @ (_inverse((W @ C * W).sum(1))[:, None] * W)  # a ridge that is even at the output
+        even = gram / (gram.diagonal() * variance).mean().clamp(min=1e-300) + 1e-3 * even
+    fisher += ridge * nats * even
+    L = torch.linalg.cholesky(fisher)
+    values, U = torch.linalg.eigh(L.T @ C @ L)
+    values, U = values.flip(0).clamp(min=0), U.flip(1)
+    decoder = torch.linalg.solve_triangular(L.T, U, upper=True)
+    return Spectrum(reads_inputs(layer), mean, values, U.T @ L.T, decoder, sums.positions / images)
+
+
+def _inverse(variance: Tensor) -> Tensor:
+    """1 / variance of each entry; of one that doesn't vary that of the one that varies most."""
+    most = float(variance.max())
+    return 1 / torch.where(variance > STILL * most, variance, most)

@@ -1,0 +1,1 @@
+"""Other projects' checkpoints, read without running anything of theirs."""

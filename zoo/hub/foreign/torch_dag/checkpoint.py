@@ -1,0 +1,142 @@
+"""A torch-dag checkpoint, config.dict.json and modules.pt → a graph and its tensors.
+
+Vertices run in the order of the file; each reads vertices before it and has one module, or a graph of its own whose
+inputs are the vertex's. A module that does nothing leaves no node, and the batch's size is nowhere fixed.
+
+Source: torch_dag/core/dag_module.py.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from zoo.errors import CheckpointError, RepositoryError, StructureError, WeightsError
+from zoo.files import read_json
+from zoo.hub.foreign import unpickle
+from zoo.hub.foreign.torch_dag.blocks import BLOCKS
+from zoo.hub.foreign.torch_dag.leaves import LEAVES
+from zoo.hub.foreign.torch_dag.vertices import VERTICES, convert
+from zoo.hub.foreign.torch_dag.writer import Value, Writer
+from zoo.hub.foreign.unpickle import Record
+from zoo.structure.graph.graph import MAX_NODES, Graph, check
+
+CONFIG = "config.dict.json"
+MODULES = "modules.pt"
+MAX_NESTING = 8
+NAMES = frozenset(
+    {
+        *LEAVES,
+        *BLOCKS,
+        *VERTICES,
+        "torch.nn.modules.container.ModuleList",
+        "timm.layers.format.Format",
+        "timm.models.swin_transformer_v2_cr.window_partition",
+        "timm.models.swin_transformer_v2_cr.window_reverse",
+    }
+)
+"""All that may be named in a checkpoint's pickle."""
+
+
+def read(folder: Path) -> tuple[Graph, dict[str, Tensor]]:
+    """Read a checkpoint.
+
+    Args:
+        folder: holds the two files.
+
+    Returns:
+        The graph, and its tensors by the names that the model's state_dict has.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, the pickle holds what may not be there, or the graph isn't
+            understood.
+    """
+    try:
+        return _read(folder)
+    except (RepositoryError, StructureError, WeightsError) as error:
+        raise CheckpointError(f"{folder} isn't imported: {error}") from error
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        # Modules hold whatever the file says; what no check above foresaw is no reason to fail otherwise.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{folder} isn't imported: a module isn't what its class is ({reason})") from error
+
+
+def _read(folder: Path) -> tuple[Graph, dict[str, Tensor]]:
+    if not (folder / CONFIG).is_file():
+        raise StructureError(f"it has no {CONFIG}: not a torch-dag checkpoint")
+    config = read_json(folder / CONFIG)
+    modules = unpickle.read(folder / MODULES, NAMES)
+    if not isinstance(modules, Record) or modules.name != "torch.nn.modules.container.ModuleList":
+        raise StructureError(f"{folder / MODULES} isn't a list of modules: not a torch-dag checkpoint")
+    writer = Writer()
+    inputs, value = _graph(writer, config, list(modules.modules.values()), None, "", 0)
+    outputs = (value,) if isinstance(value, str) else value
+    if not isinstance(outputs, tuple):
+        raise StructureError(f"{folder / CONFIG}: the output is a shape, expected a tensor")
+    graph = Graph(tuple(inputs), tuple(writer.nodes), outputs)
+    check(graph, str(folder / CONFIG))
+    return graph, writer.tensors
+
+
+def _graph(
+    writer: Writer, config: Any, modules: list[Any], given: list[Value] | None, prefix: str, depth: int
+) -> tuple[list[str], Value]:
+    """Write one graph, at the top or within a vertex; returns its inputs' names and what its output is worth."""
+    where = prefix or CONFIG
+    vertices = [value for key, value in config.items() if key.isdigit()] if isinstance(config, Mapping) else []
+    output = config.get("output_index") if isinstance(config, Mapping) else None
+    if not vertices or len(vertices) > MAX_NODES or depth > MAX_NESTING:
+        raise StructureError(f"{where} has {len(vertices)} vertices, nested {depth} deep: not a torch-dag graph")
+    if type(output) is not int or not 0 <= output < len(vertices):
+        raise StructureError(f"{where}: output_index is {output!r:.40}, expected 0 to {len(vertices) - 1}")
+    values: list[Value] = []
+    inputs: list[str] = []
+    for number, vertex in enumerate(vertices):
+        here = f"{where}: vertex {number}"
+        name = _name(vertex, prefix, here)
+        if vertex.get("type") == "input":
+            values.append(name if given is None else _given(given, len(inputs), here))
+            inputs.append(name)
+            continue
+        read_from = _predecessors(vertex, number, values, here)
+        if vertex.get("is_atomic"):
+            values.append(convert(writer, name, _module(vertex, modules, here), read_from))
+        else:
+            _, value = _graph(writer, vertex.get("module_dict"), modules, read_from, f"{name}_", depth + 1)
+            values.append(value)
+    return inputs, values[output]
+
+
+def _name(vertex: Any, prefix: str, where: str) -> str:
+    name = vertex.get("name") if isinstance(vertex, Mapping) else None
+    if not isinstance(name, str) or not name or len(name) > 200:
+        raise StructureError(f"{where} has no name")
+    return re.sub(r"\W", "_", f"{prefix}{name}" if not name[0].isdigit() else f"{prefix}_{name}")
+
+
+def _given(given: list[Value], number: int, where: str) -> Value:
+    if number >= len(given):
+        raise StructureError(f"{where} is input {number + 1}, {len(given)} are given")
+    return given[number]
+
+
+def _predecessors(vertex: Mapping[str, Any], number: int, values: list[Value], where: str) -> list[Value]:
+    found = vertex.get("predecessor_indices")
+    if not isinstance(found, list) or len(found) > MAX_NODES:
+        raise StructureError(f"{where}: predecessor_indices isn't a list")
+    for index in found:
+        if type(index) is not int or not 0 <= index < number:
+            raise StructureError(f"{where} reads vertex {index!r:.40}, expected one before it, 0 to {number - 1}")
+    return [values[index] for index in found]
+
+
+def _module(vertex: Mapping[str, Any], modules: list[Any], where: str) -> Record:
+    index = vertex.get("module_index")
+    if type(index) is not int or not 0 <= index < len(modules):
+        raise StructureError(f"{where}: module_index is {index!r:.40}, expected 0 to {len(modules) - 1}")
+    if not isinstance(modules[index], Record):
+        raise StructureError(f"{where}: entry {index} of {MODULES} isn't a module")
+    module: Record = modules[index]
+    return module

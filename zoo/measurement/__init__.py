@@ -1,0 +1,1 @@
+"""What a model costs: counted by us, and as the sources count."""

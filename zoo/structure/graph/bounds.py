@@ -1,0 +1,142 @@
+"""Bounds: how much memory running a graph takes, told on the meta device before anything is allocated.
+
+Attributes, indices, products and broadcasting make tensors grow. So the graph is run without values, on one image and
+on a batch, and the storages that are alive are added up. A graph that passed is remembered: it takes as long as two
+to six loads.
+"""
+
+import contextlib
+import hashlib
+import math
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from zoo.errors import StructureError
+from zoo.files import cache
+from zoo.structure.base import MAX_ARGUMENT, tensors
+from zoo.structure.graph.aten import ATEN
+from zoo.structure.graph.graph import Graph
+from zoo.version import __version__
+
+MAX_BYTES = 8 * 2**30  # per image, beside it and the weights; timm's largest, samvit_huge at 1024 px, takes 3.1 GiB
+MAX_TENSORS = 100_000  # made in one run
+BATCH = 64  # what grows with the square of the batch takes too much here
+_LSTM = ATEN["aten.lstm.input"].call
+_PARTS: Mapping[Any, Callable[..., int]] = {  # one tensor's, counted before they are made
+    torch.ops.aten.unbind.int: lambda x, dim=0: x.shape[dim],
+    torch.ops.aten.split.Tensor: lambda x, size, dim=0: x.shape[dim] // size,
+    torch.ops.aten.split_with_sizes.default: lambda x, sizes, dim=0: len(sizes),
+}
+
+
+def check(graph: Graph, model: nn.Module, input: Any) -> None:
+    """Bound the memory that a graph's model takes, in eval mode without gradients, for one image and for `BATCH`.
+
+    At any time the storages made so far and still in use, with the tensor made last as if it were contiguous, are at
+    most `MAX_BYTES` per image. Memory on images of further sizes isn't bounded.
+
+    Args:
+        graph: the structure.
+        model: what `build` made of it, on the meta device.
+        input: channels, height, width of the images, as a configuration states them.
+
+    Raises:
+        StructureError: naming the node, what it takes and what is allowed; or what it can't be run for, of which a
+            result whose size depends on values is one.
+    """
+    sizes = list(input) if isinstance(input, list | tuple) else []
+    if len(sizes) != 3 or not all(type(size) is int and 1 <= size <= MAX_ARGUMENT for size in sizes):
+        raise StructureError(f"a graph's input_size is {input!r}, expected channels, height and width; mend its config")
+    told = repr((graph, sizes, MAX_BYTES, MAX_TENSORS, BATCH, torch.__version__, __version__))
+    passed = cache() / "bounded" / hashlib.sha256(told.encode()).hexdigest()
+    if passed.exists():
+        return
+    for batch in (1, BATCH):
+        _run(graph, model, [batch, *sizes])
+    with contextlib.suppress(OSError):  # a cache that can't be written costs time, not correctness
+        passed.parent.mkdir(parents=True, exist_ok=True)
+        passed.touch()
+
+
+def _run(graph: Graph, model: nn.Module, shape: Sequence[int]) -> None:
+    weights = tensors(model)
+    dtype = next((t.dtype for t in weights.values() if t.is_floating_point()), torch.float32)
+    images = torch.empty(*shape, device="meta", dtype=dtype)
+    nodes = _Nodes(model, [*graph.inputs, *(node.name for node in graph.nodes), "output"])
+    try:
+        with torch.no_grad(), _Live([*weights.values(), images], MAX_BYTES * shape[0]):
+            nodes.run(images)
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        said = reason if isinstance(error, StructureError) else f"can't be run: {reason}"
+        here = f"node {nodes.name!r}, given {' x '.join(map(str, shape))}"
+        raise StructureError(f"{here}: {said}; mend the graph or its input_size") from error
+
+
+class _Nodes(fx.Interpreter):
+    """Runs a model node by node, so that what is refused can be named."""
+
+    def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
+        super().__init__(model)
+        self.extra_traceback = False
+        self.names, self.name = iter(names), ""
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.name = next(self.names)
+        return super().run_node(n)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return super().call_function(_abreast if target is _LSTM else target, args, kwargs)
+
+
+def _abreast(
+    input: Tensor, hx: Sequence[Tensor], params: Sequence[Tensor], batch_first: bool, **flags: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run a recurrent layer's steps side by side, as a larger batch: their memory in the time of one."""
+    hx, shape = list(hx), input.shape
+    steps = math.prod(shape[:2]) // hx[0].shape[1]
+    wide = [h.repeat(1, steps, 1) for h in hx]
+    output, _, _ = _LSTM(input.reshape(1, -1, shape[2]), wide, params, batch_first=False, **flags)
+    return output.reshape(*shape[:2], -1), hx[0], hx[1]
+
+
+class _Live(TorchDispatchMode):
+    """Adds up the bytes of what is alive, whoever made it."""
+
+    def __init__(self, given: Iterable[Tensor], allowed: int) -> None:
+        super().__init__()
+        self.known = {tensor.untyped_storage()._cdata for tensor in given}
+        self.allowed, self.bytes, self.made = allowed, 0, 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        self.made += _PARTS[func](*args) if func in _PARTS else 1
+        if self.made > MAX_TENSORS:
+            raise StructureError(f"more than {MAX_TENSORS} tensors are refused")
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, list | tuple) else (result,):
+            if isinstance(tensor, Tensor):
+                self._add(tensor)
+        return result
+
+    def _add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.known:
+            self.known.add(key)
+            self.bytes += size
+            weakref.finalize(storage, self._free, key, size)
+        taken = self.bytes + max(tensor.numel() * tensor.itemsize - size, 0)
+        if taken > self.allowed:
+            most = f"at most {self.allowed / 2**30:.0f} are accepted"
+            raise StructureError(f"{list(tensor.shape)} takes {taken / 2**30:.1f} GiB with what is in use, {most}")
+
+    def _free(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.bytes -= size

@@ -1,0 +1,1 @@
+"""What users do, a path each, readable from top to bottom."""

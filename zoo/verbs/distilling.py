@@ -1,0 +1,259 @@
+"""`distil`: a model in, a better model out."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from zoo.errors import DataError
+from zoo.hub.describing import describe
+from zoo.measurement.macs import unwrapped
+from zoo.structure.plan import Mask, Plan
+from zoo.tasks.classes import Labels, check_same_classes, matched, name_classes_
+from zoo.tasks.classification import Transform, Views, loader, training_transform, workers_for
+from zoo.tasks.columns import HIDDEN, numbers_of
+from zoo.tasks.draws import labels_of
+from zoo.tasks.lengths import training_set
+from zoo.tasks.streams import Stream
+from zoo.training import checkpoint as states
+from zoo.training import frozen_zeros
+from zoo.training.distillation import Distil, Step, distil_step, shares_of, task_step
+from zoo.training.schedule import Machine, Schedule
+from zoo.training.trainer import train
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training is made of, found to fit together.
+
+    Args:
+        images: to train on, with a length, their labels the numbers of the model's classes.
+        schedule: whose batches are no larger than the data.
+        transform: of an image, for the model and, where they see it otherwise, its teachers.
+        views: which of the transform's views each teacher sees; 0 is the model's own.
+        how: the declaration of the loss.
+    """
+
+    images: Any
+    schedule: Schedule
+    transform: Transform
+    views: Sequence[int]
+    how: Distil
+
+
+@torch.inference_mode(False)
+def distil(
+    model: nn.Module,
+    teachers: Sequence[nn.Module],
+    data: Any,
+    *,
+    skip_damaged: bool = False,
+    labels: Labels | None = None,
+    how: Distil | None = None,
+    schedule: Schedule | None = None,
+    augment: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    state: Path | None = None,
+    machine: Machine | None = None,
+    evaluate: Callable[[], Mapping[str, float]] | None = None,
+) -> nn.Module:
+    """Train a model in place: from its teachers, or from the labels alone where there are none.
+
+    Args:
+        model: from `compress`, `create` or `load`; what of it doesn't require gradients stays as it is.
+        teachers: from smaller to larger. Each sees the crops that the model sees, at its own size, with its own
+            channels and normalised as it was.
+        data: a data set as `--data` takes it, of which the train split is used; of `datasets` a Dataset or an
+            IterableDataset; of torch a Dataset or DataLoader; or a list of batches (images [B, C, H, W] as the model
+            takes them, labels [B]), which aren't augmented.
+        skip_damaged: leave out images that can't be decoded.
+        labels: {class of the data: class of the model}, or the names of the model's classes in order.
+        how: the declaration of the loss.
+        schedule: how long and how fast. Batches that are larger than the data are made smaller.
+        augment: keyword arguments of timm's training transform.
+        seed: of order and augmentation.
+        state: a file to resume from; one of another model, other teachers, data, augmentation or schedule is refused.
+        machine: how it runs here.
+        evaluate: called after each epoch; its figures are shown and logged.
+
+    Returns:
+        The same model, in the wrapper that it came in, in eval mode.
+
+    Raises:
+        UnknownName, DataError: the data, the augmentation or the state can't be used, or the loss isn't finite.
+        MissingExtra: accelerate or datasets isn't installed.
+        StorageError: the state can't be written.
+
+    >>> zoo.distil(student, [teacher], "digits", schedule=Schedule(epochs=2), how=Distil(alpha=0.5))  # doctest: +SKIP
+    """
+    machine = machine or Machine()
+    given, model, teachers = model, unwrapped(model), [unwrapped(teacher) for teacher in teachers]
+    reading: dict[str, Any] = {"skip_damaged": skip_damaged, "labels": labels}
+    training = training_of(model, teachers, data, how=how, schedule=schedule, augment=augment, **reading)
+    name_classes_(model, training.images)
+    frozen = [teacher.eval() for teacher in teachers]
+    config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    step: Step = distil_step(frozen, training.how, config, training.views) if teachers else task_step
+    plan: Plan = describe(model).plan
+    zeros = [path for edit in plan.edits if isinstance(edit, Mask) for path in edit.paths]
+    about: dict[str, Any] = {}
+    if state:
+        about = {"data": _identity(data, training.images, reading), "augment": dict(augment or {})}
+    if teachers and state:
+        taught = [states.digest("teacher", "", each) for each in frozen]
+        about |= {"distil": asdict(training.how), "teachers": taught}
+    with frozen_zeros.held(model, zeros):
+        train(
+            model,
+            step,
+            epochs(training.images, training.transform, training.schedule, seed, machine),
+            training.schedule,
+            seed=seed,
+            state=state,
+            about=about,
+            evaluate=evaluate,
+            progress="distil" if teachers else "train",
+            machine=machine,
+        )
+    return given.eval()
+
+
+def training_of(
+    model: nn.Module,
+    teachers: Sequence[nn.Module],
+    data: Any,
+    *,
+    how: Distil | None = None,
+    schedule: Schedule | None = None,
+    augment: Mapping[str, Any] | None = None,
+    skip_damaged: bool = False,
+    labels: Labels | None = None,
+) -> Training:
+    """Check what can be checked before the first step; arguments and errors are those of `distil`."""
+    how = how or Distil()
+    if teachers:
+        shares_of(len(teachers), how)
+    images, schedule = training_images(model, data, schedule or Schedule(), skip_damaged=skip_damaged, labels=labels)
+    for teacher in teachers:
+        check_same_classes(model, teacher, f"the teacher {describe(teacher).name}")
+    ready = len(images) > 0 and _is_tensor(images)
+    own, *others = (_config(network) for network in (model, *teachers))
+    transforms = [training_transform(own, augment or {})]
+    seen: list[Mapping[str, Any]] = [own]
+    views = []
+    for config in others:
+        if ready and config["input_size"][0] != own["input_size"][0]:
+            raise DataError(
+                f"distil: images that are tensors have {own['input_size'][0]} channels, a teacher takes "
+                f"{config['input_size'][0]}: pass images that aren't preprocessed, or another teacher"
+            )
+        same = (index for index, each in enumerate(seen) if _same_view(config, each, index))
+        index = 0 if ready else next(same, len(seen))
+        if index == len(seen):
+            seen.append(config)
+            transforms.append(training_transform(config, augment or {}))
+        views.append(index)
+    return Training(images, schedule, Views(transforms) if len(transforms) > 1 else transforms[0], views, how)
+
+
+def training_images(
+    model: nn.Module, data: Any, schedule: Schedule, *, skip_damaged: bool = False, labels: Labels | None = None
+) -> tuple[Any, Schedule]:
+    """The images to train a model on, and the schedule with batches that are no larger than they are many.
+
+    Args:
+        model: with `num_classes`.
+        data: as `distil` takes it.
+        schedule: its steps say how long a stream of unknown length lasts.
+        skip_damaged: as for `distil`.
+        labels: as for `distil`.
+
+    Returns:
+        A data set with a length, whose labels are the numbers of the model's classes; the schedule, of which the batch
+        is the largest power of two that fits where the data is smaller.
+
+    Raises:
+        UnknownName, DataError: the data can't be used, or there are no images.
+    """
+    if isinstance(data, list | tuple):
+        data = _of_batches(data)
+    steps, batch_size = schedule.steps, schedule.batch_size
+    images = training_set(data, steps=steps, batch_size=batch_size, skip_damaged=skip_damaged)
+    name = data_name(data)
+    if isinstance(images, Stream):
+        images = replace(images, data=matched(images.data, model, name, labels))
+    else:
+        images = matched(images, model, name, labels)
+    if len(images) == 0:
+        raise DataError(f"{name} has no images to train on")
+    known = None if isinstance(images, Stream) else labels_of(images)
+    if known is not None and (known == HIDDEN).any():
+        raise DataError(f"{name}: expected labels from 0, found {HIDDEN}: they are hidden in this split; use another")
+    if len(images) < schedule.batch_size:
+        fits = 2 ** (len(images).bit_length() - 1)
+        log.warning("%s has %d images: batches are of %d, not %d", name, len(images), fits, schedule.batch_size)
+        schedule = replace(schedule, batch_size=fits)
+    return images, schedule
+
+
+def epochs(images: Any, transform: Any, schedule: Schedule, seed: int, machine: Machine) -> Callable[[int], Any]:
+    """Epoch → its loader."""
+    workers = workers_for(images) if machine.workers is None else machine.workers
+
+    def epoch(number: int) -> Any:
+        return loader(images, transform, schedule.batch_size, seed=seed, epoch=number, workers=workers)
+
+    return epoch
+
+
+def data_name(data: Any) -> str:
+    """What data is called in messages."""
+    return data if isinstance(data, str) else f"the {type(data).__name__}"
+
+
+def _same_view(config: Mapping[str, Any], seen: Mapping[str, Any], index: int) -> bool:
+    """Whether a network can be given what another one sees; the model's own view is normalised anew for a teacher."""
+    keys = ("input_size",) if index == 0 else ("input_size", "mean", "std", "interpolation")
+    return all(_plain(config.get(key)) == _plain(seen.get(key)) for key in keys)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else value
+
+
+def _is_tensor(images: Any) -> bool:
+    return not isinstance(images, Stream) and isinstance(images[0]["image"], torch.Tensor)
+
+
+def _of_batches(batches: Sequence[Any]) -> TensorDataset:
+    if not batches or not all(isinstance(each, list | tuple) and len(each) == 2 for each in batches):
+        raise DataError("distil: expected a data set, or a list of batches (images [B, C, H, W], labels [B])")
+    return TensorDataset(
+        *(torch.cat([torch.as_tensor(part) for part in parts]) for parts in zip(*batches, strict=True))
+    )
+
+
+def _identity(data: Any, images: Any, reading: Mapping[str, Any]) -> list[Any]:
+    """What tells data from other data without reading its images: name, length, classes, and labels if at hand.
+
+    Of labels that are mapped, as stored and mapped; of how it is read, what differs from the defaults.
+    """
+    labels = None if isinstance(images, Stream) else labels_of(images)
+    known = None if labels is None else hashlib.sha256(labels.tobytes()).hexdigest()
+    mapped = [] if isinstance(images, Stream) else [list(each.items()) for each in numbers_of(images)]
+    further = [each for each in (mapped, {key: value for key, value in reading.items() if value}) if each]
+    names = getattr((images.features or {}).get("label"), "names", None)
+    return [data if isinstance(data, str) else type(data).__name__, len(images), names, known, *further]
+
+
+def _config(model: nn.Module) -> Mapping[str, Any]:
+    config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    return config

@@ -1,0 +1,372 @@
+"""Names in, models out: `create` and `load`, each readable from top to bottom."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+
+from zoo import catalog
+from zoo.catalog.entry import Base, Entry, Origin
+from zoo.errors import RepositoryError, StructureError, UnknownName, ZooError
+from zoo.files import cache
+from zoo.hub import remote, repository
+from zoo.hub.describing import describe
+from zoo.hub.remote import DEFAULT, Access
+from zoo.hub.repository import Description
+from zoo.measurement.macs import unwrapped
+from zoo.structure.base import MAX_ARGUMENT, check_tag, initialised, skeleton
+from zoo.structure.plan import Plan, apply_
+from zoo.tasks.classification import evaluation_transform
+from zoo.verbs import adaptation
+from zoo.verbs.converting import FILES, checked_hashes, converted, preprocessing
+
+log = logging.getLogger(__name__)
+
+
+def load(
+    name: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    namespace: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    features_only: bool = False,
+    mmap: bool = True,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    refresh: bool = False,
+) -> nn.Module:
+    """Load a model with its weights.
+
+    Args:
+        name: of the catalog; `org/name` on the Hub; the folder of a repository (`./folder`); or a dense timm id with
+            its tag (`timm/resnet50d.a1_in1k`).
+        revision: of a model on the Hub: a commit, in full or shortened, a tag or a branch; None is the commit that the
+            catalog pins, or the head. Of a timm id: of the repository that its weights lie in.
+        namespace: the organisation or user on the Hub that a plain name is looked up at; None is `ZOO_NAMESPACE`, which
+            names that are embedded don't need.
+        cache_dir: for what is fetched; None is huggingface_hub's own.
+        device: where the weights shall lie.
+        dtype: of the floating-point weights; None keeps what is stored.
+        num_classes: a new, randomly initialised head of so many classes, unless the model has as many; 0 leaves it out.
+        in_chans: channels of the input; the first convolution's weights are repeated, or added up for one channel.
+        features_only: return the feature maps [B, C, H, W] of every stage instead of logits.
+        mmap: weights on the CPU stay in their file, and are read when they are used: loading costs next to nothing and
+            processes share the memory. While the model lives, nobody may overwrite that file in place (its weights
+            would change) or truncate it (the process would end with SIGBUS); replacing it, as `save` does, or deleting
+            it is harmless. False reads them into memory.
+        token: as huggingface_hub takes it: a token, or False for none; None is the one that was logged in with.
+        local_files_only: take what the cache holds and ask the Hub for nothing.
+        refresh: fetch again what the cache holds.
+
+    Returns:
+        An ordinary module in eval mode, carrying `pretrained_cfg` (timm's transforms resolve) and `zoo_entry`
+        (`zoo.hub.Description`: name, base, plan).
+
+    Raises:
+        UnknownName: no such model; the message names near ones.
+        HubError: it can't be fetched.
+        RepositoryError, StructureError, FingerprintError, WeightsError: what doesn't fit, by name.
+    """
+    _check_options(device, dtype, num_classes=num_classes, in_chans=in_chans)
+    access = Access(Path(cache_dir) if cache_dir else None, token, local_files_only, refresh)
+    if _is_dense(name):
+        model = pretrained(Base(str(name)), revision, access).to(device)
+    else:
+        model = repository.rebuild(folder_of(name, revision, namespace, access), device, mmap=mmap)
+    if in_chans is not None:
+        adaptation.set_in_chans_(model, in_chans)
+    if num_classes is not None:
+        adaptation.set_num_classes_(model, num_classes)
+        model = model.to(device)
+    if dtype is not None:
+        model = model.to(dtype=dtype)
+    return adaptation.features(model).eval() if features_only else model
+
+
+def create(name: str | os.PathLike[str], *, seed: int = 0) -> nn.Module:
+    """Build a model with random weights; no weights are fetched.
+
+    Args:
+        name: of the catalog, `org/name` on the Hub, the folder of a repository, or a base id such as `timm/resnet18`.
+        seed: of the random weights. They come from the base's own initialiser, of which the plan keeps the first
+            channels.
+
+    Returns:
+        The module in eval mode, carrying `pretrained_cfg` and `zoo_entry`.
+
+    Raises:
+        UnknownName, RepositoryError, StructureError: as for `load`.
+    """
+    description, config = _description(name)
+    if description.base is None or description.graph is not None:
+        raise StructureError(f"create: {description.name} is a graph, which has no initialiser: load it instead")
+    model = initialised(description.base, seed)
+    with torch.random.fork_rng(devices=[]):  # factors draw their own values
+        torch.manual_seed(seed)
+        apply_(model, description.plan)
+    if config:
+        model.pretrained_cfg = model.default_cfg = dict(config)  # type: ignore[assignment]
+    model.zoo_entry = description  # type: ignore[assignment]
+    return model.eval()
+
+
+def pretrained(base: Base, revision: str | None = None, access: Access = DEFAULT) -> nn.Module:
+    """Load a dense base with its weights.
+
+    Args:
+        base: an entry of the catalog, or a timm id with its tag (`timm/resnet50d.a1_in1k`).
+        revision: as for `load`.
+        access: how the Hub is asked.
+
+    Returns:
+        The model in eval mode.
+
+    Raises:
+        HubError, RepositoryError: the weights can't be fetched.
+        UnknownName, StructureError: no such base.
+    """
+    if not base.id.startswith("timm/"):
+        return repository.rebuild(folder_of(base.id, revision, None, access))
+    check_tag(base)
+    skeleton(base)  # says what is wrong with the arguments before anything is fetched
+    name = base.id.removeprefix("timm/")
+    overlay = _weights_of(name, revision, access)
+    try:
+        model: nn.Module = timm.create_model(
+            name, pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=access.cache_dir, **base.args
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RepositoryError(f"the weights of {base.id} can't be fetched by timm: {reason}") from error
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    config.pop("file", None)  # where the weights lay isn't what they are
+    model.zoo_entry = Description(base.architecture, base)  # type: ignore[assignment]
+    return model.eval()
+
+
+def _weights_of(name: str, revision: str | None, access: Access) -> dict[str, Any] | None:
+    """The file with timm's weights as an overlay of its configuration; None where timm must fetch them itself."""
+    config = timm.get_pretrained_cfg(name)
+    file = None
+    if config is not None and config.hf_hub_id:
+        file = remote.fetch_weights(
+            config.hf_hub_id, config.hf_hub_filename or repository.WEIGHTS, revision, access=access
+        )
+    if file is None and (revision or access.local_files_only or access.refresh or access.token):
+        raise RepositoryError(
+            f"timm/{name} has no {repository.WEIGHTS} on the Hub, and what timm fetches itself takes neither revision, "
+            f"token, local_files_only nor refresh: leave them out"
+        )
+    return None if file is None else {"file": str(file), "custom_load": False}
+
+
+def transform(model: nn.Module) -> Callable[[Any], Tensor]:
+    """The preprocessing that a model was evaluated with.
+
+    Args:
+        model: from `load`, `create` or timm.
+
+    Returns:
+        Image → tensor [C, H, W], normalised; stack several to a batch. An image is PIL's, a file's path or bytes, or
+        what a row of a data set holds of it; it is decoded upright, as `zoo.tasks.pixels.decode` does everywhere.
+
+    Raises:
+        StructureError: the model carries no `pretrained_cfg`.
+    """
+    config = getattr(unwrapped(model), "pretrained_cfg", None)
+    if not config:
+        raise StructureError("transform: the model has no pretrained_cfg; load it with zoo.load or timm.create_model")
+    try:
+        return evaluation_transform(config)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, ZooError):
+            raise
+        raise StructureError(f"transform: the model's pretrained_cfg can't be used: {error!r}") from error
+
+
+def _check_options(device: Any, dtype: Any, **counts: Any) -> None:
+    for option, value in counts.items():
+        if value is not None and (type(value) is not int or not 0 <= value <= MAX_ARGUMENT):
+            raise StructureError(f"load: {option} is {value!r}, expected a whole number of at most {MAX_ARGUMENT}")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise StructureError(f"load: dtype is {dtype!r}, expected a floating-point torch.dtype such as torch.float16")
+    try:
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise StructureError(f"load: device {device!r} can't be used here: {reason}") from None
+
+
+def _is_dense(name: str | os.PathLike[str]) -> bool:
+    return isinstance(name, str) and name.startswith("timm/")
+
+
+def _is_path(name: str | os.PathLike[str]) -> bool:
+    if not isinstance(name, str) or name in (".", ".."):
+        return True
+    return ("/" in name or os.sep in name) and (not remote.ID.fullmatch(name) or Path(name).is_dir())
+
+
+def folder_of(
+    name: str | os.PathLike[str],
+    revision: str | None = None,
+    namespace: str | None = None,
+    access: Access = DEFAULT,
+    files: Iterable[str] = repository.FILES,
+) -> Path:
+    """The folder of a model's repository, fetched if need be.
+
+    Args:
+        name: of the catalog, `org/name` on the Hub, or a path.
+        revision: as for `load`.
+        namespace: as for `load`.
+        access: how the Hub is asked.
+        files: what is needed of it.
+
+    Raises:
+        UnknownName, RepositoryError, HubError: as for `load`.
+    """
+    if _is_path(name):
+        folder = Path(name)
+        if not folder.is_dir():
+            raise RepositoryError(f"no folder {folder}: expected a model repository, or a name that zoo list shows")
+        _check_revision(name, revision)
+        return folder
+    entry = _origin_entry(str(name), namespace)
+    if entry is not None:
+        return _converted(entry, revision, access)
+    repo, pinned = _place(str(name), namespace)
+    if repo is None:
+        _check_revision(name, revision)
+        return catalog.EMBEDDED / str(name)
+    return remote.fetch(repo, revision or pinned, access=access, files=files)
+
+
+def _origin_entry(name: str, namespace: str | None) -> Entry | None:
+    """The entry of a name whose weights lie in another project's repository, unless a namespace is to be asked."""
+    if namespace or name not in catalog.names(status="origin"):
+        return None
+    return catalog.info(name)
+
+
+def _check_revision(name: str | os.PathLike[str], revision: str | None) -> None:
+    if revision is not None:
+        raise RepositoryError(f"{name} doesn't lie on the Hub, where revision {revision!r} would mean something")
+
+
+def _converted(entry: Entry, revision: str | None, access: Access) -> Path:
+    """The repository that an origin was converted to: once for each version of its files, of its entry and of ours."""
+    _, checkpoint = origin_of(entry.name, revision, access)
+    origin = entry.origin
+    assert origin is not None  # or it would have no origin to be fetched from
+    hashes = checked_hashes(checkpoint, entry)
+    key = hashlib.sha256(repr((hashes, entry, repository.versions())).encode()).hexdigest()[:16]
+    folder = cache() / "converted" / f"{entry.name}-{key}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):  # another process may convert the same
+        if not (folder / repository.CONFIG).is_file():
+            log.info("converting %s, a %s checkpoint", origin.repo, origin.format)
+            model = converted(checkpoint, entry.name, entry)
+            repository.write(folder, model, describe(model), {})
+    return folder
+
+
+def converted_before(entry: Entry) -> Path | None:
+    """The repository that an origin was converted to last on this machine, if it was."""
+    found = (cache() / "converted").glob(f"{entry.name}-*/{repository.CONFIG}") if entry.origin else iter(())
+    return max((path.parent for path in found), key=lambda folder: folder.stat().st_mtime, default=None)
+
+
+def origin_of(
+    source: str | os.PathLike[str], revision: str | None = None, access: Access = DEFAULT
+) -> tuple[Entry | None, Path]:
+    """Where another project's checkpoint lies, fetched if need be, and what the catalog knows of it.
+
+    Args:
+        source: a folder, a name of the catalog, or `org/name` on the Hub.
+        revision: as for `load`; None is the commit that the catalog knows.
+        access: how the Hub is asked.
+
+    Raises:
+        UnknownName, RepositoryError, HubError: as for `load`.
+    """
+    if _is_path(source) or Path(source).is_dir():
+        if not Path(source).is_dir():
+            raise RepositoryError(f"no folder {source}: expected a checkpoint, a name of the catalog, or org/name")
+        return None, Path(source)
+    known = (catalog.info(name) for name in catalog.names(all=True))
+    entry = next((each for each in known if source in (each.name, each.origin and each.origin.repo)), None)
+    if entry is None and "/" not in str(source):
+        raise RepositoryError(f"{_entry(str(source)).name} has no origin to be converted from")
+    origin = entry.origin if entry else Origin(str(source), "torch-dag")
+    if origin is None:
+        raise RepositoryError(f"{source} has no origin to be converted from: it is no other project's checkpoint")
+    return entry, remote.fetch_files(origin.repo, revision or origin.commit, FILES[origin.format], access=access)
+
+
+def _place(name: str, namespace: str | None) -> tuple[str | None, str | None]:
+    """Where on the Hub a name lies, and at which commit; nowhere if it is embedded."""
+    if "/" in name:
+        return name, None
+    if namespace:
+        return f"{namespace}/{name}", None
+    own = os.environ.get("ZOO_NAMESPACE")
+    if own and (name not in catalog.names(all=True) or catalog.obstacle(catalog.info(name))):
+        return f"{own}/{name}", None
+    entry = _entry(name)
+    if obstacle := catalog.obstacle(entry):
+        raise RepositoryError(f"{name} can't be loaded: {obstacle}")
+    return entry.repo, entry.revision
+
+
+def _entry(name: str) -> Entry:
+    try:
+        return catalog.info(name)
+    except UnknownName as error:
+        if (Path(name) / repository.CONFIG).is_file():
+            raise UnknownName(f"no model {name!r} in the catalog; for the folder of that name say ./{name}") from None
+        if timm.is_model(name):
+            raise UnknownName(f"no model {name!r} in the catalog; timm's own of that name is timm/{name}") from None
+        raise error
+
+
+def _description(name: str | os.PathLike[str]) -> tuple[Description, Any]:
+    if _is_dense(name):
+        base = Base(str(name))
+        check_tag(base)
+        return Description(base.id.partition("/")[2], base), None
+    if not _is_path(name) and "/" not in str(name):
+        entry = _entry(str(name))
+        if entry.origin is not None and entry.origin.format == "timm":
+            return Description(entry.name, Base(entry.origin.repo)), None
+        if (found := converted_before(entry)) is not None:
+            return repository.describe_folder(found, config := repository.read(found)), config.get("pretrained_cfg")
+        if plan := catalog.stand_in(entry):
+            log.warning(
+                "%s is a stand-in of the published macs and params; its widths are known once it was converted",
+                entry.name,
+            )
+            standing = Description(entry.name, entry.base, Plan.from_json(plan["plan"]), structure="stand-in")
+            return standing, preprocessing(entry, entry.base, 1000)
+        if entry.status == "origin":
+            raise RepositoryError(f"the structure of {name} is known once it was converted: zoo.load({str(name)!r})")
+        if obstacle := catalog.obstacle(entry):
+            if entry.base is None or entry.recipe.method is not None:
+                raise RepositoryError(f"the structure of {name} isn't known yet: {obstacle}")
+            return Description(entry.name, entry.base), None
+    folder = folder_of(name, files=(repository.CONFIG, repository.GRAPH))
+    config = repository.read(folder)
+    description = repository.describe_folder(folder, config)
+    repository.skeleton_of(config, description)  # refuses what this timm builds otherwise, or what is absurd
+    return description, config.get("pretrained_cfg")

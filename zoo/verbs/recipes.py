@@ -1,0 +1,189 @@
+"""Recipes: whether one can be followed, and whether a repository was made by it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from zoo.catalog.entry import Base, Budget, Entry, Recipe
+from zoo.compression.low_rank.falor import Falor
+from zoo.compression.low_rank.low_rank import LowRank
+from zoo.compression.prune.prune import Prune
+from zoo.errors import BudgetError, DataError, RepositoryError, UnknownName
+from zoo.files import free, read_json, sha256_stamped
+from zoo.hub import repository
+from zoo.hub.describing import describe
+from zoo.tasks.classes import Labels
+from zoo.training.schedule import Schedule
+from zoo.verbs.compressing import BY_BUDGET, LEARNING, check_method, declared, learning, suffix
+from zoo.verbs.loading import create, folder_of
+from zoo.verbs.verification import results_of
+
+DECLARATIONS = {"prune": Prune, "low_rank": LowRank, "falor": Falor}  # those of the others are `learning`'s
+
+
+def recipe_for(
+    base: str,
+    method: str,
+    budget: Budget | None,
+    data: str,
+    epochs: int,
+    options: Mapping[str, Any],
+    *,
+    teachers: Sequence[str] = (),
+    schedule: Mapping[str, Any] | None = None,
+    distil: Mapping[str, Any] | None = None,
+    augment: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Entry:
+    """The entry of a model that isn't in the catalog: `base` compressed, then distilled.
+
+    Args:
+        base: the dense model's id.
+        method: of compression.
+        budget: what it may keep.
+        data: as `--data` takes it.
+        epochs: of distillation; 0 leaves it out.
+        options: of the method.
+        teachers: from smaller to larger; none takes `base` itself.
+        schedule: further fields of the distillation's `Schedule`.
+        distil: fields of its `Distil`.
+        augment: keyword arguments of timm's training transform.
+        seed: of order and augmentation.
+    """
+    dense = create(base)
+    description = describe(dense)
+    assert description.base is not None  # create refuses graphs
+    config: dict[str, Any] = dense.pretrained_cfg  # type: ignore[assignment]
+    channels, height, width = config["input_size"]
+    recipe = Recipe(
+        method=method,
+        budget=budget,
+        options=options,
+        data=data,
+        teachers=tuple(teachers or (base,)) if epochs else (),
+        schedule={"epochs": epochs, **(schedule or {})},
+        distil=distil or {},
+        augment=augment or {},
+        seed=seed,
+    )
+    return Entry(
+        name=f"{description.name}_{suffix(method, budget)}",
+        project="own",
+        family=description.base.architecture,
+        architecture=description.base.architecture,
+        task="image-classification",
+        status="recipe",
+        base=Base(base),
+        license=config.get("license"),
+        dataset=data,
+        input=(channels, height, width),
+        recipe=recipe,
+    )
+
+
+def check(name: str, recipe: Recipe) -> None:
+    """Check that a recipe's method is there, has a budget just where it needs one, and options that it may have.
+
+    Args:
+        name: of the model, for the message.
+        recipe: how it shall be made.
+
+    Raises:
+        UnknownName, BudgetError, DataError: what is wrong with it.
+    """
+    if recipe.method is None:
+        return
+    check_method(recipe.method)
+    if recipe.budget is None and recipe.method in BY_BUDGET:
+        raise BudgetError(f"{name}: {recipe.method} needs a budget: the share of the macs that stays")
+    if recipe.budget is not None and recipe.method not in BY_BUDGET:
+        raise BudgetError(f"{name}: {recipe.method} takes no budget, as it has thresholds: set them by its options")
+    for key in ("method", "budget", "data", "skip_damaged", "labels", "state"):
+        if key in recipe.options:
+            raise UnknownName(f"{name}: {key} is no option of {recipe.method}: it stands in the recipe itself")
+    for key, least in (("images", 1), ("seed", 0)):
+        value = recipe.options.get(key, least)
+        if type(value) is not int or value < least:
+            raise DataError(f"{name}: {key} is {value!r}, expected a whole number of at least {least}")
+    if recipe.method in LEARNING:
+        learning(recipe.method, recipe.options)
+    else:
+        own = {key: value for key, value in recipe.options.items() if key not in ("images", "seed", "augment")}
+        declared(DECLARATIONS[recipe.method], own, recipe.method)
+
+
+def read_as(entry: Entry, skip_damaged: bool = False, labels: Labels | None = None) -> Entry:
+    """An entry whose data is read otherwise, where that is said; arguments are those of `zoo.compress`."""
+    recipe = entry.recipe
+    labels = recipe.labels if labels is None else labels
+    return replace(entry, recipe=replace(recipe, skip_damaged=skip_damaged or recipe.skip_damaged, labels=labels))
+
+
+def at_most(entry: Entry, steps: int | None) -> Entry:
+    """An entry whose trainings, its method's and the distillation, last so many steps at most; None leaves it alone.
+
+    Raises:
+        DataError: its recipe trains nothing.
+    """
+    recipe = entry.recipe
+    learns, distils = recipe.method in LEARNING, declared(Schedule, recipe.schedule, "schedule").epochs > 0
+    if steps is None:
+        return entry
+    if not learns and not distils:
+        raise DataError(f"{entry.name}: its recipe trains nothing: leave --steps out")
+    if distils:
+        said = {**recipe.schedule, "steps": min(steps, recipe.schedule.get("steps") or steps)}
+        recipe = replace(recipe, schedule=said)
+    if learns and recipe.method:
+        own = min(steps, learning(recipe.method, recipe.options)[1].steps or steps)
+        said = {**recipe.options.get("schedule", {}), "steps": own}
+        recipe = replace(recipe, options={**recipe.options, "schedule": said})
+    return replace(entry, recipe=recipe)
+
+
+def built(entry: Entry, folder: Path, data: str | None = None) -> bool:
+    """Whether a folder holds the model of an entry, made by this very recipe; arguments are those of `make`."""
+    if not all((folder / file).is_file() for file in (repository.CONFIG, repository.WEIGHTS, repository.RESULTS)):
+        return False
+    recipe = plain(replace(entry.recipe, data=data or entry.recipe.data))
+    made = read_json(folder / repository.CONFIG).get("zoo", {})
+    then, now = ({**each, "note": None} for each in (made.get("recipe", {}), json.loads(json.dumps(recipe))))
+    if made.get("name") != entry.name or then != now:
+        return False
+    if sha256_stamped(folder / repository.WEIGHTS) != made.get("weights_sha256"):
+        return False
+    weights = results_of(folder).data.get("against_sha256")  # of the base then, where it was no timm id
+    return weights in (None, weights_of(entry.base.id if entry.base else ""))
+
+
+def finished(entry: Entry, folder: Path, data: str | None = None) -> bool:
+    """Whether nothing is left to be done; arguments are those of `built`.
+
+    Raises:
+        RepositoryError: the folder holds another model, one of another recipe or other weights, or not all of one.
+    """
+    if not (folder / repository.CONFIG).is_file():
+        return False
+    free(folder)
+    if not built(entry, folder, data):
+        name = read_json(folder / repository.CONFIG)["zoo"].get("name")
+        raise RepositoryError(
+            f"{folder} holds {name}, made by another recipe or of other weights, or not all of it: choose another "
+            "folder or remove it"
+        )
+    return True
+
+
+def weights_of(name: str) -> str:
+    """The sha256 of a model's weights; nothing of a timm id."""
+    if name == "" or name.startswith("timm/"):
+        return ""
+    return str(repository.read(folder_of(name))["zoo"]["weights_sha256"])
+
+
+def plain(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON: what differs from the defaults."""
+    default = asdict(Recipe())
+    return {key: value for key, value in asdict(recipe).items() if value != default[key]}

@@ -1,0 +1,281 @@
+"""What a training will cost: counted exactly, and timed on the machine that is to run it."""
+
+import contextlib
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoo.catalog.entry import Recipe, reading
+from zoo.compression.low_rank.dwain import Dwain, looked_at
+from zoo.compression.low_rank.lockd import Lockd, Pairs, started
+from zoo.measurement.macs import measure
+from zoo.tasks.classification import Transform, loader, training_transform, workers_for
+from zoo.training.distillation import Distil, shares_of
+from zoo.training.schedule import Machine, Schedule
+from zoo.verbs.compressing import LEARNING, declared, learning
+from zoo.verbs.distilling import training_images, training_of
+
+SECONDS = 0.5  # how long a timing goes on
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a training costs.
+
+    Args:
+        steps: optimiser steps.
+        batch_size: images of one step.
+        forward: macs of the student's forward pass, of one image; the backward pass takes twice as many.
+        teachers: macs of the teachers' forward passes, of one image, as they share the training out.
+        images_per_s: that this machine trains on, all processes together.
+        loaded_per_s: images that it could load meanwhile, all processes together.
+        compiled: `torch.compile` will be on, which was timed without.
+    """
+
+    steps: int
+    batch_size: int
+    forward: int
+    teachers: int
+    images_per_s: float
+    loaded_per_s: float
+    compiled: bool = False
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the whole training."""
+        return self.steps * self.batch_size * (3 * self.forward + self.teachers)
+
+    @property
+    def seconds(self) -> float:
+        """About how long it takes here: whichever is slower decides, training or loading."""
+        return self.steps * self.batch_size / min(self.images_per_s, self.loaded_per_s)
+
+    def __str__(self) -> str:
+        time_here = f"{self.seconds:,.0f} s" if self.seconds < 7200 else f"{self.seconds / 3600:,.0f} h"
+        parts = (f"{self.forward / 1e9:.3g} forward", f"{2 * self.forward / 1e9:.3g} backward")
+        taught = (f"{self.teachers / 1e9:.3g} of the teachers",) if self.teachers else ()
+        return (
+            f"{self.steps:,} steps of {self.batch_size:,} images, GMACs of one: {', '.join((*parts, *taught))}, "
+            f"{self.macs:.2g} MACs in all; {self.images_per_s:,.0f} images/s here, the loader alone "
+            f"{self.loaded_per_s:,.0f}: about {time_here}{', without torch.compile and its warm-up' * self.compiled}"
+        )
+
+
+def cost(
+    model: nn.Module,
+    teachers: Sequence[nn.Module],
+    data: Any,
+    transform: Transform,
+    schedule: Schedule,
+    *,
+    how: Distil | None = None,
+    machine: Machine | None = None,
+    processes: int = 1,
+    device: torch.device | str = "cpu",
+) -> Cost | None:
+    """Count and time a training before it begins.
+
+    Args:
+        model: the student, with `pretrained_cfg`; left as it was.
+        teachers: from smaller to larger, with `pretrained_cfg`.
+        data: images to train on, with a length.
+        transform: of training images.
+        schedule: how long.
+        how: the declaration of the loss.
+        machine: how it will run.
+        processes: that train together.
+        device: of this one.
+
+    Returns:
+        The cost; None of no steps.
+    """
+    machine, steps = machine or Machine(), _steps(data, schedule)
+    if steps is None:
+        return None
+    shares = shares_of(len(teachers), how or Distil()) if teachers else ()
+    config = _config(model)
+    counts = [measure(teacher).macs for teacher in teachers]
+    taught = sum(share * macs for share, macs in zip(shares, counts, strict=True))
+    share = max(1, schedule.batch_size // processes)
+    student = copy.deepcopy(model).to(device).train()
+    trained = _trained(student, config, teachers, shares, share, machine, torch.device(device))
+    return Cost(
+        steps,
+        schedule.batch_size,
+        measure(model).macs,
+        round(taught),
+        processes * trained,
+        processes * _loaded(data, transform, share, machine),
+        machine.compile,
+    )
+
+
+def cost_of_learning(
+    model: nn.Module,
+    how: Lockd | Dwain,
+    data: Any,
+    transform: Transform,
+    schedule: Schedule,
+    *,
+    machine: Machine | None = None,
+    processes: int = 1,
+    device: torch.device | str = "cpu",
+) -> Cost | None:
+    """Count and time what a method trains before the structure is known.
+
+    Of `lockd` the pairs are the student and the frozen model is the teacher. Of `dwain` it is the most that it can be,
+    as if each layer that is looked at were replaced, by no fewer macs; probes of ranks aren't counted.
+
+    Args:
+        model: dense, with `pretrained_cfg`; left as it was.
+        how: the method's declaration.
+        data: images to train on, with a length.
+        transform: of training images.
+        schedule: of the method's training.
+        machine: how it will run.
+        processes: that train together.
+        device: of this one.
+
+    Returns:
+        The cost; None of no steps.
+
+    Raises:
+        StructureError: no layer can be factored.
+        UnknownName: the declaration excludes a layer that isn't there.
+    """
+    steps, config, device = _steps(data, schedule), _config(model), torch.device(device)
+    if steps is None:
+        return None
+    dense = copy.deepcopy(model).eval().requires_grad_(False).to("meta")
+    weight = next(dense.parameters())
+    image = torch.empty(2, *config["input_size"], device="meta", dtype=weight.dtype)
+    if isinstance(how, Dwain):
+        layers = len(looked_at(dense, image, how))
+        found = cost(model, (), data, transform, schedule, machine=machine, processes=processes, device=device)
+        return found and replace(found, steps=layers * steps)
+    machine, share = machine or Machine(), max(1, schedule.batch_size // processes)
+    frozen = copy.deepcopy(model).eval().requires_grad_(False).to(device)
+    student = Pairs(frozen, started(frozen, torch.zeros_like(image, device=device), how), how).to(device)
+    with torch.device("meta"):
+        together = measure(Pairs(dense, started(dense, image, how), how), config["input_size"]).macs
+    forward = measure(model).macs
+    return Cost(
+        steps,
+        schedule.batch_size,
+        together - forward,
+        forward,
+        processes * _trained(student, config, (), (), share, machine, device),
+        processes * _loaded(data, transform, share, machine),
+        machine.compile,
+    )
+
+
+def training_costs(
+    model: nn.Module, teachers: Sequence[nn.Module], recipe: Recipe, data: str, machine: Machine, here: Any
+) -> str:
+    """What a recipe's training does, and what it costs, in a line.
+
+    Args:
+        model: the student.
+        teachers: the recipe's.
+        recipe: what is done.
+        data: the name of its data set.
+        machine: how it will run.
+        here: accelerate's `PartialState`.
+
+    Raises:
+        UnknownName, DataError: the recipe can't be followed.
+    """
+    schedule, how = declared(Schedule, recipe.schedule, "schedule"), declared(Distil, recipe.distil, "distil")
+    training = training_of(model, teachers, data, how=how, schedule=schedule, augment=recipe.augment, **reading(recipe))
+    where: Any = {"machine": machine, "processes": here.num_processes, "device": here.device}
+    found = cost(model, teachers, training.images, training.transform, training.schedule, how=how, **where)
+    doing = f"distil from {', '.join(recipe.teachers)}" if teachers else "train"
+    return f"{doing}, {schedule.epochs} epochs of {data}{f': {found}' if found else ''}"
+
+
+def learning_costs(base: nn.Module, recipe: Recipe, data: str, machine: Machine, here: Any) -> str:
+    """What a recipe's method is, and what it costs where it trains, in a line; arguments as for `training_costs`."""
+    if recipe.method not in LEARNING:
+        return recipe.method or "initialise"
+    how, schedule = learning(recipe.method, recipe.options)
+    if not schedule.epochs:
+        return recipe.method
+    transform = training_transform(_config(base), recipe.augment)
+    where: Any = {"machine": machine, "processes": here.num_processes, "device": here.device}
+    images, schedule = training_images(base, data, schedule, **reading(recipe))
+    found = cost_of_learning(base, how, images, transform, schedule, **where)
+    return f"{recipe.method}: {'at most ' * isinstance(how, Dwain)}{found}" if found else recipe.method
+
+
+def _steps(data: Any, schedule: Schedule) -> int | None:
+    """Steps in all; None where there are none."""
+    total = schedule.epochs * (len(data) // schedule.batch_size)
+    return min(total, schedule.steps or total) or None
+
+
+def _config(model: nn.Module) -> Mapping[str, Any]:
+    config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    return config
+
+
+@torch.random.fork_rng(devices=[])
+def _trained(
+    student: nn.Module,
+    config: Mapping[str, Any],
+    teachers: Sequence[nn.Module],
+    shares: Sequence[float],
+    most: int,
+    machine: Machine,
+    device: torch.device,
+) -> float:
+    """Images a second of one process, from batches that double until one takes long enough."""
+    dtype = _DTYPES.get(machine.precision or "no")
+    autocast = torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
+    most = max(2, most // machine.accumulation)  # batch norm refuses a batch of one image
+
+    def timed(size: int) -> float:
+        images = torch.zeros(size, *config["input_size"], device=device)
+        with autocast:
+            seconds = _seconds(device, lambda: student(images).sum().backward())
+            for share, teacher in zip(shares, teachers, strict=True):
+                view = torch.zeros(size, *_config(teacher)["input_size"], device=device)
+                with torch.no_grad():
+                    teacher.to(device)
+                    seconds += share * _seconds(device, partial(teacher, view))
+        return seconds
+
+    timed(2)  # pays for what is set up once
+    size, seconds = 2, timed(2)
+    while seconds < SECONDS and size < most:
+        size = min(2 * size, most)
+        seconds = timed(size)
+    return size / max(seconds, 1e-9)
+
+
+def _seconds(device: torch.device, work: Any) -> float:
+    started = time.perf_counter()
+    work()
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+    return time.perf_counter() - started
+
+
+def _loaded(data: Any, transform: Transform, batch: int, machine: Machine) -> float:
+    """Images a second that one process's loader gives, the start of its workers left out where it can be."""
+    workers = workers_for(data) if machine.workers is None else machine.workers
+    begun, loaded = time.perf_counter(), 0
+    for index, (images, _) in enumerate(loader(data, transform, batch, epoch=0, workers=workers)):
+        if index == 1 and workers:
+            begun, loaded = time.perf_counter(), 0
+        loaded += len(images[0] if isinstance(images, list) else images)
+        if index and time.perf_counter() - begun > SECONDS * (1 + workers):  # what lay ready mustn't decide
+            break
+    return loaded / (time.perf_counter() - begun)

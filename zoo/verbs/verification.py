@@ -1,0 +1,295 @@
+"""`verify`: what a card and a source claim of a model, measured again."""
+
+import logging
+import math
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from zoo import catalog
+from zoo.catalog.report import Report, Row, Verification
+from zoo.errors import RepositoryError
+from zoo.files import read_json
+from zoo.hub import repository
+from zoo.hub.describing import describe
+from zoo.hub.repository import versions
+from zoo.measurement.conventions import COUNTINGS
+from zoo.measurement.macs import forward_on_meta, measure, unwrapped
+from zoo.tasks.classes import Labels, matched
+from zoo.tasks.classification import evaluation_transform, loader, workers_for
+from zoo.tasks.columns import is_stream
+from zoo.tasks.datasets import HUB_ID, NAMED, dataset, limited
+from zoo.tasks.draws import undamaged
+from zoo.tasks.evaluation import evaluate
+from zoo.verbs.loading import folder_of, load
+
+if TYPE_CHECKING:
+    from zoo.tasks.columns import Data
+
+log = logging.getLogger(__name__)
+
+COUNTS = {"params", "macs", "kmapp"}
+SAME_KL = 1e-6  # nats, that a model without a change may be off the same one
+
+
+def verify(
+    name: str | os.PathLike[str],
+    *,
+    data: str | None = None,
+    skip_damaged: bool = False,
+    labels: Labels | None = None,
+    images: int | None = None,
+    structure_only: bool = False,
+    revision: str | None = None,
+    namespace: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    size: int | None = None,
+    crop_pct: float | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+) -> Verification:
+    """Measure a model again and compare.
+
+    The weights' sha256 is read from the disk. Params and macs must agree exactly. The accuracy is that of the same
+    weights on the same images, so only rounding may differ: one image in the set may turn. The divergence from the
+    dense base may differ by a hundredth of itself; it has a row where that base is at hand, a model of the catalog with
+    the weights that it was measured against. In another precision, at another size or crop, or against another base,
+    a claim is shown and not judged.
+
+    Args:
+        name: of the catalog, `org/name` on the Hub, a repository's folder, or a timm id, of which nothing is claimed.
+        data: the data set to evaluate on; None takes the one that the results name, a data set of the package or of the
+            Hub: what lies on this disk is read for nobody but you.
+        skip_damaged: leave out images that can't be decoded; on the data that the results name, as they say.
+        labels: {class of the data: class of the model}, or the names of the model's classes in order; None takes, on
+            the data that the results name, those that they say.
+        images: evaluate on at most so many; a reported accuracy may then differ by two standard deviations of the draw.
+        structure_only: leave accuracy out; needs no data.
+        revision: as for `load`.
+        namespace: as for `load`.
+        device: as for `load`.
+        dtype: as for `load`.
+        size: side in pixels of the square images to evaluate on; None takes the model's own.
+        crop_pct: share of the shorter side that is cropped, 0..1; None takes the model's own.
+        batch_size: images of one forward pass, as for `report_of`.
+        workers: processes that load images, as for `report_of`.
+
+    Returns:
+        A row for each figure; `passed` is False if any differs.
+
+    Raises:
+        RepositoryError: the results can't be read, or name data on this disk.
+        ZooError: as for `load`.
+    """
+    claimed, model = _claimed(name, revision, namespace, device, dtype)
+    spec = None if structure_only else data or _named(claimed)
+    if spec is None and not structure_only and (further := sorted(claimed.measured.keys() - COUNTS)):
+        raise RepositoryError(f"{name}: {repository.RESULTS} names no data set for {', '.join(further)}: pass --data")
+    base = claimed.data.get("against")
+    against = load(base, device=device, dtype=dtype) if spec and base in catalog.names() else None
+    if spec == claimed.data.get("dataset"):
+        skip_damaged = skip_damaged or claimed.data.get("skip_damaged", False)
+        labels = claimed.data.get("labels") if labels is None else labels
+    reading: dict[str, Any] = {"skip_damaged": skip_damaged, "labels": labels}
+    settings: dict[str, Any] = {"size": size, "crop_pct": crop_pct, "batch_size": batch_size, "workers": workers}
+    found = report_of(model, spec, against=against, images=images, **reading, **settings)
+    if images or (data and data != claimed.data.get("dataset")):  # an accuracy elsewhere is no claim of this one
+        claimed = replace(claimed, measured={k: v for k, v in claimed.measured.items() if k in COUNTS})
+    kl = claimed.measured.get("kl", 0.0)
+    drawn = 1 / found.data.get("images", 1)
+    tolerances = {"kmapp": 5e-4, "top1": drawn, "top5": drawn, "kl": max(0.01 * kl, SAME_KL)}
+    changed = _changed(size, crop_pct, dtype)
+    notes = {"top1": changed, "top5": changed, "kl": changed or (_another(claimed, str(base)) if against else "")}
+    rows = [
+        Row(figure, claimed.measured.get(figure), value, tolerances.get(figure, 0.0), notes.get(figure, ""))
+        for figure, value in found.measured.items()
+    ]
+    left = claimed.measured.keys() - found.measured.keys() - (set() if against else {"kl"})
+    rows += [Row(figure, claimed.measured[figure], None) for figure in sorted(left) if not structure_only]
+    return Verification(describe(model).name, (*rows, *_reported(name, model, found, images, changed)), found)
+
+
+def _claimed(
+    name: str | os.PathLike[str],
+    revision: str | None,
+    namespace: str | None,
+    device: str | torch.device,
+    dtype: torch.dtype | None,
+) -> tuple[Report, nn.Module]:
+    """What is claimed of a model, and the model."""
+    if str(name).startswith("timm/"):
+        return Report(str(name), {}), load(name, revision=revision, device=device, dtype=dtype)
+    folder = folder_of(name, revision, namespace)
+    claimed = results_of(folder)
+    model = load(folder, device=device, dtype=dtype)
+    repository.check_sha256(folder)
+    return claimed, model
+
+
+def _named(claimed: Report) -> str | None:
+    """The data set that a repository's results name; nobody's claim chooses what is read of this disk.
+
+    Raises:
+        RepositoryError: what they name is neither a data set of the package nor a Hub id, or lies here.
+    """
+    spec = claimed.data.get("dataset")
+    if not spec:
+        return None
+    place, _ = limited(spec)
+    if place in NAMED:
+        return str(spec)
+    if not HUB_ID.fullmatch(place) or Path(place).exists():
+        raise RepositoryError(
+            f"{claimed.name}: its figures are of {spec[:80]!r}, no data set of the package or of the Hub: say which "
+            "data here they are of with --data"
+        )
+    log.info("%s: its figures are of %s, which is fetched from the Hub", claimed.name, spec)
+    return str(spec)
+
+
+def _changed(size: int | None, crop_pct: float | None, dtype: torch.dtype | None) -> str:
+    """What was asked for that a claim isn't of; nothing where everything is as claimed."""
+    said = (size and f"at {size} px", crop_pct and f"crop {crop_pct:g}", dtype and f"in {dtype}".replace("torch.", ""))
+    return ", ".join(each for each in said if each)
+
+
+def _another(claimed: Report, base: str) -> str:
+    """That the divergence was measured against other weights than those that `base` has now."""
+    was = claimed.data.get("against_sha256")
+    return "another base" if was and was != weights_of(base) else ""
+
+
+def weights_of(name: str) -> str:
+    """The sha256 of a model's weights; nothing of a timm id."""
+    if name == "" or name.startswith("timm/"):
+        return ""
+    return str(repository.read(folder_of(name))["zoo"]["weights_sha256"])
+
+
+def report_of(
+    model: nn.Module,
+    data: str | None = None,
+    *,
+    skip_damaged: bool = False,
+    labels: Labels | None = None,
+    against: nn.Module | None = None,
+    name: str | None = None,
+    images: int | None = None,
+    workers: int | None = None,
+    batch_size: int | None = None,
+    size: int | None = None,
+    crop_pct: float | None = None,
+) -> Report:
+    """Measure a model.
+
+    Args:
+        model: from `load`, `compress` or timm.
+        data: the data set; its test split is evaluated. None counts params and macs only.
+        skip_damaged: leave out images that can't be decoded.
+        labels: {class of the data: class of the model}, or the names of the model's classes in order.
+        against: the dense model that the outputs are compared with (`kl`, in nats).
+        name: of the model; None takes the one that it carries.
+        images: evaluate on at most so many.
+        workers: processes that load images; None takes a core each where it is worth it.
+        batch_size: images of one forward pass; None takes 32 on the CPU, where larger ones cost page faults, else 256.
+        size: side in pixels of the square images to evaluate on; None takes the model's own.
+        crop_pct: share of the shorter side that is cropped, 0..1; None takes the model's own.
+
+    Returns:
+        The figures, with the data, preprocessing, versions and machine that they hold for.
+    """
+    model = unwrapped(model)
+    counts = measure(model)
+    figures: dict[str, float] = {"params": counts.params, "macs": counts.macs, "kmapp": round(counts.kmapp, 4)}
+    where: dict[str, Any] = {}
+    device = next(model.parameters()).device
+    if data is not None:
+        config: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
+        config["input_size"] = (counts.input[0], *2 * (size,)) if size else counts.input
+        config |= {"crop_pct": crop_pct} if crop_pct else {}
+        forward_on_meta(model, config["input_size"])  # it may refuse another size
+        rows, left_out = _rows(data, images, skip_damaged)
+        images_of = matched(rows, model, data, labels)
+        workers = workers_for(images_of) if workers is None else workers
+        batch_size = batch_size or (32 if device.type == "cpu" else 256)
+        batches = loader(images_of, evaluation_transform(config), batch_size, workers=workers)
+        found = evaluate(model, batches, against=against, progress="evaluate")
+        evaluated = int(found.pop("images"))
+        figures.update(found)
+        keys = ("interpolation", "crop_pct", "mean", "std")
+        where = {"dataset": data, "split": "test", "images": evaluated, "input": list(config["input_size"])}
+        where.update({key: config[key] for key in keys if key in config})
+        where |= {"skip_damaged": True} if skip_damaged else {}
+        where |= {"left_out": left_out} if left_out is not None else {}
+        where |= {"labels": dict(labels) if isinstance(labels, Mapping) else list(labels)} if labels else {}
+        if against is not None:
+            where["against"] = describe(against).name
+    return Report(name or describe(model).name, figures, where, versions(), _hardware(device))
+
+
+def _rows(data: str, limit: int | None, skip_damaged: bool) -> tuple["Data", int | None]:
+    """What is evaluated, and how many images were left out, where that is known."""
+    rows = dataset(data, "test", limit=limit)
+    if not skip_damaged:
+        return rows, None
+    if is_stream(rows):
+        return dataset(data, "test", limit=limit, skip_damaged=True), None
+    whole = undamaged(rows, data)
+    return whole, len(rows) - len(whole)
+
+
+def _hardware(device: torch.device) -> str:
+    """The processor that measured, as it names itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{named or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def results_of(folder: Path) -> Report:
+    """What the repository's results say; nothing where it has none."""
+    path = folder / repository.RESULTS
+    if not path.exists():
+        return Report(folder.name, {})
+    try:
+        return Report.from_json(read_json(path))
+    except (ValueError, TypeError) as error:
+        raise RepositoryError(f"{path} isn't a report: {error}") from None
+
+
+def _reported(
+    name: str | os.PathLike[str], model: nn.Module, found: Report, images: int | None, changed: str
+) -> list[Row]:
+    """What the entry's source reports: costs in its own counting, accuracy where it was measured on the same data."""
+    if not isinstance(name, str) or name not in catalog.names(all=True):
+        return []
+    entry, rows = catalog.info(name), []
+    same = found.data.get("dataset") in (entry.dataset, entry.recipe.data)
+    for claim in entry.reported:
+        if claim.runtime or claim.device:  # of another program or machine
+            continue
+        size = (entry.input[0], *2 * (claim.input or entry.input[-1],))
+        for figure, value in claim.figures.items():
+            if figure == "params_m":
+                rows.append(Row(figure, value, found.measured["params"] / 1e6, _printed(value)))
+            elif figure == "kmapp" and claim.counting:
+                counted = COUNTINGS[claim.counting](model, size)
+                rows.append(Row(f"kmapp ({claim.counting})", value, counted, max(value / 200, _printed(value))))
+            elif figure in found.measured and same and claim.input in (None, found.data["input"][-1]):
+                drawn = 2 * math.sqrt(value * (1 - value) / images) if images else 0.001
+                rows.append(Row(figure, value, found.measured[figure], drawn, changed))
+    return rows
+
+
+def _printed(value: float) -> float:
+    """By how much a printed figure may be off: a unit of its last digit, as some sources cut and others round."""
+    return 0.5 if isinstance(value, int) else float(10.0 ** -len(str(value).partition(".")[2]))
