@@ -14,9 +14,9 @@ from zoo.catalog.entry import Base, Entry, Recipe
 from zoo.errors import StructureError, UnknownName
 from zoo.files import writing
 from zoo.hub import repository
-from zoo.hub.repository import Description
 from zoo.measurement.macs import measure
 from zoo.structure.base import initialised, skeleton
+from zoo.structure.description import Description, configure_
 from zoo.verbs.building import processes
 
 IMAGES = 8
@@ -110,7 +110,7 @@ def _dense(base: Base, folder: Path, size: tuple[int, int, int]) -> str:
     if processes().is_main_process and not (place / repository.CONFIG).is_file():
         model, config = initialised(base), _config(base)
         config["input_size"] = config["input_size"] if config["fixed_input_size"] else size
-        model.pretrained_cfg = config  # type: ignore[assignment]
+        configure_(model, config)
         repository.write(place, model, Description(base.architecture, base), {})
     processes().wait_for_everyone()
     return str(place.absolute())

@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from zoo.structure.base import tensors
+from zoo.structure.tensors import tensors_of
 
 
 def images(count=2, size=8, side=8, channels=3):
@@ -19,8 +19,8 @@ def outputs(model, batch):
 def built(model, edit, found):
     smaller = copy.deepcopy(model)
     edit.apply_(smaller)
-    for name, tensor in tensors(smaller).items():
+    for name, tensor in tensors_of(smaller).items():
         assert tensor.shape == found[name].shape
         tensor.data.copy_(found[name])
-    assert found.keys() == tensors(smaller).keys()
+    assert found.keys() == tensors_of(smaller).keys()
     return smaller.eval()

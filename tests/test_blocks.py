@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from zoo.catalog.entry import Base
-from zoo.hub import weights
 from zoo.structure import base, blocks
 from zoo.structure.plan import Heads, Plan, Swap, apply_, narrowing
+from zoo.structure.tensors import assign_, tensors_of
 
 VIT = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 4}
 STAGES = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}
@@ -64,7 +64,7 @@ def dense(name):
     origin = Base(f"timm/{name}", {**SIZES[name], "num_classes": 3})
     model = base.initialised(origin).double().eval()
     with torch.no_grad():
-        for tensor in base.tensors(model).values():
+        for tensor in tensors_of(model).values():
             if tensor.is_floating_point() and max(tensor.shape, default=0) == tensor.numel():
                 tensor.mul_(1 + 0.3 * torch.rand_like(tensor)).add_(0.3 * torch.rand_like(tensor))
     found = {path: blocks.SWAPS.get(blocks.class_name(module)) for path, module in model.named_modules()}
@@ -81,7 +81,7 @@ def every_width(model, chosen):
     """Return the positions kept of each dimension that holds channels, (tensor, dimension) → positions."""
     kept, heads = {}, attentions(model)
     inside = {(f"{path}.{name}", dim) for path, row in heads.items() for name, dim in row.places}
-    for path, tensor in base.tensors(model).items():
+    for path, tensor in tensors_of(model).items():
         layer = model.get_submodule(path.rpartition(".")[0])
         if not tensor.is_floating_point() or not re.search(chosen, path):
             continue
@@ -139,7 +139,7 @@ def masked(origin, kept, images):
         return forward
 
     model = apply_(base.skeleton(origin.base), Plan((origin.swaps,)))
-    tensors = {path: tensor.detach().clone() for path, tensor in base.tensors(origin.model).items()}
+    tensors = {path: tensor.detach().clone() for path, tensor in tensors_of(origin.model).items()}
     for (path, dim), positions in kept.items():
         keep = torch.zeros(tensors[path].shape[dim], dtype=torch.float64).index_fill(0, positions, 1)
         tensors[path] *= keep.view([-1 if d == dim else 1 for d in range(tensors[path].ndim)])
@@ -152,14 +152,14 @@ def masked(origin, kept, images):
                 layer, "channel_dim", 1
             ) == -1
             layer.register_forward_hook(among(positions, -1 if last else 1))
-    weights.assign_(model, tensors, "masked").eval()
+    assign_(model, tensors, "masked").eval()
     with torch.no_grad():
         return model(images)
 
 
 def cut(origin, kept, heads):
     """Return the model rebuilt from the base, the written plan and the tensors that remain."""
-    tensors = {path: tensor.detach() for path, tensor in base.tensors(origin.model).items()}
+    tensors = {path: tensor.detach() for path, tensor in tensors_of(origin.model).items()}
     for (path, dim), positions in kept.items():
         tensors[path] = tensors[path].index_select(dim, positions)
     edit = narrowing(origin.model, {path: tensor.shape for path, tensor in tensors.items()}, heads)
@@ -180,7 +180,7 @@ def cut(origin, kept, heads):
                 held = tensors[f"{path}.{name}"].clone()
                 held[: len(held) // (3 if "qkv" in name else 1)] *= was.scale / module.scale
                 tensors[f"{path}.{name}"] = held
-    return weights.assign_(model, tensors, "cut").eval()
+    return assign_(model, tensors, "cut").eval()
 
 
 ATTENTION = (

@@ -10,11 +10,12 @@ import torch
 import zoo
 from zoo.catalog.entry import Base
 from zoo.errors import StructureError
-from zoo.hub import repository, weights
-from zoo.hub.repository import Description
-from zoo.structure.base import skeleton, tensors
+from zoo.hub import repository
+from zoo.structure.base import skeleton
+from zoo.structure.description import Description
 from zoo.structure.graph import bounds
 from zoo.structure.graph.graph import Graph, Node, build
+from zoo.structure.tensors import assign_, tensors_of
 
 IMAGE = [3, 224, 224]
 FLAT = Node("v", "reshape", ("x",), {"shape": [-1]})
@@ -205,7 +206,7 @@ def test_the_weights_are_not_counted():
 def test_the_largest_models_of_timm_take_less_than_half_of_what_is_accepted(name):
     model = skeleton(Base(f"timm/{name}")).eval()
     image = torch.empty(1, *model.pretrained_cfg["input_size"], device="meta")
-    with torch.no_grad(), bounds._Live([*tensors(model).values(), image], bounds.MAX_BYTES // 2):
+    with torch.no_grad(), bounds._Live([*tensors_of(model).values(), image], bounds.MAX_BYTES // 2):
         model(image)
 
 
@@ -258,7 +259,7 @@ def test_a_recurrent_layer_takes_what_its_steps_take_one_after_the_other(batch_f
 def saved(folder):
     """A repository of a graph."""
     graph = wide(4)
-    model = weights.assign_(build(graph), {"b.weight": torch.ones(4, 3, 1, 1), "b.bias": torch.zeros(4)}, "made")
+    model = assign_(build(graph), {"b.weight": torch.ones(4, 3, 1, 1), "b.bias": torch.zeros(4)}, "made")
     model.pretrained_cfg = {"input_size": (3, 8, 8)}
     repository.write(folder, model, Description("net", None, graph=graph), {})
     return folder
@@ -289,7 +290,7 @@ def test_a_file_is_checked_once_and_again_when_it_has_changed(tmp_path, monkeypa
 
 def test_what_is_refused_is_not_saved(tmp_path):
     graph = graph_of(Node("b", "conv2d", ("x",), {**POINT, "padding": 4096, "out_channels": 50}))
-    model = weights.assign_(build(graph), {"b.weight": torch.ones(50, 3, 1, 1), "b.bias": torch.ones(50)}, "made")
+    model = assign_(build(graph), {"b.weight": torch.ones(50, 3, 1, 1), "b.bias": torch.ones(50)}, "made")
     model.pretrained_cfg = {"input_size": (3, 8, 8)}
     with pytest.raises(StructureError, match="node 'b'"):
         repository.write(tmp_path / "net", model, Description("net", None, graph=graph), {})

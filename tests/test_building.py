@@ -23,8 +23,8 @@ from zoo.errors import (
     UnknownName,
     WeightsError,
 )
-from zoo.hub.describing import describe
 from zoo.pages.card import render
+from zoo.structure.describing import describe
 from zoo.verbs.building import Step, make
 
 FILES = ["README.md", "config.json", "model.safetensors", "results.json"]

@@ -10,8 +10,8 @@ from markdown_it import MarkdownIt
 
 from zoo.catalog.entry import METHODS, Base, Budget, Entry, Origin, Recipe, Reported
 from zoo.catalog.report import Report
-from zoo.hub.repository import Description
 from zoo.pages.card import LONG, render
+from zoo.structure.description import Description
 from zoo.structure.plan import Drop, Factor, Heads, Mask, Narrow, Plan, Rank, Swap, Width
 
 DENSE = "timm/resnet18.a1_in1k"

@@ -16,9 +16,9 @@ from zoo.compression.channels import checking
 from zoo.compression.channels.checking import CLOSE, check, halves, tried
 from zoo.compression.channels.groups import analyse
 from zoo.errors import BudgetError, StructureError
-from zoo.hub.repository import Description
 from zoo.measurement.macs import measure
 from zoo.structure.base import skeleton
+from zoo.structure.description import Description
 from zoo.structure.plan import Plan, apply_
 from zoo.verbs import compressing, coverage
 

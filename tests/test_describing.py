@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 import zoo
 from zoo.catalog.entry import Base
 from zoo.errors import StructureError, WeightsError
-from zoo.hub.describing import described
+from zoo.structure.describing import described
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from zoo.compression.low_rank import dwain as module
 from zoo.compression.low_rank.dwain import Dwain, dwain
 from zoo.errors import DataError, StorageError, UnknownName
-from zoo.structure.base import tensors
+from zoo.structure.tensors import tensors_of
 from zoo.training.trainer import Schedule
 
 UNTRAINED = Schedule(epochs=0, batch_size=8)
@@ -73,8 +73,8 @@ def loader(epoch):
 def built(model, edit, found):
     smaller = copy.deepcopy(model)
     edit.apply_(smaller)
-    assert found.keys() == tensors(smaller).keys()
-    for name, tensor in tensors(smaller).items():
+    assert found.keys() == tensors_of(smaller).keys()
+    for name, tensor in tensors_of(smaller).items():
         assert tensor.shape == found[name].shape
         tensor.data.copy_(found[name])
     return smaller.eval()
@@ -136,7 +136,7 @@ def test_a_larger_trade_off_takes_more_away():
     for factor in (1e-9, 0.3, 50.0):
         how = Dwain(**{**LOOSE, "trade_off_factor": factor})
         sizes.append(sum(t.numel() for t in dwain(model, batches(), loader, how, UNTRAINED)[1].values()))
-    assert sizes[0] <= sum(tensor.numel() for tensor in tensors(model).values())
+    assert sizes[0] <= sum(tensor.numel() for tensor in tensors_of(model).values())
     assert sizes[0] > sizes[1] > sizes[2]
 
 
@@ -145,7 +145,7 @@ def test_each_of_the_other_limits_alone_keeps_layers_dense(limit):
     how = Dwain(**{**LOOSE, limit: 1e-12})
     kept, found = dwain(network(), batches(), loader, how, UNTRAINED)
     assert not kept.layers
-    assert all(torch.equal(found[name], tensor) for name, tensor in tensors(network()).items())
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors_of(network()).items())
 
 
 @pytest.mark.parametrize(
@@ -159,14 +159,14 @@ def test_ranks_fall_geometrically_and_none_is_below_the_least(full, factor, leas
 def test_training_in_between_changes_factors_alone_and_lowers_the_loss():
     model = network()
     how = Dwain(**LOOSE)
-    before = {name: tensor.clone() for name, tensor in tensors(model).items()}
+    before = {name: tensor.clone() for name, tensor in tensors_of(model).items()}
     state = torch.get_rng_state()
     model.train()
     edit, found = dwain(model, batches(), loader, how, SHORT)
     assert torch.equal(state, torch.get_rng_state())
     assert model.training
     assert all(p.requires_grad for p in model.parameters())
-    assert all(torch.equal(before[name], tensor) for name, tensor in tensors(model).items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in tensors_of(model).items())
     untrained = built(model, *dwain(model, batches(), loader, how, UNTRAINED))
     trained = built(model, edit, found)
     assert loss(trained) < loss(untrained) - 0.1
@@ -230,11 +230,11 @@ BAD = {
 def test_bad_input_is_one_line_and_leaves_the_model_and_the_disk_as_they_were(kind, tmp_path):
     given, options, error, message = BAD[kind]
     model = network()
-    before = {name: tensor.clone() for name, tensor in tensors(model).items()}
+    before = {name: tensor.clone() for name, tensor in tensors_of(model).items()}
     with pytest.raises(error, match=message) as caught:
         dwain(model, given, loader, Dwain(**options), SHORT, state=tmp_path / "state")
     assert "\n" not in str(caught.value)
-    assert all(torch.equal(before[name], tensor) for name, tensor in tensors(model).items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in tensors_of(model).items())
     assert not list(tmp_path.iterdir())
 
 
@@ -242,7 +242,9 @@ def test_no_training_data_is_an_error_and_leaves_the_model_as_it_was():
     model = network()
     with pytest.raises(DataError, match="not one whole batch"):
         dwain(model, batches(), nothing, Dwain(**LOOSE), SHORT)
-    assert all(torch.equal(a, b) for a, b in zip(tensors(network()).values(), tensors(model).values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(tensors_of(network()).values(), tensors_of(model).values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize(

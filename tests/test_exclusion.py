@@ -13,7 +13,7 @@ from zoo.cli import cli
 from zoo.compression.exclusion import excluded
 from zoo.compression.low_rank.factors import chosen
 from zoo.errors import UnknownName
-from zoo.hub.repository import Description
+from zoo.structure.description import Description
 from zoo.structure.plan import Factor
 
 

@@ -12,10 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from zoo.errors import StructureError
-from zoo.hub import weights
-from zoo.structure import base
 from zoo.structure.graph.exported import export, lift
 from zoo.structure.graph.graph import Graph, Node, build, check
+from zoo.structure.tensors import assign_, tensors_of
 
 TOKENS = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 4, "num_classes": 5}
 WINDOWS = {"img_size": 64, "window_size": 4, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4), "num_classes": 5}
@@ -42,7 +41,7 @@ def network(name):
     args, size = NETWORKS[name]
     model = timm.create_model(name, **args).eval()
     with torch.no_grad():
-        for tensor in base.tensors(model).values():
+        for tensor in tensors_of(model).values():
             if tensor.ndim == 1 and tensor.is_floating_point():
                 tensor.mul_(1 + 0.3 * torch.rand_like(tensor)).add_(0.3 * torch.rand_like(tensor))
     return model, export(model, torch.randn(2, 3, size, size)), size
@@ -52,7 +51,7 @@ def written(program):
     """The graph through JSON, its tensors, and the model that they give."""
     graph, tensors = lift(program, {**program.state_dict, **program.constants})
     graph = Graph.from_json(json.loads(json.dumps(graph.to_json(), allow_nan=False)))
-    return graph, tensors, weights.assign_(build(graph), {name: t.clone() for name, t in tensors.items()}, "lifted")
+    return graph, tensors, assign_(build(graph), {name: t.clone() for name, t in tensors.items()}, "lifted")
 
 
 def of(module, image):
@@ -274,7 +273,7 @@ def test_sizes_are_those_of_the_tensors_that_are_given():
     graph, tensors = lift(program, cut)
     x = torch.randn(3, 3, 4, 4)
     expected = F.conv2d(model[:3](x)[:, kept], cut["3.weight"], cut["3.bias"])
-    torch.testing.assert_close(weights.assign_(build(graph), tensors, "cut")(x), expected)
+    torch.testing.assert_close(assign_(build(graph), tensors, "cut")(x), expected)
 
 
 SIZE = Node("n", "size", ("x",), {"dim": 0})

@@ -25,7 +25,7 @@ from zoo.compression.low_rank import falor as module
 from zoo.compression.low_rank.factors import nsr
 from zoo.compression.low_rank.falor import Falor, bisection, falor, symmetric_kl
 from zoo.errors import DataError, StorageError, StructureError, UnknownName
-from zoo.structure.base import tensors
+from zoo.structure.tensors import tensors_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -188,7 +188,7 @@ def test_a_layer_that_is_excluded_saves_nothing_or_is_always_zero_stays_dense():
     for strict in (Falor(1e-12, 9.0), Falor(9.0, 1e-12)):
         edit, found = falor(model, batches, strict)
         assert not edit.layers
-        assert all(torch.equal(found[name], tensor) for name, tensor in tensors(model).items())
+        assert all(torch.equal(found[name], tensor) for name, tensor in tensors_of(model).items())
 
 
 BAD = {
@@ -205,11 +205,11 @@ def test_bad_input_is_one_line_and_leaves_the_model_and_the_disk_as_they_were(ki
     make, error, message = BAD[kind]
     batches, options = make()
     model = seeded(convs)
-    before = {name: tensor.clone() for name, tensor in tensors(model).items()}
+    before = {name: tensor.clone() for name, tensor in tensors_of(model).items()}
     with pytest.raises(error, match=message) as caught:
         falor(model, batches, Falor(**options), state=tmp_path / "state")
     assert "\n" not in str(caught.value)
-    assert all(torch.equal(before[name], tensor) for name, tensor in tensors(model).items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in tensors_of(model).items())
     assert not list(tmp_path.iterdir())
 
 
@@ -241,7 +241,7 @@ def test_outputs_that_are_not_logits_are_refused():
 def test_the_model_is_as_it_was_when_the_search_is_interrupted(tmp_path, monkeypatch):
     model, batches = seeded(convs), images()
     expected = falor(model, batches)
-    before = {name: tensor.clone() for name, tensor in tensors(model).items()}
+    before = {name: tensor.clone() for name, tensor in tensors_of(model).items()}
     calls = []
 
     def interrupted(*args):
@@ -254,7 +254,7 @@ def test_the_model_is_as_it_was_when_the_search_is_interrupted(tmp_path, monkeyp
     state = tmp_path / "state"
     with pytest.raises(KeyboardInterrupt):
         falor(model, batches, state=state)
-    assert all(torch.equal(before[name], tensor) for name, tensor in tensors(model).items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in tensors_of(model).items())
     assert not any(m._forward_hooks for m in model.modules())
     with safe_open(state, "pt") as file:
         done = json.loads(file.metadata()["found"])

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.errors import StructureError
-from zoo.structure import base
 from zoo.structure.graph import ops
 from zoo.structure.graph.graph import Graph, Node, build
+from zoo.structure.tensors import tensors_of
 
 NET = Graph(
     ("x",),
@@ -38,7 +38,7 @@ def filled(graph, seed=0):
     """The graph's model with random weights, and those by name."""
     model, generator = build(graph), torch.Generator().manual_seed(seed)
     model.to_empty(device="cpu")
-    for tensor in base.tensors(model).values():
+    for tensor in tensors_of(model).values():
         if tensor.is_floating_point():
             tensor.data.copy_(torch.rand(tensor.shape, generator=generator))
         else:

@@ -13,10 +13,9 @@ from torch import nn
 from zoo.compression.channels.checking import check, cut
 from zoo.compression.channels.groups import analyse, narrow, select
 from zoo.errors import StructureError
-from zoo.hub import weights
 from zoo.measurement.macs import measure
-from zoo.structure import base
 from zoo.structure.plan import Plan, Swap, apply_
+from zoo.structure.tensors import assign_, tensors_of
 
 SIZE = (3, 32, 32)
 SMALL = {"layers": [1, 1, 1, 1], "channels": [8, 12, 16, 20], "num_classes": 5}
@@ -39,7 +38,7 @@ def network(name):
     torch.manual_seed(0)
     model = timm.create_model(name, **NETWORKS[name]).double().eval()
     with torch.no_grad():
-        for tensor in base.tensors(model).values():
+        for tensor in tensors_of(model).values():
             if tensor.ndim == 1 and tensor.is_floating_point():
                 tensor.mul_(1 + 0.3 * torch.rand_like(tensor)).add_(0.3 * torch.rand_like(tensor))
     if name.startswith("beit"):
@@ -50,8 +49,8 @@ def network(name):
 def narrowed(model, groups, units):
     """Return the model with only these units of each group, and nothing refitted."""
     edit = narrow(model, groups, [len(kept) for kept in units])
-    cut = select(groups, units, {name: tensor.detach() for name, tensor in base.tensors(model).items()})
-    return weights.assign_(apply_(copy.deepcopy(model), Plan((edit,))), cut, "cut")
+    cut = select(groups, units, {name: tensor.detach() for name, tensor in tensors_of(model).items()})
+    return assign_(apply_(copy.deepcopy(model), Plan((edit,))), cut, "cut")
 
 
 def masked(model, groups, units, images):

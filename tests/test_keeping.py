@@ -10,8 +10,8 @@ from torch import nn
 
 import zoo
 from zoo.catalog.entry import Base
-from zoo.hub.repository import Description
 from zoo.structure.base import skeleton
+from zoo.structure.description import Description
 
 METHODS = {
     "prune": {"budget": 0.6, "criterion": "l2"},

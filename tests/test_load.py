@@ -16,8 +16,8 @@ import zoo
 from zoo import catalog
 from zoo.catalog.entry import Base
 from zoo.errors import FingerprintError, RepositoryError, StructureError, UnknownName, WeightsError
-from zoo.hub.repository import Description
 from zoo.structure.base import initialised
+from zoo.structure.description import Description
 from zoo.structure.plan import Drop, Factor, Heads, Narrow, Plan, Rank, Swap, Width, apply_
 
 SAVED = sorted((Path(__file__).parent / "data" / "repositories").iterdir())

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 from zoo.compression.low_rank.factors import pair
 from zoo.compression.low_rank.lockd import Lockd, Pairs, _decompose_, _edit, _full, gates, lockd
 from zoo.errors import DataError, StructureError, UnknownName
-from zoo.structure.base import tensors
 from zoo.structure.plan import Factor
+from zoo.structure.tensors import tensors_of
 from zoo.training.trainer import Schedule
 
 SLOW = Schedule(epochs=80, batch_size=8, lr=0.04, weight_decay=0.0, clip=0.0)
@@ -131,8 +131,8 @@ def test_kept_channels_and_their_weights_are_ptdecos():
             assert factor.bias is None or torch.equal(found[f"{path}.{i}.bias"], factor.bias)
     ours = copy.deepcopy(model)
     edit.apply_(ours)
-    assert found.keys() == tensors(ours).keys()
-    for name, tensor in tensors(ours).items():
+    assert found.keys() == tensors_of(ours).keys()
+    for name, tensor in tensors_of(ours).items():
         tensor.data.copy_(found[name])
     torch.testing.assert_close(ours.eval()(images()), theirs.eval()(images()))
 
@@ -146,7 +146,7 @@ def test_a_layer_stays_dense_where_it_would_keep_none_or_too_many_channels_or_gr
     logits[3][:5] = 1  # 5 of 6, above the threshold
     edit, found = _edit(model, pairs, logits, Lockd())
     assert not edit.layers
-    assert all(torch.equal(found[name], tensor) for name, tensor in tensors(model).items())
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors_of(model).items())
     logits[0][1] = 1
     edit, found = _edit(model, pairs, logits, Lockd(proportion_threshold=1.0))
     assert {path: rank.rank for path, rank in edit.layers.items()} == {"0": 1, "9": 5}
@@ -212,21 +212,21 @@ def test_a_convolution_with_fewer_outputs_starts_nearer_than_its_weights_alone_w
 
 def test_layers_of_low_rank_features_shrink_until_they_reach_the_threshold():
     model = network()
-    before = {name: tensor.clone() for name, tensor in tensors(model).items()}
+    before = {name: tensor.clone() for name, tensor in tensors_of(model).items()}
     model.train()[9].weight.requires_grad_(False)
     state = torch.get_rng_state()
     edit, found = lockd(model, loader, Lockd(nsr_threshold=0.3), SLOW)
     assert torch.equal(state, torch.get_rng_state())
     assert model.training
     assert [p.requires_grad for p in model[9].parameters()] == [False, True]
-    assert all(torch.equal(before[name], tensor) for name, tensor in tensors(model).items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in tensors_of(model).items())
     assert not any(m._forward_hooks for m in model.modules())
     assert "3" in edit.layers
     assert len(edit.layers) >= 2
     assert all(rank.spatial == ("last" if path in "03" else "first") for path, rank in edit.layers.items())
     smaller = copy.deepcopy(model).eval()
     edit.apply_(smaller)
-    for name, tensor in tensors(smaller).items():
+    for name, tensor in tensors_of(smaller).items():
         tensor.data.copy_(found[name])
     x = images()
     for path in edit.layers:
@@ -266,11 +266,11 @@ BAD = {
 def test_bad_input_is_one_line_and_leaves_the_model_and_the_disk_as_they_were(kind, tmp_path):
     data, options, error, message = BAD[kind]
     model = network()
-    before = {name: tensor.clone() for name, tensor in tensors(model).items()}
+    before = {name: tensor.clone() for name, tensor in tensors_of(model).items()}
     with pytest.raises(error, match=message) as caught:
         lockd(model, data, Lockd(**options), QUICK, state=tmp_path / "state")
     assert "\n" not in str(caught.value)
-    assert all(torch.equal(before[name], tensor) for name, tensor in tensors(model).items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in tensors_of(model).items())
     assert not list(tmp_path.iterdir())
 
 

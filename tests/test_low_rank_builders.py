@@ -19,9 +19,9 @@ from zoo.catalog.entry import Base, Budget
 from zoo.cli import main
 from zoo.compression.low_rank import falor, lockd
 from zoo.errors import DataError
-from zoo.hub.repository import Description
 from zoo.measurement.conventions import COUNTINGS
 from zoo.structure.base import initialised, skeleton
+from zoo.structure.description import Description
 from zoo.structure.plan import Factor, Plan, Rank, apply_
 from zoo.tasks.classification import training_transform
 from zoo.training.distillation import Distil

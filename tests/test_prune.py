@@ -15,11 +15,11 @@ from zoo.compression.prune.obs import eliminate, inputs
 from zoo.compression.prune.prune import Prune, choose, prune, scaled
 from zoo.compression.prune.refit import columns, moments, refit
 from zoo.errors import BudgetError, DataError, UnknownName
-from zoo.hub import weights
-from zoo.hub.repository import Description
 from zoo.measurement.macs import measure
 from zoo.structure.base import initialised
+from zoo.structure.description import Description
 from zoo.structure.plan import Plan, Swap, apply_
+from zoo.structure.tensors import assign_
 
 TOKENS = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 4, "mlp_ratio": 2}
 
@@ -101,7 +101,7 @@ def test_units_that_repeat_others_are_removed_first_and_the_outputs_stay_equal()
     analysis = analyse(model, batches[0])
     found = prune(model, analysis, batches, Budget(0.75), Prune(round_to=1, ridge=1e-10))
     edit = narrow(model, analysis.groups, [len(kept) for kept in found.units])
-    pruned = weights.assign_(apply_(Pair(), Plan((edit,))), found.tensors, "pruned")
+    pruned = assign_(apply_(Pair(), Plan((edit,))), found.tensors, "pruned")
     assert pruned.first.out_features == 6
     other = torch.randn(8, 3, 2, 2, dtype=torch.float64)
     torch.testing.assert_close(outputs(pruned, other), outputs(model, other), rtol=0, atol=1e-4)
@@ -136,7 +136,7 @@ def test_of_all_allocations_the_one_nearest_to_the_dense_model_is_taken(kind, ne
         monkeypatch.setattr(pruning, "allocate", lambda *arguments, kept=kept: list(kept))
         found = prune(model, analysis, batches, Budget(0.4), FINE)
         plan = Plan((narrow(model, analysis.groups, kept),))
-        cut = weights.assign_(apply_(initialised(BASES[kind]), plan).eval(), found.tensors, "cut")
+        cut = assign_(apply_(initialised(BASES[kind]), plan).eval(), found.tensors, "cut")
         logits = outputs(cut, torch.cat(batches)).log_softmax(1)
         nats[kept] = float((target.exp() * (target - logits)).sum(1).mean())
 

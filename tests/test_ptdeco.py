@@ -12,10 +12,10 @@ import torch
 import zoo
 from zoo.catalog.entry import Base
 from zoo.errors import CheckpointError, RepositoryError, StructureError
-from zoo.hub import weights
 from zoo.hub.foreign import ptdeco
-from zoo.hub.repository import Description
+from zoo.structure.description import Description
 from zoo.structure.plan import Drop, Factor, Plan, Rank, apply_
+from zoo.structure.tensors import assign_
 
 theirs = pytest.importorskip("ptdeco.utils")
 VIT = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 4, "num_classes": 5}
@@ -66,7 +66,7 @@ def test_what_ptdeco_writes_is_read(case, names, tmp_path):
     images = torch.randn(2, 3, 32, 32)
 
     assert edit == plan.edits[0]
-    assert torch.equal(weights.assign_(apply_(dense, Plan((edit,))), tensors, "read")(images), factored(images))
+    assert torch.equal(assign_(apply_(dense, Plan((edit,))), tensors, "read")(images), factored(images))
 
 
 LINEAR = {"type": "Linear", "in_features": 48, "out_features": 8, "bias": False}

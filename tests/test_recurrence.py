@@ -14,8 +14,8 @@ from zoo.compression.channels.groups import narrow, select
 from zoo.compression.prune import prune
 from zoo.compression.prune.criteria import Evidence, l2
 from zoo.errors import StructureError
-from zoo.hub.repository import Description
 from zoo.measurement.macs import measure
+from zoo.structure.description import Description
 from zoo.structure.plan import Narrow, Plan, Width, apply_
 
 SIDE, INPUTS, HIDDEN = 2, 6, 8

@@ -12,21 +12,21 @@ from zoo.compression.channels.cutting import Kept
 from zoo.compression.channels.groups import analyse, select
 from zoo.compression.prune.prune import divergence
 from zoo.compression.repair import calling, located, narrowed, places, repair, running, watch
-from zoo.structure import base
+from zoo.structure.tensors import tensors_of
 
 
 def cut(model, share=0.5):
     """Return the analysis, and every group cut to a share of its units as they stand."""
     analysis = analyse(model, IMAGES[0])
     units = [torch.arange(round(share * group.units)) for group in analysis.groups]
-    return analysis, units, select(analysis.groups, units, base.tensors(model))
+    return analysis, units, select(analysis.groups, units, tensors_of(model))
 
 
 def test_repaired_signals_have_the_dense_models_moments_and_the_model_is_nearer_to_it():
     model = Net()
     analysis, units, tensors = cut(model)
     out, whole = gone(analysis, units), gone(analysis, [torch.arange(g.units) for g in analysis.groups])
-    dense = watch(running(analysis.traced, whole), base.tensors(model), [torch.cat(IMAGES)])
+    dense = watch(running(analysis.traced, whole), tensors_of(model), [torch.cat(IMAGES)])
     of, run = narrowed(dense, Kept(analysis.traced, out)), running(analysis.traced, out)
     found = repair(run, places(analysis.traced), tensors, [torch.cat(IMAGES)], of, divergence)
     before, after = (watch(run, each, [torch.cat(IMAGES)]) for each in (tensors, found))
@@ -54,11 +54,11 @@ def test_a_module_is_repaired_like_a_program(norms):
     found = []
     traced = analyse(model, IMAGES[0]).traced
     for run, where in ((calling(model, by_path), by_path), (running(traced, torch.tensor([]).long()), places(traced))):
-        dense, repaired = watch(run, base.tensors(model), images), base.tensors(worse)
+        dense, repaired = watch(run, tensors_of(model), images), tensors_of(worse)
         found.append(repair(run, where, repaired, images, dense, divergence))
     for path, tensor in found[0].items():
         torch.testing.assert_close(tensor, found[1][path], rtol=1e-4, atol=1e-5)
-    wanted, before, after = (watch(run, t, images).output for t in (base.tensors(model), base.tensors(worse), found[0]))
+    wanted, before, after = (watch(run, t, images).output for t in (tensors_of(model), tensors_of(worse), found[0]))
     assert divergence(after, wanted) < divergence(before, wanted) / 100
 
 

@@ -18,12 +18,13 @@ import zoo
 from zoo.catalog.entry import Base, Entry, Origin
 from zoo.errors import CheckpointError, StructureError, WeightsError
 from zoo.files import sha256
-from zoo.hub import repository, weights
+from zoo.hub import repository
 from zoo.hub.foreign import torch_dag, unpickle
 from zoo.hub.foreign.torch_dag import checkpoint
 from zoo.measurement.conventions import torch_dag as counted
 from zoo.measurement.macs import measure
 from zoo.structure.graph.graph import build
+from zoo.structure.tensors import assign_
 from zoo.verbs.converting import converted
 
 FOLDER = Path(__file__).parent / "data" / "torch_dag"
@@ -369,7 +370,7 @@ def test_a_random_graph_is_read_or_refused(seed, monkeypatch):
         monkeypatch.setattr(checkpoint, "read_json", lambda _, data=changed: data)
         try:
             graph, tensors = torch_dag.read(folder)
-            weights.assign_(build(graph), tensors, "net")
+            assign_(build(graph), tensors, "net")
             kept += 1
         except (CheckpointError, StructureError, WeightsError) as error:
             refusals.append(str(error))

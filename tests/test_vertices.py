@@ -9,8 +9,8 @@ from zoo.errors import StructureError
 from zoo.hub.foreign.torch_dag.vertices import convert
 from zoo.hub.foreign.torch_dag.writer import Writer
 from zoo.hub.foreign.unpickle import Global, Record
-from zoo.structure.base import tensors
 from zoo.structure.graph.graph import Graph, build
+from zoo.structure.tensors import tensors_of
 
 SWIN = "timm.models.swin_transformer_v2_cr."
 IMAGE, TOKENS = (2, 4, 6, 6), (2, 9, 4)
@@ -27,7 +27,7 @@ def run(module, *inputs):
     names = [f"x{number}" for number in range(len(inputs))]
     value = convert(writer, "vertex", module, list(names))
     model = build(Graph(tuple(names), tuple(writer.nodes), (value,) if isinstance(value, str) else value))
-    for path in tensors(model):
+    for path in tensors_of(model):
         parent, _, name = path.rpartition(".")
         held = writer.tensors[path]
         kind = nn.Parameter(held, held.is_floating_point()) if path in dict(model.named_parameters()) else held

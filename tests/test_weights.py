@@ -19,7 +19,7 @@ import zoo
 from zoo.errors import RepositoryError, StorageError, StructureError, WeightsError
 from zoo.files import read_json, sha256, write_json, writing, writing_folder
 from zoo.hub import weights
-from zoo.structure import base
+from zoo.structure.tensors import assign_, tensors_of
 
 SAVED = sorted((Path(__file__).parent / "data" / "repositories").iterdir())
 TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16]
@@ -116,12 +116,12 @@ def test_a_shared_tensor_is_written_once_and_shared_again(tmp_path):
         return model
 
     model = tied()
-    weights.write(tmp_path / "it", base.tensors(model))
+    weights.write(tmp_path / "it", tensors_of(model))
     read = weights.read(tmp_path / "it")
     assert {"0.weight", "0.bias", "1.bias"} == read.keys()
     with torch.device("meta"):
         again = tied()
-    weights.assign_(again, read, "it")
+    assign_(again, read, "it")
     assert again[0].weight is again[1].weight
     assert torch.equal(again[0].weight, model[0].weight)
 
@@ -129,7 +129,7 @@ def test_a_shared_tensor_is_written_once_and_shared_again(tmp_path):
 def test_a_buffer_that_is_left_out_on_meta_is_taken_from_the_file():
     model = nn.Module()
     model.register_buffer("mask", None, persistent=False)
-    weights.assign_(model, {"mask": torch.ones(2)}, "it")
+    assign_(model, {"mask": torch.ones(2)}, "it")
     assert torch.equal(torch.ones(2), model.mask)
 
 

@@ -47,8 +47,8 @@ from zoo.compression.channels.groups import Analysis
 from zoo.compression.prune import prune
 from zoo.compression.prune.allocation import widths
 from zoo.files import write_json
-from zoo.hub.repository import Description
 from zoo.structure.base import initialised
+from zoo.structure.description import Description
 from zoo.structure.plan import apply_
 from zoo.tasks.classification import evaluation_transform, loader
 from zoo.tasks.datasets import dataset

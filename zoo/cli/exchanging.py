@@ -40,8 +40,8 @@ def export_model(model: str, ptdeco: bool, out: Path) -> None:
     MODEL is a name of the list, ORG/NAME on the Hub, or a repository's folder. ptdeco has decomposed models alone, over
     a timm model that whoever reads the folder must know.
     """
-    from zoo.hub.describing import describe
     from zoo.hub.foreign import ptdeco as format
+    from zoo.structure.describing import describe
     from zoo.verbs.loading import load
 
     loaded = load(model)

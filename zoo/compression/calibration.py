@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from zoo.errors import DataError, StructureError
 from zoo.measurement.macs import input_size
-from zoo.structure import base
+from zoo.structure.tensors import tensors_of
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def check_finite(model: nn.Module) -> None:
     Raises:
         StructureError: a tensor isn't, named.
     """
-    for path, tensor in base.tensors(model).items():
+    for path, tensor in tensors_of(model).items():
         held = tensor.detach()
         if held.isnan().any() or (isinstance(tensor, nn.Parameter) and held.isinf().any()):
             raise StructureError(f"{type(model).__name__}: {path} isn't finite; load the weights anew")

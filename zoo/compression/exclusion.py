@@ -5,14 +5,14 @@ which `*` passes dots. Two words stand for layers of any model: `head`, what cla
 image, as `pretrained_cfg` says, else the last and the first layer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any
 
 from torch import nn
 
 from zoo.errors import UnknownName
+from zoo.structure.description import config_of
 
 WORDS = {"head": ("classifier", -1), "stem": ("first_conv", 0)}
 """A word → what `pretrained_cfg` calls its layers, and which of all layers it is otherwise."""
@@ -67,7 +67,7 @@ def _worded(model: nn.Module, word: str) -> set[str]:
     if word not in WORDS:
         return set()
     name, place = WORDS[word]
-    config: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    config = config_of(model)
     said = config.get(name) or ()
     paths = {said} if isinstance(said, str) else set(said)
     layers = [path for path, module in model.named_modules() if getattr(module, "weight", None) is not None]

@@ -10,7 +10,7 @@ import re
 import torch
 from torch import nn
 
-from zoo.structure import base
+from zoo.structure.tensors import tensors_of
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ _FACTOR = re.compile(r"\.[01](\.\w+)$")  # of one of the two layers that stand f
 
 def single(model: nn.Module) -> nn.Module:
     """The model, in single precision at least: a copy where it has less."""
-    tensors = base.tensors(model).values()
+    tensors = tensors_of(model).values()
     half = any(tensor.is_floating_point() and torch.finfo(tensor.dtype).bits < 32 for tensor in tensors)
     return copy.deepcopy(model).float() if half else model
 
@@ -34,8 +34,8 @@ def alike_(smaller: nn.Module, model: nn.Module) -> nn.Module:
         smaller: made of the model; changed in place.
         model: as it was given.
     """
-    held, own = base.tensors(model), next(model.parameters())
-    for path, tensor in base.tensors(smaller).items():
+    held, own = tensors_of(model), next(model.parameters())
+    for path, tensor in tensors_of(smaller).items():
         like = held.get(path, held.get(_FACTOR.sub(r"\1", path), own))
         if tensor.is_floating_point():
             tensor.data = tensor.data.to(like.dtype)

@@ -2,23 +2,24 @@
 
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import timm
 import torch
 from torch import nn
 
 from zoo.catalog.entry import Base
-from zoo.errors import RepositoryError, StructureError, WeightsError
+from zoo.errors import RepositoryError, WeightsError
 from zoo.files import read_json, sha256, sha256_stamped, write_json, writing_folder
 from zoo.hub import timm_folder, weights
 from zoo.structure import buffers
-from zoo.structure.base import check_fingerprint, fingerprint, skeleton, tag, tensors
+from zoo.structure.base import fingerprint, skeleton, tag
+from zoo.structure.description import Description, Structure, config_of, configure_, dense_of, skeleton_of
 from zoo.structure.graph import bounds
-from zoo.structure.graph.graph import Graph, build
-from zoo.structure.plan import Plan, apply_
+from zoo.structure.graph.graph import Graph
+from zoo.structure.plan import Plan
+from zoo.structure.tensors import assign_, tensors_of
 from zoo.version import __version__
 
 SCHEMA = 1
@@ -31,32 +32,6 @@ FILES = (CONFIG, WEIGHTS, CARD, RESULTS, GRAPH)
 
 # What timm says of where the dense weights lie: it doesn't hold for ours.
 _ELSEWHERE = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load", "notes"}
-
-
-Structure = Literal["exact", "stand-in"]
-
-
-@dataclass(frozen=True)
-class Description:
-    """What a model is: enough to rebuild its structure.
-
-    Args:
-        name: the model's.
-        base: the dense architecture; of a graph what it was once made from, None where that isn't known here.
-        plan: the edits over the base; empty for a dense model.
-        graph: a structure that stands alone, in place of base and plan.
-        recipe: how it was made, as plain data.
-        structure: `stand-in` where the published widths aren't known yet, else `exact`.
-        source: the folder that it was loaded from, or where it came from otherwise.
-    """
-
-    name: str
-    base: Base | None
-    plan: Plan = field(default_factory=Plan)
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    structure: Structure = "exact"
-    source: str = ""
-    graph: Graph | None = None
 
 
 def versions() -> dict[str, str]:
@@ -83,13 +58,13 @@ def write(folder: Path, model: nn.Module, description: Description, files: Mappi
         WeightsError: the plan doesn't describe this model.
         StorageError: the disk is full or refuses.
     """
-    values, structure = tensors(model), _structure(description)
-    rebuilt = built(description)
-    config: dict[str, Any] = dict(getattr(model, "pretrained_cfg", None) or {})
+    values, structure = tensors_of(model), _structure(description)
+    rebuilt = skeleton_of(description)
+    config = config_of(model)
     if description.graph is not None:
         bounds.check(description.graph, rebuilt, config.get("input_size"))
     computed = buffers.computable(rebuilt)
-    weights.assign_(rebuilt, {path: value for path, value in values.items() if path not in computed}, description.name)
+    assign_(rebuilt, {path: value for path, value in values.items() if path not in computed}, description.name)
     config = {key: value for key, value in config.items() if key not in _ELSEWHERE and value is not None}
     names = config.pop("label_names", None)  # where timm keeps them too
     with writing_folder(folder) as new:
@@ -123,26 +98,9 @@ def _structure(description: Description) -> dict[str, Any]:
     base = description.base and {"id": description.base.id, "args": dict(description.base.args)}
     if description.graph is not None:
         return {"base": base, "graph": GRAPH}
-    saved = fingerprint(_dense(description), description.plan.paths())
+    saved = fingerprint(dense_of(description), description.plan.paths())
     mark = {"structure": description.structure} if description.structure != "exact" else {}
     return {"base": base, "plan": description.plan.to_json(), "fingerprint": saved, **mark}
-
-
-def _dense(description: Description) -> nn.Module:
-    if description.base is None:
-        raise StructureError(f"{description.name} names neither a base nor a graph: it can't be rebuilt")
-    return skeleton(description.base)
-
-
-def built(description: Description) -> nn.Module:
-    """The structure that a description gives, on the meta device.
-
-    Raises:
-        UnknownName, StructureError: it can't be built.
-    """
-    if description.graph is not None:
-        return build(description.graph, description.name)
-    return apply_(_dense(description), description.plan)
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -234,23 +192,18 @@ def _as_saved(base: Base, saved: Mapping[str, str]) -> Base:
     return Base(base.id, {**base.args, "num_classes": usual})
 
 
-def skeleton_of(config: Mapping[str, Any], description: Description) -> nn.Module:
+def structure_of(config: Mapping[str, Any], description: Description) -> nn.Module:
     """The structure that a repository describes, on meta; its base must be that which it was saved from.
 
     Raises:
         UnknownName, StructureError: it can't be built.
         FingerprintError: this timm builds another base.
     """
-    if description.graph is None and description.base is not None:
-        ours, dense = config["zoo"], _dense(description)
-        saved_timm = ours.get("versions", {}).get("timm", "unknown")
-        check_fingerprint(description.base, dense, ours["fingerprint"], saved_timm)
-        return apply_(dense, description.plan)
-    model = built(description)
+    ours = config["zoo"]
+    model = skeleton_of(description, ours.get("fingerprint"), ours.get("versions", {}).get("timm", "unknown"))
     if description.graph is not None:
-        size = config.get("pretrained_cfg", {}).get("input_size")
-        bounds.check(description.graph, model, size)
-    model.num_classes = int(config.get("num_classes", 0))  # type: ignore[assignment]
+        bounds.check(description.graph, model, config.get("pretrained_cfg", {}).get("input_size"))
+        model.num_classes = int(config.get("num_classes", 0))  # type: ignore[assignment]
     return model
 
 
@@ -270,15 +223,14 @@ def rebuild(folder: Path, device: str | torch.device = "cpu", *, mmap: bool = Tr
     """
     config = read(folder)
     description = describe_folder(folder, config)
-    model = skeleton_of(config, description)
+    model = structure_of(config, description)
     path, expected = folder / WEIGHTS, config["zoo"]["weights_sha256"]
     values = weights.read(path, device, mmap=mmap)
     if (digest := sha256_stamped(path)) != expected:
         raise _altered(path, expected, digest)
-    weights.assign_(model, values, str(path))
-    model.pretrained_cfg = model.default_cfg = dict(config.get("pretrained_cfg", {}))  # type: ignore[assignment]
-    model.zoo_entry = description  # type: ignore[assignment]
-    return model.eval()
+    assign_(model, values, str(path))
+    configure_(model, config.get("pretrained_cfg", {}))
+    return model
 
 
 def check_sha256(folder: Path) -> None:

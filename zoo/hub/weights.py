@@ -1,4 +1,4 @@
-"""Weights: safetensors ↔ module, leaf by leaf.
+"""Weights: tensors in a safetensors file.
 
 The file is mapped, not read, so loading costs what the shapes cost. Kernels choose their path by alignment, and mapped
 tensors lie where the file puts them: the writer pads the header to 64 bytes and puts tensors of whole 64-byte multiples
@@ -15,11 +15,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.errors import WeightsError
 from zoo.files import writing
-from zoo.structure import buffers
 
 ALIGNMENT = 64
 
@@ -98,68 +97,3 @@ def read(path: Path, device: str | torch.device = "cpu", *, mmap: bool = True) -
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path} is damaged ({error}): fetch or save it again") from None
     return {n: value if mmap and not value.data_ptr() % ALIGNMENT else value.clone() for n, value in found.items()}
-
-
-def assign_(model: nn.Module, values: Mapping[str, Tensor], where: str) -> nn.Module:
-    """Put tensors in the place of a model's own, without a copy.
-
-    Args:
-        model: usually on the meta device.
-        values: what `tensors` of the saved model held; half precision is accepted where a float is expected. Buffers
-            that their module computes may be missing, and are computed.
-        where: their file, for messages.
-
-    Returns:
-        The same model.
-
-    Raises:
-        WeightsError: naming the first path that is missing, misshapen, of another kind, or that the model lacks.
-    """
-    computed = buffers.computable(model)
-    left = {
-        path: value
-        for path, value in values.items()
-        if path not in computed or _fits(computed[path][0]._buffers.get(computed[path][1]), value)
-    }
-    given = set(left)
-    seen: dict[int, Tensor] = {}
-    held: dict[str, Any]
-    for prefix, module in model.named_modules():
-        for held in (module._parameters, module._buffers):
-            for name, expected in held.items():
-                path = f"{prefix}.{name}" if prefix else name
-                if expected is None:
-                    if name in module._non_persistent_buffers_set and path in left:
-                        held[name] = left.pop(path)  # timm leaves some out on the meta device
-                    continue
-                if path in computed and path not in left:
-                    continue
-                if id(expected) not in seen:
-                    value = _checked(path, expected, left.pop(path, None), where)
-                    if isinstance(expected, nn.Parameter):
-                        value = nn.Parameter(value, expected.requires_grad)
-                    seen[id(expected)] = value
-                held[name] = seen[id(expected)]
-    if left:
-        first, more = next(iter(left)), f" and {len(left) - 1} more" if len(left) > 1 else ""
-        raise WeightsError(f"{where}: {first}{more} on disk, but the plan has no such tensor: plan and weights differ")
-    buffers.compute_(model, given)
-    return model
-
-
-def _fits(expected: Tensor | None, found: Tensor) -> bool:
-    """Whether a computed buffer is of the size that it has before a forward pass grows it."""
-    return expected is None or expected.shape == found.shape
-
-
-def _checked(path: str, expected: Tensor, found: Tensor | None, where: str) -> Tensor:
-    if found is None:
-        raise WeightsError(f"{where}: {path} is missing, the plan expects {tuple(expected.shape)}: save it again")
-    if found.shape != expected.shape:
-        raise WeightsError(
-            f"{where}: {path} is {tuple(found.shape)} on disk, the plan expects {tuple(expected.shape)}: "
-            f"plan and weights differ"
-        )
-    if found.dtype != expected.dtype and not (found.is_floating_point() and expected.is_floating_point()):
-        raise WeightsError(f"{where}: {path} is {found.dtype} on disk, the plan expects {expected.dtype}")
-    return found

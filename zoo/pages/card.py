@@ -18,7 +18,7 @@ from zoo.catalog.entry import Base, Entry, Recipe, Reported
 from zoo.catalog.report import Report
 from zoo.errors import require
 from zoo.hub.remote import LIBRARY
-from zoo.hub.repository import Description
+from zoo.structure.description import Description
 from zoo.structure.plan import Drop, Edit, Factor, Heads, Mask, Narrow, Plan, Rank, Width
 
 LONG = 12  # layers; a longer table is collapsed

@@ -160,14 +160,6 @@ def _argument(base: Base, key: str, value: Any, depth: int = 0) -> Any:
     return value
 
 
-def tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Everything that a model must be given to compute: parameters and buffers, shared ones once.
-
-    Non-persistent buffers are included: computing them again costs time, and other versions compute them otherwise.
-    """
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
 def fingerprint(model: nn.Module, paths: Iterable[str] = ()) -> dict[str, str]:
     """Describe a base so that another timm's idea of it can be told apart.
 

@@ -20,6 +20,7 @@ from timm.data.imagenet_info import ImageNetInfo
 from torch import nn
 
 from zoo.errors import DataError, require
+from zoo.structure.description import config_of, configure_
 from zoo.tasks.columns import relabelled
 from zoo.tasks.draws import labels_of
 from zoo.tasks.folders import by_number
@@ -40,7 +41,7 @@ def num_classes(data: "Data") -> int | None:
 
 def label_names(model: nn.Module) -> list[str] | None:
     """The names of a model's classes, as timm keeps them in `pretrained_cfg`."""
-    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
+    names = config_of(model).get("label_names")
     return [str(name) for name in names] if isinstance(names, list | tuple) and names else None
 
 
@@ -54,7 +55,7 @@ def name_classes_(model: nn.Module, data: "Data") -> None:
     names = _names(data)
     if names and label_names(model) is None and len(names) == getattr(model, "num_classes", None):
         config: dict[str, Any] = {**model.pretrained_cfg, "label_names": list(names)}  # type: ignore[dict-item]
-        model.pretrained_cfg = config  # type: ignore[assignment]
+        configure_(model, config)
 
 
 def read_labels(path: Path) -> Labels:

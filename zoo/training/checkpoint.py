@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zoo.errors import DataError, StorageError
 from zoo.files import writing
-from zoo.structure import base
+from zoo.structure.tensors import tensors_of
 
 
 def store(path: Path, run: str, tensors: Mapping[str, Tensor], found: Mapping[str, Any]) -> None:
@@ -60,7 +60,7 @@ def stored(path: Path, run: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def digest(method: str, how: Any, model: nn.Module, batches: Iterable[Tensor] = ()) -> str:
     """What a run is made of, as a hash: a state must not be resumed by another run."""
     found = hashlib.sha256(f"{method} {how}".encode())
-    for path, tensor in base.tensors(model).items():
+    for path, tensor in tensors_of(model).items():
         found.update(path.encode())
         found.update(_bytes(tensor))
     for batch in batches:
@@ -95,7 +95,7 @@ def write(
     Raises:
         StorageError: the disk is full or refuses.
     """
-    tensors = {f"model.{name}": value for name, value in base.tensors(model).items()}
+    tensors = {f"model.{name}": value for name, value in tensors_of(model).items()}
     tensors |= {f"average.{name}": value for name, value in (average or {}).items()}
     for index, parameter in enumerate(_parameters(optimizer)):
         for key, value in optimizer.state[parameter].items():
@@ -122,7 +122,7 @@ def resume_(
         DataError: it belongs to another run.
     """
     tensors, found = stored(path, run)
-    held = {f"model.{name}": value for name, value in base.tensors(model).items()}
+    held = {f"model.{name}": value for name, value in tensors_of(model).items()}
     held |= {f"average.{name}": value for name, value in (average or {}).items()}
     shapes = {name: value.shape for name, value in tensors.items() if not name.startswith("optimizer.")}
     if shapes != {name: value.shape for name, value in held.items()}:

@@ -12,14 +12,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from zoo.structure import base
+from zoo.structure.tensors import tensors_of
 
 Average = dict[str, Tensor]
 
 
 def started(model: nn.Module) -> Average:
     """The average before the first step."""
-    return {name: value.detach().clone() for name, value in base.tensors(model).items()}
+    return {name: value.detach().clone() for name, value in tensors_of(model).items()}
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def update_(average: Average, model: nn.Module, decay: float) -> None:
         decay: d, 0..1.
     """
     means, values = [], []
-    for name, value in base.tensors(model).items():
+    for name, value in tensors_of(model).items():
         if value.is_floating_point():
             means.append(average[name])
             values.append(value.detach())
@@ -44,7 +44,7 @@ def update_(average: Average, model: nn.Module, decay: float) -> None:
 @torch.no_grad()
 def put_(average: Average, model: nn.Module) -> None:
     """Give the model the averaged weights."""
-    for name, value in base.tensors(model).items():
+    for name, value in tensors_of(model).items():
         value.copy_(average[name])
 
 

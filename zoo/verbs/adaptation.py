@@ -11,9 +11,10 @@ from timm.models._features import FeatureGetterNet  # not among timm.models' exp
 from torch import nn
 
 from zoo.errors import StructureError
-from zoo.hub.repository import Description
-from zoo.structure import base
+from zoo.structure.describing import describe
+from zoo.structure.description import attach_, config_of, configure_
 from zoo.structure.plan import Narrow, Plan, Width, apply_
+from zoo.structure.tensors import tensors_of
 
 
 def set_num_classes_(model: nn.Module, num_classes: int) -> None:
@@ -30,7 +31,7 @@ def set_num_classes_(model: nn.Module, num_classes: int) -> None:
         return
     if num_classes < 0 or not callable(getattr(model, "reset_classifier", None)):
         raise StructureError(f"num_classes={num_classes}: expected 0 or more, on a model with reset_classifier")
-    config: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
+    config = config_of(model)
     classifier = config.get("classifier") or ()
     paths = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     inputs = {path: _inputs(_module(model, path)) for path in paths}
@@ -38,8 +39,8 @@ def set_num_classes_(model: nn.Module, num_classes: int) -> None:
     if num_classes:  # timm's new head reads the base's width
         apply_(model, Plan((Narrow({path: Width(inputs=kept) for path, kept in inputs.items() if kept}),)))
     config.pop("label_names", None)  # of the former head
-    model.pretrained_cfg = {**config, "num_classes": num_classes}  # type: ignore[assignment]
-    plan = _description_of(model).plan
+    configure_(model, {**config, "num_classes": num_classes})
+    plan = describe(model).plan
     edits = tuple(
         replace(edit, **{f.name: _without(getattr(edit, f.name), paths) for f in fields(edit)}) for edit in plan.edits
     )
@@ -69,16 +70,11 @@ def _without(paths: Any, left_out: tuple[str, ...]) -> Any:
     return {path: value for path, value in paths.items() if outside(path)}
 
 
-def _description_of(model: nn.Module) -> Description:
-    description: Description = model.zoo_entry  # type: ignore[assignment]
-    return description
-
-
 def _redescribe_(model: nn.Module, plan: Plan, **args: int) -> None:
-    description = _description_of(model)
+    description = describe(model)
     assert description.base is not None  # graphs have been refused
     base = replace(description.base, args={**description.base.args, **args})
-    model.zoo_entry = replace(description, base=base, plan=plan)  # type: ignore[assignment]
+    attach_(model, replace(description, base=base, plan=plan))
 
 
 def set_in_chans_(model: nn.Module, in_chans: int) -> None:
@@ -94,7 +90,7 @@ def set_in_chans_(model: nn.Module, in_chans: int) -> None:
     Raises:
         StructureError: the number isn't positive, or the model has no single first convolution.
     """
-    config: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
+    config = config_of(model)
     if in_chans == config["input_size"][0]:
         return
     path = config.get("first_conv")
@@ -111,8 +107,8 @@ def set_in_chans_(model: nn.Module, in_chans: int) -> None:
     conv.weight, conv.in_channels = nn.Parameter(weight.detach()), in_chans
     size = (in_chans, *config["input_size"][1:])
     mean, std = (tuple(config[key][j % stored] for j in range(in_chans)) for key in ("mean", "std"))
-    model.pretrained_cfg = {**config, "input_size": size, "mean": mean, "std": std}  # type: ignore[assignment]
-    _redescribe_(model, _description_of(model).plan, in_chans=in_chans)
+    configure_(model, {**config, "input_size": size, "mean": mean, "std": std})
+    _redescribe_(model, describe(model).plan, in_chans=in_chans)
 
 
 def features(model: nn.Module) -> nn.Module:
@@ -130,11 +126,11 @@ def features(model: nn.Module) -> nn.Module:
     if not hasattr(model, "forward_intermediates"):
         raise StructureError(f"features_only: {type(model).__name__} has no forward_intermediates in this timm")
     wrapped = FeatureGetterNet(model, out_indices=len(model.feature_info))  # type: ignore[arg-type]
-    wrapped.pretrained_cfg = model.pretrained_cfg
-    wrapped.zoo_entry = model.zoo_entry
+    configure_(wrapped, config_of(model))
+    attach_(wrapped, describe(model))
     weight = next(model.parameters())
-    image = torch.empty(1, *model.pretrained_cfg["input_size"], device="meta", dtype=weight.dtype)  # type: ignore[index]
-    on_meta = {name: value.detach().to("meta") for name, value in base.tensors(wrapped).items()}
+    image = torch.empty(1, *config_of(model)["input_size"], device="meta", dtype=weight.dtype)
+    on_meta = {name: value.detach().to("meta") for name, value in tensors_of(wrapped).items()}
     with torch.no_grad():  # the base's widths stand in timm's own list
         maps = torch.func.functional_call(wrapped.eval(), on_meta, (image,))
     for index, found in zip(wrapped.feature_info.out_indices, maps, strict=True):

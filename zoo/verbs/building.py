@@ -25,11 +25,11 @@ from zoo.catalog.report import Report, Row
 from zoo.errors import RepositoryError, UnknownName, ZooError, require
 from zoo.files import free, read_json, write_json
 from zoo.hub import repository
-from zoo.hub.describing import describe
-from zoo.hub.repository import Description
 from zoo.measurement.conventions import COUNTINGS
 from zoo.measurement.macs import measure
 from zoo.structure.base import initialised
+from zoo.structure.describing import describe
+from zoo.structure.description import Description, attach_, config_of, configure_
 from zoo.tasks.classes import Labels, matched
 from zoo.tasks.classification import training_transform
 from zoo.tasks.datasets import dataset
@@ -127,7 +127,7 @@ def make(
         )
     step = 4 if schedule.epochs else 3
     say(Step(f"{step} evaluate on {data}"))
-    model.zoo_entry = replace(describe(model), name=entry.name, recipe=plain(recipe))  # type: ignore[assignment]
+    attach_(model, replace(describe(model), name=entry.name, recipe=plain(recipe)))
     dense = base.to(here.device) if recipe.method else None
     report = report_of(model, data, against=dense, **read)
     beside = report_of(dense, data, **read) if dense else None
@@ -263,7 +263,7 @@ def _check_training(base: nn.Module, teachers: Sequence[nn.Module], recipe: Reci
         )
         schedules.append(training.schedule)
     if recipe.method in LEARNING:
-        training_transform(_config(base), recipe.augment)
+        training_transform(config_of(base), recipe.augment)
         schedule = learning(recipe.method, recipe.options)[1]
         schedules.append(training_images(base, data, schedule, **reading(recipe))[1])
     for each in schedules:
@@ -283,8 +283,8 @@ def _base(entry: Entry, base: Base) -> nn.Module:
     if entry.recipe.method is not None:
         return _for(entry, pretrained(base))
     model = initialised(base, entry.recipe.seed)
-    model.zoo_entry = Description(entry.name, base)  # type: ignore[assignment]
-    former: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    attach_(model, Description(entry.name, base))
+    former = config_of(model)
     scaled = (0.5,) * entry.input[0]  # what we train from scratch sees its images scaled to -1..1
     config: dict[str, Any] = {
         "input_size": entry.input,
@@ -296,14 +296,14 @@ def _base(entry: Entry, base: Base) -> nn.Module:
         "license": entry.license,
         **{key: former[key] for key in ("first_conv", "classifier") if key in former},
     }
-    model.pretrained_cfg = config  # type: ignore[assignment]
+    configure_(model, config)
     return model
 
 
 def _for(entry: Entry, base: nn.Module) -> nn.Module:
     """The base, preprocessing as the entry does: timm's size is the one that it was trained at."""
-    config: dict[str, Any] = {**_config(base), **entry.preprocessing, "input_size": entry.input}
-    base.pretrained_cfg = base.default_cfg = config  # type: ignore[assignment]
+    config: dict[str, Any] = {**config_of(base), **entry.preprocessing, "input_size": entry.input}
+    configure_(base, config)
     return base
 
 
@@ -367,8 +367,3 @@ def _figures(report: Report, dense: Report | None) -> str:
     if "kl" in now:
         parts.append(f"kl {now['kl']:.4f} nats")
     return ", ".join(parts)
-
-
-def _config(model: nn.Module) -> dict[str, Any]:
-    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    return config

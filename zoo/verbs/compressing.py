@@ -22,15 +22,14 @@ from zoo.compression.low_rank import dwain, falor, lockd
 from zoo.compression.low_rank.low_rank import LowRank, low_rank
 from zoo.compression.prune.prune import Prune, prune
 from zoo.errors import BudgetError, DataError, StructureError, UnknownName
-from zoo.hub import weights
-from zoo.hub.describing import check_outputs, describe, described
-from zoo.hub.repository import Description
 from zoo.measurement.macs import forward_on_meta
-from zoo.structure import base, blocks
-from zoo.structure.base import skeleton
+from zoo.structure import blocks
+from zoo.structure.describing import check_outputs, describe, described
+from zoo.structure.description import Description, attach_, config_of, configure_, skeleton_of
 from zoo.structure.graph.exported import lift
 from zoo.structure.graph.graph import build
-from zoo.structure.plan import Factor, Plan, Swap, apply_
+from zoo.structure.plan import Factor, Plan, Swap
+from zoo.structure.tensors import assign_, tensors_of
 from zoo.tasks.classes import Labels, matched
 from zoo.tasks.classification import evaluation_transform, loader, training_transform
 from zoo.tasks.datasets import dataset
@@ -157,7 +156,7 @@ def calibration(
     model: nn.Module, data: Any, images: int = CALIBRATION_IMAGES, seed: int = 0, skip_damaged: bool = False
 ) -> list[Tensor]:
     """Batches of training images, drawn by a seed, as the model sees them in evaluation, [B, C, H, W]."""
-    transform = evaluation_transform(model.pretrained_cfg)  # type: ignore[arg-type]
+    transform = evaluation_transform(config_of(model))
     drawn = dataset(data, "train", limit=images, seed=seed, skip_damaged=skip_damaged)
     return [batch for batch, _ in loader(drawn, transform, 64)]
 
@@ -201,7 +200,7 @@ def swapped(model: nn.Module) -> nn.Module:
     found = {path: blocks.SWAPS.get(blocks.class_name(module)) for path, module in model.named_modules()}
     classes = {path: name for path, name in found.items() if name}
     plan = description.plan + Plan((Swap(classes),)) if classes else description.plan
-    return _rebuilt(model, replace(description, plan=plan), base.tensors(model))
+    return _rebuilt(model, replace(description, plan=plan), tensors_of(model))
 
 
 def planned(model: nn.Module, analysis: Analysis, units: Sequence[Tensor]) -> nn.Module:
@@ -219,8 +218,8 @@ def planned(model: nn.Module, analysis: Analysis, units: Sequence[Tensor]) -> nn
     if rescaled(analysis, units):
         raise StructureError(f"{description.name}: heads whose width is their attention's scale can't be narrowed")
     edit = narrow(model, analysis.groups, [len(kept) for kept in units])
-    cut_model = _structure(replace(description, plan=description.plan + Plan((edit,))))
-    config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    cut_model = skeleton_of(replace(description, plan=description.plan + Plan((edit,))))
+    config = config_of(model)
     forward_on_meta(cut_model, config["input_size"])
     return cut_model
 
@@ -289,7 +288,7 @@ def _learned(
     if weight.dtype != torch.float32:
         raise StructureError(f"{method} trains in float32, the model is {weight.dtype}: pass model.float()")
     how, schedule = learning(method, options)
-    config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    config = config_of(model)
     images, schedule = training_images(model, data, schedule, **reading)
     epoch = epochs(images, training_transform(config, augment or {}), schedule, seed, machine)
     if isinstance(how, lockd.Lockd):
@@ -304,21 +303,13 @@ def _learned(
 
 def _rebuilt(model: nn.Module, description: Description, tensors: Mapping[str, Tensor]) -> nn.Module:
     """A model of this description with these tensors, carrying the preprocessing of another."""
-    return _filled(_structure(description), model, description, tensors)
-
-
-def _structure(description: Description) -> nn.Module:
-    """The model that a plan gives, on the meta device."""
-    assert description.base is not None
-    model = apply_(skeleton(description.base), description.plan)
-    model.zoo_entry = description  # type: ignore[assignment]
-    return model.eval()
+    return _filled(skeleton_of(description), model, description, tensors)
 
 
 def _filled(smaller: nn.Module, model: nn.Module, description: Description, tensors: Mapping[str, Tensor]) -> nn.Module:
     """A structure with values, carrying the preprocessing of the model that it was made from."""
-    weights.assign_(smaller, {path: tensor.detach().clone() for path, tensor in tensors.items()}, description.name)
+    assign_(smaller, {path: tensor.detach().clone() for path, tensor in tensors.items()}, description.name)
     smaller.num_classes = model.num_classes
-    smaller.pretrained_cfg = smaller.default_cfg = dict(model.pretrained_cfg)  # type: ignore[assignment, arg-type]
-    smaller.zoo_entry = description  # type: ignore[assignment]
+    configure_(smaller, config_of(model))
+    attach_(smaller, description)
     return smaller.to(next(model.parameters()).device).eval()

@@ -19,11 +19,12 @@ from zoo.errors import CheckpointError, StructureError, WeightsError
 from zoo.files import sha256_stamped
 from zoo.hub import weights
 from zoo.hub.foreign import ptdeco, torch_dag
-from zoo.hub.repository import Description
 from zoo.structure.base import initialised, skeleton
+from zoo.structure.description import Description, attach_, config_of, configure_
 from zoo.structure.graph import bounds
 from zoo.structure.graph.graph import Graph, Node, build
 from zoo.structure.plan import Plan, apply_
+from zoo.structure.tensors import assign_
 
 SIDES = (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512, 640, 768, 896, 1024)  # pixels
 
@@ -52,9 +53,7 @@ def converted(
     model, description = _READERS[format](folder, name, entry, base, probabilities)
     origin = {"repo": entry.origin.repo, "commit": entry.origin.commit} if entry and entry.origin else {}
     came = {"format": format, **origin, "sha256": hashes, "changed": list(description.recipe.get("changed", ()))}
-    model.zoo_entry = replace(  # type: ignore[assignment]
-        description, recipe={"converted_from": came}, source=str(folder)
-    )
+    attach_(model, replace(description, recipe={"converted_from": came}, source=str(folder)))
     return model.eval()
 
 
@@ -94,14 +93,14 @@ def _torch_dag(
         timm_base = Base(base.id, {**base.args, "num_classes": classes})
         if view := torch_dag.timm_view(graph, tensors, timm_base, config["input_size"]):
             plan, narrowed = view
-            timms: dict[str, Any] = narrowed.pretrained_cfg  # type: ignore[assignment]
+            timms = config_of(narrowed)
             config |= {key: timms[key] for key in ("first_conv", "classifier") if key in timms}
-            narrowed.pretrained_cfg = config  # type: ignore[assignment]
+            configure_(narrowed, config)
             changed = ["the graph is written as a plan over timm's model, whose outputs are the graph's", *logits]
             return narrowed, Description(name, timm_base, plan, recipe={"changed": changed})
-    model = weights.assign_(built, tensors, str(folder))
+    model = assign_(built, tensors, str(folder))
     model.num_classes = classes  # type: ignore[assignment]
-    model.pretrained_cfg = config  # type: ignore[assignment]
+    configure_(model, config)
     changed = ["what does nothing in evaluation is left out", "blocks of timm are taken apart into plain operations"]
     return model, Description(name, base, recipe={"changed": [*changed, *logits]}, graph=graph)
 
@@ -115,12 +114,12 @@ def _ptdeco(
     computed = {path: buffer for path, buffer in initialised(base).named_buffers() if path not in tensors}
     plan = Plan((edit,))
     try:
-        model = weights.assign_(apply_(skeleton(base), plan), {**computed, **tensors}, str(folder))
+        model = assign_(apply_(skeleton(base), plan), {**computed, **tensors}, str(folder))
     except WeightsError as error:
         raise CheckpointError(f"{folder} isn't imported: {error}") from error
-    timms: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    timms = config_of(model)
     classes: int = model.num_classes  # type: ignore[assignment]
-    model.pretrained_cfg = {**timms, **preprocessing(entry, base, classes)}  # type: ignore[assignment]
+    configure_(model, {**timms, **preprocessing(entry, base, classes)})
     return model, Description(name, base, plan)
 
 
@@ -134,9 +133,7 @@ def _timm(
     try:
         tensors = weights.read(path)
         missing = {n: b for n, b in model.named_buffers() if n.endswith("num_batches_tracked") and n not in tensors}
-        weights.assign_(
-            model, {**tensors, **{n: torch.zeros_like(b, device="cpu") for n, b in missing.items()}}, str(path)
-        )
+        assign_(model, {**tensors, **{n: torch.zeros_like(b, device="cpu") for n, b in missing.items()}}, str(path))
     except WeightsError as error:
         raise CheckpointError(f"{folder} isn't converted: {error}") from error
     return model, Description(name, base)

@@ -22,10 +22,10 @@ from zoo.compression.channels.groups import Analysis, Group
 from zoo.compression.prune.allocation import allocate, prior
 from zoo.errors import BudgetError, StructureError
 from zoo.hub import repository
-from zoo.hub.describing import describe
-from zoo.hub.repository import Description
 from zoo.measurement.macs import measure
 from zoo.structure.base import initialised
+from zoo.structure.describing import describe
+from zoo.structure.description import Description, config_of
 from zoo.structure.plan import apply_
 from zoo.verbs.compressing import NO_PLAN, planned, swapped
 from zoo.verbs.loading import create, load
@@ -167,7 +167,7 @@ def built(name: str, folder: Path) -> Target:
 def outputs_of(folder: Path | str) -> str:
     """The sha256 of what the model in a folder gives for two images of noise."""
     model = load(folder)
-    config: Mapping[str, Sequence[int]] = model.pretrained_cfg  # type: ignore[assignment]
+    config = config_of(model)
     images = torch.randn(2, *config["input_size"], generator=torch.Generator().manual_seed(0))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # another number of them adds up in another order
@@ -185,7 +185,7 @@ def _met(name: str, what: str, found: float, wanted: float, tolerance: float) ->
 
 def _coverage(name: str, model: nn.Module, share: float) -> Coverage:
     model = swapped(model)
-    image = torch.zeros(2, *model.pretrained_cfg["input_size"])  # type: ignore[index]
+    image = torch.zeros(2, *config_of(model)["input_size"])
 
     def chosen(analysis: Analysis) -> list[Tensor]:
         kept = _alike(analysis, share)

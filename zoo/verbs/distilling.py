@@ -12,8 +12,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from zoo.errors import DataError
-from zoo.hub.describing import describe
 from zoo.measurement.macs import unwrapped
+from zoo.structure.describing import describe
+from zoo.structure.description import config_of
 from zoo.structure.plan import Mask, Plan
 from zoo.tasks.classes import Labels, check_same_classes, matched, name_classes_
 from zoo.tasks.classification import Transform, Views, loader, training_transform, workers_for
@@ -100,7 +101,7 @@ def distil(
     training = training_of(model, teachers, data, how=how, schedule=schedule, augment=augment, **reading)
     name_classes_(model, training.images)
     frozen = [teacher.eval() for teacher in teachers]
-    config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    config = config_of(model)
     step: Step = distil_step(frozen, training.how, config, training.views) if teachers else task_step
     plan: Plan = describe(model).plan
     zeros = [path for edit in plan.edits if isinstance(edit, Mask) for path in edit.paths]
@@ -145,7 +146,7 @@ def training_of(
     for teacher in teachers:
         check_same_classes(model, teacher, f"the teacher {describe(teacher).name}")
     ready = len(images) > 0 and _is_tensor(images)
-    own, *others = (_config(network) for network in (model, *teachers))
+    own, *others = (config_of(network) for network in (model, *teachers))
     transforms = [training_transform(own, augment or {})]
     seen: list[Mapping[str, Any]] = [own]
     views = []
@@ -252,8 +253,3 @@ def _identity(data: Any, images: Any, reading: Mapping[str, Any]) -> list[Any]:
     further = [each for each in (mapped, {key: value for key, value in reading.items() if value}) if each]
     names = getattr((images.features or {}).get("label"), "names", None)
     return [data if isinstance(data, str) else type(data).__name__, len(images), names, known, *further]
-
-
-def _config(model: nn.Module) -> Mapping[str, Any]:
-    config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    return config

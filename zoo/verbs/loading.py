@@ -17,11 +17,11 @@ from zoo.catalog.entry import Base, Entry, Origin
 from zoo.errors import RepositoryError, StructureError, UnknownName, ZooError
 from zoo.files import cache
 from zoo.hub import remote, repository
-from zoo.hub.describing import describe
 from zoo.hub.remote import DEFAULT, Access
-from zoo.hub.repository import Description
 from zoo.measurement.macs import unwrapped
 from zoo.structure.base import MAX_ARGUMENT, check_tag, initialised, skeleton
+from zoo.structure.describing import describe
+from zoo.structure.description import Description, attach_, config_of, configure_
 from zoo.structure.plan import Plan, apply_
 from zoo.tasks.classification import evaluation_transform
 from zoo.verbs import adaptation
@@ -71,7 +71,7 @@ def load(
 
     Returns:
         An ordinary module in eval mode, carrying `pretrained_cfg` (timm's transforms resolve) and `zoo_entry`
-        (`zoo.hub.Description`: name, base, plan).
+        (`zoo.structure.description.Description`: name, base, plan).
 
     Raises:
         UnknownName: no such model; the message names near ones.
@@ -116,8 +116,8 @@ def create(name: str | os.PathLike[str], *, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
         apply_(model, description.plan)
     if config:
-        model.pretrained_cfg = model.default_cfg = dict(config)  # type: ignore[assignment]
-    model.zoo_entry = description  # type: ignore[assignment]
+        configure_(model, config)
+    attach_(model, description)
     return model.eval()
 
 
@@ -149,9 +149,9 @@ def pretrained(base: Base, revision: str | None = None, access: Access = DEFAULT
     except (OSError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RepositoryError(f"the weights of {base.id} can't be fetched by timm: {reason}") from error
-    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    config = config_of(model)
     config.pop("file", None)  # where the weights lay isn't what they are
-    model.zoo_entry = Description(base.architecture, base)  # type: ignore[assignment]
+    attach_(model, Description(base.architecture, base))
     return model.eval()
 
 
@@ -184,7 +184,7 @@ def transform(model: nn.Module) -> Callable[[Any], Tensor]:
     Raises:
         StructureError: the model carries no `pretrained_cfg`.
     """
-    config = getattr(unwrapped(model), "pretrained_cfg", None)
+    config = config_of(unwrapped(model))
     if not config:
         raise StructureError("transform: the model has no pretrained_cfg; load it with zoo.load or timm.create_model")
     try:
@@ -368,5 +368,5 @@ def _description(name: str | os.PathLike[str]) -> tuple[Description, Any]:
     folder = folder_of(name, files=(repository.CONFIG, repository.GRAPH))
     config = repository.read(folder)
     description = repository.describe_folder(folder, config)
-    repository.skeleton_of(config, description)  # refuses what this timm builds otherwise, or what is absurd
+    repository.structure_of(config, description)  # refuses what this timm builds otherwise, or what is absurd
     return description, config.get("pretrained_cfg")

@@ -13,7 +13,8 @@ from zoo.compression.prune.prune import Prune
 from zoo.errors import BudgetError, DataError, RepositoryError, UnknownName
 from zoo.files import free, read_json, sha256_stamped
 from zoo.hub import repository
-from zoo.hub.describing import describe
+from zoo.structure.describing import describe
+from zoo.structure.description import config_of
 from zoo.tasks.classes import Labels
 from zoo.training.schedule import Schedule
 from zoo.verbs.compressing import BY_BUDGET, LEARNING, check_method, declared, learning, suffix
@@ -55,7 +56,7 @@ def recipe_for(
     dense = create(base)
     description = describe(dense)
     assert description.base is not None  # create refuses graphs
-    config: dict[str, Any] = dense.pretrained_cfg  # type: ignore[assignment]
+    config = config_of(dense)
     channels, height, width = config["input_size"]
     recipe = Recipe(
         method=method,

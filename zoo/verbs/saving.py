@@ -16,9 +16,9 @@ from zoo.catalog.report import Report
 from zoo.errors import RepositoryError, StructureError, UnknownName
 from zoo.files import free, read_json, writing_folder
 from zoo.hub import remote, repository
-from zoo.hub.describing import check_outputs, described
-from zoo.hub.repository import Description
 from zoo.pages.card import eval_results, render
+from zoo.structure.describing import check_outputs, described
+from zoo.structure.description import Description, config_of, configure_
 from zoo.verbs.converting import converted
 from zoo.verbs.loading import origin_of
 from zoo.verbs.verification import report_of, results_of
@@ -52,7 +52,7 @@ def save(
     model, description = described(model, base)
     check_outputs(model, description)
     report = report or report_of(model, name=description.name)
-    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    config = config_of(model)
     card = render(_entry(description, config), description, report, config, dense)
     results = json.dumps(report.to_json(), indent=2) + "\n"
     repository.write(Path(folder), model, description, {repository.CARD: card, repository.RESULTS: results})
@@ -92,8 +92,8 @@ def convert(
     base = Base(base) if isinstance(base, str) else base
     model = converted(checkpoint, name, entry, base=base, probabilities=probabilities)
     if size is not None:
-        config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-        model.pretrained_cfg = {**config, "input_size": (3, size, size)}  # type: ignore[assignment]
+        config = config_of(model)
+        configure_(model, {**config, "input_size": (3, size, size)})
     try:
         return save(model, folder)
     except StructureError as error:

@@ -15,6 +15,7 @@ from zoo.catalog.entry import Recipe, reading
 from zoo.compression.low_rank.dwain import Dwain, looked_at
 from zoo.compression.low_rank.lockd import Lockd, Pairs, started
 from zoo.measurement.macs import measure
+from zoo.structure.description import config_of
 from zoo.tasks.classification import Transform, loader, training_transform, workers_for
 from zoo.training.distillation import Distil, shares_of
 from zoo.training.schedule import Machine, Schedule
@@ -100,7 +101,7 @@ def cost(
     if steps is None:
         return None
     shares = shares_of(len(teachers), how or Distil()) if teachers else ()
-    config = _config(model)
+    config = config_of(model)
     counts = [measure(teacher).macs for teacher in teachers]
     taught = sum(share * macs for share, macs in zip(shares, counts, strict=True))
     share = max(1, schedule.batch_size // processes)
@@ -150,7 +151,7 @@ def cost_of_learning(
         StructureError: no layer can be factored.
         UnknownName: the declaration excludes a layer that isn't there.
     """
-    steps, config, device = _steps(data, schedule), _config(model), torch.device(device)
+    steps, config, device = _steps(data, schedule), config_of(model), torch.device(device)
     if steps is None:
         return None
     dense = copy.deepcopy(model).eval().requires_grad_(False).to("meta")
@@ -208,7 +209,7 @@ def learning_costs(base: nn.Module, recipe: Recipe, data: str, machine: Machine,
     how, schedule = learning(recipe.method, recipe.options)
     if not schedule.epochs:
         return recipe.method
-    transform = training_transform(_config(base), recipe.augment)
+    transform = training_transform(config_of(base), recipe.augment)
     where: Any = {"machine": machine, "processes": here.num_processes, "device": here.device}
     images, schedule = training_images(base, data, schedule, **reading(recipe))
     found = cost_of_learning(base, how, images, transform, schedule, **where)
@@ -219,11 +220,6 @@ def _steps(data: Any, schedule: Schedule) -> int | None:
     """Steps in all; None where there are none."""
     total = schedule.epochs * (len(data) // schedule.batch_size)
     return min(total, schedule.steps or total) or None
-
-
-def _config(model: nn.Module) -> Mapping[str, Any]:
-    config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    return config
 
 
 @torch.random.fork_rng(devices=[])
@@ -246,7 +242,7 @@ def _trained(
         with autocast:
             seconds = _seconds(device, lambda: student(images).sum().backward())
             for share, teacher in zip(shares, teachers, strict=True):
-                view = torch.zeros(size, *_config(teacher)["input_size"], device=device)
+                view = torch.zeros(size, *config_of(teacher)["input_size"], device=device)
                 with torch.no_grad():
                     teacher.to(device)
                     seconds += share * _seconds(device, partial(teacher, view))

@@ -17,10 +17,11 @@ from zoo.catalog.report import Report, Row, Verification
 from zoo.errors import RepositoryError
 from zoo.files import read_json
 from zoo.hub import repository
-from zoo.hub.describing import describe
 from zoo.hub.repository import versions
 from zoo.measurement.conventions import COUNTINGS
 from zoo.measurement.macs import forward_on_meta, measure, unwrapped
+from zoo.structure.describing import describe
+from zoo.structure.description import config_of
 from zoo.tasks.classes import Labels, matched
 from zoo.tasks.classification import evaluation_transform, loader, workers_for
 from zoo.tasks.columns import is_stream
@@ -211,7 +212,7 @@ def report_of(
     where: dict[str, Any] = {}
     device = next(model.parameters()).device
     if data is not None:
-        config: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
+        config = config_of(model)
         config["input_size"] = (counts.input[0], *2 * (size,)) if size else counts.input
         config |= {"crop_pct": crop_pct} if crop_pct else {}
         forward_on_meta(model, config["input_size"])  # it may refuse another size

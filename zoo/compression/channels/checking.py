@@ -15,10 +15,9 @@ from torch.export import ExportedProgram
 from zoo.compression.channels import cutting, reference
 from zoo.compression.channels.groups import Analysis, Group, exported, trace
 from zoo.errors import StructureError
-from zoo.hub import weights
-from zoo.structure import base
 from zoo.structure.graph.exported import lift
 from zoo.structure.graph.graph import build
+from zoo.structure.tensors import assign_, tensors_of
 
 _log = logging.getLogger(__name__)
 _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
@@ -64,7 +63,7 @@ def check(
     def module(tensors: Mapping[str, Tensor], batch: Tensor) -> Any:
         assert isinstance(cut, nn.Module)
         with reference.DoubleCalls():
-            return torch.func.functional_call(cut, {path: tensors[path] for path in base.tensors(cut)}, (batch,))
+            return torch.func.functional_call(cut, {path: tensors[path] for path in tensors_of(cut)}, (batch,))
 
     return _off(model, analysis, units, program if isinstance(cut, ExportedProgram) else module, image)
 
@@ -79,14 +78,14 @@ def check_graph(model: nn.Module, analysis: Analysis, units: Sequence[Tensor], i
 
     def graph(tensors: Mapping[str, Tensor], batch: Tensor) -> Any:
         found, held = lift(program, tensors)
-        return weights.assign_(build(found), held, "cut")(batch)
+        return assign_(build(found), held, "cut")(batch)
 
     return _off(model, analysis, units, graph, image)
 
 
 def _off(model: nn.Module, analysis: Analysis, units: Sequence[Tensor], cut: reference.Cut, image: Tensor) -> float:
     assert analysis.traced is not None
-    return reference.check(analysis.traced, gone(analysis, units), base.tensors(model), cut, image)
+    return reference.check(analysis.traced, gone(analysis, units), tensors_of(model), cut, image)
 
 
 def cut(analysis: Analysis, units: Sequence[Tensor]) -> ExportedProgram:

@@ -17,9 +17,10 @@ from zoo.compression.channels import rules
 from zoo.compression.channels.cutting import Traced
 from zoo.compression.channels.ids import Vector
 from zoo.compression.channels.trace import Layer, Walk
-from zoo.structure import base, blocks
+from zoo.structure import blocks
 from zoo.structure.graph.exported import export
 from zoo.structure.plan import Heads, Narrow, narrowing
+from zoo.structure.tensors import tensors_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +114,7 @@ def narrow(model: nn.Module, groups: Sequence[Group], kept: Sequence[int]) -> Na
         groups: as analysed.
         kept: how many units of each.
     """
-    held = base.tensors(model)
+    held = tensors_of(model)
     shapes: dict[str, list[int]] = {}
     heads: dict[str, Heads] = {}
     fewer: dict[str, int] = {}
@@ -323,7 +324,7 @@ def _heads(model: nn.Module, slices: Sequence[Slice], units: int) -> tuple[str, 
         module = model.get_submodule(path)
         layout = blocks.LAYOUTS.get(blocks.class_name(module))
         if layout is not None:
-            held = base.tensors(module)
+            held = tensors_of(module)
             theirs = {name for name, dims in layout.tensors.items() if name in held and "h" in "".join(dims)}
             lengths = layout.lengths(module)
             found = {piece.tensor.removeprefix(f"{path}.") for piece in slices}

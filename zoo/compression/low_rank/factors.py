@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from zoo.compression.activations import hooked, rows
 from zoo.compression.exclusion import excluded
 from zoo.errors import DataError, StructureError
-from zoo.structure import base
 from zoo.structure.plan import Factor, Rank
+from zoo.structure.tensors import tensors_of
 
 EPSILON = 1e-3  # of the source's noise-to-signal ratio
 
@@ -177,7 +177,7 @@ def factored(layer: Any, A: Tensor, B: Tensor, path: str, bias: Tensor | None = 
 def replaced(model: nn.Module, factors: Mapping[str, Tensor], paths: Collection[str]) -> dict[str, Tensor]:
     """Path → tensor of the factored model, on the CPU: its own tensors, of the layers at `paths` the factors."""
     gone = {f"{path}.{name}" for path in paths for name in ("weight", "bias")}
-    kept = {path: t.detach().cpu().clone() for path, t in base.tensors(model).items() if path not in gone}
+    kept = {path: t.detach().cpu().clone() for path, t in tensors_of(model).items() if path not in gone}
     return {**kept, **factors}
 
 

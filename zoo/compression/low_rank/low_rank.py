@@ -45,8 +45,8 @@ from zoo.compression.low_rank.least_squares import correct_
 from zoo.compression.repair import calling, located, repair, watch
 from zoo.errors import BudgetError, DataError, StructureError
 from zoo.measurement.macs import measure
-from zoo.structure import base
 from zoo.structure.plan import Factor, Rank
+from zoo.structure.tensors import tensors_of
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ def low_rank(
         for _ in range(how.steps):
             _, kl = newton_(factored, seconds, batches, wanted, how.damping, how.seed)
         logger.info("low_rank: %d layers factored, kl to dense %.4g nats", len(edit.layers), kl)
-    tensors = {path: tensor.detach().to("cpu", copy=True) for path, tensor in base.tensors(factored).items()}
+    tensors = {path: tensor.detach().to("cpu", copy=True) for path, tensor in tensors_of(factored).items()}
     for path, mean in normalised.items():
         bias = tensors.pop(f"{path}.1.bias" if path in edit.layers else f"{path}.bias")
         tensors[mean] = (tensors[mean].double() - bias.double()).to(tensors[mean].dtype)
@@ -375,9 +375,7 @@ def _repair_(model: nn.Module, factored: nn.Module, paths: Sequence[str], batche
     """Move what the second factors put out and the batch norms read back to the dense model's mean and variance."""
     named = ((model, {path: path for path in paths}), (factored, {path: f"{path}.1" for path in paths}))
     places, cut = (located(each, layers, batches[0][:2]) for each, layers in named)
-    dense = watch(calling(model, places), base.tensors(model), batches)
-    found = repair(
-        calling(factored, cut), cut, base.tensors(factored), batches, dense, lambda q, p: divergence([p], [q])
-    )
-    held = base.tensors(factored)
+    dense = watch(calling(model, places), tensors_of(model), batches)
+    found = repair(calling(factored, cut), cut, tensors_of(factored), batches, dense, lambda q, p: divergence([p], [q]))
+    held = tensors_of(factored)
     _put_(list(held.values()), [found[path] for path in held])

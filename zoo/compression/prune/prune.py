@@ -35,7 +35,7 @@ from zoo.compression.prune.obs import eliminate, inputs
 from zoo.compression.prune.refit import Moments, Seen, columns, fit
 from zoo.compression.repair import Run, Watched, narrowed, places, repair, running, watch
 from zoo.errors import BudgetError, UnknownName, require
-from zoo.structure import base
+from zoo.structure.tensors import tensors_of
 
 POINTS = (0.75, 0.5, 0.25, 0.125)  # shares of a group's units at which the outputs are looked at
 IMAGES = 64  # looked at for each of them,
@@ -320,7 +320,7 @@ def _of(dense: Watched, analysis: Analysis, units: Sequence[Tensor]) -> Watched:
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     """On the CPU, like the linear algebra, wherever the model is."""
-    return {path: tensor.detach().cpu() for path, tensor in base.tensors(model).items()}
+    return {path: tensor.detach().cpu() for path, tensor in tensors_of(model).items()}
 
 
 def _readers(groups: Sequence[Group]) -> list[str]:

@@ -18,9 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo.errors import StructureError
 from zoo.files import cache
-from zoo.structure.base import MAX_ARGUMENT, tensors
+from zoo.structure.base import MAX_ARGUMENT
 from zoo.structure.graph.aten import ATEN
 from zoo.structure.graph.graph import Graph
+from zoo.structure.tensors import tensors_of
 from zoo.version import __version__
 
 MAX_BYTES = 8 * 2**30  # per image, beside it and the weights; timm's largest, samvit_huge at 1024 px, takes 3.1 GiB
@@ -64,7 +65,7 @@ def check(graph: Graph, model: nn.Module, input: Any) -> None:
 
 
 def _run(graph: Graph, model: nn.Module, shape: Sequence[int]) -> None:
-    weights = tensors(model)
+    weights = tensors_of(model)
     dtype = next((t.dtype for t in weights.values() if t.is_floating_point()), torch.float32)
     images = torch.empty(*shape, device="meta", dtype=dtype)
     nodes = _Nodes(model, [*graph.inputs, *(node.name for node in graph.nodes), "output"])

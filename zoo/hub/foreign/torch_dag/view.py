@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 from zoo.catalog.entry import Base
 from zoo.errors import StructureError, UnknownName, WeightsError
-from zoo.hub import weights
-from zoo.structure import base as bases
 from zoo.structure.base import skeleton
 from zoo.structure.graph.graph import Graph, build
 from zoo.structure.plan import Drop, Narrow, Plan, Remnant, Width, apply_
+from zoo.structure.tensors import assign_, tensors_of
 
 CLOSE = 1e-4  # of the largest output; another order of the same sums
 MAX_TRIES = 16  # ways to drop what is missing
@@ -48,14 +47,14 @@ def timm_view(
     """
     try:
         model = skeleton(base)
-        matched = _matched(bases.tensors(model), tensors)
+        matched = _matched(tensors_of(model), tensors)
         if matched is None:
             return None
         names, missing = matched
         values = {path: tensors[name].reshape(_like(tensors[name], model, path)) for path, name in names.items()}
         images = torch.randn(2, *input, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            expected = weights.assign_(build(graph), tensors, base.id)(images)
+            expected = assign_(build(graph), tensors, base.id)(images)
     except _UNFIT:
         return None
     for drops in itertools.islice(_drops(model, missing), MAX_TRIES):
@@ -85,7 +84,7 @@ def _narrowed(base: Base, drops: Mapping[str, Remnant], values: Mapping[str, Ten
     if widths := dict(_widths(model, values)):
         narrow = Plan((Narrow(widths),))
         plan, model = plan + narrow, apply_(model, narrow)
-    return plan, weights.assign_(model, values, base.id).eval()
+    return plan, assign_(model, values, base.id).eval()
 
 
 def _drops(model: nn.Module, missing: set[str]) -> Iterator[dict[str, Remnant]]:

@@ -11,10 +11,10 @@ from torch.utils import _pytree as pytree
 
 from zoo.catalog.entry import Base
 from zoo.errors import StructureError, WeightsError
-from zoo.hub import weights
-from zoo.hub.repository import Description, built
 from zoo.measurement.macs import input_size, unchanged, unwrapped
-from zoo.structure.base import fingerprint, skeleton, tag, tensors
+from zoo.structure.base import fingerprint, skeleton, tag
+from zoo.structure.description import Description, config_of, configure_, description_of, skeleton_of
+from zoo.structure.tensors import assign_, tensors_of
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +34,10 @@ def described(model: nn.Module, base: Base | None = None) -> tuple[nn.Module, De
         StructureError: it isn't a model that can be rebuilt: which module is in the way, and what to do.
     """
     model = unwrapped(model)
-    found = getattr(model, "zoo_entry", None)
+    found = description_of(model)
     for refuse in (_features, _holder, _parametrized):
         refuse(model)
-    if base is None and isinstance(found, Description):
+    if base is None and found is not None:
         return model, found
     description = _dense(model) if base is None else Description(base.architecture, base)
     _settle_(model, description)
@@ -65,10 +65,10 @@ def _features(model: nn.Module) -> None:
 
 
 def _holder(model: nn.Module) -> None:
-    if getattr(model, "pretrained_cfg", None):
+    if config_of(model):
         return
     for path, module in model.named_modules():
-        if path and (getattr(module, "pretrained_cfg", None) or {}).get("architecture"):
+        if path and config_of(module).get("architecture"):
             raise StructureError(
                 f"the model is a {type(model).__name__} around timm's at {path!r}, whose other layers can't be "
                 f"rebuilt: {_own_head(f'model.get_submodule({path!r})')}"
@@ -112,7 +112,7 @@ def _reparametrizing(hook: Callable[..., Any]) -> tuple[str, str] | None:
 
 
 def _dense(model: nn.Module) -> Description:
-    config = getattr(model, "pretrained_cfg", None) or {}
+    config = config_of(model)
     architecture, named = config.get("architecture"), config.get("tag")
     if not architecture:
         raise StructureError(
@@ -141,7 +141,7 @@ def _arguments(model: nn.Module, base: Base) -> dict[str, Any]:
 
 
 def _sizes(model: nn.Module, usual: nn.Module) -> dict[str, Any]:
-    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    config = config_of(model)
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     if size is None and config.get("fixed_input_size"):
         size = config["input_size"][1:]
@@ -162,7 +162,7 @@ def _classes(model: nn.Module) -> Any:
 
 def _channels(model: nn.Module, usual: nn.Module) -> int | None:
     """Channels of the images, read off the first convolution: some read each channel several times."""
-    config: dict[str, Any] = usual.pretrained_cfg  # type: ignore[assignment]
+    config = config_of(usual)
     path, channels = config.get("first_conv"), config["input_size"][0]
     found = [getattr(_at(each, path), "in_channels", None) for each in (model, usual)]
     return found[0] * channels // found[1] if found[0] and found[1] else None
@@ -177,7 +177,7 @@ def _at(model: nn.Module, path: Any) -> nn.Module | None:
 
 def _settle_(model: nn.Module, description: Description) -> None:
     """Let `pretrained_cfg` say what the description does."""
-    config: dict[str, Any] = dict(getattr(model, "pretrained_cfg", None) or {})
+    config = config_of(model)
     if description.base is None or "input_size" not in config:
         return
     args, (channels, *size) = description.base.args, config["input_size"]
@@ -189,7 +189,7 @@ def _settle_(model: nn.Module, description: Description) -> None:
     own = args.get("in_chans", channels)
     if own != channels:
         config |= {key: tuple(config[key][j % channels] for j in range(own)) for key in ("mean", "std")}
-    model.pretrained_cfg = {**config, "input_size": (own, *size)}  # type: ignore[assignment]
+    configure_(model, {**config, "input_size": (own, *size)})
 
 
 # What differs, and what to do
@@ -223,7 +223,7 @@ def _remedy(model: nn.Module, base: Base, path: str) -> str:
     given = {key: value for key, value in getattr(model, "_model_args", {}).items() if key not in base.args}
     if given and not next(_structural(model, skeleton(Base(base.id, {**base.args, **given}))), None):
         return f"pass base=Base({base.id!r}, {dict(base.args) | given}) to zoo.save and load that"
-    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    config = config_of(model)
     heads = config.get("classifier") or ()
     if any(f"{path}.".startswith(f"{head}.") for head in ((heads,) if isinstance(heads, str) else heads)):
         return _own_head("model")
@@ -247,12 +247,12 @@ def check_outputs(model: nn.Module, description: Description) -> None:
         StructureError: they differ, or the model doesn't run.
         WeightsError: the description is of another model.
     """
-    name, held = description.name, tensors(model)
+    name, held = description.name, tensors_of(model)
     weight = next((t for t in held.values() if t.is_floating_point()), torch.zeros(0))
     if weight.is_meta:
         raise StructureError(f"{name} has no values: it is on the meta device")
     try:
-        rebuilt = weights.assign_(built(description), held, name)
+        rebuilt = assign_(skeleton_of(description), held, name)
     except WeightsError as error:
         raise WeightsError(
             f"{error}; what was put into a loaded model by hand isn't known: a new head comes with "

@@ -1,0 +1,98 @@
+"""Description: what a model is, and what every model of ours carries of it.
+
+A model says two things of itself, both where timm looks for them or leaves room: `pretrained_cfg`, timm's description
+of its input and classes, and `zoo_entry`, the Description from which its structure can be rebuilt.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import nn
+
+from zoo.catalog.entry import Base
+from zoo.errors import StructureError
+from zoo.structure.base import check_fingerprint, skeleton
+from zoo.structure.graph.graph import Graph, build
+from zoo.structure.plan import Plan, apply_
+
+Structure = Literal["exact", "stand-in"]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a model is: enough to rebuild its structure.
+
+    Args:
+        name: the model's.
+        base: the dense architecture; of a graph what it was once made from, None where that isn't known here.
+        plan: the edits over the base; empty for a dense model.
+        graph: a structure that stands alone, in place of base and plan.
+        recipe: how it was made, as plain data.
+        structure: `stand-in` where the published widths aren't known yet, else `exact`.
+        source: the folder that it was loaded from, or where it came from otherwise.
+    """
+
+    name: str
+    base: Base | None
+    plan: Plan = field(default_factory=Plan)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    structure: Structure = "exact"
+    source: str = ""
+    graph: Graph | None = None
+
+
+def config_of(model: nn.Module) -> dict[str, Any]:
+    """A copy of timm's description of a model's input and classes; empty where it carries none."""
+    return dict(getattr(model, "pretrained_cfg", None) or {})
+
+
+def configure_(model: nn.Module, config: Mapping[str, Any]) -> None:
+    """Let a model carry this description of its input and classes."""
+    model.pretrained_cfg = model.default_cfg = dict(config)  # type: ignore[assignment]
+
+
+def description_of(model: nn.Module) -> Description | None:
+    """The description that a model carries."""
+    found = getattr(model, "zoo_entry", None)
+    return found if isinstance(found, Description) else None
+
+
+def attach_(model: nn.Module, description: Description) -> None:
+    """Let a model carry this description."""
+    model.zoo_entry = description  # type: ignore[assignment]
+
+
+def dense_of(description: Description) -> nn.Module:
+    """The base of a description on the meta device.
+
+    Raises:
+        UnknownName, StructureError: it can't be built.
+    """
+    if description.base is None:
+        raise StructureError(f"{description.name} names neither a base nor a graph: it can't be rebuilt")
+    return skeleton(description.base)
+
+
+def skeleton_of(description: Description, saved: Mapping[str, str] | None = None, timm: str = "unknown") -> nn.Module:
+    """The structure that a description gives, on the meta device.
+
+    Args:
+        description: of the model, which carries it.
+        saved: the fingerprint of its base when it was saved; None compares nothing.
+        timm: the version of timm that built it then.
+
+    Raises:
+        UnknownName, StructureError: it can't be built.
+        FingerprintError: this timm builds another base.
+    """
+    model: nn.Module
+    if description.graph is not None:
+        model = build(description.graph, description.name)
+    else:
+        dense = dense_of(description)
+        if saved is not None and description.base is not None:
+            check_fingerprint(description.base, dense, saved, timm)
+        model = apply_(dense, description.plan)
+    attach_(model, description)
+    return model.eval()
