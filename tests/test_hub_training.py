@@ -28,11 +28,11 @@ SCRIPT = """
 import json, os, pathlib, signal, socket, sys
 import torch
 import zoo.tasks.accuracy
-from zoo import building, catalog, loading
 from zoo.catalog.entry import Budget
-from zoo.verbs.recipes import recipe_for
 from zoo.tasks import lengths
-from zoo.training import state, trainer
+from zoo.training import checkpoint, trainer
+from zoo.verbs import building
+from zoo.verbs.recipes import recipe_for
 
 torch.set_num_threads(1)
 lengths.WHOLE = 0  # so that everything is streamed
@@ -49,7 +49,7 @@ def entry(how):
     return recipe_for(BASE, "prune", Budget(0.9), DATA, 2, options, schedule=SHORT, augment=PLAIN)
 
 def run(folder, rank, how, killed):
-    backward, write, seen = trainer._backward, state.write, []
+    backward, write, seen = trainer._backward, checkpoint.write, []
 
     def noted(accelerator, wrapped, step, batch, progress, machine):
         images = batch[0][0] if isinstance(batch[0], list) else batch[0]
@@ -61,7 +61,7 @@ def run(folder, rank, how, killed):
         if done == killed:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    trainer._backward, state.write = noted, last
+    trainer._backward, checkpoint.write = noted, last
     building.make(entry(how), folder / "model")
     (folder / f"seen{rank}.json").write_text(json.dumps(seen))
 

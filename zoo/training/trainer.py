@@ -7,7 +7,6 @@ in the same weights, bit for bit at the same number of threads and processes and
 
 import contextlib
 import hashlib
-import itertools
 import json
 import math
 import time
@@ -20,8 +19,7 @@ import torch
 from torch import nn
 
 from zoo.errors import DataError, require
-from zoo.training import accelerated, ema, interruption
-from zoo.training import checkpoint as states
+from zoo.training import accelerated, checkpoint, ema, interruption
 from zoo.training.distillation import Batch, Step
 from zoo.training.schedule import Machine, check_shares, learning_rate
 from zoo.training.schedule import Schedule as Schedule
@@ -45,16 +43,16 @@ def train(
     """Train a model in place.
 
     Args:
-        model: its parameters that require gradients are trained; parameters and buffers are what the state holds, and
-            a state of a training that started from others is refused.
+        model: its parameters that require gradients are trained.
         step: (model, batch, progress 0..1) → mean loss of the batch.
         data: epoch → loader of that epoch, in the schedule's batches, of which each process takes its share; the same
             epoch always gives the same batches.
         schedule: how long and how fast.
         seed: of what is random inside the model (dropout).
         state: a file to resume from, which the main process writes, every so often, before it evaluates, and when
-            Ctrl-C ends the training; None keeps none.
-        about: what else tells this run from others, as JSON takes it; a state of others is refused.
+            Ctrl-C ends the training; None keeps none. That of a run with another model, schedule, seed or `about` is
+            refused.
+        about: what else tells this run from others, as JSON takes it.
         evaluate: called after each epoch, on every process; its figures are shown in the progress bar and logged.
         progress: what the progress bar says.
         machine: how it runs here.
@@ -70,51 +68,60 @@ def train(
     """
     machine = machine or Machine()
     accelerator = accelerated.accelerator(machine)
-    tqdm = require("tqdm", "eval").tqdm
     total, per_epoch = _length(accelerator, data, schedule)
     run = _identity(model, schedule, total, seed, accelerator, about or {}) if state or accelerator.log_with else ""
-    hidden = None if accelerator.is_main_process else True
-    with accelerated.prepared(accelerator, model, schedule, machine) as (wrapped, optimizer):
+    with contextlib.ExitStack() as stack:
+        wrapped, optimizer = stack.enter_context(accelerated.prepared(accelerator, model, schedule, machine))
         average = ema.started(model) if schedule.ema else None
         held = (model, optimizer.optimizer, average, accelerator.scaler)
-        done = states.resume_(state, run, *held) if state and state.exists() else 0
+        done = checkpoint.resume_(state, run, *held) if state and state.exists() else 0
         if accelerator.log_with:
             accelerator.init_trackers(progress, config=json.loads(run))
-        written, speed = time.monotonic(), _speed(schedule.batch_size, done)
-        bar = tqdm(total=total, initial=done, desc=progress, unit="step", disable=hidden, leave=False)
-        # Of several processes one that ended after its step would leave the others waiting in theirs.
-        alone = accelerator.num_processes == 1
+        bar = stack.enter_context(_bar(accelerator, progress, done, total))
+        stack.enter_context(torch.random.fork_rng(devices=[]))
         batches = _batches(accelerator, data, done, total, per_epoch)
-        with torch.random.fork_rng(devices=[]), bar:
-            while done < total:
-                with interruption.noticed() if alone else contextlib.nullcontext(lambda: False) as interrupted:
-                    for batch in itertools.islice(batches, per_epoch - done % per_epoch):
-                        _seed(seed, done, accelerator.process_index)
-                        loss = _backward(accelerator, wrapped, step, batch, done / total, machine)
-                        if not math.isfinite(loss):
-                            raise DataError(f"{progress}: the loss is {loss} at step {done}; lower the learning rate")
-                        lr = learning_rate(schedule, done, total)
-                        _update_(accelerator, wrapped, optimizer, lr, schedule.clip)
-                        if average is not None:
-                            ema.update_(average, model, schedule.ema)
-                        done += 1
-                        bar.update()
-                        ends = done == total or interrupted() or (evaluate is not None and done % per_epoch == 0)
-                        due = ends or time.monotonic() - written >= schedule.checkpoint_seconds
-                        if state and due and accelerator.is_main_process:
-                            states.write(state, run, done, *held)
-                            written = time.monotonic()
-                        if interrupted():
-                            break
-                        if accelerator.trackers and (done % LOG_STEPS == 0 or done == total):
-                            accelerator.log({"loss": loss, "lr": lr, "images_per_s": speed(done)}, step=done)
-                if evaluate and done % per_epoch == 0:
-                    with ema.averaged(model, average):
-                        figures = evaluate()
-                    bar.set_postfix(figures)
-                    accelerator.log(dict(figures), step=done)
+        speed, written = _speed(schedule.batch_size, done), time.monotonic()
+        while done < total:
+            with _interruptible(accelerator) as interrupted:
+                batch, lr = next(batches), learning_rate(schedule, done, total)
+                _seed(seed, done, accelerator.process_index)
+                loss = _backward(accelerator, wrapped, step, batch, done / total, machine)
+                if not math.isfinite(loss):
+                    raise DataError(f"{progress}: the loss is {loss} at step {done}; lower the learning rate")
+                _update_(accelerator, wrapped, optimizer, lr, schedule.clip)
+                if average is not None:
+                    ema.update_(average, model, schedule.ema)
+                done += 1
+                bar.update()
+                ends = done == total or (evaluate is not None and done % per_epoch == 0) or interrupted()
+                due = ends or time.monotonic() - written >= schedule.checkpoint_seconds
+                if state and due and accelerator.is_main_process:
+                    checkpoint.write(state, run, done, *held)
+                    written = time.monotonic()
+                if accelerator.trackers and (done % LOG_STEPS == 0 or done == total):
+                    accelerator.log({"loss": loss, "lr": lr, "images_per_s": speed(done)}, step=done)
+            if evaluate and done % per_epoch == 0:
+                with ema.averaged(model, average):
+                    figures = evaluate()
+                bar.set_postfix(figures)
+                accelerator.log(dict(figures), step=done)
     _finish_(accelerator, model, average)
     return model.eval()
+
+
+def _bar(accelerator: Any, progress: str, done: int, total: int) -> Any:
+    """The main process's progress bar."""
+    hidden = None if accelerator.is_main_process else True  # None: shown on a terminal alone
+    tqdm = require("tqdm", "eval").tqdm
+    return tqdm(total=total, initial=done, desc=progress, unit="step", disable=hidden, leave=False)
+
+
+def _interruptible(accelerator: Any) -> contextlib.AbstractContextManager[Callable[[], bool]]:
+    """Put Ctrl-C off until the step is whole and written, where one process trains."""
+    if accelerator.num_processes == 1:
+        return interruption.noticed()
+    # Of several processes one that ended after its step would leave the others waiting in theirs.
+    return contextlib.nullcontext(lambda: False)
 
 
 def _identity(
@@ -124,7 +131,7 @@ def _identity(
     said = {key: value for key, value in asdict(schedule).items() if key != "checkpoint_seconds"}
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     said |= {"total": total, "seed": seed, "precision": accelerator.mixed_precision}
-    return json.dumps({**said, "model": states.digest("train", trained, model), **about})
+    return json.dumps({**said, "model": checkpoint.digest("train", trained, model), **about})
 
 
 def _seed(seed: int, done: int, process: int) -> None:
