@@ -17,7 +17,9 @@
 A message is one line: what, where, expected, found, and what to do next.
 """
 
+import contextlib
 import importlib
+from collections.abc import Iterator
 from types import ModuleType
 
 
@@ -78,6 +80,33 @@ class StorageError(ZooError, OSError):
 
     def __str__(self) -> str:  # OSError's own would put the number of the error before the message
         return str(self.args[-1])
+
+
+FOREIGN = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What torch and timm raise upon what they can't do."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a foreign error says first, without its full stop; its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+@contextlib.contextmanager
+def in_one_line(what: str) -> Iterator[None]:
+    """Tell what torch or timm refuse in the block.
+
+    Args:
+        what: can't be done.
+
+    Raises:
+        StructureError: what, and why.
+    """
+    try:
+        yield
+    except ZooError:
+        raise
+    except FOREIGN as error:
+        raise StructureError(f"{what}: {first_line(error)}") from error
 
 
 def require(module: str, extra: str) -> ModuleType:

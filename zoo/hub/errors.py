@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from zoo.errors import HubError, StorageError, UnknownName, ZooError
+from zoo.errors import HubError, StorageError, UnknownName, ZooError, first_line
 
 _HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]  # of the client that huggingface_hub is built on
 _LOCAL = "local_files_only is set: leave it out"
@@ -69,8 +69,7 @@ def explained(repo: str, revision: str | None) -> Iterator[None]:
 
 def unreachable(error: BaseException) -> str:
     """That no answer came, and why."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"{constants.ENDPOINT} can't be reached ({reason}): check the network and HF_ENDPOINT"
+    return f"{constants.ENDPOINT} can't be reached ({first_line(error)}): check the network and HF_ENDPOINT"
 
 
 def refused(repo: str, error: HfHubHTTPError) -> str:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from zoo.errors import StructureError
+from zoo.errors import StructureError, in_one_line
 
 log = logging.getLogger(__name__)
 
@@ -94,12 +94,8 @@ def forward_on_meta(model: nn.Module, input: Sequence[int] | None = None) -> tup
     on_meta = {name: tensor.detach().to("meta") for name, tensor in tensors}
     dtype = next((t.dtype for t in model.parameters() if t.is_floating_point()), torch.float32)
     image = torch.empty(1, channels, height, width, device="meta", dtype=dtype)
-    try:
-        with unchanged(model), torch.no_grad():
-            torch.func.functional_call(model, on_meta, (image,))
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise StructureError(f"measure: the model refuses an input of {tuple(input)}: {reason}") from error
+    with in_one_line(f"measure: the model refuses an input of {tuple(input)}"), unchanged(model), torch.no_grad():
+        torch.func.functional_call(model, on_meta, (image,))
     return channels, height, width
 
 

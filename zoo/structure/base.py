@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._device import DeviceContext, _device_constructors
 
 from zoo.catalog.entry import Base
-from zoo.errors import FingerprintError, StructureError, UnknownName
+from zoo.errors import FingerprintError, StructureError, UnknownName, in_one_line
 
 MAX_PARAMS = 100_000_000_000  # ten times the largest vision model that timm knows
 MAX_TENSORS = 20_000  # as many as two seconds build
@@ -131,13 +131,8 @@ def _create(base: Base) -> nn.Module:
             f"or list them with timm.list_models()"
         )
     known = tag(base)
-    try:
+    with in_one_line(f"base {base.id} can't be built with {dict(base.args)}"):
         model = timm.create_model(f"{architecture}.{known}" if known else architecture, **args)
-    except StructureError:
-        raise
-    except (TypeError, ValueError, AssertionError, RuntimeError, LookupError, AttributeError, ArithmeticError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise StructureError(f"base {base.id} can't be built with {dict(base.args)}: {reason}") from error
     assert isinstance(model, nn.Module)
     return model
 

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from zoo.catalog.entry import Base
-from zoo.errors import StructureError, WeightsError
+from zoo.errors import StructureError, WeightsError, in_one_line
 from zoo.measurement.macs import input_size, unchanged, unwrapped
 from zoo.structure.base import fingerprint, skeleton, tag
 from zoo.structure.description import Description, config_of, configure_, description_of, skeleton_of
@@ -275,11 +275,8 @@ def check_outputs(model: nn.Module, description: Description) -> None:
 
 def _outputs(model: nn.Module, image: Tensor, name: str) -> list[Tensor]:
     """What a model returns; whatever is random in it comes out alike each time."""
-    try:
-        with unchanged(model), torch.no_grad(), torch.random.fork_rng(devices=[image.device] * image.is_cuda):
-            torch.manual_seed(0)
-            outputs = model(image)
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise StructureError(f"{name} doesn't run on {tuple(image.shape)}: {reason}") from error
+    seeded = torch.random.fork_rng(devices=[image.device] * image.is_cuda)
+    with in_one_line(f"{name} doesn't run on {tuple(image.shape)}"), unchanged(model), torch.no_grad(), seeded:
+        torch.manual_seed(0)
+        outputs = model(image)
     return [each for each in pytree.tree_leaves(outputs) if isinstance(each, Tensor)]

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from zoo.errors import DataError, UnknownName, require
+from zoo.errors import DataError, UnknownName, first_line, require
 from zoo.tasks import columns, draws, objects
 from zoo.tasks.digits import digit_pairs, digits
-from zoo.tasks.folders import SPLITS, expected, folder_of_data, line, split_of
+from zoo.tasks.folders import SPLITS, expected, folder_of_data, split_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDatasetDict
@@ -130,7 +130,7 @@ def _hub(spec: str) -> "IterableDatasetDict":
         return datasets.load_dataset(spec, streaming=True)
     except Exception as error:  # the library lets through whatever its HTTP client and file readers raise
         raise DataError(
-            f"{spec}: neither a folder here nor a data set that could be opened on the Hub ({line(error)}); "
+            f"{spec}: neither a folder here nor a data set that could be opened on the Hub ({first_line(error)}); "
             "check the name and the network, and if it is gated accept its terms there and run: hf auth login"
         ) from error
 

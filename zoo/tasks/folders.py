@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.errors import DataError, require
+from zoo.errors import DataError, first_line, require
 from zoo.tasks.columns import LABEL_COLUMNS
 
 if TYPE_CHECKING:
@@ -51,11 +51,6 @@ def by_number(name: str) -> tuple[int, str]:
     return (int(name), name) if name.isdecimal() else (2**62, name)
 
 
-def line(error: Exception) -> str:
-    """The first line of what an error says."""
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-
-
 def _classes(folder: Path, split: str) -> "Dataset | None":
     """A folder's split, where each of its splits holds nothing but folders of images; else None."""
     datasets = require("datasets", "eval")
@@ -90,7 +85,7 @@ def _of_library(folder: Path, split: str) -> "Dataset":
             **{"path": str(folder)} if rows else {"path": "imagefolder", "data_dir": str(folder)}
         )
     except (ValueError, OSError) as error:
-        raise DataError(f"{folder}: no images could be read ({line(error)}); {expected(folder)}") from error
+        raise DataError(f"{folder}: no images could be read ({first_line(error)}); {expected(folder)}") from error
     try:
         found: Dataset = split_of(str(folder), splits, split)
     except DataError as error:

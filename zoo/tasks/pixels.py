@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from zoo.errors import DataError, require
+from zoo.errors import DataError, first_line, require
 
 Pixels: TypeAlias = "Image.Image | str | os.PathLike[str] | bytes | Mapping[str, Any]"
 
@@ -118,4 +118,4 @@ def _reason(error: Exception) -> str:
         return error.strerror
     if isinstance(error, UnidentifiedImageError):
         return "its bytes are of no known format"
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+    return first_line(error)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zoo import catalog
 from zoo.catalog.entry import Base, Entry, Origin
-from zoo.errors import RepositoryError, StructureError, UnknownName, ZooError
+from zoo.errors import RepositoryError, StructureError, UnknownName, ZooError, first_line
 from zoo.files import cache
 from zoo.hub import remote, repository
 from zoo.hub.remote import DEFAULT, Access
@@ -147,8 +147,7 @@ def pretrained(base: Base, revision: str | None = None, access: Access = DEFAULT
             name, pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=access.cache_dir, **base.args
         )
     except (OSError, RuntimeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RepositoryError(f"the weights of {base.id} can't be fetched by timm: {reason}") from error
+        raise RepositoryError(f"the weights of {base.id} can't be fetched by timm: {first_line(error)}") from error
     config = config_of(model)
     config.pop("file", None)  # where the weights lay isn't what they are
     attach_(model, Description(base.architecture, base))
@@ -204,8 +203,7 @@ def _check_options(device: Any, dtype: Any, **counts: Any) -> None:
     try:
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise StructureError(f"load: device {device!r} can't be used here: {reason}") from None
+        raise StructureError(f"load: device {device!r} can't be used here: {first_line(error)}") from None
 
 
 def _is_dense(name: str | os.PathLike[str]) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from zoo.errors import StructureError
+from zoo.errors import FOREIGN, StructureError, first_line
 from zoo.files import cache
 from zoo.structure.base import MAX_ARGUMENT
 from zoo.structure.graph.aten import ATEN
@@ -72,9 +72,8 @@ def _run(graph: Graph, model: nn.Module, shape: Sequence[int]) -> None:
     try:
         with torch.no_grad(), _Live([*weights.values(), images], MAX_BYTES * shape[0]):
             nodes.run(images)
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        said = reason if isinstance(error, StructureError) else f"can't be run: {reason}"
+    except FOREIGN as error:
+        said = first_line(error) if isinstance(error, StructureError) else f"can't be run: {first_line(error)}"
         here = f"node {nodes.name!r}, given {' x '.join(map(str, shape))}"
         raise StructureError(f"{here}: {said}; mend the graph or its input_size") from error
 

@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from zoo.errors import StructureError
+from zoo.errors import StructureError, in_one_line
 from zoo.structure.graph.aten import ATEN, SAME
 from zoo.structure.graph.graph import OPS, Graph, Node, check
 from zoo.structure.graph.layers import layers
@@ -64,7 +64,7 @@ def export(model: nn.Module, image: Tensor) -> ExportedProgram:
     """
     modes = {module: module.training for module in model.modules()}
     try:
-        with warnings.catch_warnings():
+        with in_one_line(f"{type(model).__name__} can't be exported"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The tensor attribute")  # caches, which export restores
             program = torch.export.export(
                 *(model.eval(), (image,)),
@@ -72,10 +72,7 @@ def export(model: nn.Module, image: Tensor) -> ExportedProgram:
                 strict=False,
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
-        _inline(program.graph_module)
-    except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise StructureError(f"{type(model).__name__} can't be exported: {reason}") from error
+            _inline(program.graph_module)
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from zoo.errors import StructureError
+from zoo.errors import StructureError, in_one_line
 from zoo.structure.base import MAX_ARGUMENT, Meta
 from zoo.structure.graph.aten import ATEN
 from zoo.structure.graph.ops import DTYPES, FUNCTIONS, MODULES, SIZES, TENSORS
@@ -234,13 +234,8 @@ def _int(node: Node, first: Sequence[str], ints: Mapping[str, float], here: str)
 
 
 def _made(node: Node) -> nn.Module | Tensor:
-    try:
+    with in_one_line(f"node {node.name!r}: no {node.op} of {dict(node.attributes)}"):
         made: nn.Module | Tensor = OPS[node.op].call(**node.attributes)
-    except StructureError:
-        raise
-    except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise StructureError(f"node {node.name!r}: no {node.op} of {dict(node.attributes)}: {reason}") from error
     return made
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.errors import CheckpointError, RepositoryError, StructureError, WeightsError
+from zoo.errors import FOREIGN, CheckpointError, RepositoryError, StructureError, WeightsError, first_line
 from zoo.files import read_json
 from zoo.hub.foreign import unpickle
 from zoo.hub.foreign.torch_dag.blocks import BLOCKS
@@ -57,10 +57,10 @@ def read(folder: Path) -> tuple[Graph, dict[str, Tensor]]:
         return _read(folder)
     except (RepositoryError, StructureError, WeightsError) as error:
         raise CheckpointError(f"{folder} isn't imported: {error}") from error
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+    except FOREIGN as error:
         # Modules hold whatever the file says; what no check above foresaw is no reason to fail otherwise.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{folder} isn't imported: a module isn't what its class is ({reason})") from error
+        said = f"a module isn't what its class is ({first_line(error)})"
+        raise CheckpointError(f"{folder} isn't imported: {said}") from error
 
 
 def _read(folder: Path) -> tuple[Graph, dict[str, Tensor]]:
