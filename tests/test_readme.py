@@ -15,7 +15,8 @@ from zoo import catalog
 from zoo.cli import cli
 from zoo.files import read_json
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -47,6 +48,15 @@ def test_every_command_named_in_the_readme_exists() -> None:
     assert named
     for command in named:
         assert CliRunner().invoke(cli, [command, "--help"]).exit_code == 0
+
+
+def test_every_bench_is_listed_and_can_be_tried_quickly() -> None:
+    bench = ROOT / "scripts" / "bench"
+    listed = subprocess.run([bench / "run"], capture_output=True, text=True, check=True).stdout.split()
+
+    assert set(re.findall(r"scripts/bench/run (\w+)", README)) <= set(listed)
+    for name in listed:
+        assert f"scripts/bench/run {name} [--quick]" in (bench / f"{name}.py").read_text()
 
 
 def test_the_first_two_commands_are_the_demo_and_the_tests() -> None:

@@ -1,6 +1,6 @@
 """What can be pruned of timm, one architecture per module (the smallest that can be built), beside Torch-Pruning.
 
-python scripts/bench/coverage.py [--jobs 1] [--seconds 120] [MODULE ...]
+scripts/bench/run coverage [--quick] [--jobs 1] [--seconds 120] [MODULE ...]
 
 Ours cuts every group alike, half of the macs, and counts only if the cut computes what the masked dense model computes
 (1e-6, double precision, batch 1 and 2). Torch-Pruning counts if the pruned model runs; it is given the classifier to
@@ -10,6 +10,7 @@ runs in a process of its own; rows are kept in build/coverage and measured once.
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from timm.models._registry import _model_to_module
 from tqdm import tqdm
 
 from zoo.catalog.entry import Base
-from zoo.errors import ZooError
+from zoo.errors import ZooError, first_line
 from zoo.files import write_json
 from zoo.measurement.macs import measure
 from zoo.structure.base import skeleton
@@ -58,7 +59,7 @@ def torch_pruning(name: str) -> dict[str, Any]:
                 dense = timm.create_model(name).eval()
                 kept.append(measure(narrowed(dense, size, ratio, heads), size).macs / measure(dense, size).macs)
             except Exception as error:  # whatever it or the model comes to
-                reasons.append(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}")
+                reasons.append(f"{type(error).__name__}: {first_line(error)[:120]}")
                 break
             if kept[-1] <= 0.5:
                 return {"kept": kept[-1]}
@@ -88,10 +89,12 @@ def reached(found: dict[str, Any]) -> bool:
 
 def main() -> None:
     """Print a row for each module, then what they come to."""
+    global CACHE
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="*")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--seconds", type=float, default=120, help="that a row may take")
+    parser.add_argument("--quick", action="store_true", help="one small architecture")
     parser.add_argument("--row", nargs=2, metavar=("KIND", "NAME"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.row:
@@ -101,6 +104,10 @@ def main() -> None:
         except ZooError as error:
             print(json.dumps({"error": str(error)}))
         return
+    if arguments.quick:
+        CACHE = Path("build/quick")
+        shutil.rmtree(CACHE, ignore_errors=True)
+        write_json(CACHE / "architectures.json", {"byobnet": "test_byobnet"})
     models = {m: n for m, n in architectures().items() if not arguments.modules or m in arguments.modules}
     todo = [(kind, module, name) for kind in KINDS for module, name in models.items()]
     with ThreadPoolExecutor(arguments.jobs) as pool:

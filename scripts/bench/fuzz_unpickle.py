@@ -4,6 +4,8 @@ Each case damages a good file anew: its bytes, its pickle's bytes or opcodes, th
 directory or its members; or puts opcodes together at random. Whatever is not read must be refused by WeightsError, with
 nothing imported, executed, opened for writing or connected, within the memory and seconds that are stated. The first
 case that isn't stops the run with exit status 1 and is kept beside the seed that makes it again.
+
+scripts/bench/run fuzz_unpickle [--quick] [--minutes 20] [--seed 0] [--cases N]
 """
 
 import argparse
@@ -231,7 +233,10 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, default=sys.maxsize, help="stop after so many")
+    parser.add_argument("--quick", action="store_true", help="200 cases")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.cases = 200
     folder = Path(tempfile.mkdtemp(prefix="fuzz-unpickle-"))
     path, seed, watch = folder / "it.pt", good(), Watch()
     path.write_bytes(seed)

@@ -1,6 +1,6 @@
 """The local Hub beside python's http.server and a plain copy: throughput of curl over loopback, and memory.
 
-python scripts/bench/hub.py [--megabytes 100] [--clients 16] [--rounds 3]
+scripts/bench/run hub [--quick] [--megabytes 100] [--clients 16] [--rounds 3]
 """
 
 import argparse
@@ -67,7 +67,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for option, default in (("megabytes", 100), ("clients", 16), ("rounds", 3)):
         parser.add_argument(f"--{option}", type=int, default=default)
+    parser.add_argument("--quick", action="store_true", help="1 MB, two clients, one round")
     asked = parser.parse_args()
+    if asked.quick:
+        asked.megabytes, asked.clients, asked.rounds = 1, 2, 1
     size, many = asked.megabytes, asked.clients
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

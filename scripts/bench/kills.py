@@ -1,6 +1,6 @@
 """Pushes killed at moments spread over their time, and servers killed at each step of a push: what is left, counted.
 
-python scripts/bench/kills.py [--times 50]
+scripts/bench/run kills [--quick] [--times 50]
 
 After each kill the repository must be the old one or the new one, file by file, and the next push must succeed.
 """
@@ -26,14 +26,16 @@ def main() -> None:
     """Print the counts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=50)
-    times = parser.parse_args().times
+    parser.add_argument("--quick", action="store_true", help="one time")
+    asked = parser.parse_args()
+    times = 1 if asked.quick else asked.times
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
         before, cache = here / "before", here / "cache"
         with serving(before) as address:
             publish(address, NAME, OLD)
         states, seconds = rehearsal(before, NEW, here / "rehearsal", cache)
-        last = steps(before, here, states, cache)
+        last = 1 if asked.quick else steps(before, here, states, cache)
         print(f"a push takes {seconds:.2f} s and {last - 1} steps of the server")
         print(f"{'killed':8}{'times':>6}  left")
         for who in ("client", "server"):

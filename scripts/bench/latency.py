@@ -1,6 +1,6 @@
 """Latency of pruned models beside their dense bases: interleaved medians at batch 1 and 32, beside the macs.
 
-python scripts/bench/latency.py [--rounds 9] [--batch 1 32] [NAME ...]
+scripts/bench/run latency [--quick] [--rounds 9] [--batch 1 32] [NAME ...]
 
 Structure alone matters here, so weights are random and nothing is fetched. The speed-up is the median over rounds of
 dense over pruned, with the interval that holds the true median in 95 % of cases (order statistics); one that covers 1
@@ -46,7 +46,10 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="of the catalog; default: every pruned one that has a structure")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--batch", type=int, nargs="*", default=[1, 32])
+    parser.add_argument("--quick", action="store_true", help="one model, one image, one round")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.names, arguments.rounds, arguments.batch = ["digits_cnn_pruned_50"], 1, [1]
     pruned = catalog.names(method="prune", task="image-classification")
     devices = ["cpu", *["cuda"] * torch.cuda.is_available()]
     where = f"{torch.get_num_threads()} threads" + (

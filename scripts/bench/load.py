@@ -1,6 +1,6 @@
 """Loading beside timm's own: CPU time of both in one run, interleaved, warm; outputs compared bit for bit.
 
-python scripts/bench/load.py [--rounds 15]
+scripts/bench/run load [--quick] [--rounds 15]
 """
 
 import argparse
@@ -46,13 +46,15 @@ def main() -> None:
     """Print a row for each model."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--quick", action="store_true", help="one model, one round")
+    asked = parser.parse_args()
+    rounds, models = (1, MODELS[:1]) if asked.quick else (asked.rounds, MODELS)
     image = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     print(f"CPU ms, median of {rounds} interleaved rounds, {torch.get_num_threads()} threads")
     print(
         f"{'':24}{'timm':>9}{'zoo':>9}{'ratio':>8}   {'timm+1':>9}{'zoo+1':>9}{'ratio':>8}   {'map file':>8}  outputs"
     )
-    for name in MODELS:
+    for name in models:
         with tempfile.TemporaryDirectory() as folder:
             dense = timm.create_model(name).eval()
             repository = zoo.save(dense, Path(folder) / name)

@@ -1,6 +1,6 @@
 """Our low-rank method beside ptdeco's falor: time on deit3_small, divergence and accuracy on digits, at equal macs.
 
-    python scripts/bench/low_rank.py [speed digits_vit digits_convnext pairs_resnet ...] [--table]
+    scripts/bench/run low_rank [--quick] [speed digits_vit digits_convnext pairs_resnet ...] [--table]
 
 Every cell is cached under build/low_rank, so an interrupted run goes on where it stopped; what a change of ours makes
 stale must be deleted. Falor runs first, with the thresholds that its models were published with and with tighter ones;
@@ -18,6 +18,7 @@ seeds of the calibration images.
 import copy
 import itertools
 import json
+import shutil
 import sys
 import time
 from functools import cache
@@ -204,9 +205,20 @@ def speed_table() -> list[str]:
     return [*lines, f"ratio of CPU time {ratio:.1f}"]
 
 
+def quick() -> None:
+    """One network, one seed, few images, in a folder of its own."""
+    global CACHE, IMAGES, SEEDS
+    CACHE, IMAGES, SEEDS = Path("build/quick"), 32, {"digits_vit": 1}
+    shutil.rmtree(CACHE, ignore_errors=True)
+
+
 def main() -> None:
     """Measure what isn't cached, then print the tables."""
-    asked = [argument for argument in sys.argv[1:] if not argument.startswith("-")] or ["speed", *SEEDS]
+    if "--quick" in sys.argv:
+        quick()
+    asked = [argument for argument in sys.argv[1:] if not argument.startswith("-")] or list(SEEDS) + ["speed"] * (
+        "--quick" not in sys.argv
+    )
     names = [name for name in asked if name in SEEDS]
     if "--table" not in sys.argv:
         for todo in tqdm([(name, *c) for name in names for c in cells(name)], unit="cell"):

@@ -1,6 +1,6 @@
 """Accuracy against macs: pruned one-shot, beside two other ways to prune; distilled, beside a control and from scratch.
 
-    python scripts/bench/quality.py [digits_cnn digits_vit pairs_cnn pairs_vit] [--one-shot] [--table]
+    scripts/bench/run quality [--quick] [digits_cnn digits_vit pairs_cnn pairs_vit] [--one-shot] [--table]
 
 | kind          | what it is                                                                                       |
 |---------------|--------------------------------------------------------------------------------------------------|
@@ -24,10 +24,11 @@ carries a hash of its sources in its name, so that a cell of another version is 
 import ast
 import hashlib
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,6 @@ WHOLE = ("dense", "control")
 ONE_SHOT = ("one-shot", "uniform", "torch-pruning")
 TRAINED = ("distilled", "scratch")
 AGAINST = {"one-shot": ("uniform", "torch-pruning"), "distilled": ("control", "scratch")}
-OTHERS = ("correction", "dwain", "factoring", "falor", "lockd", "low_rank", "newton", "spectra")  # prune nothing
 CROP = {"scale": [0.6, 1.0], "ratio": [0.75, 1.33], "hflip": 0.0, "color_jitter": 0.0}
 PAIRS_CNN = {"layers": [1, 1, 1, 1], "channels": [32, 64, 96, 128], "stem_type": "deep", "stem_width": 16}
 PAIRS_VIT = {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 6}
@@ -144,8 +144,8 @@ def version(kind: str) -> str:
     if kind in WHOLE:
         return ""
     package = Path(zoo.__file__).parent
-    files = [path for path in sorted((package / "compression").rglob("*.py")) if path.stem not in OTHERS]
-    files += [package / "compressing.py"]
+    files = [path for path in sorted((package / "compression").rglob("*.py")) if "low_rank" not in path.parts]
+    files += [package / "verbs" / "compressing.py"]
     files += [Path(torch_pruning_rows.__file__)] if kind == "torch-pruning" else []
     source = "".join(ast.dump(ast.parse(path.read_text())) for path in files)
     return "-" + hashlib.sha256(source.encode()).hexdigest()[:8]
@@ -354,13 +354,7 @@ def plot(names: list[str]) -> Path:
         dense = [100 * row["top1"] for c, row in found.items() if c[2] == "dense"]
         if dense:
             axis.axhline(interval(dense)[0], color="gray", linewidth=1, label="dense")
-        axis.set(
-            title=name,
-            xlabel="macs kept, %",
-            xscale="log",
-            xlim=(10, 60),
-            ylim=(0, 102),
-        )
+        axis.set(title=name, xlabel="macs kept, %", xscale="log", xlim=(10, 60), ylim=(0, 102))
         axis.set_xticks([100 * b for b in BUDGETS], [f"{100 * b:g}" for b in BUDGETS])
         axis.minorticks_off()
         axis.grid(axis="y", alpha=0.3)
@@ -374,8 +368,20 @@ def plot(names: list[str]) -> Path:
     return path
 
 
+def quick() -> None:
+    """One network, one seed, two steps of training, in a folder of its own."""
+    global CACHE, BUDGETS
+    CACHE, BUDGETS, net = Path("build/quick"), (0.5,), NETS["digits_cnn"]
+    short = {"dense": replace(net.dense, steps=2), "tune": replace(net.tune, steps=2)}
+    NETS.clear()
+    NETS["digits_cnn"] = replace(net, seeds=1, **short)
+    shutil.rmtree(CACHE, ignore_errors=True)
+
+
 def main() -> None:
     """Measure what isn't cached, then print the tables."""
+    if "--quick" in sys.argv:
+        quick()
     names = [argument for argument in sys.argv[1:] if argument in NETS] or list(NETS)
     wanted = ("dense", *ONE_SHOT) if "--one-shot" in sys.argv else (*WHOLE, *ONE_SHOT, *TRAINED)
     todo = [(name, *c) for name in names for c in cells(name) if c[2] in wanted]
