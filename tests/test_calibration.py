@@ -5,11 +5,11 @@ import copy
 import pytest
 import timm
 import torch
+from analysed import analysed
 from torch import nn
 
 import zoo
 from zoo.compression.calibration import batched, check_finite
-from zoo.compression.channels.groups import analyse
 from zoo.compression.prune import refit
 from zoo.compression.prune.obs import eliminate
 from zoo.compression.prune.refit import Moments, moments, ridged
@@ -121,7 +121,7 @@ class Hidden(nn.Module):
 def test_a_covariance_of_rounding_alone_is_made_definite_and_no_other_is_touched(monkeypatch):
     torch.manual_seed(0)
     hidden, x = Hidden().double().eval(), torch.randn(4000, 3, 4, 4, dtype=torch.float64)
-    (group,) = analyse(hidden, x[:2]).groups
+    (group,) = analysed(hidden, x[:2]).groups
     seen = moments(hidden, ["second"], [1e-9 * x])
     assert torch.linalg.eigvalsh(seen["second"].covariance).min() < 0
     tensors = dict(hidden.named_parameters())

@@ -5,13 +5,14 @@ from functools import cache
 import pytest
 import timm
 import torch
+from analysed import analysed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from zoo.compression.channels import checking, rules
-from zoo.compression.channels.checking import CLOSE, check, checked, cut, rescaled
-from zoo.compression.channels.groups import analyse, narrow, select
+from zoo.compression.channels.checking import CLOSE, checked, cut, difference, rescaled
+from zoo.compression.channels.groups import narrow
 from zoo.compression.channels.ids import Ids, NotUnderstood
 from zoo.measurement.macs import measure
 from zoo.structure.plan import Plan, apply_
@@ -37,7 +38,7 @@ def network(name):
     model = timm.create_model(name, num_classes=5).eval()
     size = (3, 160, 160) if name.startswith("test") else (3, 224, 224)
     image = torch.zeros(2, *model.pretrained_cfg.get("input_size", size))
-    return model, analyse(model, image), image
+    return model, analysed(model, image), image
 
 
 def drawn(analysis, seed):
@@ -53,11 +54,11 @@ def test_a_cut_graph_computes_what_the_masked_dense_model_computes(name):
     model, analysis, image = network(name)
     units = drawn(analysis, 0)
     program = cut(analysis, units)
-    assert check(model, analysis, units, program, image) < 1e-9
+    assert difference(model, analysis, units, program, image) < 1e-9
     full = [group.units for group in analysis.groups]
     kept = [len(each) for each in units]
     assert analysis.total(analysis.macs, kept) < 0.5 * analysis.total(analysis.macs, full)
-    narrowed = select(analysis.groups, units, dict(model.named_parameters()))
+    narrowed = analysis.kept(units).select(dict(model.named_parameters()))
     params = sum(tensor.numel() for tensor in narrowed.values())
     assert params == pytest.approx(analysis.total(analysis.params, kept))
 
@@ -75,8 +76,8 @@ def test_a_plan_holds_the_same_cut_and_costs_what_was_said(name):
     model, analysis, image = network(name)
     units = drawn(analysis, 1)
     kept = [len(each) for each in units]
-    narrowed = apply_(timm.create_model(name, num_classes=5).eval(), Plan((narrow(model, analysis.groups, kept),)))
-    assert check(model, analysis, units, narrowed, image) < 1e-9
+    narrowed = apply_(timm.create_model(name, num_classes=5).eval(), Plan((narrow(model, analysis, units),)))
+    assert difference(model, analysis, units, narrowed, image) < 1e-9
     counts = measure(narrowed, image.shape[1:])
     assert counts.macs == pytest.approx(analysis.total(analysis.macs, kept), rel=1e-9)
     assert counts.params == pytest.approx(analysis.total(analysis.params, kept), rel=1e-9)
@@ -100,7 +101,7 @@ def test_any_units_may_go(data):
         torch.tensor(sorted(data.draw(st.sets(st.integers(0, group.units - 1), min_size=1))))
         for group in analysis.groups
     ]
-    assert check(model, analysis, units, cut(analysis, units), image) < 1e-9
+    assert difference(model, analysis, units, cut(analysis, units), image) < 1e-9
 
 
 def test_each_group_alone_may_go():
@@ -108,7 +109,7 @@ def test_each_group_alone_may_go():
     every = [torch.arange(group.units) for group in analysis.groups]
     for index, half in enumerate(drawn(analysis, 2)):
         units = [*every[:index], half, *every[index + 1 :]]
-        assert check(model, analysis, units, cut(analysis, units), image) < 1e-9, analysis.groups[index].name
+        assert difference(model, analysis, units, cut(analysis, units), image) < 1e-9, analysis.groups[index].name
 
 
 class Net(nn.Module):
@@ -148,7 +149,7 @@ def test_a_wrong_rule_is_found_out_and_what_it_spoils_frozen(monkeypatch):
     assert [group.name for group in checked(model, IMAGE).groups] == ["b"]
     wrong = {torch.ops.aten.softmax.int: rules.unchanged}
     monkeypatch.setattr(rules, "RULES", {**rules.RULES, **wrong})
-    assert [group.name for group in analyse(model, IMAGE).groups] == ["a", "b"]
+    assert [group.name for group in analysed(model, IMAGE).groups] == ["a", "b"]
     analysis = checked(model, IMAGE)
     assert [group.name for group in analysis.groups] == ["b"]
     assert "masked" in analysis.frozen["a"]
@@ -167,10 +168,10 @@ def test_a_wrong_rule_is_found_out_and_what_it_spoils_frozen(monkeypatch):
 )
 def test_movements_of_channels(between, units):
     model = Net(between).double().eval()
-    analysis = analyse(model, IMAGE.double())
+    analysis = analysed(model, IMAGE.double())
     assert [group.units for group in analysis.groups if group.name != "b"] == units
     chosen = drawn(analysis, 0)
-    assert check(model, analysis, chosen, cut(analysis, chosen), IMAGE) < 1e-9
+    assert difference(model, analysis, chosen, cut(analysis, chosen), IMAGE) < 1e-9
 
 
 def test_ids_that_are_joined_get_one_root_and_what_meets_the_frozen_is_frozen():
@@ -223,22 +224,22 @@ class Attention(nn.Module):
 @pytest.mark.parametrize("still", [0, 1])
 def test_heads_are_found_even_beside_a_slice_of_nothing(still):
     model = Attention(still).double().eval()
-    analysis = analyse(model, IMAGE.double())
+    analysis = analysed(model, IMAGE.double())
     assert [(group.name, group.units) for group in analysis.groups] == [("qkv", 4), ("proj", 8)]
     chosen = drawn(analysis, 0)
-    assert check(model, analysis, chosen, cut(analysis, chosen), IMAGE) < 1e-9
+    assert difference(model, analysis, chosen, cut(analysis, chosen), IMAGE) < 1e-9
 
 
 @pytest.mark.parametrize("scale", [None, 0.25])
 def test_an_attention_that_is_scaled_by_its_width_can_only_be_narrowed_as_a_graph(scale):
     model = Attention(heads=1, scale=scale).double().eval()
-    analysis = analyse(model, IMAGE.double())
+    analysis = analysed(model, IMAGE.double())
     (g,) = [g for g, group in enumerate(analysis.groups) if group.name == "qkv"]
     units = [torch.arange(0, group.units, 2 if i == g else 1) for i, group in enumerate(analysis.groups)]
-    narrowed = apply_(model, Plan((narrow(model, analysis.groups, [len(each) for each in units]),)))
+    narrowed = apply_(model, Plan((narrow(model, analysis, units),)))
     dense = Attention(heads=1, scale=scale).double().eval()
-    assert (check(dense, analysis, units, narrowed, IMAGE) > CLOSE) == rescaled(analysis, units) == (scale is None)
-    assert check(dense, analysis, units, cut(analysis, units), IMAGE) < 1e-9
+    assert (difference(dense, analysis, units, narrowed, IMAGE) > CLOSE) == rescaled(analysis, units) == (scale is None)
+    assert difference(dense, analysis, units, cut(analysis, units), IMAGE) < 1e-9
 
 
 @pytest.mark.parametrize("error", [TypeError, AttributeError, IndexError, RuntimeError, AssertionError])
@@ -248,7 +249,7 @@ def test_a_mistake_in_a_rule_is_not_taken_for_an_operation_that_is_not_understoo
 
     monkeypatch.setattr(rules, "RULES", {**rules.RULES, torch.ops.aten.softmax.int: mistaken})
     with pytest.raises(error, match="a mistake"):
-        analyse(Net(lambda x: x.softmax(1)).eval(), IMAGE)
+        analysed(Net(lambda x: x.softmax(1)).eval(), IMAGE)
 
 
 def test_what_a_rule_does_not_understand_is_frozen(monkeypatch):
@@ -256,7 +257,7 @@ def test_what_a_rule_does_not_understand_is_frozen(monkeypatch):
         raise NotUnderstood
 
     monkeypatch.setattr(rules, "RULES", {**rules.RULES, torch.ops.aten.softmax.int: puzzled})
-    assert "isn't understood: aten.softmax.int" in str(analyse(Net(lambda x: x.softmax(1)).eval(), IMAGE).frozen)
+    assert "isn't understood: aten.softmax.int" in str(analysed(Net(lambda x: x.softmax(1)).eval(), IMAGE).frozen)
 
 
 @pytest.mark.parametrize("largest", [torch.maximum, torch.max], ids=["maximum", "max of two"])
@@ -269,5 +270,5 @@ def test_the_larger_of_two_tensors_is_taken_channel_by_channel(largest):
         def forward(self, x):
             return self.last(largest(self.a(x), self.b(x)))
 
-    (group,) = analyse(Larger().eval(), torch.randn(2, 3, 4, 4)).groups
+    (group,) = analysed(Larger().eval(), torch.randn(2, 3, 4, 4)).groups
     assert group.writers == ("a", "b")

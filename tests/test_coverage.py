@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import timm
 import torch
+from analysed import analysed
 from click.testing import CliRunner
 
 import zoo
@@ -13,8 +14,7 @@ from zoo import catalog
 from zoo.catalog.entry import Base, Budget
 from zoo.cli import cli
 from zoo.compression.channels import checking
-from zoo.compression.channels.checking import CLOSE, check, halves, tried
-from zoo.compression.channels.groups import analyse
+from zoo.compression.channels.checking import CLOSE, difference, halves, tried
 from zoo.errors import BudgetError, StructureError
 from zoo.measurement.macs import measure
 from zoo.structure.base import skeleton
@@ -58,7 +58,7 @@ def test_what_no_plan_can_cut_is_said_and_cut_as_a_graph(monkeypatch):
 
 
 def test_a_plan_that_cannot_leave_so_little_is_given_up_before_it_is_checked(monkeypatch):
-    planned, check_, checks = coverage.planned, checking.check, []
+    planned, check_, checks = coverage.planned, checking.difference, []
 
     def refused(model, analysis, units):
         if any(g.residual and len(kept) < g.units for g, kept in zip(analysis.groups, units, strict=True)):
@@ -66,7 +66,7 @@ def test_a_plan_that_cannot_leave_so_little_is_given_up_before_it_is_checked(mon
         return planned(model, analysis, units)
 
     monkeypatch.setattr(coverage, "planned", refused)
-    monkeypatch.setattr(checking, "check", lambda *args: checks.append(type(args[3])) or check_(*args))
+    monkeypatch.setattr(checking, "difference", lambda *args: checks.append(type(args[3])) or check_(*args))
     found = coverage.coverage("timm/test_resnet", 0.02)
     assert found.structure == "graph"
     assert checks == [torch.export.ExportedProgram]
@@ -163,15 +163,15 @@ SMALL_SWIN = {
 def test_what_is_computed_once_for_all_images_is_counted_once(name, args):
     """Biases of positions come from small networks of their own, whatever the batch."""
     model = timm.create_model(name, **args).eval()
-    analysis = analyse(model, torch.zeros(2, 3, 32, 32))
+    analysis = analysed(model, torch.zeros(2, 3, 32, 32))
     assert sum(cost.count for cost in analysis.macs) == measure(model, (3, 32, 32)).macs
 
 
 def test_a_cut_whose_outputs_are_no_numbers_is_no_cut():
     model = small()
-    analysis = analyse(model, torch.zeros(2, 3, 32, 32))
+    analysis = analysed(model, torch.zeros(2, 3, 32, 32))
     units = [torch.arange(group.units) for group in analysis.groups]
-    assert check(model, analysis, units, small(), torch.zeros(2, 3, 32, 32)) < 1e-9
+    assert difference(model, analysis, units, small(), torch.zeros(2, 3, 32, 32)) < 1e-9
 
     class Broken(type(model)):
         def forward(self, x):
@@ -179,7 +179,7 @@ def test_a_cut_whose_outputs_are_no_numbers_is_no_cut():
 
     broken = small()
     broken.__class__ = Broken
-    assert check(model, analysis, units, broken, torch.zeros(2, 3, 32, 32)) == float("inf")
+    assert difference(model, analysis, units, broken, torch.zeros(2, 3, 32, 32)) == float("inf")
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_a_cut_whose_outputs_are_no_numbers_is_no_cut():
 )
 def test_a_cut_that_mixes_the_images_of_a_batch_is_no_cut(mixed):
     model = small()
-    analysis = analyse(model, torch.zeros(2, 3, 32, 32))
+    analysis = analysed(model, torch.zeros(2, 3, 32, 32))
     units = [torch.arange(group.units) for group in analysis.groups]
 
     class Mixing(type(model)):
@@ -203,7 +203,7 @@ def test_a_cut_that_mixes_the_images_of_a_batch_is_no_cut(mixed):
 
     mixing = small()
     mixing.__class__ = Mixing
-    assert check(model, analysis, units, mixing, torch.zeros(2, 3, 32, 32)) > CLOSE
+    assert difference(model, analysis, units, mixing, torch.zeros(2, 3, 32, 32)) > CLOSE
 
 
 VIT = {"depth": 1, "embed_dim": 32, "num_heads": 4, "num_classes": 5}
@@ -241,7 +241,7 @@ def test_heads_of_encoders_for_large_images_are_cut_by_a_plan(name, args, attent
 @pytest.mark.parametrize(("name", "side"), [("tf_efficientnet_cc_b0_4e", 64), ("bat_resnext26ts", 256)])
 def test_arguments_that_a_rule_does_not_expect_freeze_and_do_not_fail(name, side):
     model = timm.create_model(name).eval()
-    analysis = analyse(model, torch.zeros(2, 3, side, side))
+    analysis = analysed(model, torch.zeros(2, 3, side, side))
     assert analysis.groups
     assert any(reason.startswith("an operation that isn't understood") for reason in analysis.frozen.values())
 

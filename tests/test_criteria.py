@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
+from analysed import analysed
 from torch import nn
 from torch.nn import functional as F
 
 from zoo.catalog.entry import Budget
-from zoo.compression.channels.groups import analyse
 from zoo.compression.prune import prune
 from zoo.compression.prune.criteria import CRITERIA, Evidence
 from zoo.compression.prune.prune import Prune, choose, fittable
@@ -46,7 +46,7 @@ def test_a_layer_scores_what_the_same_computation_scores_as_a_convolution(criter
     for layer in pair(writer):
         model = nn.Sequential(stem, nn.ReLU(), layer, nn.ReLU(), reader, nn.Flatten()).eval()
         tensors = {path: tensor.detach() for path, tensor in model.named_parameters()}
-        groups = {group.units: group for group in analyse(model, image).groups}
+        groups = {group.units: group for group in analysed(model, image).groups}
         scores.append([CRITERIA[criterion](groups[units], Evidence(tensors, {}, {})) for units in (5, 12)])
         outputs.append(model(image))
     torch.testing.assert_close(*outputs)
@@ -64,7 +64,7 @@ def test_units_that_write_nothing_cost_nothing_where_no_reader_can_be_fitted(mon
         writer, nn.ReLU(), reader, nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)
     )
     images = torch.randn(48, 3, 8, 8)
-    analysis = fittable(model.eval(), analyse(model, images[:2]), images[:1])
+    analysis = fittable(model.eval(), analysed(model, images[:2]), images[:1])
     curves = []
 
     def allocate(analysis, damage, *rest):

@@ -6,12 +6,13 @@ from functools import cache
 import pytest
 import timm
 import torch
+from analysed import analysed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from zoo.compression.channels.checking import check, cut
-from zoo.compression.channels.groups import analyse, narrow, select
+from zoo.compression.channels.checking import cut, difference
+from zoo.compression.channels.groups import narrow
 from zoo.errors import StructureError
 from zoo.measurement.macs import measure
 from zoo.structure.plan import Plan, Swap, apply_
@@ -43,13 +44,13 @@ def network(name):
                 tensor.mul_(1 + 0.3 * torch.rand_like(tensor)).add_(0.3 * torch.rand_like(tensor))
     if name.startswith("beit"):
         apply_(model, Plan((Swap({f"blocks.{i}.attn": "BeitAttention" for i in range(2)}),)))
-    return model, analyse(model, torch.zeros(2, *SIZE, dtype=torch.float64))
+    return model, analysed(model, torch.zeros(2, *SIZE, dtype=torch.float64))
 
 
-def narrowed(model, groups, units):
+def narrowed(model, analysis, units):
     """Return the model with only these units of each group, and nothing refitted."""
-    edit = narrow(model, groups, [len(kept) for kept in units])
-    cut = select(groups, units, {name: tensor.detach() for name, tensor in tensors_of(model).items()})
+    edit = narrow(model, analysis, units)
+    cut = analysis.kept(units).select({name: tensor.detach() for name, tensor in tensors_of(model).items()})
     return assign_(apply_(copy.deepcopy(model), Plan((edit,))), cut, "cut")
 
 
@@ -108,7 +109,7 @@ def test_a_model_without_its_cut_units_computes_what_the_masked_dense_model_comp
     for seed in range(3):
         units = drawn(analysis.groups, seed, stream(name))
         with torch.no_grad():
-            found = narrowed(model, analysis.groups, units)(images)
+            found = narrowed(model, analysis, units)(images)
             dense = model(images)
         expected = masked(model, analysis.groups, units, images)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
@@ -125,7 +126,7 @@ def test_each_group_alone_can_be_cut(name):
             continue
         units = [*every[:index], torch.arange(0, group.units, 2), *every[index + 1 :]]
         with torch.no_grad():
-            found = narrowed(model, analysis.groups, units)(images)
+            found = narrowed(model, analysis, units)(images)
         torch.testing.assert_close(found, masked(model, analysis.groups, units, images), rtol=0, atol=1e-9)
 
 
@@ -146,7 +147,8 @@ def test_costs_of_any_widths_are_what_measure_counts_of_the_narrowed_model(name,
         group.units if stream(name)(group) else data.draw(st.integers(1, group.units), label=group.name)
         for group in analysis.groups
     ]
-    counts = measure(apply_(copy.deepcopy(model), Plan((narrow(model, analysis.groups, kept),))), SIZE)
+    edit = narrow(model, analysis, [torch.arange(k) for k in kept])
+    counts = measure(apply_(copy.deepcopy(model), Plan((edit,))), SIZE)
     assert counts.macs == pytest.approx(analysis.total(analysis.macs, kept), rel=1e-9)
     assert counts.params == pytest.approx(analysis.total(analysis.params, kept), rel=1e-9)
 
@@ -217,10 +219,10 @@ class Wired(nn.Module):
 )
 def test_what_a_space_meets_decides_whether_it_can_be_cut(wiring, expected):
     model = Wired(wiring).double().eval()
-    analysis = analyse(model, torch.zeros(2, 3, 4, 4, dtype=torch.float64))
+    analysis = analysed(model, torch.zeros(2, 3, 4, 4, dtype=torch.float64))
     assert sorted(expected) == sorted(group.name for group in analysis.groups)
     units = drawn(analysis.groups, 0)
-    found = check(model, analysis, units, cut(analysis, units), torch.zeros(2, 3, 4, 4))
+    found = difference(model, analysis, units, cut(analysis, units), torch.zeros(2, 3, 4, 4))
     assert found < 1e-12
 
 
@@ -234,5 +236,5 @@ class Branching(nn.Module):
 )
 def test_a_model_that_cannot_be_exported_is_refused_in_one_line(model, size):
     with pytest.raises(StructureError, match="can't be exported: ") as caught:
-        analyse(model.eval(), torch.zeros(1, *size))
+        analysed(model.eval(), torch.zeros(1, *size))
     assert "\n" not in str(caught.value)

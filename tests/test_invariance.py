@@ -4,12 +4,11 @@ import copy
 
 import pytest
 import torch
+from analysed import analysed
 from factored import built, outputs
 from torch import nn
 
 from zoo.catalog.entry import Budget
-from zoo.compression.channels.checking import gone
-from zoo.compression.channels.groups import analyse
 from zoo.compression.low_rank.low_rank import LowRank, low_rank
 from zoo.compression.prune.prune import Prune, prune
 from zoo.compression.repair import running, watch
@@ -115,10 +114,10 @@ FORMS = {
 
 def pruned(model, budget, batches=IMAGES):
     """Return the units kept of each group, and the outputs of what is left."""
-    analysis = analyse(model, IMAGES[0])
+    analysis = analysed(model, IMAGES[0])
     found = prune(model, analysis, batches, Budget(budget), Prune(round_to=1))
     with torch.no_grad():
-        run = running(analysis.traced, gone(analysis, found.units))
+        run = running(analysis.kept(found.units))
         logits = watch(run, found.tensors, IMAGES).output
     assert min(map(len, found.units)) < 16
     return [sorted(units.tolist()) for units in found.units], logits

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from analysed import analysed
 from torch import nn
 
 import zoo
 from zoo.catalog.entry import Base, Budget
-from zoo.compression.channels.groups import Analysis, analyse, narrow
+from zoo.compression.channels.groups import Analysis, narrow
 from zoo.compression.prune import allocation, obs
 from zoo.compression.prune import prune as pruning
 from zoo.compression.prune import refit as refitting
@@ -59,7 +60,7 @@ def outputs(model, batch):
 def test_the_damage_of_a_width_is_the_noise_that_refitted_readers_leave(kind, criterion, network):
     model = network(kind).double()
     batches = [batch.double() for batch in images(SIZES[kind], 400)]
-    groups, rank = analyse(model, batches[0][:2]).groups, CRITERIA[criterion]
+    groups, rank = analysed(model, batches[0][:2]).groups, CRITERIA[criterion]
     slopes = gradients(model, groups, batches[:1])
     seen = moments(model, {path for group in groups for path in group.readers}, batches)
     for group in groups:
@@ -95,12 +96,12 @@ class Pair(nn.Module):
 
 def test_units_that_repeat_others_are_removed_first_and_the_outputs_stay_equal():
     model, batches = Pair().eval(), [torch.randn(64, 3, 2, 2, dtype=torch.float64)]
-    (group,) = analyse(model, batches[0]).groups
+    (group,) = analysed(model, batches[0]).groups
     _, damage = eliminate(dict(model.named_parameters()), group, moments(model, ["second"], batches), 1e-10)
     assert damage[6] < 1e-6 < 1e-4 < damage[5]
-    analysis = analyse(model, batches[0])
+    analysis = analysed(model, batches[0])
     found = prune(model, analysis, batches, Budget(0.75), Prune(round_to=1, ridge=1e-10))
-    edit = narrow(model, analysis.groups, [len(kept) for kept in found.units])
+    edit = narrow(model, analysis, found.units)
     pruned = assign_(apply_(Pair(), Plan((edit,))), found.tensors, "pruned")
     assert pruned.first.out_features == 6
     other = torch.randn(8, 3, 2, 2, dtype=torch.float64)
@@ -110,7 +111,7 @@ def test_units_that_repeat_others_are_removed_first_and_the_outputs_stay_equal()
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_the_units_kept_are_the_same_whatever_the_order_of_the_batches(criterion, network):
     cnn, batches = network("cnn"), images(32)
-    analysis, how = analyse(cnn, batches[0][:2]), Prune(criterion=criterion)
+    analysis, how = analysed(cnn, batches[0][:2]), Prune(criterion=criterion)
     left, right = (prune(cnn, analysis, order, Budget(0.5), how).units for order in (batches, batches[::-1]))
     assert [kept.tolist() for kept in left] == [kept.tolist() for kept in right]
 
@@ -128,14 +129,14 @@ def test_of_all_allocations_the_one_nearest_to_the_dense_model_is_taken(kind, ne
         return tried[-1]
 
     monkeypatch.setattr(pruning, "allocate", noted)
-    analysis = analyse(model, batches[0][:2])
+    analysis = analysed(model, batches[0][:2])
     chosen = tuple(map(len, prune(model, analysis, batches, Budget(0.4), FINE).units))
     target = outputs(model, torch.cat(batches)).log_softmax(1)
     nats = {}
     for kept in {tuple(each) for each in tried}:
         monkeypatch.setattr(pruning, "allocate", lambda *arguments, kept=kept: list(kept))
         found = prune(model, analysis, batches, Budget(0.4), FINE)
-        plan = Plan((narrow(model, analysis.groups, kept),))
+        plan = Plan((narrow(model, analysis, [torch.arange(k) for k in kept]),))
         cut = assign_(apply_(initialised(BASES[kind]), plan).eval(), found.tensors, "cut")
         logits = outputs(cut, torch.cat(batches)).log_softmax(1)
         nats[kept] = float((target.exp() * (target - logits)).sum(1).mean())
@@ -153,7 +154,7 @@ def test_of_all_allocations_the_one_nearest_to_the_dense_model_is_taken(kind, ne
 )
 def test_a_budget_that_cannot_be_met_says_what_can(budget, message, network):
     with pytest.raises(BudgetError, match=message):
-        prune(network("cnn"), analyse(network("cnn"), images(32)[0][:2]), images(32), budget)
+        prune(network("cnn"), analysed(network("cnn"), images(32)[0][:2]), images(32), budget)
 
 
 @pytest.mark.parametrize("kind", ["cnn", "vit"])
@@ -239,7 +240,7 @@ def test_a_model_without_channels_to_cut_is_refused():
 @torch.no_grad()
 def test_units_that_go_together_do_the_damage_of_units_that_go_one_after_another(monkeypatch):
     model, batches = Pair().eval(), [torch.randn(64, 3, 2, 2, dtype=torch.float64)]
-    (group,) = analyse(model, batches[0]).groups
+    (group,) = analysed(model, batches[0]).groups
     seen, tensors = moments(model, ["second"], batches), dict(model.named_parameters())
     score = torch.arange(8.0)
     together = eliminate(tensors, group, seen, 1e-6, score)
@@ -265,7 +266,7 @@ def test_taylor_of_a_model_that_gives_no_logits_is_refused_in_one_line_and_leave
 @pytest.mark.parametrize("kind", ["cnn", "vit"])
 def test_taylor_is_the_change_of_the_loss_when_a_unit_fades(kind, network):
     model, batch = network(kind).double(), images(SIZES[kind])[0].double()
-    group = analyse(model, batch[:2]).groups[-1]
+    group = analysed(model, batch[:2]).groups[-1]
     expected = torch.zeros(group.units, dtype=torch.float64)
     labels, step = outputs(model, batch).argmax(1), 1e-5
     for unit in range(group.units):
@@ -293,7 +294,7 @@ def test_damage_goes_through_the_points_measured_and_in_proportion_to_the_noise_
 
 def test_moments_that_do_not_fit_together_are_collected_in_portions_and_choose_the_same_units(network, monkeypatch):
     model, batches = network("cnn"), images(32)
-    analysis = analyse(model, batches[0][:2])
+    analysis = analysed(model, batches[0][:2])
 
     def chosen():
         seen = refitting.Seen(model, [p for g in analysis.groups for p in g.readers], batches, analysis.normalised)
@@ -309,7 +310,7 @@ def test_moments_that_do_not_fit_together_are_collected_in_portions_and_choose_t
 
 def test_a_model_is_whole_again_after_its_outputs_failed(network, monkeypatch):
     model, batches = network("cnn"), images(32)
-    analysis = analyse(model, batches[0][:2])
+    analysis = analysed(model, batches[0][:2])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     def fail(*args):

@@ -9,8 +9,8 @@ from torch import nn
 
 import zoo
 from zoo.catalog.entry import Base, Budget
-from zoo.compression.channels.checking import check, checked, cut
-from zoo.compression.channels.groups import narrow, select
+from zoo.compression.channels.checking import checked, cut, difference
+from zoo.compression.channels.groups import narrow
 from zoo.compression.prune import prune
 from zoo.compression.prune.criteria import Evidence, l2
 from zoo.errors import StructureError
@@ -65,7 +65,7 @@ def halved(model, analysis, seed=0):
     """Every group's half that is drawn, and the model with as many units."""
     generator = torch.Generator().manual_seed(seed)
     units = [torch.randperm(g.units, generator=generator)[: g.units // 2].sort().values for g in analysis.groups]
-    edit = narrow(model, analysis.groups, [len(each) for each in units])
+    edit = narrow(model, analysis, units)
     return units, apply_(copy.deepcopy(model), Plan((edit,)))
 
 
@@ -75,15 +75,15 @@ def test_inputs_and_hidden_units_are_one_group_each_and_their_cut_equals_the_mas
     assert [(group.name, group.units) for group in analysis.groups] == [("stem", 6), ("rnn", 8), ("fc", 10)]
     assert analysis.frozen == {"head": "an output of the model"}
     units, narrowed = halved(model, analysis)
-    assert check(model, analysis, units, cut(analysis, units), IMAGE) < 1e-12
-    assert check(model, analysis, units, narrowed, IMAGE) < 1e-12
+    assert difference(model, analysis, units, cut(analysis, units), IMAGE) < 1e-12
+    assert difference(model, analysis, units, narrowed, IMAGE) < 1e-12
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_narrowed_layer_equals_the_dense_one_of_which_nobody_reads_the_other_units(name):
     model, analysis = network(name)
     units, narrowed = halved(model, analysis, 1)
-    narrowed.load_state_dict(select(analysis.groups, units, dict(model.state_dict())))
+    narrowed.load_state_dict(analysis.kept(units).select(dict(model.state_dict())))
     inputs, hidden, outputs = (
         torch.isin(torch.arange(group.units), each) for group, each in zip(analysis.groups, units, strict=True)
     )
@@ -136,7 +136,7 @@ def test_a_learned_initial_state_is_cut_with_its_units():
     analysis = checked(model, IMAGE)
     assert {"state.h", "state.c"} <= {piece.tensor for piece in analysis.groups[1].slices}
     units, narrowed = halved(model, analysis)
-    assert check(model, analysis, units, narrowed, IMAGE) < 1e-12
+    assert difference(model, analysis, units, narrowed, IMAGE) < 1e-12
 
 
 class Last(Rows):
@@ -152,7 +152,7 @@ def test_the_last_states_are_cut_as_the_outputs_are():
     analysis = checked(model, IMAGE)
     assert [group.name for group in analysis.groups] == ["stem", "rnn", "fc"]
     units, narrowed = halved(model, analysis)
-    assert check(model, analysis, units, narrowed, IMAGE) < 1e-12
+    assert difference(model, analysis, units, narrowed, IMAGE) < 1e-12
 
 
 class Same(nn.Module):

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from analysed import analysed
 from torch import nn
 
 from zoo.compression.channels import checking
-from zoo.compression.channels.checking import CLOSE, check, checked, cut, halves
-from zoo.compression.channels.groups import analyse
+from zoo.compression.channels.checking import CLOSE, checked, cut, difference, halves
 
 IMAGE = torch.zeros(2, 3, 8, 8)
 
@@ -44,9 +44,9 @@ def single_precision(logits, net):
 def test_whatever_shape_outputs_have_channels_can_be_cut(also):
     model = Net(also).eval()
     assert [group.name for group in checked(model, IMAGE).groups] == ["first", "second"]
-    analysis = analyse(model, IMAGE)
+    analysis = analysed(model, IMAGE)
     units = halves(analysis)
-    assert check(model, analysis, units, cut(analysis, units), IMAGE) < 1e-12
+    assert difference(model, analysis, units, cut(analysis, units), IMAGE) < 1e-12
 
 
 WRONG = {
@@ -63,17 +63,17 @@ WRONG = {
 @pytest.mark.parametrize("how", WRONG)
 def test_a_cut_that_is_wrong_fails_the_check(how, monkeypatch):
     model = Net().eval()
-    analysis = analyse(model, IMAGE)
-    units, run = halves(analysis), checking.masked.run
+    analysis = analysed(model, IMAGE)
+    units, run = halves(analysis), checking.reference.run
     program = cut(analysis, units)
 
     def spoilt(which, *rest):
         found = run(which, *rest)
         return [WRONG[how](y) for y in found] if which is program else found
 
-    assert check(model, analysis, units, program, IMAGE) < 1e-12
-    monkeypatch.setattr(checking.masked, "run", spoilt)
-    assert check(model, analysis, units, program, IMAGE) > CLOSE
+    assert difference(model, analysis, units, program, IMAGE) < 1e-12
+    monkeypatch.setattr(checking.reference, "run", spoilt)
+    assert difference(model, analysis, units, program, IMAGE) > CLOSE
 
 
 @pytest.mark.parametrize("error", [AttributeError, ZeroDivisionError, RuntimeError])
@@ -83,12 +83,12 @@ def test_a_cut_that_raises_fails_the_check(error):
             raise error
 
     model = Net().eval()
-    analysis = analyse(model, IMAGE)
-    assert check(model, analysis, halves(analysis), Broken(), IMAGE) == float("inf")
+    analysis = analysed(model, IMAGE)
+    assert difference(model, analysis, halves(analysis), Broken(), IMAGE) == float("inf")
 
 
 def test_a_module_in_single_precision_is_checked_in_double():
     model = Net(single_precision).eval()
-    analysis = analyse(model, IMAGE)
+    analysis = analysed(model, IMAGE)
     whole = [torch.arange(group.units) for group in analysis.groups]
-    assert check(model, analysis, whole, model, IMAGE) < 1e-12
+    assert difference(model, analysis, whole, model, IMAGE) < 1e-12

@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
+from analysed import analysed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from zoo.compression.channels.groups import analyse
 from zoo.compression.prune.refit import Moments, columns, fit, moments, refit
 from zoo.errors import DataError
 
@@ -153,8 +153,8 @@ def test_a_batch_norm_elsewhere_does_not_take_up_the_shift_of_a_layer_that_none_
     torch.manual_seed(0)
     first, reader = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 8, 1, bias=False)
     model = nn.Sequential(nn.BatchNorm2d(3), first, nn.Softplus(), reader, nn.GroupNorm(1, 8), nn.Flatten()).eval()
-    found = analyse(model, torch.randn(2, 3, 4, 4))
-    followed = analyse(nn.Sequential(first, reader, nn.BatchNorm2d(8)).eval(), torch.randn(2, 3, 4, 4))
+    found = analysed(model, torch.randn(2, 3, 4, 4))
+    followed = analysed(nn.Sequential(first, reader, nn.BatchNorm2d(8)).eval(), torch.randn(2, 3, 4, 4))
     assert found.normalised == {}
     assert followed.normalised == {"1": "2.running_mean"}
 

@@ -4,12 +4,10 @@ import copy
 
 import pytest
 import torch
+from analysed import analysed
 from test_invariance import IMAGES, Net
 from torch import nn
 
-from zoo.compression.channels.checking import gone
-from zoo.compression.channels.cutting import Kept
-from zoo.compression.channels.groups import analyse, select
 from zoo.compression.prune.prune import divergence
 from zoo.compression.repair import calling, located, narrowed, places, repair, running, watch
 from zoo.structure.tensors import tensors_of
@@ -17,17 +15,17 @@ from zoo.structure.tensors import tensors_of
 
 def cut(model, share=0.5):
     """Return the analysis, and every group cut to a share of its units as they stand."""
-    analysis = analyse(model, IMAGES[0])
+    analysis = analysed(model, IMAGES[0])
     units = [torch.arange(round(share * group.units)) for group in analysis.groups]
-    return analysis, units, select(analysis.groups, units, tensors_of(model))
+    return analysis, units, analysis.kept(units).select(tensors_of(model))
 
 
 def test_repaired_signals_have_the_dense_models_moments_and_the_model_is_nearer_to_it():
     model = Net()
     analysis, units, tensors = cut(model)
-    out, whole = gone(analysis, units), gone(analysis, [torch.arange(g.units) for g in analysis.groups])
-    dense = watch(running(analysis.traced, whole), tensors_of(model), [torch.cat(IMAGES)])
-    of, run = narrowed(dense, Kept(analysis.traced, out)), running(analysis.traced, out)
+    kept, whole = analysis.kept(units), analysis.kept([torch.arange(g.units) for g in analysis.groups])
+    dense = watch(running(whole), tensors_of(model), [torch.cat(IMAGES)])
+    of, run = narrowed(dense, kept), running(kept)
     found = repair(run, places(analysis.traced), tensors, [torch.cat(IMAGES)], of, divergence)
     before, after = (watch(run, each, [torch.cat(IMAGES)]) for each in (tensors, found))
     for name, moments in after.moments[0].items():
@@ -52,8 +50,9 @@ def test_a_module_is_repaired_like_a_program(norms):
     by_path = located(model, layers, IMAGES[0])
     assert set(by_path) == ({f"norms.{i}" for i in range(4)} if norms else set(layers))
     found = []
-    traced = analyse(model, IMAGES[0]).traced
-    for run, where in ((calling(model, by_path), by_path), (running(traced, torch.tensor([]).long()), places(traced))):
+    analysis = analysed(model, IMAGES[0])
+    whole = analysis.kept([torch.arange(group.units) for group in analysis.groups])
+    for run, where in ((calling(model, by_path), by_path), (running(whole), places(analysis.traced))):
         dense, repaired = watch(run, tensors_of(model), images), tensors_of(worse)
         found.append(repair(run, where, repaired, images, dense, divergence))
     for path, tensor in found[0].items():
@@ -71,7 +70,7 @@ def test_what_a_module_calls_twice_is_no_place():
 def test_what_is_near_enough_already_stays_as_it_is():
     model = Net()
     analysis, units, tensors = cut(model, 1.0)
-    run = running(analysis.traced, gone(analysis, units))
+    run = running(analysis.kept(units))
     found = repair(run, places(analysis.traced), tensors, IMAGES, watch(run, tensors, IMAGES), divergence)
     assert all(torch.equal(found[path], tensor) for path, tensor in tensors.items())
 
@@ -89,6 +88,6 @@ def test_a_layer_that_others_than_its_norm_read_takes_no_shift():
     shared = nn.BatchNorm2d(3)
     twice = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), shared, nn.ReLU(), nn.Conv2d(3, 3, 1, bias=False), shared)
     alone = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.BatchNorm2d(3))
-    assert analyse(Skip().eval(), IMAGES[0]).normalised == {}
-    assert analyse(twice.eval(), IMAGES[0]).normalised == {}
-    assert analyse(alone.eval(), IMAGES[0]).normalised == {"0": "1.running_mean"}
+    assert analysed(Skip().eval(), IMAGES[0]).normalised == {}
+    assert analysed(twice.eval(), IMAGES[0]).normalised == {}
+    assert analysed(alone.eval(), IMAGES[0]).normalised == {"0": "1.running_mean"}

@@ -193,14 +193,14 @@ def narrowed(dense: Watched, kept: Kept) -> Watched:
     )
 
 
-def running(traced: Traced, gone: Tensor) -> Run:
+def running(kept: Kept) -> Run:
     """A program with channels cut, as what runs it.
 
     Args:
-        traced: the dense program.
-        gone: roots that are cut [k].
+        kept: what stays.
     """
-    program, known = cutting.cut(traced, gone), places(traced)
+    traced = kept.traced
+    program, known = cutting.cut(kept), places(traced)
 
     def run(tensors: Mapping[str, Tensor], batch: Tensor, seen: Seen) -> Tensor:
         held = {path: tensor.to(batch.device) for path, tensor in {**traced.program.constants, **tensors}.items()}

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from zoo.catalog.entry import AVAILABLE, Budget
 from zoo.compression.calibration import batched, check_finite
-from zoo.compression.channels.checking import CLOSE, check, check_graph, checked, cut, rescaled
+from zoo.compression.channels.checking import CLOSE, checked, cut, difference, graph_difference, rescaled
 from zoo.compression.channels.groups import Analysis, narrow
 from zoo.compression.exclusion import kept_whole
 from zoo.compression.keeping import alike_, single
@@ -217,7 +217,7 @@ def planned(model: nn.Module, analysis: Analysis, units: Sequence[Tensor]) -> nn
     description = describe(model)
     if rescaled(analysis, units):
         raise StructureError(f"{description.name}: heads whose width is their attention's scale can't be narrowed")
-    edit = narrow(model, analysis.groups, [len(kept) for kept in units])
+    edit = narrow(model, analysis, units)
     cut_model = skeleton_of(replace(description, plan=description.plan + Plan((edit,))))
     config = config_of(model)
     forward_on_meta(cut_model, config["input_size"])
@@ -234,13 +234,13 @@ def _pruned(model: nn.Module, about: Description, batches: Sequence[Tensor], bud
         analysis = checked(dense, image, partial(planned, dense), NO_PLAN, whole)
         found = prune(dense, analysis, batches, budget, how)
         smaller = planned(dense, analysis, found.units)
-        off = _close(about, check(dense, analysis, found.units, smaller, image))
+        off = _close(about, difference(dense, analysis, found.units, smaller, image))
         tensors, structure = found.tensors, replace(about, plan=describe(smaller).plan)
     except (BudgetError, StructureError) as error:
         analysis = checked(dense, image, whole=whole)
         found = prune(dense, analysis, batches, budget, how)  # or its own error says that no graph meets it either
         log.info("%s becomes a graph: by a plan, the %s", about.name, error)
-        off = _close(about, check_graph(dense, analysis, found.units, image))
+        off = _close(about, graph_difference(dense, analysis, found.units, image))
         program = cut(analysis, found.units)
         graph, tensors = lift(program, {**program.constants, **found.tensors})
         smaller, structure = build(graph, about.name), replace(about, plan=Plan(), graph=graph)

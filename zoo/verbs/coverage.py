@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zoo import catalog
 from zoo.catalog.entry import Entry
-from zoo.compression.channels.checking import check_graph, checked, tried
+from zoo.compression.channels.checking import checked, graph_difference, tried
 from zoo.compression.channels.groups import Analysis, Group
 from zoo.compression.prune.allocation import allocate, prior
 from zoo.errors import BudgetError, StructureError
@@ -199,7 +199,7 @@ def _coverage(name: str, model: nn.Module, share: float) -> Coverage:
     except (BudgetError, StructureError):
         analysis, structure = checked(model, image), "graph"
         units = _drawn(analysis, _alike(analysis, share))
-        off = check_graph(model, analysis, units, image)
+        off = graph_difference(model, analysis, units, image)
     return Coverage(
         name,
         groups=len(analysis.groups),

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from zoo.compression.channels import cutting, reference
-from zoo.compression.channels.groups import Analysis, Group, exported, trace
+from zoo.compression.channels.analysis import Whole, analyse, exported
+from zoo.compression.channels.groups import Analysis, Group
 from zoo.errors import StructureError
 from zoo.structure.graph.exported import lift
 from zoo.structure.graph.graph import build
@@ -26,13 +27,11 @@ CLOSE = 1e-6  # of a cut to the masked dense model, as a share of the largest ou
 
 Made = Callable[[Analysis, Sequence[Tensor]], nn.Module | ExportedProgram]
 """An analysis, and of each group the units kept [k] → the cut model."""
-Whole = Mapping[tuple[str, int], str]
-"""Path and dimension of tensors whose channels stay → why."""
 Chosen = Callable[[Analysis], Sequence[Tensor]]
 """An analysis → of each group the units kept [k]."""
 
 
-def check(
+def difference(
     model: nn.Module,
     analysis: Analysis,
     units: Sequence[Tensor],
@@ -54,38 +53,35 @@ def check(
     Returns:
         The largest difference, as a share of the largest output; infinite where the cut doesn't run.
     """
+    kept = analysis.kept(units)
 
     def program(tensors: Mapping[str, Tensor], batch: Tensor) -> Any:
-        assert analysis.traced is not None
         assert isinstance(cut, ExportedProgram)
-        return reference.run(cut, analysis.traced.paths, tensors, batch, reference.Double(cut.graph_module))
+        return reference.run(cut, kept.traced.paths, tensors, batch, reference.Double(cut.graph_module))
 
     def module(tensors: Mapping[str, Tensor], batch: Tensor) -> Any:
         assert isinstance(cut, nn.Module)
         with reference.DoubleCalls():
             return torch.func.functional_call(cut, {path: tensors[path] for path in tensors_of(cut)}, (batch,))
 
-    return _off(model, analysis, units, program if isinstance(cut, ExportedProgram) else module, image)
+    run = program if isinstance(cut, ExportedProgram) else module
+    return reference.compare(kept, tensors_of(model), run, image)
 
 
-def check_graph(model: nn.Module, analysis: Analysis, units: Sequence[Tensor], image: Tensor) -> float:
-    """Compare the cut that is saved as a graph with the masked dense model, as `check` does.
+def graph_difference(model: nn.Module, analysis: Analysis, units: Sequence[Tensor], image: Tensor) -> float:
+    """Compare the cut that is saved as a graph with the masked dense model, as `difference` does.
 
     Raises:
         StructureError: the cut program can't be written as a graph.
     """
-    program = cut(analysis, units)
+    kept = analysis.kept(units)
+    program = cutting.cut(kept)
 
-    def graph(tensors: Mapping[str, Tensor], batch: Tensor) -> Any:
-        found, held = lift(program, tensors)
-        return assign_(build(found), held, "cut")(batch)
+    def run(tensors: Mapping[str, Tensor], batch: Tensor) -> Any:
+        graph, held = lift(program, tensors)
+        return assign_(build(graph), held, "cut")(batch)
 
-    return _off(model, analysis, units, graph, image)
-
-
-def _off(model: nn.Module, analysis: Analysis, units: Sequence[Tensor], cut: reference.Cut, image: Tensor) -> float:
-    assert analysis.traced is not None
-    return reference.check(analysis.traced, gone(analysis, units), tensors_of(model), cut, image)
+    return reference.compare(kept, tensors_of(model), run, image)
 
 
 def cut(analysis: Analysis, units: Sequence[Tensor]) -> ExportedProgram:
@@ -96,10 +92,9 @@ def cut(analysis: Analysis, units: Sequence[Tensor]) -> ExportedProgram:
         units: of each group, indices of the units kept [k].
 
     Returns:
-        A program for the tensors that `select` returns.
+        A program for the tensors that `analysis.kept(units).select` returns.
     """
-    assert analysis.traced is not None
-    return cutting.cut(analysis.traced, gone(analysis, units))
+    return cutting.cut(analysis.kept(units))
 
 
 def rescaled(analysis: Analysis, units: Sequence[Tensor]) -> bool:
@@ -112,25 +107,9 @@ def rescaled(analysis: Analysis, units: Sequence[Tensor]) -> bool:
     Returns:
         Whether it must be told its scale, as `cut` does and a module can't.
     """
-    assert analysis.traced is not None
-    kept = cutting.Kept(analysis.traced, gone(analysis, units))
-    attentions = analysis.traced.program.graph.find_nodes(op="call_function", target=_ATTENTION)
+    kept = analysis.kept(units)
+    attentions = kept.traced.program.graph.find_nodes(op="call_function", target=_ATTENTION)
     return any(cutting.rewritten(kept, node)[2] != dict(node.kwargs) for node in attentions)
-
-
-def gone(analysis: Analysis, units: Sequence[Tensor]) -> Tensor:
-    """Ids of what is cut [k].
-
-    Args:
-        analysis: of the model.
-        units: of each group, indices of the units kept [k].
-    """
-    found = [torch.zeros(0, dtype=torch.long)]
-    for roots, kept in zip(analysis.roots, units, strict=True):
-        stays = torch.zeros(len(roots), dtype=torch.bool)
-        stays[kept] = True
-        found.append(roots[~stays])
-    return torch.cat(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,12 +176,12 @@ def tried(
     """
     program, frozen = exported(model, image), dict(whole)
     while True:
-        analysis = trace(program, model, frozen)
+        analysis = analyse(program, model, frozen)
         every = sorted(range(len(analysis.groups)), key=lambda g: _kind(analysis.groups[g]))
         guilty = _guilty(every, partial(_runs, analysis, made))  # first what can't be made: that costs little
         if not guilty:
             units = chosen(analysis)
-            off = _difference(model, analysis, made, image, units)
+            off = _off(model, analysis, made, image, units)
             if off <= CLOSE:
                 return Trial(analysis, units, off)
             if not every:
@@ -239,12 +218,12 @@ def _runs(analysis: Analysis, made: Made, those: Sequence[int]) -> bool:
 def _agrees(
     model: nn.Module, analysis: Analysis, made: Made, image: Tensor, units: Sequence[Tensor], those: Sequence[int]
 ) -> bool:
-    return _difference(model, analysis, made, image, _part(analysis, units, those)) <= CLOSE
+    return _off(model, analysis, made, image, _part(analysis, units, those)) <= CLOSE
 
 
-def _difference(model: nn.Module, analysis: Analysis, made: Made, image: Tensor, units: Sequence[Tensor]) -> float:
+def _off(model: nn.Module, analysis: Analysis, made: Made, image: Tensor, units: Sequence[Tensor]) -> float:
     try:
-        return check(model, analysis, units, made(analysis, units), image)
+        return difference(model, analysis, units, made(analysis, units), image)
     except StructureError:  # what runs together needn't run in parts
         return float("inf")
 

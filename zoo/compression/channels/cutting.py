@@ -37,6 +37,10 @@ class Traced:
         value = self.axes.get(node)
         return value if value is not None else [None] * len(sizes(node.meta["val"]))
 
+    def held(self) -> dict[str, Axes]:
+        """Path of each parameter and buffer → its ids."""
+        return {path: self.of(node) for node, path in self.paths.items()}
+
 
 class Kept:
     """Which positions of every value stay.
@@ -73,18 +77,23 @@ class Kept:
             tensor = tensor.index_select(dim, mask.nonzero()[:, 0].to(tensor.device))
         return tensor
 
+    def select(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Path → tensor of the narrowed model, of those of the dense one; uncut ones are the same objects."""
+        held = self.traced.held()
+        return {path: self.compact(t, held[path]) if path in held else t for path, t in tensors.items()}
 
-def cut(traced: Traced, gone: Tensor) -> ExportedProgram:
+
+def cut(kept: Kept) -> ExportedProgram:
     """Cut a program.
 
     Args:
-        traced: the program and its ids.
-        gone: roots that are cut [k].
+        kept: what stays of it.
 
     Returns:
-        A program that takes narrowed tensors; it shares those of the dense one, which nobody should run it with.
+        A program for the tensors that `kept.select` returns; it shares those of the dense one, which nobody should run
+        it with.
     """
-    kept, new = Kept(traced, gone), fx.Graph()
+    traced, new = kept.traced, fx.Graph()
     same: dict[Node, Node] = {}
     for node in traced.program.graph.nodes:
         if node.target == aten._assert_tensor_metadata.default:

@@ -1,4 +1,4 @@
-"""Meeting: what is cut together because an operation puts it at the same place, and what nobody understands."""
+"""Pointwise: what is cut together because an operation puts it at the same place, and what nobody understands."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Masked: the dense model in which whoever reads a channel that is cut reads a zero instead.
+"""Reference: the dense model in which whoever reads a channel that is cut reads a zero instead.
 
 That is what a cut must compute. Norms and means over channels are those of the channels that stay. Both are compared in
 double precision, with other weights of the same shapes: layer scales near zero and fresh norms would hide a mistake.
@@ -14,7 +14,7 @@ from torch.fx import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from zoo.compression.channels.cutting import Kept, Traced, rewritten
+from zoo.compression.channels.cutting import Kept, rewritten
 from zoo.compression.channels.rules import CONTRACTIONS, STATISTICS
 from zoo.compression.channels.trace import argument
 from zoo.errors import FOREIGN
@@ -143,7 +143,7 @@ Cut = Callable[[Mapping[str, Tensor], Tensor], Any]
 """Path → tensor of the narrowed model, a batch → what the cut returns for it."""
 
 
-def check(traced: Traced, gone: Tensor, tensors: Mapping[str, Tensor], cut: Cut, image: Tensor) -> float:
+def compare(kept: Kept, tensors: Mapping[str, Tensor], cut: Cut, image: Tensor) -> float:
     """Compare a cut with the masked dense model.
 
     Of two images together, the first must give what the masked dense model gives for it, the second what it gives
@@ -151,8 +151,7 @@ def check(traced: Traced, gone: Tensor, tensors: Mapping[str, Tensor], cut: Cut,
     output has no dimension for images, the dense model is given both batches too.
 
     Args:
-        traced: the dense program and its ids.
-        gone: roots that are cut [k].
+        kept: what stays.
         tensors: of the dense model, by path.
         cut: runs the narrowed model with weights that it is given.
         image: of any batch size [B, C, H, W].
@@ -160,8 +159,9 @@ def check(traced: Traced, gone: Tensor, tensors: Mapping[str, Tensor], cut: Cut,
     Returns:
         The largest difference as a share of the dense model's largest output; infinite where the cut doesn't run.
     """
-    dense, kept = perturbed({**traced.program.constants, **tensors}), Kept(traced, gone)
-    narrowed = dense | {path: kept.compact(dense[path], traced.of(node)) for node, path in traced.paths.items()}
+    traced = kept.traced
+    dense = perturbed({**traced.program.constants, **tensors})
+    narrowed = kept.select(dense)
     images = torch.randn(2, *image.shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     try:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Walk: what is known of an exported program while ids are propagated through it."""
+"""Trace: what is known of an exported program while ids are propagated through it."""
 
 import re
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Movement: views, permutations, slices and their like carry ids along.
+"""Views: reshapes, permutations, slices and their like carry ids along.
 
 The operation itself is run on the ids, once for each dimension that has some; then it is read off along which dimension
 of the result they differ.

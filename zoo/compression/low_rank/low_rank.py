@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from zoo.catalog.entry import Budget
 from zoo.compression.calibration import dealt
-from zoo.compression.channels.groups import analyse
+from zoo.compression.channels.analysis import analyse, exported
 from zoo.compression.low_rank.factors import chosen, factorable
 from zoo.compression.low_rank.fisher import MAX_BYTES, Spectrum, spectra
 from zoo.compression.low_rank.kfac import divergence, logits_of, newton_
@@ -179,7 +179,7 @@ def _normalised(model: nn.Module, paths: Sequence[str], image: Tensor) -> dict[s
     if not bare or not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         return {}
     try:
-        found = analyse(model, image).normalised
+        found = analyse(exported(model, image), model).normalised
     except StructureError:  # it can't be exported: who reads what isn't known
         return {}
     return {path: found[path] for path in bare if path in found}

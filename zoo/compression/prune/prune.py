@@ -26,9 +26,7 @@ from torch.nn import functional as F
 from zoo.catalog.entry import Budget
 from zoo.compression.activations import Draw, hooked, patches, rows
 from zoo.compression.calibration import dealt
-from zoo.compression.channels.checking import gone
-from zoo.compression.channels.cutting import Kept
-from zoo.compression.channels.groups import Analysis, Group, select
+from zoo.compression.channels.groups import Analysis, Group
 from zoo.compression.prune.allocation import allocate, prior
 from zoo.compression.prune.criteria import CRITERIA, Evidence, gradients, l2
 from zoo.compression.prune.obs import eliminate, inputs
@@ -114,11 +112,11 @@ def prune(
         raise BudgetError(f"{type(model).__name__}: no channels that can be cut were found")
     seen = Seen(model, _readers(groups), batches, analysis.normalised)
     units = choose(model, analysis, batches, budget, how, seen)
-    tensors = select(groups, units, fitted(model, analysis, units, how, seen))
-    if any(len(kept) < group.units for group, kept in zip(groups, units, strict=True)):
-        assert analysis.traced is not None
-        dense = _of(watch(_running(analysis, _every(groups)), _tensors(model), batches), analysis, units)
-        tensors = repair(_running(analysis, units), places(analysis.traced), tensors, batches, dense, divergence)
+    kept = analysis.kept(units)
+    tensors = kept.select(fitted(model, analysis, units, how, seen))
+    if any(len(stay) < group.units for group, stay in zip(groups, units, strict=True)):
+        dense = narrowed(watch(_running(analysis, _every(groups)), _tensors(model), batches), kept)
+        tensors = repair(running(kept), places(kept.traced), tensors, batches, dense, divergence)
         seen.forwards += 4 * sum(map(len, batches))
     return Pruned(units, tensors, seen.forwards)
 
@@ -209,7 +207,7 @@ def choose(
                         logits = _outputs(model, looks)
                 else:
                     kept = [order[:k].sort().values if g is group else torch.arange(g.units) for g in groups]
-                    cut = select(groups, kept, _written(analysis, tensors, fits))
+                    cut = analysis.kept(kept).select(_written(analysis, tensors, fits))
                     logits = watch(_running(analysis, kept), cut, looks).output
                 points.append((nsr[k], divergence(logits, target)))
             orders.append(order)
@@ -230,7 +228,7 @@ def choose(
     dense = watch(_running(analysis, _every(groups)), _tensors(model), compared)
 
     def nats(units: Sequence[Tensor]) -> float:
-        cut = select(groups, units, fitted(model, analysis, units, how, seen))
+        cut = analysis.kept(units).select(fitted(model, analysis, units, how, seen))
         run, repairs = _running(analysis, units), (None, _of(dense, analysis, units))
         return min(divergence(watch(run, cut, compared, by).output, dense.output) for by in repairs)
 
@@ -304,8 +302,7 @@ def _outputs(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
 
 
 def _running(analysis: Analysis, units: Sequence[Tensor]) -> Run:
-    assert analysis.traced is not None
-    return running(analysis.traced, gone(analysis, units))
+    return running(analysis.kept(units))
 
 
 def _every(groups: Sequence[Group]) -> list[Tensor]:
@@ -314,8 +311,7 @@ def _every(groups: Sequence[Group]) -> list[Tensor]:
 
 def _of(dense: Watched, analysis: Analysis, units: Sequence[Tensor]) -> Watched:
     """What the dense model gave, of the units kept."""
-    assert analysis.traced is not None
-    return narrowed(dense, Kept(analysis.traced, gone(analysis, units)))
+    return narrowed(dense, analysis.kept(units))
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
