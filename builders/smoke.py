@@ -4,11 +4,11 @@ The architecture keeps its depth and widths; base and teachers have random weigh
 architecture takes them so, and noise. What comes out is named and marked so that nobody takes it for the model.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
+from msgspec.structs import replace
 
 from zoo.catalog.entry import Base, Entry, Recipe
 from zoo.errors import StructureError, UnknownName

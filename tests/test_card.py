@@ -1,12 +1,12 @@
 """The card: what it says equals what was measured, and it claims nothing else."""
 
 import re
-from dataclasses import replace
 
 import pytest
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from markdown_it import MarkdownIt
+from msgspec.structs import replace
 
 from zoo.catalog.entry import METHODS, Base, Budget, Entry, Origin, Recipe, Reported
 from zoo.catalog.report import Report

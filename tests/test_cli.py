@@ -307,7 +307,7 @@ def test_verify_of_an_accuracy_that_names_no_data_asks_for_it(run, repository):
         (lambda folder: flip(folder / "model.safetensors"), "model.safetensors has sha256"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
         (lambda folder: (folder / "results.json").write_text("[]"), "results.json holds a list, expected an object"),
-        (lambda folder: (folder / "results.json").write_text("{}"), "results.json isn't a report: no key 'name'"),
+        (lambda folder: (folder / "results.json").write_text("{}"), "results.json: missing 'name', 'measured'"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json isn't JSON"),
         (
             lambda folder: alter(folder / "config.json", lambda config: config.pop("zoo")),

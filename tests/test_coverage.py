@@ -264,7 +264,7 @@ def test_a_stand_in_made_again_is_the_one_of_the_wheel():
 
 
 def test_figures_that_no_widths_meet_are_refused():
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     entry = catalog.info("resnet50d_pruned_25")
     tiny = replace(entry, base=Base("timm/test_resnet"), input=(3, 32, 32))

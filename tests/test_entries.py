@@ -4,12 +4,12 @@ import json
 import math
 import re
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import timm
 import torchvision
+from msgspec import to_builtins
 
 import zoo
 from zoo import catalog
@@ -234,11 +234,11 @@ def test_a_published_entry_is_pinned_to_a_commit(entry):
 def test_an_embedded_entry_has_a_repository_that_agrees_with_it(entry):
     folder = catalog.EMBEDDED / entry.name
     config = json.loads((folder / "config.json").read_text())
-    recipe = json.loads(json.dumps(asdict(entry.recipe)))
+    recipe = json.loads(json.dumps(to_builtins(entry.recipe)))
     dense = ENTRIES[entry.base.id].base if entry.base.id in ENTRIES else entry.base
 
     assert entry.name == config["architecture"] == config["zoo"]["name"]
-    assert json.loads(json.dumps(asdict(dense))) == config["zoo"]["base"]
+    assert json.loads(json.dumps(to_builtins(dense))) == config["zoo"]["base"]
     assert bool(entry.recipe.method) == bool(config["zoo"]["plan"])
     assert list(entry.input) == config["pretrained_cfg"]["input_size"]
     assert config["zoo"]["recipe"] == {key: recipe[key] for key in config["zoo"]["recipe"]}

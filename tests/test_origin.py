@@ -196,7 +196,7 @@ def test_preprocessing_that_the_catalog_knows_wins_over_timm_s(upstream):
         ("{ mean = [nan, 0, 0] }", "preprocessing.mean is [nan, 0, 0]"),
         ('{ interpolation = "cubic" }', "preprocessing.interpolation is 'cubic', expected one of nearest, bilinear"),
         ("{ crop_pct = 87.5 }", "preprocessing.crop_pct is 87.5, expected a share above 0, at most 1"),
-        ('"imagenet"', "preprocessing is a str, expected a table"),
+        ('"imagenet"', "preprocessing is 'imagenet', expected a table"),
     ],
 )
 def test_preprocessing_that_can_not_be_meant_names_file_entry_and_key(tmp_path, monkeypatch, value, message):

@@ -163,7 +163,7 @@ def altered(folder):
         (altered, WeightsError, "model.safetensors has sha256"),
         (lambda folder: (folder / "config.json").unlink(), RepositoryError, "has no config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), RepositoryError, "has no model.safetensors"),
-        (lambda folder: (folder / "results.json").write_text("{}"), RepositoryError, "results.json isn't a report: no"),
+        (lambda folder: (folder / "results.json").write_text("{}"), RepositoryError, "results.json: missing 'name'"),
         (lambda folder: (folder / "results.json").write_text("{"), RepositoryError, "results.json isn't JSON"),
         (
             lambda folder: ((folder / "README.md").unlink(), (folder / "README.md").symlink_to("/etc/hostname")),

@@ -1,15 +1,15 @@
 """How data is read, what is left out and how classes are mapped, is part of all that is made and said of it."""
 
 import json
-from dataclasses import replace
 
 import pytest
 from datasets import ClassLabel
+from msgspec.structs import replace
 from photographs import NAMES, write_classes
 
 import zoo
 from zoo.catalog.entry import Budget
-from zoo.catalog.report import LONGEST, MOST_LABELS, Report
+from zoo.catalog.report import MAX_LABELS, Report
 from zoo.errors import DataError, RepositoryError
 from zoo.files import write_json
 from zoo.tasks.datasets import dataset
@@ -81,13 +81,22 @@ def test_images_that_were_left_out_are_counted_in_the_results_and_left_out_by_ve
 
 
 BOUNDS = {
-    "a count": ({"skip_damaged": 1}, "skip_damaged isn't true or false"),
-    "text": ({"labels": "cat"}, "labels isn't an object or a list"),
-    "too many": ({"labels": [""] * (MOST_LABELS + 1)}, "list of at most 200,000 names"),
-    "numbers for names": ({"labels": [1]}, "no name of at most 1,000 characters"),
-    "objects for names": ({"labels": {"cat": {}}}, "no name of at most 1,000 characters"),
-    "a long name": ({"labels": {"cat": "x" * (LONGEST + 1)}}, "no name of at most 1,000 characters"),
-    "a long class": ({"labels": {"x" * (LONGEST + 1): "cat"}}, "no name of at most 1,000 characters"),
+    "a count": ({"skip_damaged": 1}, "data.skip_damaged is 1, expected true or false"),
+    "text": ({"labels": "cat"}, "data.labels is 'cat', expected a table of at most 200,000 or a list"),
+    "too many": ({"labels": [""] * (MAX_LABELS + 1)}, "data.labels is .*, expected .* or a list of at most 200,000"),
+    "numbers for names": ({"labels": [1]}, r"data.labels\[0\] is 1, expected text of at most 1,000 characters"),
+    "objects for names": (
+        {"labels": {"cat": {}}},
+        r"labels.cat is {}, expected text of .* characters or a whole number",
+    ),
+    "a long name": (
+        {"labels": {"cat": "x" * 1_001}},
+        r"labels.cat is 'x+\.{3}x+', expected text of at most 1,000 char",
+    ),
+    "a long class": (
+        {"labels": {"x" * 1_001: "cat"}},
+        r"labels has the key 'x+\.{3}x+', expected text of at most 1,000",
+    ),
 }
 
 

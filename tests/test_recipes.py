@@ -2,11 +2,11 @@
 
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import click
 import pytest
+from msgspec.structs import replace
 from PIL import Image
 
 import zoo

@@ -7,11 +7,11 @@ and what it made of it.
 import json
 import random
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from msgspec.structs import replace
 from safetensors.torch import load_file
 
 import zoo

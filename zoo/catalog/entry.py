@@ -1,15 +1,16 @@
 """Entry: one model of the catalog, as a value."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
+from msgspec import Meta, Struct
+
+from zoo.declarations import Count, Finite, Positive, Share, Whole, one_of, validate
 from zoo.errors import BudgetError, StructureError
 
 METHODS = ("prune", "low_rank", "falor", "lockd", "dwain", "magnitude", "integer")
 AVAILABLE = ("prune", "low_rank", "falor", "lockd", "dwain")  # what this version can run itself
 STATUSES = ("published", "origin", "embedded", "recipe")
-
 COUNTINGS = ("ptdeco", "torch-dag")  # published ways of counting kmapp; zoo.measurement.conventions does them
 
 # Shares are 0..1. `map` is COCO's mAP50-95, `map50` VOC's; `speedup` is the share of the latency that is saved;
@@ -26,15 +27,28 @@ FIGURES = (
     "speedup",
     "params_size",
 )
-
-# How an image becomes an input, by timm's names: a value for each channel, how it is resized, and which share of the
-# resized side the crop takes.
-PREPROCESSING = ("mean", "std", "interpolation", "crop_pct")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
+Input = Annotated[tuple[Count, Count, Count], Meta(description="channels, height and width")]
 
-@dataclass(frozen=True)
-class Base:
+
+class Preprocessing(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How an image becomes an input, by timm's names.
+
+    Args:
+        mean: of each channel.
+        std: of each channel.
+        interpolation: how it is resized.
+        crop_pct: which share of the resized side the crop takes.
+    """
+
+    mean: Annotated[tuple[Finite, ...], Meta(description="a number for each channel")] | None = None
+    std: Annotated[tuple[Positive, ...], Meta(description="a number for each channel, above 0")] | None = None
+    interpolation: Annotated[str, one_of(INTERPOLATIONS)] | None = None
+    crop_pct: Share | None = None
+
+
+class Base(Struct, frozen=True, forbid_unknown_fields=True):
     """A dense architecture, and its weights, by id.
 
     Args:
@@ -44,7 +58,7 @@ class Base:
     """
 
     id: str
-    args: Mapping[str, Any] = field(default_factory=dict)
+    args: Mapping[str, Any] = {}
 
     @property
     def architecture(self) -> str:
@@ -59,8 +73,7 @@ class Base:
         return name.partition(".")[0]
 
 
-@dataclass(frozen=True)
-class Budget:
+class Budget(Struct, frozen=True, forbid_unknown_fields=True):
     """Shares of the base that are kept.
 
     Args:
@@ -71,21 +84,14 @@ class Budget:
         BudgetError: a share isn't a number above 0 and at most 1.
     """
 
-    macs: float
-    params: float | None = None
+    macs: Share
+    params: Share | None = None
 
     def __post_init__(self) -> None:
-        for what, share in (("macs", self.macs), ("params", self.params)):
-            if share is None and what == "params":
-                continue
-            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
-                raise BudgetError(
-                    f"budget of {share!r} of the {what} can't be met: expected a share above 0, at most 1"
-                )
+        validate(self, "budget", BudgetError)
 
 
-@dataclass(frozen=True)
-class Recipe:
+class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
     """How an entry is made.
 
     Args:
@@ -103,18 +109,18 @@ class Recipe:
         note: what of it the source doesn't say, so that it is ours.
     """
 
-    method: str | None = None
+    method: Annotated[str, one_of(METHODS)] | None = None
     budget: Budget | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = {}
     data: str | None = None
     teachers: tuple[str, ...] = ()
-    distil: Mapping[str, Any] = field(default_factory=dict)
-    schedule: Mapping[str, Any] = field(default_factory=dict)
-    augment: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 0
+    distil: Mapping[str, Any] = {}
+    schedule: Mapping[str, Any] = {}
+    augment: Mapping[str, Any] = {}
+    seed: Whole = 0
     note: str | None = None
     skip_damaged: bool = False
-    labels: Mapping[str, Any] | Sequence[str] | None = None
+    labels: Mapping[str, str | int] | Sequence[str] | None = None
 
 
 def reading(recipe: Recipe) -> dict[str, Any]:
@@ -122,8 +128,7 @@ def reading(recipe: Recipe) -> dict[str, Any]:
     return {"skip_damaged": recipe.skip_damaged, "labels": recipe.labels}
 
 
-@dataclass(frozen=True)
-class Reported:
+class Reported(Struct, frozen=True, forbid_unknown_fields=True):
     """One row of a source's table: figures as the source gives them, and what they hold for.
 
     Args:
@@ -138,19 +143,18 @@ class Reported:
         source: where the row stands, if not in the entry's source.
     """
 
-    figures: Mapping[str, float]
+    figures: Mapping[str, Finite]
     of: str | None = None
-    input: int | None = None
-    images: int | None = None
-    batch: int | None = None
+    input: Count | None = None
+    images: Count | None = None
+    batch: Count | None = None
     device: str | None = None
     runtime: str | None = None
-    counting: str | None = None
+    counting: Annotated[str, one_of(COUNTINGS)] | None = None
     source: str | None = None
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(Struct, frozen=True, forbid_unknown_fields=True):
     """A foreign repository that an entry's weights are converted from.
 
     Args:
@@ -166,8 +170,7 @@ class Origin:
     sha256: str | None = None
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(Struct, frozen=True, forbid_unknown_fields=True):
     """One model: what it is, what is claimed of it, where its weights are, and how it is made.
 
     Args:
@@ -181,7 +184,7 @@ class Entry:
         license: the Hub's id of it, as the base imposes it.
         dataset: the Hub's data set id, or our own name of it.
         input: channels, height, width of one input.
-        preprocessing: what is known of it, and wins over what timm has of the base; of `PREPROCESSING`.
+        preprocessing: what is known of it, and wins over what timm has of the base: fields of `Preprocessing`.
         source: where the figures and the recipe come from.
         recipe: how it is made.
         reported: what the source says of this model.
@@ -197,14 +200,14 @@ class Entry:
     family: str
     architecture: str
     task: str
-    status: str
+    status: Annotated[str, one_of(STATUSES)]
     base: Base | None = None
     license: str | None = None
     dataset: str | None = None
-    input: tuple[int, int, int] = (3, 224, 224)
-    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    input: Input = (3, 224, 224)
+    preprocessing: Mapping[str, Any] = {}
     source: str | None = None
-    recipe: Recipe = field(default_factory=Recipe)
+    recipe: Recipe = Recipe()
     reported: tuple[Reported, ...] = ()
     baselines: tuple[Reported, ...] = ()
     origin: Origin | None = None

@@ -1,12 +1,15 @@
 """What was measured of a model, beside what was reported of it: values only."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
 
-SCHEMA = 1
-MOST_LABELS, LONGEST = 200_000, 1_000  # names that a report may have, and characters of one
+from msgspec import Meta, Struct, structs
+
+from zoo.declarations import Finite, Name, validated
+from zoo.errors import RepositoryError
+
+MAX_LABELS = 200_000  # names that a report may have
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,19 @@ class Row:
         return "agrees" if abs(self.difference) <= self.tolerance + 1e-12 else "differs"
 
 
-@dataclass(frozen=True)
-class Report:
+class Reading(Struct):
+    """What a report says of how its data was read, beside much else."""
+
+    dataset: str = ""
+    skip_damaged: bool = False
+    labels: (
+        Annotated[dict[Name, Name | int], Meta(max_length=MAX_LABELS)]  # a class may be told by its number
+        | Annotated[list[Name], Meta(max_length=MAX_LABELS)]
+        | None
+    ) = None
+
+
+class Report(Struct, frozen=True, forbid_unknown_fields=True):
     """The measurements of one model, with what is needed to repeat them.
 
     Args:
@@ -56,62 +70,26 @@ class Report:
     """
 
     name: str
-    measured: Mapping[str, float]
-    data: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
+    measured: Mapping[str, Finite]
+    data: Mapping[str, Any] = {}
+    versions: Mapping[str, str] = {}
     hardware: str = ""
+    schema: Literal[1] = 1
 
     def to_json(self) -> dict[str, Any]:
         """The report as a JSON object."""
-        return {"schema": SCHEMA, **asdict(self)}
+        return {"schema": self.schema, **structs.asdict(self)}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Report":
+    def from_json(cls, data: Any, where: str = "report") -> "Report":
         """Read what `to_json` wrote.
 
         Raises:
-            ValueError: a key is missing or a figure isn't a finite number.
+            RepositoryError: a key is unknown or missing, or a value isn't what it must be.
         """
-        for key in ("name", "measured"):
-            if key not in data:
-                raise ValueError(f"no key {key!r}")
-        measured = data["measured"]
-        if not isinstance(measured, Mapping):
-            raise ValueError("measured isn't an object")
-        for figure, value in measured.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
-                raise ValueError(f"measured.{figure} is {value!r}, expected a finite number")
-        if not isinstance(data.get("data", {}), Mapping) or not isinstance(
-            data.get("data", {}).get("dataset", ""), str
-        ):
-            raise ValueError("data isn't an object with the name of a data set")
-        _check_reading(data.get("data", {}))
-        return cls(
-            name=data["name"],
-            measured=dict(measured),
-            data=dict(data.get("data", {})),
-            versions=dict(data.get("versions", {})),
-            hardware=str(data.get("hardware", "")),
-        )
-
-
-def _check_reading(data: Mapping[str, Any]) -> None:
-    """Check what a report says of how its data was read.
-
-    Raises:
-        ValueError: it is no plain data, or too much.
-    """
-    if type(data.get("skip_damaged", False)) is not bool:
-        raise ValueError("data.skip_damaged isn't true or false")
-    labels = data.get("labels")
-    if labels is None:
-        return
-    if not isinstance(labels, dict | list) or len(labels) > MOST_LABELS:
-        raise ValueError(f"data.labels isn't an object or a list of at most {MOST_LABELS:,} names")
-    values = labels.values() if isinstance(labels, dict) else labels
-    plain = (str, int) if isinstance(labels, dict) else (str,)  # a class may be told by its number
-    if not all(type(each) in plain for each in values) or any(len(str(each)) > LONGEST for each in (*labels, *values)):
-        raise ValueError(f"data.labels has what is no name of at most {LONGEST:,} characters")
+        report: Report = validated(cls, data, f"{where}:", RepositoryError)
+        validated(Reading, report.data, f"{where}: data", RepositoryError)
+        return report
 
 
 @dataclass(frozen=True)

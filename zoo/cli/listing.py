@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from msgspec import structs, to_builtins
 
 from zoo import catalog
 from zoo.catalog.entry import METHODS, STATUSES, Entry, Recipe, Reported
@@ -92,7 +93,7 @@ def show(name: str, as_json: bool) -> None:
     load = {"load": None if obstacle else f'zoo.load("{name}")', "obstacle": obstacle}
     if as_json:
         more = {**load, "structure": _structure(entry), "results": measured or None}
-        click.echo(json.dumps({**asdict(entry), **more}, indent=2))
+        click.echo(json.dumps({**to_builtins(entry), **more}, indent=2))
         return
     facts = {
         "name": entry.name,
@@ -102,10 +103,12 @@ def show(name: str, as_json: bool) -> None:
         "status": entry.status,
         "load": load["load"] or f"not yet: {obstacle}",
         "structure": _structure(entry),
-        **_making(asdict(entry.recipe)),
+        **_making(to_builtins(entry.recipe)),
         "data": entry.recipe.data or entry.dataset,
         "licence": entry.license or "of the weights that it will be made from",
-        "origin": ", ".join(str(fact) for fact in asdict(entry.origin).values() if fact) if entry.origin else None,
+        "origin": ", ".join(str(fact) for fact in structs.asdict(entry.origin).values() if fact)
+        if entry.origin
+        else None,
         "source": entry.source,
         "note": entry.note,
     }
@@ -170,7 +173,7 @@ def _figures(rows: Sequence[Sequence[Any]]) -> None:
 
 def _making(recipe: Mapping[str, Any]) -> dict[str, str]:
     """How a model is made, of a recipe as plain data that may leave out what is as ever."""
-    said = {**asdict(Recipe()), **recipe}
+    said = {**to_builtins(Recipe()), **recipe}
     training = [pair for part in ("schedule", "distil", "augment") for pair in _pairs(said[part])]
     return {
         "made by": ", ".join([said["method"] or "training from scratch", *_pairs(said["options"])]),
@@ -205,7 +208,7 @@ def _counts(entries: Sequence[Entry]) -> dict[str, dict[str, int]]:
 
 def _listed(entry: Entry) -> dict[str, Any]:
     keys = ("name", "project", "family", "task", "status", "license", "source")
-    recipe, base = asdict(entry.recipe), entry.base.id if entry.base else None
+    recipe, base = to_builtins(entry.recipe), entry.base.id if entry.base else None
     plain = {**{key: getattr(entry, key) for key in keys}, "base": base}
     return {**plain, "method": recipe["method"], "budget": recipe["budget"], **asdict(catalog.size(entry))}
 
@@ -245,5 +248,7 @@ def _pairs(values: Mapping[str, Any]) -> list[str]:
 
 
 def _conditions(row: Reported) -> list[str]:
-    known = {key: value for key, value in asdict(row).items() if key not in ("figures", "of") and value is not None}
+    known = {
+        key: value for key, value in structs.asdict(row).items() if key not in ("figures", "of") and value is not None
+    }
     return _pairs(known)

@@ -12,6 +12,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
+from msgspec import to_builtins
 
 from zoo import catalog
 from zoo.catalog.entry import Base, Entry, Recipe, Reported
@@ -84,8 +85,8 @@ def render(
     Raises:
         MissingExtra: jinja2 isn't installed.
     """
-    default = asdict(Recipe())
-    catalogued = {key: value for key, value in asdict(entry.recipe).items() if value != default[key]}
+    default = to_builtins(Recipe())
+    catalogued = {key: value for key, value in to_builtins(entry.recipe).items() if value != default[key]}
     recipe = dict(description.recipe) or catalogued
     # A user's model can bear a name of the catalog: what is claimed there holds only for one that was made like it.
     came = recipe.get("converted_from", {})

@@ -11,12 +11,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import structs
 from torch import nn
 
 from zoo import catalog
@@ -98,7 +99,7 @@ def make(
     Started by `accelerate launch`, all processes compress, train and evaluate together, and the main one alone writes,
     to a file system that all of them see.
     """
-    recipe = replace(entry.recipe, data=data or entry.recipe.data)
+    recipe = structs.replace(entry.recipe, data=data or entry.recipe.data)
     here, machine, read = processes(), machine or Machine(), reading(recipe)
     say = say if here.is_main_process else lambda line: None
     if finished(entry, folder, data):
@@ -132,7 +133,7 @@ def make(
     report = report_of(model, data, against=dense, **read)
     beside = report_of(dense, data, **read) if dense else None
     if weights := weights_of(entry.base.id if entry.base else ""):
-        report = replace(report, data={**report.data, "against_sha256": weights})
+        report = structs.replace(report, data={**report.data, "against_sha256": weights})
     say(Step(f"{step + 1} write {folder}"))
     if here.is_main_process:
         save(model.cpu(), folder, report=report, dense=beside)
@@ -343,7 +344,7 @@ def _work(folder: Path, entry: Entry, data: str) -> tuple[Path, dict[str, str]]:
     work = _beside(folder)
     dense = {name: weights_of(name) for name in (entry.base.id if entry.base else "", *entry.recipe.teachers)}
     says = {**plain(entry.recipe), "data": data, "note": None}  # what is claimed and noted elsewhere may be mended
-    what = [entry.name, entry.base and asdict(entry.base), entry.input, dict(entry.preprocessing), says, dense]
+    what = [entry.name, entry.base and structs.asdict(entry.base), entry.input, dict(entry.preprocessing), says, dense]
     follows = {"recipe": hashlib.sha256(json.dumps([*what, repository.versions()]).encode()).hexdigest()}
     note, here = work / NOTE, processes()
     if work.exists() and not note.is_file() and (work.is_file() or any(work.glob("[!.]*"))):

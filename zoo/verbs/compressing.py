@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import structs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -111,7 +112,7 @@ def compress(
     batches = batched(model, calibration(model, data, images, seed, skip_damaged) if named else data)
     name, recipe = f"{dense.name}_{suffix(method, budget)}", {"method": method, "options": dict(options)}
     if budget is not None:
-        recipe |= {"budget": asdict(budget)}
+        recipe |= {"budget": structs.asdict(budget)}
     about = replace(dense, name=name, recipe=recipe, source="")
     with evaluating(model):
         if method == "prune":

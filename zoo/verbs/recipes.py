@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+from msgspec import to_builtins
+from msgspec.structs import replace
 
 from zoo.catalog.entry import Base, Budget, Entry, Recipe
 from zoo.compression.low_rank.falor import Falor
@@ -186,5 +188,5 @@ def weights_of(name: str) -> str:
 
 def plain(recipe: Recipe) -> dict[str, Any]:
     """The recipe as JSON: what differs from the defaults."""
-    default = asdict(Recipe())
-    return {key: value for key, value in asdict(recipe).items() if value != default[key]}
+    default = to_builtins(Recipe())
+    return {key: value for key, value in to_builtins(recipe).items() if value != default[key]}

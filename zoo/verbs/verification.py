@@ -5,11 +5,11 @@ import math
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from msgspec import structs
 from torch import nn
 
 from zoo import catalog
@@ -102,7 +102,7 @@ def verify(
     settings: dict[str, Any] = {"size": size, "crop_pct": crop_pct, "batch_size": batch_size, "workers": workers}
     found = report_of(model, spec, against=against, images=images, **reading, **settings)
     if images or (data and data != claimed.data.get("dataset")):  # an accuracy elsewhere is no claim of this one
-        claimed = replace(claimed, measured={k: v for k, v in claimed.measured.items() if k in COUNTS})
+        claimed = structs.replace(claimed, measured={k: v for k, v in claimed.measured.items() if k in COUNTS})
     kl = claimed.measured.get("kl", 0.0)
     drawn = 1 / found.data.get("images", 1)
     tolerances = {"kmapp": 5e-4, "top1": drawn, "top5": drawn, "kl": max(0.01 * kl, SAME_KL)}
@@ -261,10 +261,7 @@ def results_of(folder: Path) -> Report:
     path = folder / repository.RESULTS
     if not path.exists():
         return Report(folder.name, {})
-    try:
-        return Report.from_json(read_json(path))
-    except (ValueError, TypeError) as error:
-        raise RepositoryError(f"{path} isn't a report: {error}") from None
+    return Report.from_json(read_json(path), str(path))
 
 
 def _reported(

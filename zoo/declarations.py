@@ -1,0 +1,187 @@
+"""Declarations: what a file, an option or a caller may say, held against its type.
+
+Types and bounds stand in the annotation of a field, `Annotated[int, Meta(ge=1)]`; msgspec compares. What doesn't fit is
+told in one line: its place, what was found, and what its type expects.
+"""
+
+import functools
+import re
+import reprlib
+import sys
+import types
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from msgspec import Meta, Struct, ValidationError, convert
+
+from zoo.errors import ZooError
+
+MAX_FLOAT = sys.float_info.max  # at most this: neither infinite nor nan
+MAX_EXACT = 2**53  # whole numbers up to it are floats too
+
+Whole = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=1)]
+Positive = Annotated[float, Meta(gt=0, le=MAX_FLOAT)]
+Share = Annotated[float, Meta(gt=0, le=1, description="a share above 0, at most 1")]
+Finite = (
+    Annotated[int, Meta(ge=-MAX_EXACT, le=MAX_EXACT, description="a finite number")]
+    | Annotated[float, Meta(ge=-MAX_FLOAT, le=MAX_FLOAT, description="a finite number")]
+)
+Name = Annotated[str, Meta(max_length=1_000)]
+
+
+def one_of(names: Collection[str]) -> Meta:
+    """The bound of a text that is one of these."""
+    return Meta(pattern=rf"^({'|'.join(map(re.escape, names))})\Z", description=f"one of {', '.join(names)}")
+
+
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_SHOWN = reprlib.Repr()
+_SHOWN.maxlevel, _SHOWN.maxdict, _SHOWN.maxstring, _SHOWN.maxother = 2, 2, 80, 80
+
+
+def validated(kind: Any, data: Any, where: str, error: type[ZooError]) -> Any:
+    """The value that plain data stand for: a number is no text, true no number, and unknown keys are refused.
+
+    Args:
+        kind: a type, of which `Struct`s and what has bounds in its annotation are held against them.
+        data: dicts, lists and plain values, as TOML and JSON give them.
+        where: what was read, for the message; the path goes on from there, or begins after a colon.
+        error: what is raised.
+
+    Returns:
+        A value of that type.
+
+    Raises:
+        ZooError: the given one, that the data don't fit.
+
+    >>> from zoo.errors import CatalogError
+    >>> validated(dict[str, Count], {"epochs": 0}, "mine.toml: a", CatalogError)
+    Traceback (most recent call last):
+    zoo.errors.CatalogError: mine.toml: a.epochs is 0, expected a whole number of at least 1
+    """
+    try:
+        return convert(data, kind)
+    except ValidationError:
+        raise error(_problem(kind, data, where)) from None
+
+
+def validate(declared: Any, where: str, error: type[ZooError]) -> None:
+    """Hold the fields of a value that was made in Python against their types; arguments are those of `validated`."""
+    of: Any = type(declared)
+    for name, kind in _fields(of).items():
+        value = getattr(declared, name)
+        plain = float(value) if isinstance(value, float) else value  # numpy's are too
+        validated(kind, plain, f"{where}: {name}", error)
+
+
+@functools.cache
+def _fields(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+def _problem(kind: Any, data: Any, place: str) -> str:
+    """The first part of the data that doesn't fit, as deep as it lies."""
+    for step, part, item in _parts(kind, data):
+        if not _fits(part, item):
+            return _problem(part, item, f"{place} {step[1:]}" if place.endswith(":") else f"{place}{step}")
+    place = place.removesuffix(":")
+    for member in _members(kind):
+        if isinstance(data, Mapping) and _is_struct(member):
+            return f"{place}: {_wrong_key([each for each in _members(kind) if _is_struct(each)], data)}"
+        if isinstance(data, Mapping) and get_origin(member) in (dict, Mapping):
+            key = next((key for key in data if not _fits(get_args(member)[0], key)), None)
+            if key is not None:
+                return f"{place} has the key {_shown(key)}, expected {_expected(get_args(member)[0])}"
+    return f"{place} is {_shown(data)}, expected {_expected(kind)}"
+
+
+def _wrong_key(structs: Sequence[Any], data: Mapping[str, Any]) -> str:
+    """What is wrong with the keys of data that are to be one of these structs."""
+    field, tags = structs[0].__struct_config__.tag_field, [each.__struct_config__.tag for each in structs]
+    tag = data.get(field)
+    if tag not in tags:
+        return f"unknown {field} {_shown(tag)}, known are {', '.join(tags)}"
+    struct = structs[tags.index(tag)]
+    known = struct.__struct_fields__ if field is None else (field, *struct.__struct_fields__)
+    for key in data:
+        if key not in known:
+            return f"unknown key {_shown(key)}, known are {', '.join(known)}"
+    needed = struct.__struct_fields__[: len(struct.__struct_fields__) - len(struct.__struct_defaults__)]
+    return f"missing {', '.join(repr(key) for key in needed if key not in data)}"
+
+
+def _parts(kind: Any, data: Any) -> Iterator[tuple[str, Any, Any]]:
+    """What lies in the data one level deeper: its step of the path, its type and itself."""
+    for member in _members(kind):
+        origin, args = get_origin(member), get_args(member)
+        if isinstance(data, Mapping) and _is_struct(member):
+            config = member.__struct_config__
+            if config.tag is None or data.get(config.tag_field) == config.tag:
+                yield from ((f".{key}", part, data[key]) for key, part in _fields(member).items() if key in data)
+        elif isinstance(data, Mapping) and origin in (dict, Mapping):
+            yield from ((_step(key), args[1], item) for key, item in data.items())
+        elif isinstance(data, list | tuple) and origin in (list, tuple, Sequence):
+            yield from ((f"[{i}]", args[0], item) for i, item in enumerate(data))
+
+
+def _step(key: Any) -> str:
+    plain = isinstance(key, str) and key.isprintable() and len(key) <= _SHOWN.maxstring
+    return f".{key}" if plain else f"[{_shown(key)}]"
+
+
+def _members(kind: Any) -> list[Any]:
+    """The types that a type is one of, without their bounds; none where a description speaks for all of it."""
+    if get_origin(kind) is Annotated:
+        return [] if _bounds(kind).description else _members(get_args(kind)[0])
+    if get_origin(kind) in (Union, types.UnionType):
+        return [member for each in get_args(kind) for member in _members(each)]
+    return [kind]
+
+
+def _bounds(kind: Any) -> Meta:
+    return next(each for each in get_args(kind) if isinstance(each, Meta))
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Struct)
+
+
+def _fits(kind: Any, data: Any) -> bool:
+    try:
+        convert(data, kind)
+    except ValidationError:
+        return False
+    return True
+
+
+def _shown(value: Any) -> str:
+    """A value in a few words, on one line."""
+    try:
+        return " ".join(_SHOWN.repr(value).split())
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return "a number of thousands of digits"
+
+
+def _expected(kind: Any) -> str:
+    """A type in words."""
+    if get_origin(kind) is Annotated:
+        plain, bounds = get_args(kind)[0], _bounds(kind)
+        return bounds.description or " ".join((_expected(plain), *_said(bounds, plain)))
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_expected(each) for each in get_args(kind) if each is not type(None)))
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, get_args(kind)))
+    if kind in _WORDS:
+        return _WORDS[kind]
+    return "a table" if _is_struct(kind) or get_origin(kind) in (dict, Mapping) else "a list"
+
+
+def _said(bounds: Meta, kind: Any) -> Iterator[str]:
+    """Bounds in words; that a number is finite goes without saying."""
+    numbers = {"of at least": bounds.ge, "above": bounds.gt, "at most": bounds.le, "below": bounds.lt}
+    said = [f"{word} {bound:,}" for word, bound in numbers.items() if bound is not None and abs(bound) < MAX_FLOAT]
+    if bounds.max_length is not None:
+        said.append(f"of at most {bounds.max_length:,}{' characters' if kind is str else ''}")
+    if said:
+        yield ", ".join(said)
