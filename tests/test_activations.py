@@ -133,11 +133,11 @@ def test_patches_of_a_large_image_cost_what_is_looked_at():
     """All of them would be 9 times the input of 32 MB."""
     script = """
 import resource, torch
-from zoo.compression import signals
+from zoo.compression import activations
 layer, x = torch.nn.Conv2d(64, 64, 3, padding=1), torch.zeros(8, 64, 128, 128)
-draw, _ = next(signals.drawing([torch.zeros(64, 1)]))
+draw, _ = next(activations.drawing([torch.zeros(64, 1)]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-rows = signals.patches(layer, x, signals.Draw(range(8), draw.most))
+rows = activations.patches(layer, x, activations.Draw(range(8), draw.most))
 print(len(rows), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -1,9 +1,10 @@
-"""Signals: what layers read and put out while images go through a model, as one row for each position."""
+"""Activations: what layers read and put out while images go through a model, as one row for each position."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,8 +96,8 @@ def patches(layer: nn.Module, x: Tensor, draw: Draw) -> Tensor:
     kernel = torch.arange(k)[:, None] * step * width + torch.arange(m) * skip
     index = (corner[:, :, None] + kernel.flatten()).flatten(1).to(x.device)
     values = x.flatten(2).gather(2, index[:, None].expand(-1, x.shape[1], -1))
-    found: Tensor = values.unflatten(2, (-1, kernel.numel())).transpose(1, 2).flatten(2).flatten(0, 1)
-    return found
+    each: Tensor = values.unflatten(2, (-1, kernel.numel())).transpose(1, 2)
+    return each.flatten(2).flatten(0, 1)
 
 
 def _padded(layer: nn.Conv2d, x: Tensor) -> Tensor:
@@ -122,18 +123,69 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
             handle.remove()
 
 
-def chunked(needed: Mapping[str, int], max_bytes: int) -> Iterator[list[str]]:
-    """Layers in turn, as many at a time as fit, and one at the least.
+Before = Callable[[str, Any, Tensor, Draw], Tensor | None]
+"""A layer's path, the layer, what it reads, the rows that are looked at → what it reads in its stead, if not None."""
+After = Callable[[str, Any, Tensor, Tensor, Draw], Tensor | None]
+"""The same with what the layer puts out → what goes on in its stead."""
+
+
+def observe(
+    run: Callable[[Tensor], Any],
+    layers: Mapping[str, nn.Module],
+    batches: Sequence[Tensor],
+    *,
+    before: Before | None = None,
+    after: After | None = None,
+) -> list[Any]:
+    """Run batches and look at what layers read and put out.
 
     Args:
-        needed: path → bytes of what is collected of it.
-        max_bytes: held at once.
+        run: of a batch, most often a model.
+        layers: path → layer.
+        batches: images [B, C, H, W].
+        before: shown what a layer is about to read.
+        after: shown that and what it puts out.
+
+    Returns:
+        What `run` returned for each batch.
     """
-    chunk: list[str] = []
-    for path, size in needed.items():
-        if chunk and sum(needed[each] for each in chunk) + size > max_bytes:
-            yield chunk
-            chunk = []
-        chunk.append(path)
-    if chunk:
-        yield chunk
+    draw, handles = Draw(range(0), 0), []
+
+    def reads(path: str, layer: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        x = before and before(path, layer, args[0], draw)
+        return None if x is None else (x, *args[1:])
+
+    def writes(path: str, layer: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor | None:
+        return after and after(path, layer, args[0], y, draw)
+
+    for path, layer in layers.items():
+        if before is not None:
+            handles.append(layer.register_forward_pre_hook(partial(reads, path)))
+        if after is not None:
+            handles.append(layer.register_forward_hook(partial(writes, path)))
+    results = []
+    with hooked(handles):
+        for draw, batch in drawing(batches):  # noqa: B007  # hooks look at the draw
+            results.append(run(batch))
+    return results
+
+
+def portions(needs: Sequence[Collection[str]], size: Mapping[str, int], max_bytes: int) -> Iterator[slice]:
+    """Needs in turn, as many at a time as fit, and one at the least.
+
+    Args:
+        needs: paths of layers that are needed together.
+        size: path → bytes of what is collected of it.
+        max_bytes: held at once.
+
+    >>> [*portions(["a", "b", "a", "c"], {"a": 5, "b": 3, "c": 1}, 8)]
+    [slice(0, 3, None), slice(3, 4, None)]
+    """
+    start = 0
+    while start < len(needs):
+        end, held = start + 1, {*needs[start]}
+        while end < len(needs) and sum(size[path] for path in held | {*needs[end]}) <= max_bytes:
+            held |= {*needs[end]}
+            end += 1
+        yield slice(start, end)
+        start = end

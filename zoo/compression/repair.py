@@ -26,7 +26,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.fx import Node
 
-from zoo.compression.activations import hooked
+from zoo.compression.activations import Draw, observe
 from zoo.compression.channels import cutting, reference
 from zoo.compression.channels.cutting import Kept, Traced
 from zoo.compression.channels.trace import argument
@@ -246,22 +246,15 @@ def calling(model: nn.Module, places: Mapping[str, Place]) -> Run:
     """
 
     def run(tensors: Mapping[str, Tensor], batch: Tensor, seen: Seen) -> Tensor:
-        def layer(name: str, module: nn.Module, args: Any, y: Tensor) -> Tensor:
-            return seen(name, y, -1 if isinstance(module, nn.Linear) else 1, None)
+        def norm(name: str, module: Any, x: Tensor, draw: Draw) -> Tensor | None:
+            return None if places[name].eps is None else seen(name, x, 1, module.running_mean)
 
-        def norm(name: str, module: Any, args: tuple[Tensor]) -> tuple[Tensor]:
-            return (seen(name, args[0], 1, module.running_mean),)
+        def layer(name: str, module: nn.Module, x: Tensor, y: Tensor, draw: Draw) -> Tensor | None:
+            return seen(name, y, -1 if isinstance(module, nn.Linear) else 1, None) if places[name].eps is None else None
 
-        handles = []
-        for name, place in places.items():
-            module = model.get_submodule(place.shift.rpartition(".")[0])
-            handles.append(
-                module.register_forward_hook(partial(layer, name))
-                if place.eps is None
-                else module.register_forward_pre_hook(partial(norm, name))
-            )
-        with hooked(handles):
-            output: Tensor = functional_call(model, dict(tensors), (batch,))
+        modules = {name: model.get_submodule(place.shift.rpartition(".")[0]) for name, place in places.items()}
+        called = partial(functional_call, model, dict(tensors))
+        output: Tensor = observe(called, modules, [batch], before=norm, after=layer)[0]
         return output
 
     return run

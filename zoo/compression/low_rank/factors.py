@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.compression.activations import hooked, rows
+from zoo.compression.activations import Draw, observe, rows
 from zoo.compression.exclusion import excluded
 from zoo.errors import DataError, StructureError
 from zoo.structure.plan import Factor, Rank
@@ -225,7 +225,7 @@ def reference(model: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
     return [y.float() for y in logits]
 
 
-def directions(model: nn.Module, path: str, batches: Iterable[Tensor]) -> Tensor | None:
+def directions(model: nn.Module, path: str, batches: Sequence[Tensor]) -> Tensor | None:
     """Principal directions of a layer's outputs: the eigenvectors U [m, m] of E[y yᵀ], largest eigenvalue first.
 
     Args:
@@ -239,18 +239,16 @@ def directions(model: nn.Module, path: str, batches: Iterable[Tensor]) -> Tensor
     Raises:
         DataError: an output isn't finite.
     """
-    layer = model.get_submodule(path)
     second: list[Tensor] = []
 
-    def observe(module: Any, args: Any, y: Tensor) -> None:
-        y = rows(module, y.detach())
-        if module.bias is not None:
-            y = y - module.bias
+    def look(path: str, layer: Any, x: Tensor, y: Tensor, draw: Draw) -> None:
+        y = rows(layer, y.detach())
+        if layer.bias is not None:
+            y = y - layer.bias
         second.append((y.T @ y).double().cpu() / len(y))
 
-    with hooked([layer.register_forward_hook(observe)]), torch.no_grad():
-        for batch in batches:
-            model(batch)
+    with torch.no_grad():
+        observe(model, {path: model.get_submodule(path)}, batches, after=look)
     covariance = torch.stack(second).mean(0)
     if not torch.isfinite(covariance).all():
         raise DataError(f"calibration: the output of {path} isn't finite; check the images and the model")

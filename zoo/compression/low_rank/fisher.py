@@ -1,4 +1,4 @@
-"""Spectra: what each layer's signal looks like, and how much of it every rank loses, from one pass over images.
+"""Fisher: what each layer's signal looks like, and how much of it every rank loses, from one pass over images.
 
 Of a layer y = W x + b the smaller side z is watched: z = x where a linear layer (or 1 x 1 convolution) has more outputs
 than inputs, else z = W x. With the covariance C of z and the Fisher information G of the model's prediction about z,
@@ -20,13 +20,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from zoo.compression.activations import chunked, drawing, hooked, rows, thinned
+from zoo.compression.activations import Draw, observe, portions, rows, thinned
 from zoo.errors import DataError, StructureError
 
 STILL = 1e-12  # share of a mean square, or of the largest variance, that a variance must exceed
@@ -102,15 +102,14 @@ def spectra(
         DataError: an activation isn't finite.
         StructureError: the model doesn't give logits [B, classes].
     """
-    found: dict[str, Spectrum] = {}
     sides = {path: layer.weight.shape[1 if reads_inputs(layer) else 0] for path, layer in layers.items()}
-    for chunk in chunked({path: 2 * 8 * side**2 for path, side in sides.items()}, max_bytes):
-        those = {path: layers[path] for path in chunk}
+    paths, size, images = list(layers), {path: 2 * 8 * side**2 for path, side in sides.items()}, sum(map(len, batches))
+    known: dict[str, Spectrum | None] = {}
+    for portion in portions([[path] for path in paths], size, max_bytes):
+        those = {path: layers[path] for path in paths[portion]}
         for path, sums in _collect(model, those, batches, smoothing, draws, seed).items():
-            spectrum = _spectrum(path, layers[path], sums, sum(map(len, batches)), draws, ridge)
-            if spectrum is not None:
-                found[path] = spectrum
-    return {path: found[path] for path in layers if path in found}
+            known[path] = _spectrum(path, layers[path], sums, images, draws, ridge)
+    return {path: spectrum for path in paths if (spectrum := known.get(path)) is not None}
 
 
 def reads_inputs(layer: nn.Linear | nn.Conv2d) -> bool:
@@ -120,7 +119,7 @@ def reads_inputs(layer: nn.Linear | nn.Conv2d) -> bool:
     return m > n and pointwise
 
 
-def _watched(layer: nn.Linear | nn.Conv2d, z: Tensor) -> Tensor:
+def _smaller(layer: nn.Linear | nn.Conv2d, z: Tensor) -> Tensor:
     """Its smaller side, one row for each output position [rows, r]."""
     if isinstance(layer, nn.Conv2d) and reads_inputs(layer):
         z = z[..., :: layer.stride[0], :: layer.stride[1]]
@@ -137,9 +136,9 @@ def _collect(
 ) -> dict[str, _Sums]:
     sums: dict[str, _Sums] = {}
 
-    def signal(path: str, z: Tensor) -> None:
+    def signal(path: str, z: Tensor, draw: Draw) -> None:
         layer = layers[path]
-        every = _watched(layer, z.detach())
+        every = _smaller(layer, z.detach())
         seen = thinned(every, draw)
         if layer.bias is not None and not reads_inputs(layer):
             seen = seen - layer.bias.detach()
@@ -154,46 +153,42 @@ def _collect(
         of.rows += len(seen)
         of.positions += len(every)
         if z.requires_grad:
-            z.register_hook(partial(gradient, path))
+            z.register_hook(partial(gradient, path, draw))
 
-    def gradient(path: str, g: Tensor) -> None:
-        every = _watched(layers[path], g)
+    def gradient(path: str, draw: Draw, g: Tensor) -> None:
+        every = _smaller(layers[path], g)
         seen = thinned(every, draw)
         sums[path].fisher += (seen.T @ seen).double() * (len(every) / len(seen))
 
-    with hooked(_hooks(layers, signal)), torch.enable_grad():
-        for number, (draw, batch) in enumerate(drawing(batches)):  # noqa: B007  # hooks look at the draw
-            images = batch.detach().clone().requires_grad_()
-            logits = model(images)
-            if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(batch):
-                shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-                raise StructureError(
-                    f"low_rank: expected logits [{len(batch)}, classes], found {shape}; use a classifier"
-                )
-            for u in _probes(logits.detach().float(), smoothing, draws, 1_000_003 * seed + number):
-                if logits.requires_grad:
-                    torch.autograd.grad(logits, images, u.to(logits.dtype), retain_graph=True, allow_unused=True)
-            del logits
-    return sums
+    def before(path: str, layer: Any, x: Tensor, draw: Draw) -> Tensor | None:
+        if not reads_inputs(layer):
+            return None
+        x = x.view_as(x)  # a tensor of its own: other readers of the input have gradients of their own
+        signal(path, x, draw)
+        return x
 
-
-def _hooks(layers: Mapping[str, nn.Linear | nn.Conv2d], signal: Any) -> list[RemovableHandle]:
-    def before(path: str, layer: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        x = args[0].view_as(args[0])  # a tensor of its own: other readers of the input have gradients of their own
-        signal(path, x)
-        return (x,)
-
-    def after(path: str, layer: nn.Module, args: Any, y: Tensor) -> Tensor:
+    def after(path: str, layer: Any, x: Tensor, y: Tensor, draw: Draw) -> Tensor | None:
+        if reads_inputs(layer):
+            return None
         y = y.view_as(y)  # nor may an operation in place behind the layer move the hook
-        signal(path, y)
+        signal(path, y, draw)
         return y
 
-    return [
-        layer.register_forward_pre_hook(partial(before, path))
-        if reads_inputs(layer)
-        else layer.register_forward_hook(partial(after, path))
-        for path, layer in layers.items()
-    ]
+    numbers = count()
+
+    def run(batch: Tensor) -> None:
+        images = batch.detach().clone().requires_grad_()
+        logits = model(images)
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(batch):
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise StructureError(f"low_rank: expected logits [{len(batch)}, classes], found {shape}; use a classifier")
+        for u in _probes(logits.detach().float(), smoothing, draws, 1_000_003 * seed + next(numbers)):
+            if logits.requires_grad:
+                torch.autograd.grad(logits, images, u.to(logits.dtype), retain_graph=True, allow_unused=True)
+
+    with torch.enable_grad():
+        observe(run, layers, batches, before=before, after=after)
+    return sums
 
 
 def _probes(logits: Tensor, smoothing: float, draws: int, seed: int) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""Newton: a step of all second factors together, towards the dense model's predictions.
+"""K-FAC: a step of all second factors together, towards the dense model's predictions.
 
 What is fitted layer by layer costs nats that no layer sees. Of the mean divergence of the factored model's prediction q
 from the dense model's p,  J = E[KL(p ‖ q)],  a pass with a backward pass gives for each second factor B, b, of which z
@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.compression.activations import hooked, rows
+from zoo.compression.activations import Draw, observe, rows
 from zoo.compression.low_rank.fisher import probe
 
 PROBED = 2e-3  # of the step that independent layers would take: logits are close to linear in it
@@ -106,8 +106,8 @@ def _collect(
     sums: dict[nn.Module, _Sums] = {}
     towards = True  # the dense prediction; else a random direction
 
-    def watch(layer: Any, args: tuple[Tensor], y: Tensor) -> Tensor:
-        z = rows(layer, args[0].detach())
+    def look(path: str, layer: Any, x: Tensor, y: Tensor, draw: Draw) -> Tensor:
+        z = rows(layer, x.detach())
         z = torch.cat([z, torch.ones_like(z[:, : layer.bias is not None])], 1)
         if layer not in sums:
             m, k = len(layer.weight), z.shape[1]
@@ -127,21 +127,26 @@ def _collect(
         else:
             sums[layer].information += g.square().sum(0).double()
 
-    logits, weights = [], []
-    with hooked([layer.register_forward_hook(watch) for layer in layers]), torch.enable_grad():
-        for number, (batch, dense) in enumerate(zip(batches, wanted, strict=True)):
-            images = batch.detach().clone().requires_grad_()
-            found = factored(images)
-            p, q = dense.double().softmax(1), found.detach().double().softmax(1)
-            even = (1 - SMOOTHING) * (p + q) / 2 + SMOOTHING / p.shape[1]
-            towards = True
-            torch.autograd.grad(found, images, (q - p).to(found), retain_graph=True, allow_unused=True)
-            towards = False
-            u = probe(even, torch.Generator().manual_seed(1_000_003 * seed + number))
-            torch.autograd.grad(found, images, u.to(found), allow_unused=True)
-            logits.append(found.detach().double())
-            weights.append(even)
-    return sums, logits, weights
+    numbered = enumerate(wanted)
+
+    def run(batch: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal towards
+        number, dense = next(numbered)
+        images = batch.detach().clone().requires_grad_()
+        logits = factored(images)
+        p, q = dense.double().softmax(1), logits.detach().double().softmax(1)
+        even = (1 - SMOOTHING) * (p + q) / 2 + SMOOTHING / p.shape[1]
+        towards = True
+        torch.autograd.grad(logits, images, (q - p).to(logits), retain_graph=True, allow_unused=True)
+        towards = False
+        u = probe(even, torch.Generator().manual_seed(1_000_003 * seed + number))
+        torch.autograd.grad(logits, images, u.to(logits), allow_unused=True)
+        return logits.detach().double(), even
+
+    with torch.enable_grad():
+        named = {str(number): layer for number, layer in enumerate(layers)}
+        logits, weights = zip(*observe(run, named, batches, after=look), strict=True)
+    return sums, list(logits), list(weights)
 
 
 def _direction(of: _Sums, images: int, damping: float) -> Tensor:

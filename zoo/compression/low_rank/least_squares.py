@@ -1,4 +1,4 @@
-"""Correction: the second factor of every layer makes up for what all the layers before it changed.
+"""Least squares: the second factor of every layer makes up for what all the layers before it changed.
 
 Layers are factored each for itself, on what it sees in the dense model. In the factored model it sees something else,
 because the layers before it are factored too. With both models side by side on the same images, let z be what the
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.compression.activations import chunked, drawing, hooked, rows, thinned
+from zoo.compression.activations import Draw, observe, portions, rows, thinned
 from zoo.errors import DataError
 
 
@@ -65,9 +65,10 @@ def correct_(
     """
     logits: list[Tensor] = []
     shapes = {path: factored.get_parameter(f"{path}.1.weight").shape[:2] for path in paths}
-    for chunk in chunked({path: 8 * k * (k + m) for path, (m, k) in shapes.items()}, max_bytes):
-        found, logits = _collect(model, factored, chunk, batches)
-        for path, sums in found.items():
+    size = {path: 8 * k * (k + m) for path, (m, k) in shapes.items()}
+    for portion in portions([[path] for path in paths], size, max_bytes):
+        collected, logits = _collect(model, factored, paths[portion], batches)
+        for path, sums in collected.items():
             _solve_(path, factored.get_submodule(path)[1], sums, damping)  # type: ignore[index]
     return logits
 
@@ -75,15 +76,18 @@ def correct_(
 def _collect(
     model: nn.Module, factored: nn.Module, paths: Sequence[str], batches: Sequence[Tensor]
 ) -> tuple[dict[str, _Sums], list[Tensor]]:
-    said: dict[str, list[Tensor]] = {path: [] for path in paths}
+    wanted: dict[str, list[Tensor]] = {path: [] for path in paths}
     sums: dict[str, _Sums] = {}
-    logits: list[Tensor] = []
+    dense = {path: model.get_submodule(path) for path in paths}
+    seconds = {f"{path}.1": factored.get_submodule(f"{path}.1") for path in paths}
 
-    def dense(path: str, layer: nn.Module, args: Any, y: Tensor) -> None:
-        said[path].append(thinned(rows(layer, y), draw).clone())  # what follows may write over it
-
-    def second(path: str, layer: nn.Module, args: tuple[Tensor], y: Tensor) -> None:
-        z, r = thinned(rows(layer, args[0]), draw), said[path].pop(0) - thinned(rows(layer, y), draw)
+    def look(name: str, layer: Any, x: Tensor, y: Tensor, draw: Draw) -> None:
+        y = thinned(rows(layer, y), draw)
+        if name in dense:
+            wanted[name].append(y.clone())  # what follows may write over it
+            return
+        path = name.removesuffix(".1")
+        z, r = thinned(rows(layer, x), draw), wanted[path].pop(0) - y
         if path not in sums:
             origin = z.mean(0) if layer.bias is not None else torch.zeros_like(z[0])
             empty = partial(torch.zeros, dtype=torch.float64, device=z.device)
@@ -97,13 +101,13 @@ def _collect(
         of.missed += r.double().sum(0)
         of.rows += len(z)
 
-    handles = [model.get_submodule(path).register_forward_hook(partial(dense, path)) for path in paths]
-    handles += [factored.get_submodule(f"{path}.1").register_forward_hook(partial(second, path)) for path in paths]
-    with hooked(handles), torch.no_grad():
-        for draw, batch in drawing(batches):  # noqa: B007  # hooks look at the draw
-            logits.append(model(batch))
-            factored(batch)
-    return sums, logits
+    def both(batch: Tensor) -> Tensor:
+        logits: Tensor = model(batch)
+        factored(batch)
+        return logits
+
+    with torch.no_grad():
+        return sums, observe(both, {**dense, **seconds}, batches, after=look)
 
 
 def _solve_(path: str, layer: Any, sums: _Sums, damping: float) -> None:

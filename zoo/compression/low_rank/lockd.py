@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.compression.activations import hooked, rows
+from zoo.compression.activations import Draw, observe, rows
 from zoo.compression.low_rank.factors import chosen, factorable, factored, grows, nsr, pair, reference, replaced
 from zoo.errors import DataError, StructureError
 from zoo.structure.plan import Factor, Rank
@@ -215,18 +215,13 @@ def _decompose_(model: nn.Module, pairs: Mapping[str, nn.Sequential], batches: S
     """Give each pair the values A = Uᵀ W and B = U."""
     second: dict[str, Tensor] = {}
 
-    def observe(path: str, layer: nn.Module, x: Tensor) -> None:
+    def read(path: str, layer: nn.Module, x: Tensor, draw: Draw) -> None:
         x = rows(layer, x)
         products = (x.T @ x).double().cpu() / len(x) / len(batches)
         second[path] = second[path] + products if path in second else products
 
-    hooks = [
-        model.get_submodule(path).register_forward_pre_hook(lambda f, args, path=path: observe(path, f, args[0]))
-        for path in pairs
-    ]
-    with hooked(hooks), torch.no_grad():
-        for batch in batches:
-            model(batch)
+    with torch.no_grad():
+        observe(model, {path: model.get_submodule(path) for path in pairs}, batches, before=read)
     for path, factors in pairs.items():
         layer: Any = model.get_submodule(path)
         (m, n), C, W = layer.weight.shape[:2], second[path], layer.weight.detach().cpu().double()

@@ -15,13 +15,12 @@ Convolutional Neural Networks for Resource Efficient Inference" (ICLR 2017), sec
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.compression.activations import hooked
+from zoo.compression.activations import Draw, observe
 from zoo.compression.channels.groups import Group
 from zoo.compression.prune.obs import inputs
 from zoo.compression.prune.refit import Moments, columns
@@ -107,9 +106,7 @@ def gradients(model: nn.Module, groups: Sequence[Group], batches: Sequence[Tenso
     score = {group.name: torch.zeros(group.units, dtype=torch.float64) for group in groups}
     product: dict[str, Tensor] = {}  # of one batch [B, units]
 
-    def observe(path: str, layer: nn.Module, args: tuple[Any, ...]) -> None:
-        x = args[0]
-
+    def read(path: str, layer: nn.Module, x: Tensor, draw: Draw) -> None:
         def receive(gradient: Tensor) -> None:
             channels = (
                 (x.detach() * gradient).transpose(1, -1) if isinstance(layer, nn.Conv2d) else x.detach() * gradient
@@ -121,24 +118,21 @@ def gradients(model: nn.Module, groups: Sequence[Group], batches: Sequence[Tenso
         if x.requires_grad:
             x.register_hook(receive)
 
-    hooks = [
-        model.get_submodule(path).register_forward_pre_hook(lambda module, args, path=path: observe(path, module, args))
-        for path in of
-    ]
-    with hooked(hooks):
-        for batch in batches:
-            product.clear()
-            with torch.enable_grad():
-                image = batch.detach().requires_grad_()
-                logits = model(image)
-                if not isinstance(logits, Tensor):
-                    raise DataError(
-                        f"prune: taylor needs logits, but {type(model).__name__} gives a {type(logits).__name__}: "
-                        "take another criterion, such as obs"
-                    )
-                loss = F.cross_entropy(logits, logits.detach().argmax(1), reduction="sum")
-                torch.autograd.grad(loss, image)
-            for name, each in product.items():
-                score[name] += each.abs().sum(0)
+    def run(batch: Tensor) -> None:
+        product.clear()
+        with torch.enable_grad():
+            image = batch.detach().requires_grad_()
+            logits = model(image)
+            if not isinstance(logits, Tensor):
+                raise DataError(
+                    f"prune: taylor needs logits, but {type(model).__name__} gives a {type(logits).__name__}: "
+                    "take another criterion, such as obs"
+                )
+            loss = F.cross_entropy(logits, logits.detach().argmax(1), reduction="sum")
+            torch.autograd.grad(loss, image)
+        for name, each in product.items():
+            score[name] += each.abs().sum(0)
+
+    observe(run, {path: model.get_submodule(path) for path in of}, batches, before=read)
     images = sum(map(len, batches))
     return {name: total / images for name, total in score.items()}

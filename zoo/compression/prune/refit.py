@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zoo.compression.activations import drawing, hooked, patches
+from zoo.compression.activations import Draw, observe, patches, portions
 from zoo.errors import DataError
 
 ROUNDING = 1e-14  # of a double-precision sum over all rows, with room
@@ -62,7 +62,7 @@ def moments(
     second: dict[str, Tensor] = {}
     rows: dict[str, int] = {}
 
-    def observe(path: str, layer: nn.Module, x: Tensor) -> None:
+    def read(path: str, layer: nn.Module, x: Tensor, draw: Draw) -> None:
         x = patches(layer, x.to(torch.promote_types(x.dtype, torch.float32)), draw)
         x = x.double()  # μμᵀ is about to be taken off: in floats C would turn indefinite
         total, products = x.sum(0), x.T @ x
@@ -70,14 +70,10 @@ def moments(
         second[path] = second[path] + products if path in second else products
         rows[path] = rows.get(path, 0) + len(x)
 
-    hooks = [
-        model.get_submodule(path).register_forward_pre_hook(lambda m, args, path=path: observe(path, m, args[0]))
-        for path in readers
-    ]
-    with hooked(hooks), torch.no_grad():
-        for draw, batch in drawing(batches):  # noqa: B007  # hooks look at the draw
-            model(batch)
-    if hooks and not rows:
+    layers = {path: model.get_submodule(path) for path in readers}
+    with torch.no_grad():
+        observe(model, layers, batches, before=read)
+    if layers and not rows:
         raise DataError("calibration: no images; pass at least one batch")
     return {
         path: _moments(model, path, first[path] / rows[path], second[path] / rows[path], normalised) for path in rows
@@ -115,16 +111,10 @@ class Seen:
             self.forwards += sum(map(len, self.batches))
         return {path: self.held[path] for path in asked}
 
-    def portions(self, needs: Sequence[Sequence[str]]) -> Iterator[tuple[range, dict[str, Moments]]]:
-        """Take needs in turn, as many at a time as fit: which they are, and the moments of their readers."""
-        start = 0
-        while start < len(needs):
-            end, asked = start + 1, dict.fromkeys(needs[start])
-            while end < len(needs) and sum(self.bytes[p] for p in {*asked, *needs[end]}) <= MAX_BYTES:
-                asked |= dict.fromkeys(needs[end])
-                end += 1
-            yield range(start, end), self.of(asked)
-            start = end
+    def portions(self, needs: Sequence[Sequence[str]]) -> Iterator[tuple[slice, dict[str, Moments]]]:
+        """Needs in turn, as many at a time as fit: which they are, and the moments of their readers."""
+        for portion in portions(needs, self.bytes, MAX_BYTES):
+            yield portion, self.of(path for need in needs[portion] for path in need)
 
 
 def _moments(model: nn.Module, path: str, mean: Tensor, second: Tensor, normalised: Collection[str]) -> Moments:
