@@ -160,7 +160,7 @@ def test_a_tracker_that_is_not_there_is_named():
         (lambda: Machine("fp8"), "machine: precision is 'fp8', expected one of no, fp16, bf16"),
         (lambda: Machine(accumulation=0), "machine: accumulation is 0, expected a whole number of at least 1"),
         (lambda: Machine(workers=-1), "machine: workers is -1, expected a whole number of at least 0"),
-        (lambda: Schedule(ema=1.0), "schedule: ema is 1.0, expected less than 1"),
+        (lambda: Schedule(ema=1.0), "schedule: ema is 1.0, expected a number of at least 0, below 1"),
         (lambda: Schedule(epochs=1.5), "schedule: epochs is 1.5, expected a whole number of at least 0"),
     ],
 )

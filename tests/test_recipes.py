@@ -157,7 +157,7 @@ def test_what_is_wrong_is_said_though_another_build_began_beside_it(tmp_path, mo
     [
         ({"schedule": {"lr": -1.0}}, "schedule: lr is -1.0, expected a number of at least 0"),
         ({"schedule": {"lrr": 1.0}}, "schedule has no option 'lrr'"),
-        ({"distil": {"alpha": 2}}, "distil: alpha is 2, expected 0 to 1"),
+        ({"distil": {"alpha": 2}}, "distil: alpha is 2, expected a number from 0 to 1"),
         ({"distil": {"shares": (0.5, 0.5)}}, "distil: 2 shares for 1 teachers"),
         ({"augment": {"flip": 1}}, "augment: unknown flip; possible are:"),
         ({"teachers": ["digits_cn"]}, "digits_cn"),

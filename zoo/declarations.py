@@ -17,14 +17,15 @@ from msgspec import Meta, Struct, ValidationError, convert
 from zoo.errors import ZooError
 
 MAX_FLOAT = sys.float_info.max  # at most this: neither infinite nor nan
-MAX_EXACT = 2**53  # whole numbers up to it are floats too
+MAX_WHOLE = 2**53  # those that floats hold exactly
 
-Whole = Annotated[int, Meta(ge=0)]
-Count = Annotated[int, Meta(ge=1)]
+Whole = Annotated[int, Meta(ge=0, le=MAX_WHOLE)]
+Count = Annotated[int, Meta(ge=1, le=MAX_WHOLE)]
+Nonnegative = Annotated[float, Meta(ge=0, le=MAX_FLOAT)]
 Positive = Annotated[float, Meta(gt=0, le=MAX_FLOAT)]
 Share = Annotated[float, Meta(gt=0, le=1, description="a share above 0, at most 1")]
 Finite = (
-    Annotated[int, Meta(ge=-MAX_EXACT, le=MAX_EXACT, description="a finite number")]
+    Annotated[int, Meta(ge=-MAX_WHOLE, le=MAX_WHOLE, description="a finite number")]
     | Annotated[float, Meta(ge=-MAX_FLOAT, le=MAX_FLOAT, description="a finite number")]
 )
 Name = Annotated[str, Meta(max_length=1_000)]
@@ -180,7 +181,10 @@ def _expected(kind: Any) -> str:
 def _said(bounds: Meta, kind: Any) -> Iterator[str]:
     """Bounds in words; that a number is finite goes without saying."""
     numbers = {"of at least": bounds.ge, "above": bounds.gt, "at most": bounds.le, "below": bounds.lt}
-    said = [f"{word} {bound:,}" for word, bound in numbers.items() if bound is not None and abs(bound) < MAX_FLOAT]
+    told = {word: f"{bound:,.12g}" for word, bound in numbers.items() if bound is not None and abs(bound) < MAX_WHOLE}
+    said = [f"{word} {bound}" for word, bound in told.items()]
+    if told.keys() == {"of at least", "at most"}:
+        said = [f"from {told['of at least']} to {told['at most']}"]
     if bounds.max_length is not None:
         said.append(f"of at most {bounds.max_length:,}{' characters' if kind is str else ''}")
     if said:

@@ -11,16 +11,19 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.declarations import Positive, validate
 from zoo.errors import DataError
-from zoo.training.losses import DIVERGENCES, Divergence, distillation
+from zoo.training.losses import Divergence, distillation
 
 Batch = tuple[Any, Tensor]
+SHARES = "one above 0 for each teacher, together 1"
 Step = Callable[[nn.Module, Batch, float], Tensor]
 
 
@@ -35,24 +38,15 @@ class Distil:
         divergence: the teacher's term: `kl`, or `symmetric`, the larger of both directions.
     """
 
-    alpha: float = 0.9
-    temperature: float = 2.0
-    shares: Sequence[float] | None = None
+    alpha: Annotated[float, Meta(ge=0, le=1)] = 0.9
+    temperature: Positive = 2.0
+    shares: Annotated[Sequence[Positive], Meta(description=SHARES)] | None = None
     divergence: Divergence = "kl"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.alpha, int | float) or not 0 <= self.alpha <= 1:
-            raise DataError(f"distil: alpha is {self.alpha!r}, expected 0 to 1")
-        if not isinstance(self.temperature, int | float) or not 0 < self.temperature < float("inf"):
-            raise DataError(f"distil: temperature is {self.temperature!r}, expected more than 0")
-        if self.divergence not in DIVERGENCES:
-            raise DataError(f"distil: divergence is {self.divergence!r}, expected {' or '.join(DIVERGENCES)}")
-        if self.shares is not None and not (
-            isinstance(self.shares, list | tuple)
-            and all(isinstance(share, int | float) and share > 0 for share in self.shares)
-            and abs(sum(self.shares) - 1) < 1e-6
-        ):
-            raise DataError(f"distil: shares is {self.shares!r}, expected one above 0 for each teacher, together 1")
+        validate(self, "distil", DataError)
+        if self.shares is not None and abs(sum(self.shares) - 1) > 1e-6:
+            raise DataError(f"distil: shares is {self.shares!r}, expected {SHARES}")
 
 
 def teacher_at(progress: float, shares: Sequence[float]) -> int:

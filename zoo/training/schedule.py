@@ -2,8 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from msgspec import Meta
+
+from zoo.declarations import Count, Nonnegative, Whole, one_of, validate
 from zoo.errors import DataError
 
 PRECISIONS = ("no", "fp16", "bf16")
@@ -25,23 +28,18 @@ class Schedule:
         checkpoint_seconds: at most so much work is lost when the run is killed.
     """
 
-    epochs: int = 30
-    steps: int | None = None
-    batch_size: int = 64
-    lr: float = 1e-3
-    warmup: float = 0.05
-    weight_decay: float = 0.05
-    clip: float = 1.0
-    ema: float = 0.0
-    checkpoint_seconds: float = 20.0
+    epochs: Whole = 30
+    steps: Count | None = None
+    batch_size: Count = 64
+    lr: Nonnegative = 1e-3
+    warmup: Nonnegative = 0.05
+    weight_decay: Nonnegative = 0.05
+    clip: Nonnegative = 1.0
+    ema: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    checkpoint_seconds: Annotated[float, Meta(ge=0)] = 20.0
 
     def __post_init__(self) -> None:
-        least = {"epochs": 0, "steps": 1, "batch_size": 1, "lr": 0, "warmup": 0, "weight_decay": 0, "clip": 0, "ema": 0}
-        for name, smallest in least.items():
-            if getattr(self, name) is not None or name != "steps":
-                _check("schedule", self, name, smallest, whole=name in ("epochs", "steps", "batch_size"))
-        if self.ema >= 1:
-            raise DataError(f"schedule: ema is {self.ema!r}, expected less than 1")
+        validate(self, "schedule", DataError)
 
 
 @dataclass(frozen=True)
@@ -63,21 +61,17 @@ class Machine:
         sync_bn: batch norm's statistics are those of all processes, which exchange them; on GPUs alone.
     """
 
-    precision: str | None = None
-    accumulation: int = 1
+    precision: Annotated[str, one_of(PRECISIONS)] | None = None
+    accumulation: Count = 1
     channels_last: bool = False
     compile: bool = False
-    workers: int | None = None
+    workers: Whole | None = None
     log_with: Any = None
     logs: str = "logs"
     sync_bn: bool = False
 
     def __post_init__(self) -> None:
-        if self.precision not in (None, *PRECISIONS):
-            raise DataError(f"machine: precision is {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
-        _check("machine", self, "accumulation", 1, whole=True)
-        if self.workers is not None:
-            _check("machine", self, "workers", 0, whole=True)
+        validate(self, "machine", DataError)
 
 
 def check_shares(schedule: Schedule, processes: int) -> None:
@@ -103,10 +97,3 @@ def learning_rate(schedule: Schedule, step: int, total: int) -> float:
     if step < warmup:
         return schedule.lr * (step + 1) / warmup
     return schedule.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-
-def _check(what: str, declared: object, name: str, smallest: float, *, whole: bool) -> None:
-    value = getattr(declared, name)
-    if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not value >= smallest:
-        kind = "whole number" if whole else "number"
-        raise DataError(f"{what}: {name} is {value!r}, expected a {kind} of at least {smallest}")

@@ -26,9 +26,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -45,6 +46,7 @@ from zoo.compression.low_rank.factors import (
     reference,
     replaced,
 )
+from zoo.declarations import Count, validate
 from zoo.errors import DataError, require
 from zoo.structure.plan import Factor, Rank
 from zoo.training import checkpoint as states
@@ -71,27 +73,18 @@ class Dwain:
         exclude: layers that stay dense, as in `exclusion`.
     """
 
-    trade_off_factor: float = 0.5
-    max_accepted_ppl_diff: float = 0.1
-    nsr_final_threshold: float = 1.0
-    reduction_factor: float = 0.5
-    min_rank: int = 32
-    data_steps: int = 8
-    metric_steps: int = 8
-    finetune_last: int | None = None
+    trade_off_factor: Annotated[float, Meta(gt=0)] = 0.5
+    max_accepted_ppl_diff: Annotated[float, Meta(gt=0)] = 0.1
+    nsr_final_threshold: Annotated[float, Meta(gt=0)] = 1.0
+    reduction_factor: Annotated[float, Meta(gt=0, lt=1)] = 0.5
+    min_rank: Count = 32
+    data_steps: Count = 8
+    metric_steps: Count = 8
+    finetune_last: Count | None = None
     exclude: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        for name in ("trade_off_factor", "max_accepted_ppl_diff", "nsr_final_threshold", "reduction_factor"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise DataError(f"dwain: {name} is {value!r}, expected a number above 0")
-        if self.reduction_factor >= 1:
-            raise DataError(f"dwain: reduction_factor is {self.reduction_factor!r}, expected less than 1")
-        for name in ("min_rank", "data_steps", "metric_steps", "finetune_last"):
-            value = getattr(self, name)
-            if (name, value) != ("finetune_last", None) and (type(value) is not int or value < 1):
-                raise DataError(f"dwain: {name} is {value!r}, expected a whole number of at least 1")
+        validate(self, "dwain", DataError)
 
     def ranks(self, full: int) -> Iterator[int]:
         """The ranks that are tried, from the full one down.

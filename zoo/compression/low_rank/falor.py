@@ -24,9 +24,10 @@ criterion as in ptdeco (TCL Research Europe), `ptdeco.falor`.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -42,6 +43,7 @@ from zoo.compression.low_rank.factors import (
     reference,
     replaced,
 )
+from zoo.declarations import Count, validate
 from zoo.errors import DataError, require
 from zoo.structure.plan import Factor, Rank
 from zoo.training import checkpoint as states
@@ -60,21 +62,14 @@ class Falor:
         exclude: layers that stay dense, as in `exclusion`.
     """
 
-    nsr_final_threshold: float = 0.01
-    kl_final_threshold: float = 0.01
-    data_steps: int = 5
-    metric_steps: int = 5
+    nsr_final_threshold: Annotated[float, Meta(gt=0)] = 0.01
+    kl_final_threshold: Annotated[float, Meta(gt=0)] = 0.01
+    data_steps: Count = 5
+    metric_steps: Count = 5
     exclude: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        for name in ("nsr_final_threshold", "kl_final_threshold"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise DataError(f"falor: {name} is {value!r}, expected a number above 0")
-        for name in ("data_steps", "metric_steps"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise DataError(f"falor: {name} is {value!r}, expected a whole number of at least 1")
+        validate(self, "falor", DataError)
 
 
 def falor(

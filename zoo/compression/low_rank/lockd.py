@@ -31,7 +31,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ from torch.nn import functional as F
 
 from zoo.compression.activations import Draw, observe, rows
 from zoo.compression.low_rank.factors import chosen, factorable, factored, grows, nsr, pair, reference, replaced
+from zoo.declarations import Count, Positive, validate
 from zoo.errors import DataError, StructureError
 from zoo.structure.plan import Factor, Rank
 from zoo.training import checkpoint as states
@@ -64,24 +65,17 @@ class Lockd:
         exclude: layers that stay dense, as in `exclusion`.
     """
 
-    nsr_threshold: float = 0.1
-    proportion_weight: float = 1.0
-    initial_logit: float = 3.0
-    temperature: float = 0.5
-    proportion_threshold: float = 0.8
+    nsr_threshold: Positive = 0.1
+    proportion_weight: Positive = 1.0
+    initial_logit: Positive = 3.0
+    temperature: Positive = 0.5
+    proportion_threshold: Positive = 0.8
     start: Start = "decomposition"
-    start_steps: int = 8
+    start_steps: Count = 8
     exclude: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        for name in ("nsr_threshold", "proportion_weight", "initial_logit", "temperature", "proportion_threshold"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-                raise DataError(f"lockd: {name} is {value!r}, expected a number above 0")
-        if self.start not in get_args(Start):
-            raise DataError(f"lockd: start is {self.start!r}, expected {' or '.join(get_args(Start))}")
-        if type(self.start_steps) is not int or self.start_steps < 1:
-            raise DataError(f"lockd: start_steps is {self.start_steps!r}, expected a whole number of at least 1")
+        validate(self, "lockd", DataError)
 
 
 def lockd(

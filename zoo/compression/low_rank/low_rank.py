@@ -30,9 +30,10 @@ import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
 from zoo.catalog.entry import Budget
@@ -43,6 +44,7 @@ from zoo.compression.low_rank.fisher import MAX_BYTES, Spectrum, spectra
 from zoo.compression.low_rank.kfac import divergence, logits_of, newton_
 from zoo.compression.low_rank.least_squares import correct_
 from zoo.compression.repair import calling, located, repair, watch
+from zoo.declarations import Count, Whole, validate
 from zoo.errors import BudgetError, DataError, StructureError
 from zoo.measurement.macs import measure
 from zoo.structure.plan import Factor, Rank
@@ -71,25 +73,18 @@ class LowRank:
         max_bytes: of a pass's covariances; more are collected in several passes. Activations come on top.
     """
 
-    round_to: int = 8
-    ridge: float = 0.1
-    smoothing: float = 0.05
-    draws: int = 1
-    damping: float = 0.1
-    steps: int = 1
-    seed: int = 0
+    round_to: Count = 8
+    ridge: Annotated[float, Meta(ge=1e-9, le=1e3)] = 0.1
+    smoothing: Annotated[float, Meta(ge=0, le=1)] = 0.05
+    draws: Count = 1
+    damping: Annotated[float, Meta(ge=1e-9, le=1e9)] = 0.1
+    steps: Count = 1
+    seed: Whole = 0
     exclude: str | Sequence[str] = ()
-    max_bytes: int = MAX_BYTES
+    max_bytes: Count = MAX_BYTES
 
     def __post_init__(self) -> None:
-        for name, least in (("round_to", 1), ("draws", 1), ("steps", 1), ("seed", 0), ("max_bytes", 1)):
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise BudgetError(f"low_rank: {name} is {value!r}, expected a whole number of at least {least}")
-        for name, low, high in (("ridge", 1e-9, 1e3), ("damping", 1e-9, 1e9), ("smoothing", 0.0, 1.0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-                raise BudgetError(f"low_rank: {name} is {value!r}, expected {low:g} to {high:g}")
+        validate(self, "low_rank", BudgetError)
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,6 +33,7 @@ from zoo.compression.prune.criteria import CRITERIA, Evidence, gradients, l2
 from zoo.compression.prune.obs import eliminate, inputs
 from zoo.compression.prune.refit import Moments, Seen, columns, fit
 from zoo.compression.repair import Run, Watched, narrowed, places, repair, running, watch
+from zoo.declarations import Count, validate
 from zoo.errors import BudgetError, UnknownName, require
 from zoo.structure.tensors import tensors_of
 
@@ -55,20 +57,15 @@ class Prune:
     """
 
     criterion: str = "obs"
-    round_to: int = 8
-    floor: float = 0.125
-    ridge: float = 1e-4
+    round_to: Count = 8
+    floor: Annotated[float, Meta(ge=0, le=1)] = 0.125
+    ridge: Annotated[float, Meta(ge=1e-13, le=1e12)] = 1e-4
     exclude: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        validate(self, "prune", BudgetError)
         if self.criterion not in CRITERIA:
             raise UnknownName(f"no criterion {self.criterion!r}, known are {', '.join(CRITERIA)}")
-        if type(self.round_to) is not int or self.round_to < 1:
-            raise BudgetError(f"prune: round_to is {self.round_to!r}, expected a whole number of at least 1")
-        for name, least, most in (("floor", 0.0, 1.0), ("ridge", 1e-13, 1e12)):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not least <= value <= most:
-                raise BudgetError(f"prune: {name} is {value!r}, expected {least:g} to {most:g}")
 
 
 @dataclass(frozen=True, eq=False)
