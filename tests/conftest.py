@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import tempfile
 import warnings
 
@@ -37,6 +38,8 @@ VIT = Base(
 def _surroundings(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.delenv("ZOO_CATALOG", raising=False)
+    if "datasets" in sys.modules:  # it sleeps for so many seconds after a stream that was shuffled
+        monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

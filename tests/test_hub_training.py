@@ -26,7 +26,7 @@ STEPS = TRAIN // 32  # of an epoch
 
 SCRIPT = """
 import json, os, pathlib, signal, socket, sys
-import torch
+import datasets, torch
 import zoo.tasks.accuracy
 from zoo.catalog.entry import Budget
 from zoo.tasks import lengths
@@ -35,6 +35,7 @@ from zoo.verbs import building
 from zoo.verbs.recipes import recipe_for
 
 torch.set_num_threads(1)
+datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0.1  # seconds, after a stream that was shuffled
 lengths.WHOLE = 0  # so that everything is streamed
 building.training_costs = building.learning_costs = lambda *_: "untimed"
 BASE, DATA = "digits_cnn_pruned_25", "org/digits"
