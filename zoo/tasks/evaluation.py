@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from zoo.errors import DataError, require
+from zoo.measurement.divergence import kl
 
 MANY = 100  # classes, below which the right one is easily among five
 
@@ -55,7 +56,7 @@ def evaluate(
             if logits.shape[1] >= MANY:
                 row["top5"] = (logits.topk(5).indices == row["references"][:, None]).any(1).double()
             if against is not None:
-                row["kl"] = _kl(_logits(against, images).to(logits.device), logits)
+                row["kl"] = kl(logits.double(), _logits(against, images).to(logits.device).double())
             gathered = accelerator.gather_for_metrics({key: part.to(accelerator.device) for key, part in row.items()})
             rows.append({key: part.cpu() for key, part in gathered.items()})
     return _figures(rows)
@@ -66,11 +67,6 @@ def _logits(model: nn.Module, images: Tensor) -> Tensor:
     dtype = where.dtype if where.is_floating_point() else images.dtype
     logits: Tensor = model(images.to(where.device, dtype))
     return logits.float()
-
-
-def _kl(reference: Tensor, logits: Tensor) -> Tensor:
-    log_p, log_q = reference.double().log_softmax(1), logits.double().log_softmax(1)
-    return (log_p.exp() * (log_p - log_q)).sum(1)
 
 
 def _figures(rows: list[dict[str, Tensor]]) -> dict[str, float]:

@@ -45,9 +45,9 @@ from zoo.compression.low_rank.factors import (
 )
 from zoo.declarations import Count, validate
 from zoo.errors import DataError, require
+from zoo.measurement.divergence import symmetric_kl
 from zoo.structure.plan import Factor, Rank
 from zoo.training import checkpoint as states
-from zoo.training.losses import symmetric_kl
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _search(
             for batch, y in zip(batches, expected, strict=False):
                 y_k = functional_call(model, {f"{path}.weight": W_k}, (batch,)).float()
                 noise += float(nsr(y_k, y, -1)) / len(expected)
-                divergence += float(symmetric_kl(y_k, y)) / len(expected)
+                divergence += float(symmetric_kl(y_k, y).mean()) / len(expected)
         return noise < how.nsr_final_threshold and divergence < how.kl_final_threshold
 
     best = bisection(full, accepted)
