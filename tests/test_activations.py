@@ -18,8 +18,9 @@ from zoo.compression.low_rank import least_squares, low_rank
 from zoo.compression.low_rank.kfac import divergence
 from zoo.compression.low_rank.low_rank import LowRank
 from zoo.errors import StructureError
-from zoo.tasks.classification import evaluation_transform, loader
+from zoo.tasks.classification.transforms import evaluation_transform
 from zoo.tasks.datasets import dataset
+from zoo.tasks.loader import loader
 
 
 def digits(model, images=128):

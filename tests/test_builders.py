@@ -20,7 +20,7 @@ from zoo.catalog.entry import Entry
 from zoo.compression.low_rank.dwain import Dwain
 from zoo.compression.low_rank.lockd import Lockd
 from zoo.errors import UnknownName
-from zoo.tasks.classification import training_transform
+from zoo.tasks.classification.transforms import training_transform
 from zoo.tasks.datasets import dataset
 from zoo.training.schedule import Machine
 from zoo.verbs import building, recipes

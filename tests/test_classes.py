@@ -15,7 +15,7 @@ from zoo.catalog.entry import Base
 from zoo.errors import DataError, RepositoryError
 from zoo.hub import repository
 from zoo.structure.description import Description
-from zoo.tasks.classes import check_same_classes, label_names, matched, name_classes_, read_labels
+from zoo.tasks.classification.classes import check_same_classes, label_names, matched, name_classes_, read_labels
 from zoo.tasks.datasets import dataset
 from zoo.tasks.draws import labels_of
 from zoo.training.schedule import Schedule

@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import zoo
 from zoo.errors import DataError
-from zoo.tasks.classification import training_transform
+from zoo.tasks.classification import CLASSIFICATION
+from zoo.tasks.classification.transforms import training_transform
 from zoo.tasks.datasets import dataset
 from zoo.training.schedule import Machine, Schedule
 from zoo.verbs.distilling import epochs, training_images, training_of
@@ -68,7 +69,7 @@ def test_a_teacher_sees_the_crops_of_its_student_as_it_would_by_itself(mine, its
     assert list(found.views) == [1]
 
     def batches(transform):
-        return list(epochs(found.images, transform, Schedule(batch_size=32), 0, Machine())(3))
+        return list(epochs(CLASSIFICATION, found.images, transform, Schedule(batch_size=32), 0, Machine())(3))
 
     views = batches(found.transform)
     for index, network in enumerate((model, teacher)):
@@ -80,7 +81,7 @@ def test_a_teacher_of_another_size_is_right_about_what_it_sees():
     teacher = zoo.load("digits_cnn")
     gentle = {"scale": [0.9, 1.0], "hflip": 0.0, "color_jitter": None}
     found = training_of(student(input_size=(1, 8, 8)), [teacher], "digits", schedule=SHORT, augment=gentle)
-    loader = epochs(found.images, found.transform, Schedule(batch_size=64), 0, Machine())(0)
+    loader = epochs(CLASSIFICATION, found.images, found.transform, Schedule(batch_size=64), 0, Machine())(0)
     with torch.no_grad():
         right = [(teacher(views[1]).argmax(1) == labels).float().mean() for views, labels in loader]
     assert torch.stack(right).mean() > 0.95

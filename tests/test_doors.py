@@ -20,9 +20,10 @@ from PIL import Image
 from timm.data import create_transform
 from torch.utils.data import DataLoader
 
-from zoo.tasks.classification import evaluation_transform, loader
+from zoo.tasks.classification.transforms import evaluation_transform
 from zoo.tasks.datasets import dataset
 from zoo.tasks.lengths import counted
+from zoo.tasks.loader import loader
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -27,7 +27,7 @@ STEPS = TRAIN // 32  # of an epoch
 SCRIPT = """
 import json, os, pathlib, signal, socket, sys
 import datasets, torch
-import zoo.tasks.accuracy
+import zoo.tasks.classification.accuracy
 from zoo.catalog.entry import Budget
 from zoo.tasks import lengths
 from zoo.training import checkpoint, trainer

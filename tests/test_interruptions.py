@@ -76,7 +76,7 @@ main(arguments)
 """
 IMPORTED = [
     "zoo.verbs.building",
-    "zoo.tasks.accuracy",
+    "zoo.tasks.classification.accuracy",
     "accelerate",
     "datasets",
     "sklearn.datasets",

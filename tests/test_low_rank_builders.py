@@ -24,7 +24,7 @@ from zoo.measurement.divergence import symmetric_kl
 from zoo.structure.base import initialised, skeleton
 from zoo.structure.description import Description
 from zoo.structure.plan import Factor, Plan, Rank, apply_
-from zoo.tasks.classification import training_transform
+from zoo.tasks.classification.transforms import training_transform
 from zoo.training.distillation import Distil
 from zoo.training.losses import distillation
 from zoo.training.schedule import learning_rate

@@ -10,8 +10,9 @@ from PIL import Image
 
 from zoo.cli import main
 from zoo.errors import DataError
-from zoo.tasks.classification import evaluation_transform, loader
+from zoo.tasks.classification.transforms import evaluation_transform
 from zoo.tasks.datasets import dataset
+from zoo.tasks.loader import loader
 from zoo.tasks.pixels import decode
 
 RAMP = np.linspace(0, 255, 256).round().astype(np.uint8).reshape(16, 16)

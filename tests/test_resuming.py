@@ -21,8 +21,9 @@ import copy, json, os, pathlib, signal, socket, sys, time
 import accelerate, torch
 from safetensors.torch import save_file
 from torch import nn
-import zoo.tasks.accuracy
-from zoo.tasks.classification import evaluation_transform, loader, training_transform
+import zoo.tasks.classification.accuracy
+from zoo.tasks.classification.transforms import evaluation_transform, training_transform
+from zoo.tasks.loader import loader
 from zoo.tasks.datasets import dataset
 from zoo.tasks.evaluation import evaluate
 from zoo.training.distillation import task_step

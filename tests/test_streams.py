@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoo.errors import DataError
-from zoo.tasks.classification import loader
 from zoo.tasks.lengths import counted
+from zoo.tasks.loader import loader
 from zoo.tasks.streams import GROUPS, LANES, Epoch, Stream
 
 

@@ -20,11 +20,12 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 
 from zoo.errors import DataError, UnknownName
-from zoo.tasks.accuracy import Accuracy
-from zoo.tasks.classes import num_classes
-from zoo.tasks.classification import evaluation_transform, loader, training_transform
+from zoo.tasks.classification.accuracy import Accuracy
+from zoo.tasks.classification.classes import num_classes
+from zoo.tasks.classification.transforms import evaluation_transform, training_transform
 from zoo.tasks.datasets import dataset
 from zoo.tasks.evaluation import evaluate
+from zoo.tasks.loader import loader
 from zoo.tasks.pixels import decode
 from zoo.tasks.streams import Stream
 

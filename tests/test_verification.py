@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 import zoo
 from zoo import catalog
 from zoo.errors import RepositoryError, StructureError
+from zoo.tasks.classification import CLASSIFICATION
 from zoo.tasks.digits import digit_pairs
 from zoo.tasks.evaluation import evaluate
 from zoo.verbs import verification
@@ -111,7 +113,8 @@ def test_only_many_images_are_loaded_by_workers(images, workers, monkeypatch):
         return {"top1": 0.5, "images": len(data.dataset)}
 
     monkeypatch.setattr(verification, "evaluate", evaluate)
-    monkeypatch.setattr(verification, "matched", lambda data, *_: data)
+    unmatched = replace(CLASSIFICATION, matched=lambda data, *_: data)
+    monkeypatch.setattr(verification, "task_of", lambda model: unmatched)
     monkeypatch.setattr(verification, "dataset", lambda *_, limit: digit_pairs("test", limit))
     verification.report_of(zoo.load("digits_cnn"), "digit_pairs", images=images)
     verification.report_of(zoo.load("digits_cnn"), "digit_pairs", images=images, workers=1)

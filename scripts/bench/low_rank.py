@@ -37,9 +37,10 @@ from zoo.catalog.entry import Base, Budget
 from zoo.compression.low_rank.low_rank import LowRank, low_rank
 from zoo.files import write_json
 from zoo.measurement.macs import measure
-from zoo.tasks.classification import evaluation_transform, loader
+from zoo.tasks.classification.transforms import evaluation_transform
 from zoo.tasks.datasets import dataset
 from zoo.tasks.evaluation import evaluate
+from zoo.tasks.loader import loader
 from zoo.training.trainer import Schedule
 
 CACHE = Path("build/low_rank")

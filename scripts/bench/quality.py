@@ -51,9 +51,10 @@ from zoo.files import write_json
 from zoo.structure.base import initialised
 from zoo.structure.description import Description
 from zoo.structure.plan import apply_
-from zoo.tasks.classification import evaluation_transform, loader
+from zoo.tasks.classification.transforms import evaluation_transform
 from zoo.tasks.datasets import dataset
 from zoo.tasks.evaluation import evaluate
+from zoo.tasks.loader import loader
 from zoo.training.trainer import Schedule
 
 BUDGETS = (0.5, 0.25, 0.12)

@@ -19,11 +19,11 @@ def reading(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def labels_of(file: Path | None) -> Any:
-    """What `--labels` says, as `zoo.tasks.classes.matched` takes it.
+    """What `--labels` says, as `zoo.tasks.classification.classes.matched` takes it.
 
     Raises:
         DataError: the labels can't be read.
     """
-    from zoo.tasks.classes import read_labels
+    from zoo.tasks.classification.classes import read_labels
 
     return None if file is None else read_labels(file)

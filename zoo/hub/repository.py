@@ -84,6 +84,7 @@ def write(folder: Path, model: nn.Module, description: Description, files: Mappi
                 "zoo": {
                     "schema": SCHEMA,
                     "name": description.name,
+                    "task": description.task,
                     **structure,
                     "recipe": dict(description.recipe),
                     "weights_sha256": digest,
@@ -132,6 +133,7 @@ def read(folder: Path) -> dict[str, Any]:
             f"needs zoo >= {needed}; pip install -U compressed-zoo"
         )
     expected: dict[str, type] = {"name": str, "weights_sha256": str}
+    expected |= {"task": str} if "task" in ours else {}
     expected |= {"graph": str} if "graph" in ours else {"base": dict, "plan": list, "fingerprint": dict}
     for key, kind in expected.items():
         if not isinstance(ours.get(key), kind):
@@ -169,16 +171,17 @@ def describe_folder(folder: Path, config: Mapping[str, Any]) -> Description:
     """
     ours = config["zoo"]
     base = Base(ours["base"]["id"], ours["base"].get("args", {})) if ours.get("base") else None
-    recipe, source = ours.get("recipe", {}), str(folder)
+    about: dict[str, Any] = {"recipe": ours.get("recipe", {}), "source": str(folder)}
+    about |= {"task": ours["task"]} if "task" in ours else {}
     if "graph" in ours:
         graph = Graph.from_json(read_json(folder / GRAPH), str(folder / GRAPH))
-        return Description(ours["name"], base, graph=graph, recipe=recipe, source=source)
+        return Description(ours["name"], base, graph=graph, **about)
     assert base is not None  # or there would be a graph
     base = _as_saved(base, ours["fingerprint"])
     plan, structure = Plan.from_json(ours["plan"]), ours.get("structure", "exact")
     if structure not in get_args(Structure):
         raise RepositoryError(f"{folder / CONFIG}: zoo.structure is {structure!r}, expected exact or stand-in")
-    return Description(ours["name"], base, plan, recipe=recipe, structure=structure, source=source)
+    return Description(ours["name"], base, plan, structure=structure, **about)
 
 
 def _as_saved(base: Base, saved: Mapping[str, str]) -> Base:

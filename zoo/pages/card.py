@@ -21,6 +21,9 @@ from zoo.errors import require
 from zoo.hub.remote import LIBRARY
 from zoo.structure.description import Description
 from zoo.structure.plan import Drop, Edit, Factor, Heads, Mask, Narrow, Plan, Rank, Width
+from zoo.tasks import TASKS
+from zoo.tasks.datasets import HUB_ID
+from zoo.tasks.task import Leading
 
 LONG = 12  # layers; a longer table is collapsed
 
@@ -60,7 +63,6 @@ SOURCES = {
     "speedup": "latency saved",
     "params_size": "params size in M",
 }
-HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 def render(
@@ -135,17 +137,23 @@ def eval_results(report: Report) -> dict[str, str]:
 
     Source: https://huggingface.co/docs/hub/eval-results
     """
-    data = report.data.get("dataset", "")
-    if "top1" not in report.measured or not HUB_ID.fullmatch(data):
+    data, leading = report.data.get("dataset", ""), _leading(report)
+    if leading is None or not HUB_ID.fullmatch(data):
         return {}
+    images, split = (report.data.get(key, unknown) for key, unknown in (("images", "?"), ("split", "test")))
     entry = EvalResultEntry(
         dataset_id=data,
         task_id="default",
-        value=report.measured["top1"],
-        notes=f"top-1 accuracy of {report.data.get('images', '?')} images ({report.data.get('split', 'test')})",
+        value=report.measured[leading.figure],
+        notes=f"{leading.label} {leading.metric} of {images} images ({split})",
     )
     text = yaml_dump(eval_result_entries_to_yaml([entry]))
     return {f".eval_results/{data.rpartition('/')[2]}.yaml": text}
+
+
+def _leading(report: Report) -> Leading | None:
+    """The figure that a card leads with, where it was measured."""
+    return next((task.leading for task in TASKS.values() if task.leading.figure in report.measured), None)
 
 
 def _template() -> Any:
@@ -173,18 +181,18 @@ def _metadata(entry: Entry, description: Description, recipe: Mapping[str, Any],
     if (dense := _dense(entry.base)) and HUB_ID.fullmatch(dense):
         relation = "quantized" if method == "integer" else "finetune"
         more = {"base_model": dense, "base_model_relation": relation}
-    if "top1" in report.measured and report.data.get("dataset"):
+    if (leading := _leading(report)) and report.data.get("dataset"):
         dataset = _dataset(report.data["dataset"])
-        accuracy = EvalResult(
+        figure = EvalResult(
             task_type=entry.task,
             dataset_type=dataset,
             dataset_name=dataset,
             dataset_split=report.data.get("split"),
-            metric_type="accuracy",
-            metric_name="Top-1",
-            metric_value=report.measured["top1"],
+            metric_type=leading.metric,
+            metric_name=leading.title,
+            metric_value=report.measured[leading.figure],
         )
-        more |= {"model_name": description.name, "eval_results": [accuracy]}
+        more |= {"model_name": description.name, "eval_results": [figure]}
     license = entry.license.lower() if entry.license else None
     if license and license.endswith("-license"):  # not one of the Hub's own ids
         more |= {"license_name": license}
@@ -227,37 +235,34 @@ def _sentence(entry: Entry, plan: Plan, recipe: Mapping[str, Any], report: Repor
 
 
 def _figures(report: Report, base: Report | None) -> list[list[str]]:
-    rows = []
+    rows, leading = [], _leading(report)
+    labels = {**LABELS, leading.figure: _label(leading.label, report.data)} if leading else LABELS
     for key, value in report.measured.items():
-        row = [_label(key, report.data), _value(key, value)]
+        leads = key == (leading and leading.figure)
+        row = [labels.get(key, key), _value(key, value, leads)]
         if base is not None:
-            dense = base.measured.get(key)
-            if key == "top1" and any(report.data.get(k) != base.data.get(k) for k in ("dataset", "split", "images")):
-                dense = None
-            row += ["", ""] if dense is None else [_value(key, dense), _against(key, value, dense)]
+            apart = leads and any(report.data.get(k) != base.data.get(k) for k in ("dataset", "split", "images"))
+            dense = None if apart else base.measured.get(key)
+            row += ["", ""] if dense is None else [_value(key, dense, leads), _against(key, value, dense, leads)]
         rows.append(row)
     return rows
 
 
-def _label(key: str, data: Mapping[str, Any]) -> str:
-    if key != "top1":
-        return LABELS.get(key, key)
+def _label(label: str, data: Mapping[str, Any]) -> str:
     if not data.get("dataset"):
-        return "top-1"
+        return label
     where = ", ".join(part for part in (_dataset(data["dataset"]), data.get("split")) if part)
-    return f"top-1 on {data['images']:,} images ({where})" if "images" in data else f"top-1 ({where})"
+    return f"{label} on {data['images']:,} images ({where})" if "images" in data else f"{label} ({where})"
 
 
-def _value(key: str, value: float) -> str:
+def _value(key: str, value: float, leads: bool) -> str:
     if key in ("params", "macs"):
         return f"{_readable(value)} ({value:,})" if value >= 1000 else f"{value:,}"
-    if key == "top1":
-        return f"{100 * value:.2f} %"
-    return f"{value:.4g} nats" if key == "kl" else str(value)
+    return f"{100 * value:.2f} %" if leads else f"{value:.4g} nats" if key == "kl" else str(value)
 
 
-def _against(key: str, value: float, dense: float) -> str:
-    if key == "top1":
+def _against(key: str, value: float, dense: float, leads: bool) -> str:
+    if leads:
         return f"{100 * (value - dense):+.2f} points"
     return _percent(value / dense) if key in ("params", "macs", "kmapp") and dense else ""
 

@@ -17,6 +17,7 @@ from zoo.structure.graph.graph import Graph, build
 from zoo.structure.plan import Plan, apply_
 
 Structure = Literal["exact", "stand-in"]
+DEFAULT_TASK = "image-classification"  # where nothing says otherwise, as in timm and earlier repositories
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Description:
         recipe: how it was made, as plain data.
         structure: `stand-in` where the published widths aren't known yet, else `exact`.
         source: the folder that it was loaded from, or where it came from otherwise.
+        task: what it is for, the Hub's pipeline tag.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Description:
     structure: Structure = "exact"
     source: str = ""
     graph: Graph | None = None
+    task: str = DEFAULT_TASK
 
 
 def config_of(model: nn.Module) -> dict[str, Any]:

@@ -1,89 +1,69 @@
-"""The one evaluation loop: accuracy, and how far a compressed model's outputs lie from a reference's."""
+"""The one evaluation loop: whatever the task, every image counts once, however many processes share them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
-from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from zoo.errors import DataError, require
-from zoo.measurement.divergence import kl
-
-MANY = 100  # classes, below which the right one is easily among five
+from zoo.tasks import task_of
+from zoo.tasks.task import Task
 
 
 def evaluate(
     model: nn.Module,
-    data: DataLoader[tuple[Tensor, int]],
+    data: DataLoader[Any],
     *,
+    task: Task | None = None,
     against: nn.Module | None = None,
     progress: str | None = None,
 ) -> dict[str, float]:
-    """Measure a classifier where its parameters are; across processes, every image counts once.
-
-    Formula: kl = mean over images of Σ_c p(c) · (log p(c) - log q(c)), p of `against`, q of `model`;
-    topK = share of images whose class is among the K most likely.
+    """Measure a model where its parameters are; across processes, every image counts once.
 
     Args:
-        model: a classifier, images [B, C, H, W] to logits [B, classes]; evaluated in eval mode, left as it was.
-        data: batches of images and labels [B], as `classification.loader` gives them.
-        against: a reference of the same classes.
+        model: images [B, C, H, W] to outputs [B, ...]; evaluated in eval mode, left as it was.
+        data: batches of images and targets, as the task's loader gives them.
+        task: whose rows and figures are taken; None is the model's own.
+        against: a reference for the same task.
         progress: the title of a progress bar on a terminal; None for no bar.
 
     Returns:
-        `top1` (0..1), `images` (how many), `top5` of at least 100 classes, and with `against` also `kl` (nats).
+        The task's figures, and `images`, how many there were.
 
     Raises:
-        DataError: there are no images, or their labels are hidden.
+        DataError: there are no images, or their targets are none that the model can meet.
     """
+    task = task or task_of(model)
     # Without cpu=True accelerate takes several processes on a machine without an accelerator for several runs.
     accelerator = require("accelerate", "eval").Accelerator(cpu=not torch.accelerator.is_available())
     tqdm = require("tqdm", "eval").tqdm
     require("evaluate", "eval")
-    rows: list[dict[str, Tensor]] = []
+    rows: list[Mapping[str, Tensor]] = []
     # `disable=None` hides the bar where stderr is no terminal.
     hidden = None if progress is not None and accelerator.is_main_process else True
     batches = tqdm(accelerator.prepare_data_loader(data), desc=progress, disable=hidden)
     with evaluating(model, against), torch.inference_mode():
-        for images, labels in batches:
-            logits = _logits(model, images)
-            if len(labels) and labels.max() >= logits.shape[1]:
-                raise DataError(f"found label {labels.max()}, the model has {logits.shape[1]} classes: use other data")
-            row = {"predictions": logits.argmax(1), "references": labels.to(logits.device)}
-            if logits.shape[1] >= MANY:
-                row["top5"] = (logits.topk(5).indices == row["references"][:, None]).any(1).double()
-            if against is not None:
-                row["kl"] = kl(logits.double(), _logits(against, images).to(logits.device).double())
+        for images, targets in batches:
+            outputs = _outputs(model, images)
+            reference = None if against is None else _outputs(against, images).to(outputs.device)
+            row = task.rows(outputs, targets.to(outputs.device), reference)
             gathered = accelerator.gather_for_metrics({key: part.to(accelerator.device) for key, part in row.items()})
             rows.append({key: part.cpu() for key, part in gathered.items()})
-    return _figures(rows)
-
-
-def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    where = next(chain(model.parameters(), model.buffers()), images)
-    dtype = where.dtype if where.is_floating_point() else images.dtype
-    logits: Tensor = model(images.to(where.device, dtype))
-    return logits.float()
-
-
-def _figures(rows: list[dict[str, Tensor]]) -> dict[str, float]:
-    from zoo.tasks.accuracy import Accuracy
-
     if not rows:
         raise DataError("expected images to evaluate on, found none; check the data set and its limit")
     found = {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
-    predictions, labels = found.pop("predictions"), found.pop("references")
-    if labels.min() < 0:
-        raise DataError(f"expected labels from 0, found {labels.min()}: they are hidden in this split; use another")
-    # The metric creates a folder when it is made, though it keeps everything in memory.
-    with TemporaryDirectory() as folder:
-        metric = Accuracy(keep_in_memory=True, cache_dir=folder)
-        figures = metric.compute(predictions=predictions.numpy(), references=labels.numpy())
-    means = {key: values.mean().item() for key, values in found.items()}
-    return {"top1": figures["top1"], **means, "images": len(labels)}
+    return {**task.figures(found), "images": len(next(iter(found.values())))}
+
+
+def _outputs(model: nn.Module, images: Tensor) -> Tensor:
+    where = next(chain(model.parameters(), model.buffers()), images)
+    dtype = where.dtype if where.is_floating_point() else images.dtype
+    outputs: Tensor = model(images.to(where.device, dtype))
+    return outputs.float()
 
 
 @contextmanager

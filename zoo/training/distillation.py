@@ -25,6 +25,8 @@ from zoo.training.losses import Divergence, distillation
 Batch = tuple[Any, Tensor]
 SHARES = "one above 0 for each teacher, together 1"
 Step = Callable[[nn.Module, Batch, float], Tensor]
+Loss = Callable[[Tensor, Tensor, Tensor, float, float, Divergence], Tensor]
+"""Outputs, the teacher's, targets, and of the declaration alpha, temperature and divergence → the mean loss."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def distil_step(
     how: Distil,
     student: Mapping[str, Any] | None = None,
     views: Sequence[int] | None = None,
+    loss: Loss = distillation,
 ) -> Step:
     """The training step that distils.
 
@@ -85,9 +88,10 @@ def distil_step(
             are.
         views: which of a batch's images each teacher is given; 0, which all have if None, are the student's, which are
             made the teacher's by `seen`.
+        loss: what is minimised.
 
     Returns:
-        (student, (images [B, C, H, W] or a list of such views, labels [B]), progress 0..1) → loss.
+        (student, (images [B, C, H, W] or a list of such views, targets [B, ...]), progress 0..1) → loss.
 
     Raises:
         DataError: the shares aren't those of so many teachers.
@@ -95,7 +99,7 @@ def distil_step(
     shares = shares_of(len(teachers), how)
 
     def step(model: nn.Module, batch: Batch, progress: float) -> Tensor:
-        images, labels = batch
+        images, targets = batch
         every = images if isinstance(images, list | tuple) else [images]
         index = teacher_at(progress, shares)
         teacher, view = teachers[index].to(every[0].device), views[index] if views else 0
@@ -104,7 +108,7 @@ def distil_step(
             if view == 0 and student:
                 given = seen(given, student, teacher.pretrained_cfg)  # type: ignore[arg-type]
             target = teacher(given)
-        return distillation(model(every[0]), target, labels, how.alpha, how.temperature, how.divergence)
+        return loss(model(every[0]), target, targets, how.alpha, how.temperature, how.divergence)
 
     return step
 

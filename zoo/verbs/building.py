@@ -31,11 +31,11 @@ from zoo.measurement.macs import measure
 from zoo.structure.base import initialised
 from zoo.structure.describing import describe
 from zoo.structure.description import Description, attach_, config_of, configure_
-from zoo.tasks.classes import Labels, matched
-from zoo.tasks.classification import training_transform
+from zoo.tasks import task_named, task_of
 from zoo.tasks.datasets import dataset
 from zoo.tasks.draws import check_whole
 from zoo.tasks.folders import SPLITS
+from zoo.tasks.task import Labels
 from zoo.training.distillation import Distil
 from zoo.training.schedule import Machine, Schedule, check_shares
 from zoo.verbs.compressing import LEARNING, compress, declared, learning
@@ -100,6 +100,7 @@ def make(
     to a file system that all of them see.
     """
     recipe = structs.replace(entry.recipe, data=data or entry.recipe.data)
+    leading = task_named(entry.task).leading.figure
     here, machine, read = processes(), machine or Machine(), reading(recipe)
     say = say if here.is_main_process else lambda line: None
     if finished(entry, folder, data):
@@ -111,6 +112,10 @@ def make(
     teachers = [pretrained(Base(teacher)) for teacher in recipe.teachers] if schedule.epochs else []
     base, work, data = begin(entry, folder, data, say, machine, teachers)
     model = load(work / "start").to(here.device)
+
+    def watched() -> dict[str, float]:
+        return {leading: report_of(model, data, **read).measured[leading]}
+
     if schedule.epochs:
         say(Step(f"3 {training_costs(model, teachers, recipe, data, machine, here)}"))
         distil(
@@ -124,7 +129,7 @@ def make(
             seed=recipe.seed,
             state=work / "training.safetensors",
             machine=machine,
-            evaluate=(lambda: {"top1": report_of(model, data, **read).measured["top1"]}) if machine.log_with else None,
+            evaluate=watched if machine.log_with else None,
         )
     step = 4 if schedule.epochs else 3
     say(Step(f"{step} evaluate on {data}"))
@@ -139,7 +144,7 @@ def make(
         save(model.cpu(), folder, report=report, dense=beside)
         shutil.rmtree(work, ignore_errors=True)
     here.wait_for_everyone()
-    say(_figures(report, beside))
+    say(_figures(report, beside, leading))
     return folder
 
 
@@ -175,7 +180,7 @@ def begin(
     say(Step(f"1 load the base {entry.base.id}"))
     base = _base(entry, entry.base)
     for each in images:
-        matched(each, base, data, recipe.labels)
+        task_of(base).matched(each, base, data, recipe.labels)
         check_whole(each, data)
     _check_training(base, teachers, recipe, data)
     begun = (work / "start").is_dir()
@@ -264,7 +269,7 @@ def _check_training(base: nn.Module, teachers: Sequence[nn.Module], recipe: Reci
         )
         schedules.append(training.schedule)
     if recipe.method in LEARNING:
-        training_transform(config_of(base), recipe.augment)
+        task_of(base).training_transform(config_of(base), recipe.augment)
         schedule = learning(recipe.method, recipe.options)[1]
         schedules.append(training_images(base, data, schedule, **reading(recipe))[1])
     for each in schedules:
@@ -284,7 +289,7 @@ def _base(entry: Entry, base: Base) -> nn.Module:
     if entry.recipe.method is not None:
         return _for(entry, pretrained(base))
     model = initialised(base, entry.recipe.seed)
-    attach_(model, Description(entry.name, base))
+    attach_(model, Description(entry.name, base, task=entry.task))
     former = config_of(model)
     scaled = (0.5,) * entry.input[0]  # what we train from scratch sees its images scaled to -1..1
     config: dict[str, Any] = {
@@ -305,6 +310,7 @@ def _for(entry: Entry, base: nn.Module) -> nn.Module:
     """The base, preprocessing as the entry does: timm's size is the one that it was trained at."""
     config: dict[str, Any] = {**config_of(base), **entry.preprocessing, "input_size": entry.input}
     configure_(base, config)
+    attach_(base, replace(describe(base), task=entry.task))
     return base
 
 
@@ -330,6 +336,7 @@ def _ready(entry: Entry, folder: Path, data: str | None) -> str:
         what = "data set is named: pass --data" if entry.base else "base is named: it can't be built"
         raise UnknownName(f"{entry.name}: no {what}")
     check(entry.name, entry.recipe)
+    task_named(entry.task)
     free(folder)
     require("jinja2", "build")  # the card comes last; its template had better be missed first
     return data
@@ -357,14 +364,14 @@ def _work(folder: Path, entry: Entry, data: str) -> tuple[Path, dict[str, str]]:
     return work, follows
 
 
-def _figures(report: Report, dense: Report | None) -> str:
+def _figures(report: Report, dense: Report | None, leading: str) -> str:
     """What came of it, beside the dense base where there is one."""
     now, then = report.measured, dense.measured if dense else {}
     parts = [
         f"{key} {now[key]:,}" + (f" ({now[key] / then[key]:.1%} of {then[key]:,})" if then else "")
         for key in ("macs", "params")
     ]
-    parts.append(f"top1 {now['top1']:.4f}" + (f" (dense {then['top1']:.4f})" if then else ""))
+    parts.append(f"{leading} {now[leading]:.4f}" + (f" (dense {then[leading]:.4f})" if then else ""))
     if "kl" in now:
         parts.append(f"kl {now['kl']:.4f} nats")
     return ", ".join(parts)

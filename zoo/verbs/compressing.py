@@ -31,11 +31,11 @@ from zoo.structure.graph.exported import lift
 from zoo.structure.graph.graph import build
 from zoo.structure.plan import Factor, Plan, Swap
 from zoo.structure.tensors import assign_, tensors_of
-from zoo.tasks.classes import Labels, matched
-from zoo.tasks.classification import evaluation_transform, loader, training_transform
+from zoo.tasks import task_of
 from zoo.tasks.datasets import dataset
 from zoo.tasks.evaluation import evaluating
 from zoo.tasks.objects import is_set
+from zoo.tasks.task import Labels
 from zoo.training.schedule import Machine, Schedule
 from zoo.verbs.distilling import data_name, epochs, training_images
 
@@ -157,9 +157,9 @@ def calibration(
     model: nn.Module, data: Any, images: int = CALIBRATION_IMAGES, seed: int = 0, skip_damaged: bool = False
 ) -> list[Tensor]:
     """Batches of training images, drawn by a seed, as the model sees them in evaluation, [B, C, H, W]."""
-    transform = evaluation_transform(config_of(model))
+    task = task_of(model)
     drawn = dataset(data, "train", limit=images, seed=seed, skip_damaged=skip_damaged)
-    return [batch for batch, _ in loader(drawn, transform, 64)]
+    return [batch for batch, _ in task.loader(drawn, task.evaluation_transform(config_of(model)), 64)]
 
 
 def declared(kind: Callable[..., Any], options: Mapping[str, Any], where: str) -> Any:
@@ -289,15 +289,16 @@ def _learned(
     if weight.dtype != torch.float32:
         raise StructureError(f"{method} trains in float32, the model is {weight.dtype}: pass model.float()")
     how, schedule = learning(method, options)
-    config = config_of(model)
+    task, config = task_of(model), config_of(model)
     images, schedule = training_images(model, data, schedule, **reading)
-    epoch = epochs(images, training_transform(config, augment or {}), schedule, seed, machine)
+    transform = task.training_transform(config, augment or {})
+    epoch = epochs(task, images, transform, schedule, seed, machine)
     if isinstance(how, lockd.Lockd):
         return lockd.lockd(model, epoch, how, schedule, seed=seed, state=state, machine=machine)
     skip, labels = reading["skip_damaged"], reading["labels"]
     some = dataset(data, "train", limit=CALIBRATION_IMAGES, seed=seed, skip_damaged=skip)
-    drawn = matched(some, model, data_name(data), labels)
-    few = loader(drawn, evaluation_transform(config), 64)
+    drawn = task.matched(some, model, data_name(data), labels)
+    few = task.loader(drawn, task.evaluation_transform(config), 64)
     labelled = [(batch.to(weight.device), numbers.to(weight.device)) for batch, numbers in few]
     return dwain.dwain(model, labelled, epoch, how, schedule, seed=seed, state=state, machine=machine)
 

@@ -53,7 +53,8 @@ def converted(
     model, description = _READERS[format](folder, name, entry, base, probabilities)
     origin = {"repo": entry.origin.repo, "commit": entry.origin.commit} if entry and entry.origin else {}
     came = {"format": format, **origin, "sha256": hashes, "changed": list(description.recipe.get("changed", ()))}
-    attach_(model, replace(description, recipe={"converted_from": came}, source=str(folder)))
+    task = entry.task if entry else description.task
+    attach_(model, replace(description, recipe={"converted_from": came}, source=str(folder), task=task))
     return model.eval()
 
 

@@ -15,16 +15,17 @@ from zoo.errors import DataError
 from zoo.measurement.macs import unwrapped
 from zoo.structure.describing import describe
 from zoo.structure.description import config_of
-from zoo.structure.plan import Mask, Plan
-from zoo.tasks.classes import Labels, check_same_classes, matched, name_classes_
-from zoo.tasks.classification import Transform, Views, loader, training_transform, workers_for
+from zoo.structure.plan import Mask
+from zoo.tasks import task_of
 from zoo.tasks.columns import HIDDEN, numbers_of
 from zoo.tasks.draws import labels_of
 from zoo.tasks.lengths import training_set
+from zoo.tasks.loader import Transform, workers_for
 from zoo.tasks.streams import Stream
+from zoo.tasks.task import Labels, Task
+from zoo.training import STEPS, frozen_zeros
 from zoo.training import checkpoint as states
-from zoo.training import frozen_zeros
-from zoo.training.distillation import Distil, Step, distil_step, shares_of, task_step
+from zoo.training.distillation import Distil, shares_of
 from zoo.training.schedule import Machine, Schedule
 from zoo.training.trainer import train
 
@@ -95,27 +96,24 @@ def distil(
 
     >>> zoo.distil(student, [teacher], "digits", schedule=Schedule(epochs=2), how=Distil(alpha=0.5))  # doctest: +SKIP
     """
-    machine = machine or Machine()
-    given, model, teachers = model, unwrapped(model), [unwrapped(teacher) for teacher in teachers]
+    machine, given = machine or Machine(), model
+    model, teachers = unwrapped(model), [unwrapped(teacher).eval() for teacher in teachers]
     reading: dict[str, Any] = {"skip_damaged": skip_damaged, "labels": labels}
     training = training_of(model, teachers, data, how=how, schedule=schedule, augment=augment, **reading)
-    name_classes_(model, training.images)
-    frozen = [teacher.eval() for teacher in teachers]
-    config = config_of(model)
-    step: Step = distil_step(frozen, training.how, config, training.views) if teachers else task_step
-    plan: Plan = describe(model).plan
-    zeros = [path for edit in plan.edits if isinstance(edit, Mask) for path in edit.paths]
-    about: dict[str, Any] = {}
-    if state:
-        about = {"data": _identity(data, training.images, reading), "augment": dict(augment or {})}
+    task, description = task_of(model), describe(model)
+    steps = STEPS[description.task]
+    task.name_(model, training.images)
+    step = steps.distil(teachers, training.how, config_of(model), training.views) if teachers else steps.train
+    about = {"data": _identity(data, training.images, reading), "augment": dict(augment or {})} if state else {}
     if teachers and state:
-        taught = [states.digest("teacher", "", each) for each in frozen]
+        taught = [states.digest("teacher", "", each) for each in teachers]
         about |= {"distil": asdict(training.how), "teachers": taught}
+    zeros = [path for edit in description.plan.edits if isinstance(edit, Mask) for path in edit.paths]
     with frozen_zeros.held(model, zeros):
         train(
             model,
             step,
-            epochs(training.images, training.transform, training.schedule, seed, machine),
+            epochs(task, training.images, training.transform, training.schedule, seed, machine),
             training.schedule,
             seed=seed,
             state=state,
@@ -139,15 +137,15 @@ def training_of(
     labels: Labels | None = None,
 ) -> Training:
     """Check what can be checked before the first step; arguments and errors are those of `distil`."""
-    how = how or Distil()
+    task, how = task_of(model), how or Distil()
     if teachers:
         shares_of(len(teachers), how)
     images, schedule = training_images(model, data, schedule or Schedule(), skip_damaged=skip_damaged, labels=labels)
     for teacher in teachers:
-        check_same_classes(model, teacher, f"the teacher {describe(teacher).name}")
+        task.check_same(model, teacher, f"the teacher {describe(teacher).name}")
     ready = len(images) > 0 and _is_tensor(images)
     own, *others = (config_of(network) for network in (model, *teachers))
-    transforms = [training_transform(own, augment or {})]
+    transforms = [task.training_transform(own, augment or {})]
     seen: list[Mapping[str, Any]] = [own]
     views = []
     for config in others:
@@ -160,9 +158,9 @@ def training_of(
         index = 0 if ready else next(same, len(seen))
         if index == len(seen):
             seen.append(config)
-            transforms.append(training_transform(config, augment or {}))
+            transforms.append(task.training_transform(config, augment or {}))
         views.append(index)
-    return Training(images, schedule, Views(transforms) if len(transforms) > 1 else transforms[0], views, how)
+    return Training(images, schedule, task.views(transforms) if len(transforms) > 1 else transforms[0], views, how)
 
 
 def training_images(
@@ -178,7 +176,7 @@ def training_images(
         labels: as for `distil`.
 
     Returns:
-        A data set with a length, whose labels are the numbers of the model's classes; the schedule, of which the batch
+        A data set with a length, whose targets are what the model's outputs mean; the schedule, of which the batch
         is the largest power of two that fits where the data is smaller.
 
     Raises:
@@ -188,7 +186,7 @@ def training_images(
         data = _of_batches(data)
     steps, batch_size = schedule.steps, schedule.batch_size
     images = training_set(data, steps=steps, batch_size=batch_size, skip_damaged=skip_damaged)
-    name = data_name(data)
+    name, matched = data_name(data), task_of(model).matched
     if isinstance(images, Stream):
         images = replace(images, data=matched(images.data, model, name, labels))
     else:
@@ -205,12 +203,14 @@ def training_images(
     return images, schedule
 
 
-def epochs(images: Any, transform: Any, schedule: Schedule, seed: int, machine: Machine) -> Callable[[int], Any]:
+def epochs(
+    task: Task, images: Any, transform: Transform, schedule: Schedule, seed: int, machine: Machine
+) -> Callable[[int], Any]:
     """Epoch → its loader."""
     workers = workers_for(images) if machine.workers is None else machine.workers
 
     def epoch(number: int) -> Any:
-        return loader(images, transform, schedule.batch_size, seed=seed, epoch=number, workers=workers)
+        return task.loader(images, transform, schedule.batch_size, seed=seed, epoch=number, workers=workers)
 
     return epoch
 

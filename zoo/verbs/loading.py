@@ -23,7 +23,7 @@ from zoo.structure.base import MAX_ARGUMENT, check_tag, initialised, skeleton
 from zoo.structure.describing import describe
 from zoo.structure.description import Description, attach_, config_of, configure_
 from zoo.structure.plan import Plan, apply_
-from zoo.tasks.classification import evaluation_transform
+from zoo.tasks import task_of
 from zoo.verbs import adaptation
 from zoo.verbs.converting import FILES, checked_hashes, converted, preprocessing
 
@@ -182,12 +182,13 @@ def transform(model: nn.Module) -> Callable[[Any], Tensor]:
 
     Raises:
         StructureError: the model carries no `pretrained_cfg`.
+        UnknownName: this version doesn't know what the model is for.
     """
     config = config_of(unwrapped(model))
     if not config:
         raise StructureError("transform: the model has no pretrained_cfg; load it with zoo.load or timm.create_model")
     try:
-        return evaluation_transform(config)
+        return task_of(model).evaluation_transform(config)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, ZooError):
             raise
@@ -347,7 +348,7 @@ def _description(name: str | os.PathLike[str]) -> tuple[Description, Any]:
     if not _is_path(name) and "/" not in str(name):
         entry = _entry(str(name))
         if entry.origin is not None and entry.origin.format == "timm":
-            return Description(entry.name, Base(entry.origin.repo)), None
+            return Description(entry.name, Base(entry.origin.repo), task=entry.task), None
         if (found := converted_before(entry)) is not None:
             return repository.describe_folder(found, config := repository.read(found)), config.get("pretrained_cfg")
         if plan := catalog.stand_in(entry):
@@ -355,14 +356,15 @@ def _description(name: str | os.PathLike[str]) -> tuple[Description, Any]:
                 "%s is a stand-in of the published macs and params; its widths are known once it was converted",
                 entry.name,
             )
-            standing = Description(entry.name, entry.base, Plan.from_json(plan["plan"]), structure="stand-in")
+            edits = Plan.from_json(plan["plan"])
+            standing = Description(entry.name, entry.base, edits, structure="stand-in", task=entry.task)
             return standing, preprocessing(entry, entry.base, 1000)
         if entry.status == "origin":
             raise RepositoryError(f"the structure of {name} is known once it was converted: zoo.load({str(name)!r})")
         if obstacle := catalog.obstacle(entry):
             if entry.base is None or entry.recipe.method is not None:
                 raise RepositoryError(f"the structure of {name} isn't known yet: {obstacle}")
-            return Description(entry.name, entry.base), None
+            return Description(entry.name, entry.base, task=entry.task), None
     folder = folder_of(name, files=(repository.CONFIG, repository.GRAPH))
     config = repository.read(folder)
     description = repository.describe_folder(folder, config)

@@ -17,7 +17,7 @@ from zoo.files import free, read_json, sha256_stamped
 from zoo.hub import repository
 from zoo.structure.describing import describe
 from zoo.structure.description import config_of
-from zoo.tasks.classes import Labels
+from zoo.tasks.task import Labels
 from zoo.training.schedule import Schedule
 from zoo.verbs.compressing import BY_BUDGET, LEARNING, check_method, declared, learning, suffix
 from zoo.verbs.loading import create, folder_of
@@ -76,7 +76,7 @@ def recipe_for(
         project="own",
         family=description.base.architecture,
         architecture=description.base.architecture,
-        task="image-classification",
+        task=description.task,
         status="recipe",
         base=Base(base),
         license=config.get("license"),

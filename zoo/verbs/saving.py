@@ -159,7 +159,7 @@ def _entry(description: Description, config: Mapping[str, Any]) -> Entry:
             project="own",
             family=architecture,
             architecture=architecture,
-            task="image-classification",
+            task=description.task,
             status="recipe",
             base=description.base,
             license=config.get("license"),

@@ -16,7 +16,9 @@ from zoo.compression.low_rank.dwain import Dwain, looked_at
 from zoo.compression.low_rank.lockd import Lockd, Pairs, started
 from zoo.measurement.macs import measure
 from zoo.structure.description import config_of
-from zoo.tasks.classification import Transform, loader, training_transform, workers_for
+from zoo.tasks import task_of
+from zoo.tasks.loader import Transform, workers_for
+from zoo.tasks.task import Task
 from zoo.training.distillation import Distil, shares_of
 from zoo.training.schedule import Machine, Schedule
 from zoo.verbs.compressing import LEARNING, declared, learning
@@ -113,7 +115,7 @@ def cost(
         measure(model).macs,
         round(taught),
         processes * trained,
-        processes * _loaded(data, transform, share, machine),
+        processes * _loaded(task_of(model), data, transform, share, machine),
         machine.compile,
     )
 
@@ -173,7 +175,7 @@ def cost_of_learning(
         together - forward,
         forward,
         processes * _trained(student, config, (), (), share, machine, device),
-        processes * _loaded(data, transform, share, machine),
+        processes * _loaded(task_of(model), data, transform, share, machine),
         machine.compile,
     )
 
@@ -209,7 +211,7 @@ def learning_costs(base: nn.Module, recipe: Recipe, data: str, machine: Machine,
     how, schedule = learning(recipe.method, recipe.options)
     if not schedule.epochs:
         return recipe.method
-    transform = training_transform(config_of(base), recipe.augment)
+    transform = task_of(base).training_transform(config_of(base), recipe.augment)
     where: Any = {"machine": machine, "processes": here.num_processes, "device": here.device}
     images, schedule = training_images(base, data, schedule, **reading(recipe))
     found = cost_of_learning(base, how, images, transform, schedule, **where)
@@ -264,11 +266,11 @@ def _seconds(device: torch.device, work: Any) -> float:
     return time.perf_counter() - started
 
 
-def _loaded(data: Any, transform: Transform, batch: int, machine: Machine) -> float:
+def _loaded(task: Task, data: Any, transform: Transform, batch: int, machine: Machine) -> float:
     """Images a second that one process's loader gives, the start of its workers left out where it can be."""
     workers = workers_for(data) if machine.workers is None else machine.workers
     begun, loaded = time.perf_counter(), 0
-    for index, (images, _) in enumerate(loader(data, transform, batch, epoch=0, workers=workers)):
+    for index, (images, _) in enumerate(task.loader(data, transform, batch, epoch=0, workers=workers)):
         if index == 1 and workers:
             begun, loaded = time.perf_counter(), 0
         loaded += len(images[0] if isinstance(images, list) else images)

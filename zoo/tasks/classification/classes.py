@@ -24,13 +24,13 @@ from zoo.structure.description import config_of, configure_
 from zoo.tasks.columns import relabelled
 from zoo.tasks.draws import labels_of
 from zoo.tasks.folders import by_number
+from zoo.tasks.task import Labels
 
 if TYPE_CHECKING:
     from zoo.tasks.columns import Data
 
 log = logging.getLogger(__name__)
 
-Labels = Mapping[str, Any] | Sequence[str]
 SHOWN = 5  # names in a message
 
 

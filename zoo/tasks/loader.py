@@ -1,116 +1,34 @@
-"""Images into batches: timm's transforms, and a loader whose batches don't depend on who loads them.
+"""Images into batches, which don't depend on who loads them.
 
 One core decodes and augments some 300 images of 500 x 375 px a second: 1.1 ms is libjpeg's, 0.8 to 1.5 ms Pillow's
 bicubic resizing. JPEG's draft mode would save nothing there, as half the size is less than a crop of 224 px needs, and
 it would change the pixels that figures were measured on. What helps is workers.
 """
 
-import inspect
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from timm.data.config import resolve_data_config
-from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from zoo.errors import DataError, require
 from zoo.tasks.draws import placed
-from zoo.tasks.pixels import Pixels, decode
+from zoo.tasks.pixels import Pixels
 from zoo.tasks.streams import Epoch, Stream
 
 if TYPE_CHECKING:
     from zoo.tasks.columns import Data
 
 Transform = Callable[[Pixels], Any]
-MODES = {1: "L", 3: "RGB"}
 FEW = 10_000  # images that one process loads before workers would have started
 PREFETCH = 4  # batches per worker
-
-
-def evaluation_transform(pretrained_cfg: Mapping[str, Any]) -> Transform:
-    """The preprocessing a model was evaluated with, from timm's description of its input.
-
-    Args:
-        pretrained_cfg: timm's keys: input_size ([C, H, W]), interpolation, mean, std, crop_pct, crop_mode.
-
-    Returns:
-        A function from an image of any mode and size, or what `zoo.tasks.pixels.decode` takes, to a tensor [C, H, W];
-        it raises a DataError that names what can't be decoded.
-
-    Raises:
-        DataError: the model takes neither grey nor colour images.
-    """
-    return _after_mode(pretrained_cfg)
-
-
-def training_transform(pretrained_cfg: Mapping[str, Any], augment: Mapping[str, Any]) -> Transform:
-    """Random crops, flips and colours around the same size, mean and std as in evaluation.
-
-    Args:
-        pretrained_cfg: as for `evaluation_transform`.
-        augment: arguments of `timm.data.create_transform`: scale, ratio, hflip, auto_augment, color_jitter, ...
-
-    Returns:
-        A function from an image to a tensor [C, H, W], random through the global generators.
-
-    Raises:
-        DataError: timm has no such augmentation, or the model takes neither grey nor colour images.
-    """
-    known = set(inspect.signature(create_transform).parameters) - {"is_training", "use_prefetcher", "separate"}
-    if unknown := sorted(set(augment) - known):
-        raise DataError(f"augment: unknown {', '.join(unknown)}; possible are: {', '.join(sorted(known))}")
-    return _after_mode(pretrained_cfg, is_training=True, **augment)
-
-
-@dataclass(frozen=True)
-class Views:
-    """What each of several networks sees of an image: the same crop, flip and colours, each at its own size.
-
-    Every transform begins with the same state of the generators, and what they draw doesn't depend on the size.
-
-    Args:
-        transforms: from `training_transform`, of the networks; the first one leaves the generators where it would
-            alone.
-    """
-
-    transforms: Sequence[Transform]
-
-    def __call__(self, image: Pixels) -> list[Tensor]:
-        """Image → a tensor [C, H, W] for each network."""
-        if {_mode(transform) for transform in self.transforms} == {"RGB"}:
-            image = decode(image)  # once for all
-        others = []
-        for transform in self.transforms[1:]:
-            with _generators_kept():
-                others.append(transform(image))
-        return [self.transforms[0](image), *others]
-
-
-def _mode(transform: Any) -> str:
-    mode: str = transform.transforms[0].keywords["mode"]
-    return mode
-
-
-def _after_mode(pretrained_cfg: Mapping[str, Any], **settings: Any) -> Transform:
-    config = resolve_data_config(pretrained_cfg=dict(pretrained_cfg))
-    channels = config["input_size"][0]
-    if channels not in MODES or len(config["mean"]) != channels:
-        raise DataError(
-            f"pretrained_cfg: expected 1 or 3 channels and a mean for each, found input_size "
-            f"{list(config['input_size'])} and mean {list(config['mean'])}; set input_size, mean and std"
-        )
-    transform = create_transform(**{**config, **settings})
-    transform.transforms.insert(0, partial(decode, mode=MODES[channels]))
-    return transform  # type: ignore[no-any-return]
 
 
 def loader(
@@ -198,7 +116,7 @@ class _Samples(Dataset[tuple[Tensor, int]]):
     def __getitems__(self, positions: list[int]) -> list[tuple[Tensor, int]]:
         indices = self.order[positions].tolist()
         rows = self.data[indices]
-        with _generators_kept():
+        with generators_kept():
             return [
                 (_apply(self.transform, placed(image, index), self.seed, self.epoch, index), label)
                 for index, image, label in zip(indices, rows["image"], rows["label"], strict=True)
@@ -218,7 +136,7 @@ class _Rows(Dataset[tuple[Tensor, int]]):
         return len(self.rows) if self.limit is None else min(self.limit, len(self.rows))
 
     def __getitems__(self, positions: list[int]) -> list[tuple[Tensor, int]]:
-        with _generators_kept():
+        with generators_kept():
             return [self._sample(*self.rows.row(position)) for position in positions]
 
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
@@ -238,7 +156,7 @@ class _Stream(IterableDataset[tuple[Tensor, int]]):
         worker = get_worker_info()
         for index, row in enumerate(self.data):
             which = f"{worker.id}/{index}" if worker else index  # each worker counts its own shards
-            with _generators_kept():
+            with generators_kept():
                 image = _apply(self.transform, placed(row["image"], which), 0, None, which)
             yield image, row["label"]
 
@@ -258,7 +176,8 @@ def _apply(transform: Transform, image: Any, seed: int, epoch: int | None, index
 
 
 @contextmanager
-def _generators_kept() -> Iterator[None]:
+def generators_kept() -> Iterator[None]:
+    """Leave the global generators of Python, numpy and torch as they were."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

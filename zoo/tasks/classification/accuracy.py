@@ -1,6 +1,6 @@
 """Top-1 accuracy as a metric of the `evaluate` library, packaged: nothing is fetched and no script is run.
 
-It imports optional packages at its top; `zoo.tasks.evaluation` imports it once they are known to be installed.
+It imports optional packages at its top; `figures` imports it once they are known to be installed.
 """
 
 from collections.abc import Sequence

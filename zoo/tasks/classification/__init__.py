@@ -1,0 +1,22 @@
+"""Image classification: transforms, classes by name, accuracy. Begin with `figures`."""
+
+from zoo.measurement.divergence import divergence
+from zoo.tasks.classification.classes import check_same_classes, matched, name_classes_
+from zoo.tasks.classification.figures import figures, rows
+from zoo.tasks.classification.transforms import Views, evaluation_transform, training_transform
+from zoo.tasks.loader import loader
+from zoo.tasks.task import Leading, Task
+
+CLASSIFICATION = Task(
+    evaluation_transform=evaluation_transform,
+    training_transform=training_transform,
+    views=Views,
+    loader=loader,
+    matched=matched,
+    name_=name_classes_,
+    check_same=check_same_classes,
+    rows=rows,
+    figures=figures,
+    divergence=divergence,
+    leading=Leading("top1", "top-1", "accuracy", "Top-1"),
+)

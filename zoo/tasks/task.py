@@ -1,0 +1,68 @@
+"""Task: what a kind of models is for, as a value that whoever loads, compresses, trains or measures one asks."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from zoo.tasks.loader import Transform
+
+if TYPE_CHECKING:
+    from zoo.tasks.columns import Data
+
+Labels: TypeAlias = Mapping[str, Any] | Sequence[str]
+"""{class of the data: class of the model}, or the names of the model's classes in order."""
+
+
+@dataclass(frozen=True)
+class Leading:
+    """The figure that a task's cards lead with: a share, 0..1, of which more is better.
+
+    Args:
+        figure: its key in a report.
+        label: its name in a table.
+        metric: the Hub's name of it.
+        title: what the Hub shows for it.
+    """
+
+    figure: str
+    label: str
+    metric: str
+    title: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """What models are for; another task is another row of `TASKS`, and one of `zoo.training.STEPS`.
+
+    Args:
+        evaluation_transform: `pretrained_cfg` → what makes a tensor [C, H, W] of an image.
+        training_transform: `pretrained_cfg`, arguments of augmentation → the same, random.
+        views: training transforms of several networks → one that makes a list of what each sees of an image.
+        loader: data, transform, batch size and more, as `zoo.tasks.loader.loader` takes them → batches of images
+            [B, C, H, W] and targets, one tensor that begins with the batch.
+        matched: data, model, name of the data, labels → data whose targets mean what the model's outputs do, or a
+            DataError.
+        name_: let a model that is trained on data, from `matched`, say what the data does of its targets.
+        check_same: that the outputs of two models, as student and teacher, mean the same; the last argument says what
+            the other one is.
+        rows: outputs and targets of a batch, and outputs of a reference or None → what evaluation keeps of each image,
+            tensors [B, ...] by name.
+        figures: rows of all images → figures by key.
+        divergence: outputs and those of a reference → how far they are from it, in nats or what comes near.
+        leading: the figure that cards lead with.
+    """
+
+    evaluation_transform: Callable[[Mapping[str, Any]], Transform]
+    training_transform: Callable[[Mapping[str, Any], Mapping[str, Any]], Transform]
+    views: Callable[[Sequence[Transform]], Transform]
+    loader: Callable[..., DataLoader[Any]]
+    matched: Callable[["Data", nn.Module, str, Labels | None], "Data"]
+    name_: Callable[[nn.Module, "Data"], None]
+    check_same: Callable[[nn.Module, nn.Module, str], None]
+    rows: Callable[[Tensor, Tensor, Tensor | None], Mapping[str, Tensor]]
+    figures: Callable[[Mapping[str, Tensor]], Mapping[str, float]]
+    divergence: Callable[[Tensor, Tensor], float]
+    leading: Leading
