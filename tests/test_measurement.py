@@ -1,4 +1,4 @@
-"""Params and macs, against a sum by hand and against another counter."""
+"""Params and macs, against a sum by hand and against another counter; and how far outputs lie apart."""
 
 import pytest
 import timm
@@ -7,6 +7,7 @@ from torch import nn
 
 from zoo.catalog.entry import Base
 from zoo.errors import StructureError
+from zoo.measurement.divergence import divergence
 from zoo.measurement.macs import Counts, measure
 from zoo.structure.base import skeleton
 from zoo.structure.plan import Heads, Narrow, Plan, Swap, Width, apply_
@@ -133,3 +134,12 @@ def test_an_input_that_the_model_refuses_is_named(size, vit):
     assert str(caught.value).startswith(f"measure: the model refuses an input of {size}: ")
     assert "\n" not in str(caught.value)
     assert vit.training
+
+
+def test_outputs_that_are_no_logits_differ_by_their_noise_to_signal():
+    outputs, target = torch.randn(2, 5, 3, 4, 4, generator=torch.Generator().manual_seed(0)).numpy()
+    expected = ((outputs - target) ** 2).sum() / ((target - target.mean(0)) ** 2).sum()
+    found = divergence(torch.tensor(outputs), torch.tensor(target))
+
+    assert found.shape == (5,)
+    assert found.mean().item() == pytest.approx(expected, rel=1e-5)

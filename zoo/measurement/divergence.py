@@ -3,9 +3,14 @@
 Source: Kullback, Leibler, "On Information and Sufficiency" (1951).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+Divergence = Callable[[Tensor, Tensor], Tensor]
+"""Outputs, and those of a reference → how far each image's are from it [B], in nats or what comes near."""
 
 
 def kl(outputs: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
@@ -34,18 +39,22 @@ def symmetric_kl(outputs: Tensor, target: Tensor, temperature: float = 1.0) -> T
     return torch.maximum(kl(outputs, target, temperature), kl(target, outputs, temperature))
 
 
-def divergence(outputs: Tensor, target: Tensor) -> float:
-    """The mean divergence `kl` of logits [B, classes]; of outputs that are none their noise to signal.
+def divergence(outputs: Tensor, target: Tensor) -> Tensor:
+    """The divergence `kl` of logits [B, classes]; of outputs that are none, such as maps, their noise to signal.
 
-    Formula: of other outputs Σ (y − t)² / Σ (t − mean over the batch of t)².
+    Formula: of other outputs y and target t, of image i: |yᵢ − tᵢ|² / meanⱼ |tⱼ − t̄|².
 
     Args:
-        outputs: y, of any shape that begins with the batch.
-        target: t, of the same shape.
+        outputs: of any shape that begins with the batch.
+        target: of the same shape.
+
+    Returns:
+        [B], whose mean is that of the batch.
     """
     if target.ndim == 2:
-        return float(kl(outputs, target).mean())
-    return float((outputs - target).square().sum() / (target - target.mean(0)).square().sum().clamp(min=1e-12))
+        return kl(outputs, target)
+    noise, signal = (each.square().flatten(1).sum(1) for each in (outputs - target, target - target.mean(0)))
+    return noise / signal.mean().clamp(min=1e-12)
 
 
 def _log_p(logits: Tensor, temperature: float) -> Tensor:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from zoo.measurement.divergence import Divergence
 from zoo.tasks.loader import Transform
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Task:
         rows: outputs and targets of a batch, and outputs of a reference or None → what evaluation keeps of each image,
             tensors [B, ...] by name.
         figures: rows of all images → figures by key.
-        divergence: outputs and those of a reference → how far they are from it, in nats or what comes near.
+        divergence: of outputs from those of a reference.
         leading: the figure that cards lead with.
     """
 
@@ -64,5 +65,5 @@ class Task:
     check_same: Callable[[nn.Module, nn.Module, str], None]
     rows: Callable[[Tensor, Tensor, Tensor | None], Mapping[str, Tensor]]
     figures: Callable[[Mapping[str, Tensor]], Mapping[str, float]]
-    divergence: Callable[[Tensor, Tensor], float]
+    divergence: Divergence
     leading: Leading
