@@ -105,23 +105,12 @@ def distil(
     task.name_(model, training.images)
     step = steps.distil(teachers, training.how, config_of(model), training.views) if teachers else steps.train
     about = {"data": _identity(data, training.images, reading), "augment": dict(augment or {})} if state else {}
-    if teachers and state:
-        taught = [states.digest("teacher", "", each) for each in teachers]
-        about |= {"distil": asdict(training.how), "teachers": taught}
+    about |= _taught(training.how, teachers) if state and teachers else {}
+    batches = epochs(task, training.images, training.transform, training.schedule, seed, machine)
+    running: dict[str, Any] = {"seed": seed, "state": state, "about": about, "evaluate": evaluate, "machine": machine}
     zeros = [path for edit in description.plan.edits if isinstance(edit, Mask) for path in edit.paths]
     with frozen_zeros.held(model, zeros):
-        train(
-            model,
-            step,
-            epochs(task, training.images, training.transform, training.schedule, seed, machine),
-            training.schedule,
-            seed=seed,
-            state=state,
-            about=about,
-            evaluate=evaluate,
-            progress="distil" if teachers else "train",
-            machine=machine,
-        )
+        train(model, step, batches, training.schedule, progress="distil" if teachers else "train", **running)
     return given.eval()
 
 
@@ -240,6 +229,11 @@ def _of_batches(batches: Sequence[Any]) -> TensorDataset:
     return TensorDataset(
         *(torch.cat([torch.as_tensor(part) for part in parts]) for parts in zip(*batches, strict=True))
     )
+
+
+def _taught(how: Distil, teachers: Sequence[nn.Module]) -> dict[str, Any]:
+    """What tells a distillation from one of another declaration or other teachers."""
+    return {"distil": asdict(how), "teachers": [states.digest("teacher", "", teacher) for teacher in teachers]}
 
 
 def _identity(data: Any, images: Any, reading: Mapping[str, Any]) -> list[Any]:

@@ -91,9 +91,7 @@ def verify(
         ZooError: as for `load`.
     """
     claimed, model = _claimed(name, revision, namespace, device, dtype)
-    spec = None if structure_only else data or _named(claimed)
-    if spec is None and not structure_only and (further := sorted(claimed.measured.keys() - COUNTS.keys())):
-        raise RepositoryError(f"{name}: {repository.RESULTS} names no data set for {', '.join(further)}: pass --data")
+    spec = None if structure_only else data or _named(claimed, name)
     base = claimed.data.get("against")
     against = load(base, device=device, dtype=dtype) if spec and base in catalog.names() else None
     if spec == claimed.data.get("dataset"):
@@ -105,8 +103,7 @@ def verify(
     if images or (data and data != claimed.data.get("dataset")):  # an accuracy elsewhere is no claim of this one
         claimed = structs.replace(claimed, measured={k: v for k, v in claimed.measured.items() if k in COUNTS})
     changed = _changed(size, crop_pct, dtype)
-    another = _another(claimed, str(base)) if against else ""
-    rows = _compared(claimed, found, changed, another)
+    rows = _compared(claimed, found, changed, _another(claimed, str(base)) if against else "")
     left = claimed.measured.keys() - found.measured.keys() - (set() if against else {"kl"})
     rows += [Row(figure, claimed.measured[figure], None) for figure in sorted(left) if not structure_only]
     return Verification(describe(model).name, (*rows, *_reported(name, model, found, images, changed)), found)
@@ -147,14 +144,18 @@ def _claimed(
     return claimed, model
 
 
-def _named(claimed: Report) -> str | None:
+def _named(claimed: Report, name: str | os.PathLike[str]) -> str | None:
     """The data set that a repository's results name; nobody's claim chooses what is read of this disk.
 
     Raises:
-        RepositoryError: what they name is neither a data set of the package nor a Hub id, or lies here.
+        RepositoryError: what they name is neither a data set of the package nor a Hub id, or lies here; or they name
+            none and claim more than counts.
     """
     spec = claimed.data.get("dataset")
     if not spec:
+        if further := sorted(claimed.measured.keys() - COUNTS.keys()):
+            message = f"{name}: {repository.RESULTS} names no data set for {', '.join(further)}: pass --data"
+            raise RepositoryError(message)
         return None
     place, _ = limited(spec)
     if place in NAMED:
