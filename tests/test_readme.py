@@ -1,8 +1,10 @@
 """The README's code runs, and its tables and help are those of today."""
 
+import ast
 import contextlib
 import io
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +50,32 @@ def test_every_command_named_in_the_readme_exists() -> None:
     assert named
     for command in named:
         assert CliRunner().invoke(cli, [command, "--help"]).exit_code == 0
+
+
+@pytest.mark.parametrize("name", cli.commands)
+def test_the_help_of_every_command_has_a_whole_example_that_parses(name, tmp_path, monkeypatch) -> None:
+    for folder in ("build/mine", "photographs", "decomposed"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    help = CliRunner().invoke(cli, [name, "--help"]).output
+    examples = re.findall(rf"^  zoo {name} (.*)$", help, re.MULTILINE)
+
+    assert examples
+    for example in examples:
+        command = cli.commands[name]
+        command.make_context(name, shlex.split(example))
+
+
+ROOMS = [path.parent for path in sorted((ROOT / "zoo").rglob("__init__.py")) if path.parent.name != "zoo"]
+UNTOLD = {"compression", "tasks", "low_rank", "prune", "models", "onnx"}
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if room.name not in UNTOLD], ids=lambda room: room.name)
+def test_a_room_says_what_lies_in_it(room) -> None:
+    told = ast.get_docstring(ast.parse((room / "__init__.py").read_text())) or ""
+    files = {path.stem for path in room.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+
+    assert files - {"__init__"} <= set(re.findall(r"\w+", told))
 
 
 def test_every_bench_is_listed_and_can_be_tried_quickly() -> None:

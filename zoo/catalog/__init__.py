@@ -1,4 +1,8 @@
-"""The catalog: every model that is known, what is claimed of it and how it is made. Imports no torch."""
+"""The catalog: every model that is known, what is claimed of it and how it is made. Imports no torch.
+
+`entry` says what is known of one model, `reader` reads the files of `<project>/<family>.toml`, this file looks models
+up. What was measured here is a Report (`report`); `embedded`, `plans` and `results` are data.
+"""
 
 import difflib
 import fnmatch

@@ -1,4 +1,8 @@
-"""The command line: arguments in, functions called, results printed. Nothing else prints or sets an exit code."""
+"""The command line: arguments in, functions called, results printed. Nothing else prints or sets an exit code.
+
+A file for each kind of command: `listing`, `making`, `verifying`, `exchanging`, `covering`; how all of them print is
+`tables`, how they read a data set `data`.
+"""
 
 import atexit
 import contextlib

@@ -13,7 +13,7 @@ import click
 from zoo.cli.tables import as_json, table
 
 
-@click.command()
+@click.command(epilog="\b\nzoo coverage timm/resnet18 timm/nest_tiny_jx --macs 0.5\nzoo coverage --targets")
 @click.argument("models", nargs=-1)
 @click.option("--targets", is_flag=True, help="Build every published pruned classifier's structure instead.")
 @click.option("--macs", type=click.FloatRange(0.01, 1), default=0.5, show_default=True, help="Share that is left.")

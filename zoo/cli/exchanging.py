@@ -5,7 +5,11 @@ from pathlib import Path
 import click
 
 
-@click.command("import")
+@click.command(
+    "import",
+    epilog="\b\nzoo import resnet50d_pruned_56 --out build/resnet50d_pruned_56\n"
+    "zoo import ./decomposed --base timm/resnet18.a1_in1k --out build/mine --push me/mine\n",
+)
 @click.argument("source")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new repository.")
 @click.option("--name", help="Of the model.  [default: the catalog's, or the source's]")
@@ -30,7 +34,7 @@ def import_model(
         click.echo(push(folder, to))
 
 
-@click.command("export")
+@click.command("export", epilog="\b\nzoo export digits_vit_lowrank_50 --ptdeco --out build/ptdeco")
 @click.argument("model")
 @click.option("--ptdeco", is_flag=True, required=True, help="decompose_config.json and decompose_state_dict.pt.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The new folder.")

@@ -40,7 +40,7 @@ class Count(click.ParamType):  # type: ignore[type-arg]
         return self.fail(f"{value!r} isn't a number such as 300M or 1.5G", param, ctx)
 
 
-@click.command("list")
+@click.command("list", epilog="\b\nzoo list resnet50d --max-macs 1.5G --sort top1\nzoo list --hub me")
 @click.argument("pattern", default="*")
 @click.option("--method", type=click.Choice(METHODS), help="Only models compressed by this method.")
 @click.option("--task", help="Only models for this task, e.g. image-classification.")
@@ -75,7 +75,7 @@ def list_models(pattern: str, everything: bool, hub: str | None, as_json: bool, 
     click.echo(f"{len(entries) + len(found)} models: {', '.join(parts)}" if parts else "no model fits")
 
 
-@click.command()
+@click.command(epilog="\b\nzoo show digits_cnn_pruned_25")
 @click.argument("name")
 @as_json
 def show(name: str, as_json: bool) -> None:

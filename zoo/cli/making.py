@@ -27,7 +27,10 @@ class Share(click.FloatRange):
         return share if share == share else self.fail(f"{value} is not a share above 0, at most 1.", param, ctx)
 
 
-@click.command()
+@click.command(
+    epilog="\b\nzoo compress digits_vit --budget 0.5 --data digits --epochs 20 --out build/mine\n"
+    "zoo compress timm/resnet18.a1_in1k --method lockd --set nsr_threshold=0.1 --data ./photographs --out build/mine\n",
+)
 @click.argument("base")
 @click.option("--method", type=click.Choice(AVAILABLE), default="prune", show_default=True, help="How.")
 @click.option("--budget", type=Share(), metavar="SHARE", help="prune, low_rank: share of the macs that stays, 0..1.")
@@ -107,7 +110,7 @@ def compress(
     _build(read_as(entry, skip_damaged, labels_of(labels)), out, data)
 
 
-@click.command()
+@click.command(epilog="\b\nzoo build digits_cnn_pruned_25 --out build/mine")
 @click.argument("name")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the repository.  [default: build/NAME]")
 @click.option("--data", help="Another data set than the recipe's.")
@@ -149,7 +152,7 @@ def _build(entry: Entry, out: Path, data: str | None) -> None:
         click.echo(str(folder))
 
 
-@click.command()
+@click.command(epilog="\b\nzoo push build/mine me/digits_vit_half --tag v1")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("to")
 @click.option("--private", is_flag=True, help="On the Hub, make it so that only you see it.")
@@ -165,7 +168,7 @@ def push(folder: Path, to: str, private: bool, tag: str | None) -> None:
     click.echo(push(folder, to, private=private, tag=tag))
 
 
-@click.command()
+@click.command(epilog="\b\nzoo serve ./hub --port 8080")
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes any free one.")
 @click.option("--token", envvar="ZOO_SERVE_TOKEN", help="What clients must present to write. [env: ZOO_SERVE_TOKEN]")

@@ -14,7 +14,11 @@ from zoo.cli.tables import as_json, figure, table
 DTYPES = ("float32", "float16", "bfloat16")
 
 
-@click.command()
+@click.command(
+    epilog="\b\nzoo verify digits_cnn digits_vit\n"
+    "zoo verify ./build/mine --data ./photographs --images 1000\n"
+    "accelerate launch -m zoo verify me/mine --data ILSVRC/imagenet-1k\n",
+)
 @click.argument("names", nargs=-1, required=True)
 @click.option("--data", help="Data set to evaluate on.  [default: the one that the results name]")
 @click.option("--images", type=click.IntRange(1), help="Evaluate on at most so many, drawn from all of it.")
@@ -37,16 +41,11 @@ def verify(
     labels: Path | None,
     **options: Any,
 ) -> None:
-    r"""Measure the models NAMES again.
+    """Measure the models NAMES again.
 
     Each is a name of the list, ORG/NAME on the Hub, a repository's folder, or a timm id such as timm/resnet18.a1_in1k,
     of which nothing is claimed. What is measured is compared with what is claimed; the exit code is 1 if a figure
     differs. In another precision, or at another size or crop, claims of accuracy are shown and not judged.
-
-    \b
-    zoo verify digits_cnn digits_vit
-    zoo verify ./build/mine --data ./photographs --images 1000
-    accelerate launch -m zoo verify me/mine --data ILSVRC/imagenet-1k
     """
     import torch
 

@@ -1,1 +1,5 @@
-"""Repositories: what lies in one, and how weights get in and out."""
+"""Repositories: what lies in one, and how it gets to the Hub and back.
+
+Read `repository` (the folder and its config.json), `weights` (its safetensors), then `remote` (fetched and published)
+and `errors` (what the Hub's client raises). `timm_folder` reads what timm saved, `foreign` other projects' checkpoints.
+"""

@@ -1,1 +1,1 @@
-"""What a model costs: counted by us, and as the sources count."""
+"""What a model costs: `macs` counts it, `conventions` counts it once more as the sources do."""

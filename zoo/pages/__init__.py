@@ -1,1 +1,1 @@
-"""Renderings of one report: the card."""
+"""Renderings of one report: `card` fills `card.md.j2`, a repository's README."""

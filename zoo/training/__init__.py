@@ -1,7 +1,9 @@
 """The one training loop and what it minimises.
 
-STEPS has a row for each task of `zoo.tasks.TASKS`; it stands apart from those, as loading may reach no training.
-Begin with `trainer`; `distillation` has the steps, `losses` what they minimise, `schedule` how long and how fast.
+Read `trainer`, the loop, with `schedule` (how long, how fast, and how on this machine), then `distillation` (the steps)
+and `losses` (what they minimise). Beside the loop: `accelerated`, `checkpoint`, `ema`, `interruption`, and
+`frozen_zeros` of pruned weights. STEPS has a row for each task of `zoo.tasks.TASKS`; it stands apart from those, as
+loading may reach no training.
 """
 
 from collections.abc import Callable

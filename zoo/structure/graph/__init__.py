@@ -1,1 +1,5 @@
-"""A structure that stands alone: exported, as a graph over allow-listed operations, bounded, and run."""
+"""A structure that stands alone, as a graph over a closed table of operations.
+
+Read `graph` (nodes, built and run), `ops` and `aten` (what a node may do), `bounds` (what running it may cost). Any
+model becomes one by `exported`, with what `program` and `layers` say of torch.export's own nodes.
+"""

@@ -1,4 +1,8 @@
-"""torch-dag checkpoints: a JSON graph and a pickled list of modules, read without running either."""
+"""torch-dag checkpoints: a JSON graph and a pickled list of modules, read without running either.
+
+Read `checkpoint`, then how a graph of ours is written of it: `vertices` (each of theirs), `leaves` and `blocks` (their
+modules), `writer` (ours). `view` finds the timm model that a graph was made from.
+"""
 
 from zoo.hub.foreign.torch_dag.checkpoint import CONFIG as CONFIG
 from zoo.hub.foreign.torch_dag.checkpoint import MODULES as MODULES
