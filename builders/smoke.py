@@ -11,6 +11,7 @@ import timm
 from msgspec.structs import replace
 
 from zoo.catalog.entry import Base, Entry, Recipe
+from zoo.catalog.methods import METHODS
 from zoo.errors import StructureError, UnknownName
 from zoo.files import writing
 from zoo.hub import repository
@@ -18,16 +19,10 @@ from zoo.measurement.macs import measure
 from zoo.structure.base import initialised, skeleton
 from zoo.structure.description import Description, configure_
 from zoo.verbs.building import processes
+from zoo.verbs.recipes import declarations_of
 
 IMAGES = 8
 SIDES = (64, 128)
-# Elimination takes minutes on wide layers; so few images leave covariances singular without a strong ridge. Gates that
-# hardly stand open close in two steps, some of them. Few images make falor's probes cheap.
-QUICK: dict[str, dict[str, Any]] = {
-    "prune": {"criterion": "l2", "ridge": 1.0},
-    "lockd": {"initial_logit": 0.05, "start_steps": 1},
-    "falor": {"images": 2, "data_steps": 1, "metric_steps": 1},
-}
 WARNING = f"A smoke test: made of random weights in a few steps on {IMAGES} images, its figures mean nothing."
 
 
@@ -76,8 +71,8 @@ def mark_(folder: Path) -> None:
 def _recipe(recipe: Recipe, teachers: tuple[str, ...]) -> Recipe:
     own = "digits" if recipe.data == "digits" else "noise"
     short: dict[str, Any] = {"epochs": 1, "steps": 2, "batch_size": IMAGES // 2, "checkpoint_seconds": 0}
-    quick = {**QUICK.get(recipe.method or "", {})}
-    if recipe.method in ("lockd", "dwain"):
+    quick = dict(METHODS[recipe.method].quick) if recipe.method else {}
+    if declarations_of(recipe)[1]:
         quick["schedule"] = {**recipe.options.get("schedule", {}), **short, "lr": 0.1}
     return replace(
         recipe,

@@ -17,8 +17,7 @@ from builders.__main__ import FAMILIES, main
 from builders.smoke import IMAGES, WARNING, stand_in
 from zoo import catalog
 from zoo.catalog.entry import Entry
-from zoo.compression.low_rank.dwain import Dwain
-from zoo.compression.low_rank.lockd import Lockd
+from zoo.compression.low_rank import dwain, lockd
 from zoo.errors import UnknownName
 from zoo.tasks.classification.transforms import training_transform
 from zoo.tasks.datasets import dataset
@@ -304,17 +303,17 @@ def test_the_cost_of_learning_is_that_of_the_pairs_and_of_a_training_for_each_la
     data, transform = dataset("noise[:8]", "train"), training_transform(model.pretrained_cfg, {})
     schedule, machine = building.Schedule(3, batch_size=4), Machine(compile=True, workers=0)
     random = torch.get_rng_state()
-    lockd = cost_of_learning(model, Lockd(), data, transform, schedule, machine=machine)
-    dwain = cost_of_learning(model, Dwain(), data, transform, schedule, machine=machine)
+    of_pairs = cost_of_learning(model, lockd.trained, lockd.Lockd(), data, transform, schedule, machine=machine)
+    of_layers = cost_of_learning(model, dwain.trained, dwain.Dwain(), data, transform, schedule, machine=machine)
     dense = zoo.measure(model).macs
     assert torch.equal(random, torch.get_rng_state())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
     pairs = macs_of_pairs(zoo.create("timm/test_resnet.r160_in1k"), 64)
-    assert (lockd.steps, lockd.batch_size, lockd.forward, lockd.teachers) == (6, 4, pairs, dense)
+    assert (of_pairs.steps, of_pairs.batch_size, of_pairs.forward, of_pairs.teachers) == (6, 4, pairs, dense)
     layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
     points = sum(m.weight[0, 0].numel() == 1 and getattr(m, "groups", 1) == 1 for m in layers)
-    assert (dwain.steps, dwain.forward, dwain.teachers) == (6 * points, dense, 0)
-    for found in (lockd, dwain):
+    assert (of_layers.steps, of_layers.forward, of_layers.teachers) == (6 * points, dense, 0)
+    for found in (of_pairs, of_layers):
         assert found.images_per_s > 0
         assert found.compiled

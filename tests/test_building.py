@@ -25,7 +25,7 @@ from zoo.errors import (
 )
 from zoo.pages.card import render
 from zoo.structure.describing import describe
-from zoo.verbs.building import Step, make
+from zoo.verbs.building import make
 
 FILES = ["README.md", "config.json", "model.safetensors", "results.json"]
 SMALL = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 24], "in_chans": 1}
@@ -205,7 +205,7 @@ def test_a_pruned_entry_of_no_epochs_is_what_compress_returns(pruned):
     expected = zoo.compress(zoo.load("digits_vit"), budget=0.6, data="digits")
 
     assert [line[:6] for line in lines[:-1]] == ["1 load", "2 prun", "3 eval", "4 writ"]
-    assert [isinstance(line, Step) for line in lines] == [True] * 4 + [False]
+    assert [line[0].isdigit() for line in lines] == [True] * 4 + [False]
     assert torch.equal(outputs(zoo.load(folder)), outputs(expected))
     assert config(folder)["zoo"]["recipe"] == {
         "method": "prune",

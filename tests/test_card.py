@@ -8,7 +8,8 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from markdown_it import MarkdownIt
 from msgspec.structs import replace
 
-from zoo.catalog.entry import METHODS, Base, Budget, Entry, Origin, Recipe, Reported
+from zoo.catalog.entry import Base, Budget, Entry, Origin, Recipe, Reported
+from zoo.catalog.methods import METHODS
 from zoo.catalog.report import Report
 from zoo.pages.card import LONG, render
 from zoo.structure.description import Description

@@ -10,7 +10,8 @@ import pytest
 
 from zoo import catalog
 from zoo.catalog import Size
-from zoo.catalog.entry import METHODS, STATUSES, Budget
+from zoo.catalog.entry import STATUSES, Budget
+from zoo.catalog.methods import METHODS
 from zoo.errors import CatalogError, UnknownName
 
 ROOT = Path(__file__).parent.parent

@@ -13,14 +13,14 @@ import zoo
 from zoo import catalog
 from zoo.catalog.entry import Base, Budget
 from zoo.cli import cli
-from zoo.compression.channels import checking
+from zoo.compression.channels import checking, planning
 from zoo.compression.channels.checking import CLOSE, difference, halves, tried
 from zoo.errors import BudgetError, StructureError
 from zoo.measurement.macs import measure
 from zoo.structure.base import skeleton
 from zoo.structure.description import Description
 from zoo.structure.plan import Plan, apply_
-from zoo.verbs import compressing, coverage
+from zoo.verbs import coverage
 
 TARGETS = coverage.targets()
 ROUGH = {"criterion": "l2", "ridge": 1.0}  # which channels go, where a test doesn't ask how well they were chosen
@@ -50,7 +50,7 @@ def test_what_no_plan_can_cut_is_said_and_cut_as_a_graph(monkeypatch):
     def unknown(model, analysis, units):
         raise StructureError("no table knows these classes")
 
-    monkeypatch.setattr(coverage, "planned", unknown)
+    monkeypatch.setattr(planning, "planned", unknown)
     found = coverage.coverage("timm/test_resnet")
     assert found.structure == "graph"
     assert found.kept <= 0.5
@@ -58,14 +58,14 @@ def test_what_no_plan_can_cut_is_said_and_cut_as_a_graph(monkeypatch):
 
 
 def test_a_plan_that_cannot_leave_so_little_is_given_up_before_it_is_checked(monkeypatch):
-    planned, check_, checks = coverage.planned, checking.difference, []
+    planned, check_, checks = planning.planned, checking.difference, []
 
     def refused(model, analysis, units):
         if any(g.residual and len(kept) < g.units for g, kept in zip(analysis.groups, units, strict=True)):
             raise StructureError("no table knows the classes that the residual stream passes")
         return planned(model, analysis, units)
 
-    monkeypatch.setattr(coverage, "planned", refused)
+    monkeypatch.setattr(planning, "planned", refused)
     monkeypatch.setattr(checking, "difference", lambda *args: checks.append(type(args[3])) or check_(*args))
     found = coverage.coverage("timm/test_resnet", 0.02)
     assert found.structure == "graph"
@@ -84,7 +84,7 @@ def test_a_pruned_graph_is_saved_loaded_and_trained_like_any_model(monkeypatch, 
     def unknown(model, analysis, units):
         raise StructureError("no table knows these classes")
 
-    monkeypatch.setattr(compressing, "planned", unknown)
+    monkeypatch.setattr(planning, "planned", unknown)
     dense = small()
     pruned = zoo.compress(dense, budget=0.5, data=images(8), **ROUGH)
     zoo.save(pruned, tmp_path / "pruned")
@@ -105,7 +105,7 @@ def test_a_graph_is_not_compressed_again(monkeypatch):
     def unknown(model, analysis, units):
         raise StructureError("no table knows these classes")
 
-    monkeypatch.setattr(compressing, "planned", unknown)
+    monkeypatch.setattr(planning, "planned", unknown)
     pruned = zoo.compress(small(), budget=0.6, data=images(8), **ROUGH)
     with pytest.raises(StructureError, match="is a graph"):
         zoo.compress(pruned, budget=0.5, data=images())
@@ -233,7 +233,7 @@ def test_heads_of_encoders_for_large_images_are_cut_by_a_plan(name, args, attent
     model = timm.create_model(name, **args).eval()
     model.zoo_entry = Description(name, Base(f"timm/{name}", args))
     model.pretrained_cfg["input_size"] = (3, 32, 32)
-    trial = tried(model, torch.zeros(2, 3, 32, 32), halves, partial(compressing.planned, model), "no plan")
+    trial = tried(model, torch.zeros(2, 3, 32, 32), halves, partial(planning.planned, model), "no plan")
     assert trial.off < 1e-12
     assert sum(group.head_dim is not None for group in trial.analysis.groups) == attentions
 

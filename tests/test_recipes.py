@@ -15,8 +15,7 @@ from zoo.cli import making
 from zoo.errors import RepositoryError, StructureError, ZooError
 from zoo.verbs import building
 from zoo.verbs.building import make
-from zoo.verbs.compressing import learning
-from zoo.verbs.recipes import at_most, finished, recipe_for
+from zoo.verbs.recipes import at_most, declarations_of, finished, recipe_for
 
 
 def files(folder):
@@ -204,7 +203,7 @@ def test_what_the_message_says_sets_the_methods_own_training(tmp_path, monkeypat
     monkeypatch.setattr(making, "_build", lambda entry, out, data: made.append(entry.recipe))
     base = ["digits_cnn", "--method", "lockd", "--data", "digits", "--out", str(tmp_path), "--augment", "hflip=0"]
     making.compress.main([*base, "--set", 'schedule={"lr": 0.1}'], standalone_mode=False)
-    assert learning("lockd", made[0].options)[1].lr == 0.1
+    assert declarations_of(made[0])[1].lr == 0.1
     assert made[0].augment == {"hflip": 0}
 
 

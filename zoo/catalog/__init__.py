@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo.catalog.entry import AVAILABLE, METHODS, STATUSES, Entry
+from zoo.catalog.entry import STATUSES, Entry
+from zoo.catalog.methods import METHODS, available
 from zoo.catalog.reader import read
 from zoo.errors import CatalogError, UnknownName
 
@@ -135,7 +136,7 @@ def obstacle(entry: Entry) -> str | None:
     method = entry.recipe.method
     if entry.base is None:
         way = f"it has no base to be made from (zoo show {entry.name})"
-    elif method is not None and method not in AVAILABLE:
+    elif method is not None and method not in available():
         way = f"its method, {method}, isn't among what this version can do"
     else:
         way = f"make it with: zoo build {entry.name}"

@@ -5,11 +5,10 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
+from zoo.catalog.methods import METHODS
 from zoo.declarations import Count, Finite, Positive, Share, Whole, one_of, validate
 from zoo.errors import BudgetError, StructureError
 
-METHODS = ("prune", "low_rank", "falor", "lockd", "dwain", "magnitude", "integer")
-AVAILABLE = ("prune", "low_rank", "falor", "lockd", "dwain")  # what this version can run itself
 STATUSES = ("published", "origin", "embedded", "recipe")
 COUNTINGS = ("ptdeco", "torch-dag")  # published ways of counting kmapp; zoo.measurement.conventions does them
 
@@ -95,7 +94,7 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
     """How an entry is made.
 
     Args:
-        method: one of `METHODS`; None for a dense model trained from scratch.
+        method: one of `zoo.catalog.methods.METHODS`; None for a dense model trained from scratch.
         budget: what the method may keep.
         options: fields of the method's own declaration that differ from its defaults.
         data: the data set trained and evaluated on, as `--data` takes it.

@@ -13,7 +13,8 @@ import click
 from msgspec import structs, to_builtins
 
 from zoo import catalog
-from zoo.catalog.entry import METHODS, STATUSES, Entry, Recipe, Reported
+from zoo.catalog.entry import STATUSES, Entry, Recipe, Reported
+from zoo.catalog.methods import METHODS
 from zoo.cli.tables import UNITS, as_json, count, table
 from zoo.errors import RepositoryError
 from zoo.files import read_json
@@ -42,7 +43,7 @@ class Count(click.ParamType):  # type: ignore[type-arg]
 
 @click.command("list", epilog="\b\nzoo list resnet50d --max-macs 1.5G --sort top1\nzoo list --hub me")
 @click.argument("pattern", default="*")
-@click.option("--method", type=click.Choice(METHODS), help="Only models compressed by this method.")
+@click.option("--method", type=click.Choice(list(METHODS)), help="Only models compressed by this method.")
 @click.option("--task", help="Only models for this task, e.g. image-classification.")
 @click.option("--base", metavar="PATTERN", help="Only models made from such a base, e.g. resnet50d.")
 @click.option("--project", help="Only models of this project, e.g. torch-dag.")

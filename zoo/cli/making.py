@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from zoo import catalog
-from zoo.catalog.entry import AVAILABLE, Budget, Entry
+from zoo.catalog.entry import Budget, Entry
+from zoo.catalog.methods import METHODS, available, budgeted
 from zoo.cli.data import labels_of, reading
 from zoo.errors import ZooError
 
@@ -32,8 +33,8 @@ class Share(click.FloatRange):
     "zoo compress timm/resnet18.a1_in1k --method lockd --set nsr_threshold=0.1 --data ./photographs --out build/mine\n",
 )
 @click.argument("base")
-@click.option("--method", type=click.Choice(AVAILABLE), default="prune", show_default=True, help="How.")
-@click.option("--budget", type=Share(), metavar="SHARE", help="prune, low_rank: share of the macs that stays, 0..1.")
+@click.option("--method", type=click.Choice(available()), default="prune", show_default=True, help="How.")
+@click.option("--budget", type=Share(), metavar="SHARE", help=f"{', '.join(budgeted())}: share of the macs that stays.")
 @click.option("--params", type=Share(), metavar="SHARE", help="Share of the params that stays, if that matters too.")
 @click.option("--data", required=True, help="digits, digit_pairs, a folder, or a Hub id ORG/NAME.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new repository.")
@@ -72,8 +73,8 @@ def compress(
 ) -> None:
     """Compress the model BASE.
 
-    BASE is a model of the list, a repository's folder, or a timm id such as timm/resnet18.a1_in1k. The methods falor,
-    lockd and dwain have thresholds in place of a budget, e.g. --set nsr_threshold=0.1. The widths that prune
+    BASE is a model of the list, a repository's folder, or a timm id such as timm/resnet18.a1_in1k. Methods that
+    take no budget have thresholds in its place, e.g. lockd --set nsr_threshold=0.1. The widths that prune
     leaves and the ranks of low_rank are multiples of round_to, 8 unless --set says otherwise; where there are less than
     eight times as many, multiples of an eighth of them. A folder of data holds images in train/CLASS, to compress with,
     and in validation/CLASS, to evaluate on.
@@ -81,12 +82,11 @@ def compress(
     A command that was stopped goes on where it stopped; a model that is there already is made neither again nor
     replaced.
     """
-    from zoo.verbs.compressing import BY_BUDGET, LEARNING
-    from zoo.verbs.recipes import read_as, recipe_for
+    from zoo.verbs.recipes import declarations_of, read_as, recipe_for
 
-    if method in BY_BUDGET and budget is None:
+    if METHODS[method].budgeted and budget is None:
         raise click.UsageError(f"--method {method} needs --budget SHARE")
-    if method not in BY_BUDGET and (budget, params) != (None, None):
+    if not METHODS[method].budgeted and (budget, params) != (None, None):
         raise click.UsageError(f"--method {method} has thresholds, which --set sets, and takes no --budget or --params")
     kept = None if budget is None else Budget(budget, params)
     said = {key: value for key, value in {"steps": steps, **fields}.items() if value is not None}
@@ -103,7 +103,7 @@ def compress(
         augment=_settings(augment, "--augment"),
         seed=seed,
     )
-    learns = method in LEARNING
+    learns = declarations_of(entry.recipe)[1] is not None
     if not entry.recipe.schedule["epochs"] and (said or teachers or (augment and not learns)):
         own = f"; {method}'s own training is set by --set 'schedule={{\"lr\": 0.1}}'" if learns else ""
         raise click.UsageError(f"nothing is distilled: say how long, by --epochs or --steps{own}")
@@ -130,14 +130,14 @@ def build(
 
 
 def _build(entry: Entry, out: Path, data: str | None) -> None:
-    from zoo.verbs.building import Step, make, processes
+    from zoo.verbs.building import make, processes
 
     begun: list[float] = []  # when the step under way began
 
     def say(line: str) -> None:
         if begun:
             click.echo(f"  {time.monotonic() - begun.pop():.1f} s", err=True)
-        step = isinstance(line, Step)
+        step = line[:1].isdigit()
         click.echo(f"{line} ..." if step else line, nl=not step, err=True)
         if step:
             begun.append(time.monotonic())

@@ -6,11 +6,13 @@ Half precision is computed in single: a CPU takes ten times as long for it, and 
 import copy
 import logging
 import re
+from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from zoo.structure.tensors import tensors_of
+from zoo.structure.description import Description, config_of, configure_, skeleton_of
+from zoo.structure.tensors import assign_, tensors_of
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +24,21 @@ def single(model: nn.Module) -> nn.Module:
     tensors = tensors_of(model).values()
     half = any(tensor.is_floating_point() and torch.finfo(tensor.dtype).bits < 32 for tensor in tensors)
     return copy.deepcopy(model).float() if half else model
+
+
+def rebuilt(model: nn.Module, description: Description, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A model of this description with these tensors, in eval mode, preprocessing as another and on its device.
+
+    Args:
+        model: what it was made from.
+        description: of what is built.
+        tensors: path → tensor of it, which are copied.
+    """
+    found = skeleton_of(description)
+    assign_(found, {path: tensor.detach().clone() for path, tensor in tensors.items()}, description.name)
+    found.num_classes = model.num_classes
+    configure_(found, config_of(model))
+    return found.to(next(model.parameters()).device).eval()
 
 
 def alike_(smaller: nn.Module, model: nn.Module) -> nn.Module:

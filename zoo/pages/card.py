@@ -16,6 +16,7 @@ from msgspec import to_builtins
 
 from zoo import catalog
 from zoo.catalog.entry import Base, Entry, Recipe, Reported
+from zoo.catalog.methods import METHODS
 from zoo.catalog.report import Report
 from zoo.errors import require
 from zoo.hub.remote import LIBRARY
@@ -27,24 +28,6 @@ from zoo.tasks.task import Leading
 
 LONG = 12  # layers; a longer table is collapsed
 
-TAGS = {
-    "prune": ["pruned", "channel-pruning"],
-    "low_rank": ["low-rank"],
-    "falor": ["low-rank"],
-    "lockd": ["low-rank"],
-    "dwain": ["low-rank"],
-    "magnitude": ["pruned", "unstructured"],
-    "integer": ["quantized", "int8"],
-}
-WORDS = {
-    "prune": "channels pruned",
-    "low_rank": "layers split into low-rank factors",
-    "falor": "layers decomposed by falor",
-    "lockd": "layers decomposed by lockd",
-    "dwain": "layers decomposed by dwain",
-    "magnitude": "small weights set to zero",
-    "integer": "quantized to 8-bit integers",
-}
 EDITED = {"narrow": "narrowed", "factor": "factored", "mask": "masked", "drop": "dropped", "swap": "swapped"}
 LABELS = {
     "params": "parameters",
@@ -174,13 +157,12 @@ def _inline(value: Any) -> str:
 
 
 def _metadata(entry: Entry, description: Description, recipe: Mapping[str, Any], report: Report) -> ModelCardData:
-    method = str(recipe.get("method") or "")
-    method = method or str(entry.recipe.method or "")
-    tags = TAGS.get(method, []) if method or description.plan.edits or description.graph else ["dense"]
+    method = METHODS.get(recipe.get("method") or entry.recipe.method or "")
+    edited = recipe.get("method") or entry.recipe.method or description.plan.edits or description.graph
+    tags = method.tags if method else () if edited else ("dense",)
     more: dict[str, Any] = {}
     if (dense := _dense(entry.base)) and HUB_ID.fullmatch(dense):
-        relation = "quantized" if method == "integer" else "finetune"
-        more = {"base_model": dense, "base_model_relation": relation}
+        more = {"base_model": dense, "base_model_relation": method.relation if method else "finetune"}
     if (leading := _leading(report)) and report.data.get("dataset"):
         dataset = _dataset(report.data["dataset"])
         figure = EvalResult(
@@ -217,8 +199,8 @@ def _sentence(entry: Entry, plan: Plan, recipe: Mapping[str, Any], report: Repor
         place = f" {came['repo']}" if came.get("repo") else ""
         return f"{entry.architecture}, converted from the {came['format']} checkpoint{place}."
     dense = _dense(entry.base) or "its base"
-    method, budget, teachers = str(recipe.get("method") or ""), recipe.get("budget"), list(recipe.get("teachers", ()))
-    how = WORDS.get(method, "compressed") if method or plan.edits else "dense"
+    method, budget, teachers = recipe.get("method"), recipe.get("budget"), list(recipe.get("teachers", ()))
+    how = METHODS[method].words if method in METHODS else "compressed" if method or plan.edits else "dense"
     if budget:
         how += f" to a budget of {_budget(budget)} of {dense}"
     if teachers:

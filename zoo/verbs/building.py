@@ -38,10 +38,10 @@ from zoo.tasks.folders import SPLITS
 from zoo.tasks.task import Labels
 from zoo.training.distillation import Distil
 from zoo.training.schedule import Machine, Schedule, check_shares
-from zoo.verbs.compressing import LEARNING, compress, declared, learning
+from zoo.verbs.compressing import compress, declared
 from zoo.verbs.distilling import distil, training_images, training_of
 from zoo.verbs.loading import create, load, pretrained
-from zoo.verbs.recipes import check, finished, plain, read_as, weights_of
+from zoo.verbs.recipes import check, declarations_of, finished, plain, read_as, weights_of
 from zoo.verbs.saving import save
 from zoo.verbs.training_costs import learning_costs, training_costs
 from zoo.verbs.verification import report_of
@@ -49,10 +49,6 @@ from zoo.verbs.verification import report_of
 NOTE = "recipe.json"
 STATE = "compression"  # of what the method has found so far
 Say = Callable[[str], None]
-
-
-class Step(str):
-    """A line that says what begins now, and may take long."""
 
 
 def build(
@@ -73,7 +69,7 @@ def build(
         data: the data set, where it isn't the recipe's.
         skip_damaged: leave out images that can't be decoded.
         labels: {class of the data: class of the model}, or the names of the model's classes in order.
-        say: called with a line as each step begins, a numbered `Step`, and with what came of it all.
+        say: called with a line as each step begins, which starts with its number, and with what came of it all.
         machine: how training runs here.
 
     Returns:
@@ -117,7 +113,7 @@ def make(
         return {leading: report_of(model, data, **read).measured[leading]}
 
     if schedule.epochs:
-        say(Step(f"3 {training_costs(model, teachers, recipe, data, machine, here)}"))
+        say(f"3 {training_costs(model, teachers, recipe, data, machine, here)}")
         distil(
             model,
             teachers,
@@ -132,14 +128,14 @@ def make(
             evaluate=watched if machine.log_with else None,
         )
     step = 4 if schedule.epochs else 3
-    say(Step(f"{step} evaluate on {data}"))
+    say(f"{step} evaluate on {data}")
     attach_(model, replace(describe(model), name=entry.name, recipe=plain(recipe)))
     dense = base.to(here.device) if recipe.method else None
     report = report_of(model, data, against=dense, **read)
     beside = report_of(dense, data, **read) if dense else None
     if weights := weights_of(entry.base.id if entry.base else ""):
         report = structs.replace(report, data={**report.data, "against_sha256": weights})
-    say(Step(f"{step + 1} write {folder}"))
+    say(f"{step + 1} write {folder}")
     if here.is_main_process:
         save(model.cpu(), folder, report=report, dense=beside)
         shutil.rmtree(work, ignore_errors=True)
@@ -177,7 +173,7 @@ def begin(
     skip = recipe.skip_damaged
     images = [dataset(data, split, skip_damaged=skip) for split in SPLITS]  # the last had better be missed first
     work, follows = _work(folder, entry, data)
-    say(Step(f"1 load the base {entry.base.id}"))
+    say(f"1 load the base {entry.base.id}")
     base = _base(entry, entry.base)
     for each in images:
         task_of(base).matched(each, base, data, recipe.labels)
@@ -187,7 +183,7 @@ def begin(
     here.wait_for_everyone()
     if not begun:
         machine = machine or Machine()
-        say(Step(f"2 {learning_costs(base, recipe, data, machine, here)}"))
+        say(f"2 {learning_costs(base, recipe, data, machine, here)}")
         there = next(parent for parent in work.parents if parent.exists())
         if here.is_main_process:
             write_json(work / NOTE, follows)  # first, as compression leaves its state beside it
@@ -234,7 +230,7 @@ def plan(
     data, machine = _ready(entry, folder, data), machine or Machine()
     assert entry.base is not None  # or it isn't ready
     work, _ = _work(folder, entry, data)
-    if entry.recipe.method in LEARNING and not (work / "start").is_dir():
+    if declarations_of(entry.recipe)[1] and not (work / "start").is_dir():
         bare = initialised(entry.base) if entry.base.id.startswith("timm/") else create(entry.base.id)
         model = _for(entry, bare)
         found = learning_costs(model, entry.recipe, data, machine, processes())
@@ -268,10 +264,9 @@ def _check_training(base: nn.Module, teachers: Sequence[nn.Module], recipe: Reci
             base, teachers, data, how=how, schedule=schedule, augment=recipe.augment, **reading(recipe)
         )
         schedules.append(training.schedule)
-    if recipe.method in LEARNING:
+    if own := declarations_of(recipe)[1]:
         task_of(base).training_transform(config_of(base), recipe.augment)
-        schedule = learning(recipe.method, recipe.options)[1]
-        schedules.append(training_images(base, data, schedule, **reading(recipe))[1])
+        schedules.append(training_images(base, data, own, **reading(recipe))[1])
     for each in schedules:
         check_shares(each, processes().num_processes)
 

@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 
 from zoo import catalog
 from zoo.catalog.entry import Entry
-from zoo.compression.channels.checking import checked, graph_difference, tried
+from zoo.compression.channels import planning
+from zoo.compression.channels.checking import graph_difference
 from zoo.compression.channels.groups import Analysis, Group
 from zoo.compression.prune.allocation import allocate, prior
 from zoo.errors import BudgetError, StructureError
@@ -27,7 +27,6 @@ from zoo.structure.base import initialised
 from zoo.structure.describing import describe
 from zoo.structure.description import Description, config_of
 from zoo.structure.plan import apply_
-from zoo.verbs.compressing import NO_PLAN, planned, swapped
 from zoo.verbs.loading import create, load
 
 
@@ -126,13 +125,13 @@ def stand_in(entry: Entry) -> Description:
     """
     if entry.base is None or entry.recipe.budget is None:
         raise StructureError(f"{entry.name}: the catalog knows no base or no budget of it")
-    model, image, budget = swapped(create(entry.base.id)), torch.zeros(2, *entry.input), entry.recipe.budget
+    model, image, budget = planning.swapped(create(entry.base.id)), torch.zeros(2, *entry.input), entry.recipe.budget
 
     def chosen(analysis: Analysis) -> list[Tensor]:
         return [torch.arange(k) for k in allocate(analysis, prior(analysis), budget)]
 
-    trial = tried(model, image, chosen, partial(planned, model), NO_PLAN)
-    narrowed = planned(model, trial.analysis, trial.units)
+    trial = planning.by_plan(model, image, chosen)
+    narrowed = planning.planned(model, trial.analysis, trial.units)
     counts, dense = measure(narrowed, entry.input), measure(model, entry.input)
     _met(entry.name, "macs", counts.macs / dense.macs, budget.macs, 0.005)
     if budget.params is not None:
@@ -184,7 +183,7 @@ def _met(name: str, what: str, found: float, wanted: float, tolerance: float) ->
 
 
 def _coverage(name: str, model: nn.Module, share: float) -> Coverage:
-    model = swapped(model)
+    model = planning.swapped(model)
     image = torch.zeros(2, *config_of(model)["input_size"])
 
     def chosen(analysis: Analysis) -> list[Tensor]:
@@ -193,11 +192,9 @@ def _coverage(name: str, model: nn.Module, share: float) -> Coverage:
             raise BudgetError(f"{name}: a plan can't leave {share:.0%} of the macs")
         return _drawn(analysis, kept)
 
-    try:
-        trial, structure = tried(model, image, chosen, partial(planned, model), NO_PLAN), "plan"
-        analysis, units, off = trial.analysis, trial.units, trial.off
-    except (BudgetError, StructureError):
-        analysis, structure = checked(model, image), "graph"
+    trial, no_plan = planning.plan_else_graph(model, image, chosen)
+    analysis, units, off = trial.analysis, trial.units, trial.off
+    if no_plan:
         units = _drawn(analysis, _alike(analysis, share))
         off = graph_difference(model, analysis, units, image)
     return Coverage(
@@ -207,7 +204,7 @@ def _coverage(name: str, model: nn.Module, share: float) -> Coverage:
         residual=_touched(analysis, lambda group: group.residual),
         heads=_touched(analysis, lambda group: group.head_dim is not None),
         kept=_kept(analysis, [len(each) for each in units]),
-        structure=structure,
+        structure="graph" if no_plan else "plan",
         off=off,
         frozen=analysis.frozen,
     )

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from msgspec import to_builtins
-from msgspec.structs import replace
+from msgspec.structs import fields, replace
 
 from zoo.catalog.entry import Base, Budget, Entry, Recipe
-from zoo.compression.low_rank.falor import Falor
-from zoo.compression.low_rank.low_rank import LowRank
-from zoo.compression.prune.prune import Prune
+from zoo.catalog.methods import runnable, suffix
 from zoo.errors import BudgetError, DataError, RepositoryError, UnknownName
 from zoo.files import free, read_json, sha256_stamped
 from zoo.hub import repository
@@ -19,11 +17,11 @@ from zoo.structure.describing import describe
 from zoo.structure.description import config_of
 from zoo.tasks.task import Labels
 from zoo.training.schedule import Schedule
-from zoo.verbs.compressing import BY_BUDGET, LEARNING, check_method, declared, learning, suffix
+from zoo.verbs.compressing import checked_budget, declarations, declared
 from zoo.verbs.loading import create, folder_of
 from zoo.verbs.verification import results_of
 
-DECLARATIONS = {"prune": Prune, "low_rank": LowRank, "falor": Falor}  # those of the others are `learning`'s
+APART = ("images", "seed", "augment", "schedule")  # among a recipe's options, arguments of `compress`
 
 
 def recipe_for(
@@ -98,23 +96,31 @@ def check(name: str, recipe: Recipe) -> None:
     """
     if recipe.method is None:
         return
-    check_method(recipe.method)
-    if recipe.budget is None and recipe.method in BY_BUDGET:
-        raise BudgetError(f"{name}: {recipe.method} needs a budget: the share of the macs that stays")
-    if recipe.budget is not None and recipe.method not in BY_BUDGET:
-        raise BudgetError(f"{name}: {recipe.method} takes no budget, as it has thresholds: set them by its options")
-    for key in ("method", "budget", "data", "skip_damaged", "labels", "state"):
-        if key in recipe.options:
+    runnable(recipe.method)
+    try:
+        checked_budget(recipe.method, recipe.budget)
+    except BudgetError as error:
+        raise BudgetError(f"{name}: {error}") from None
+    for key in recipe.options:
+        if key not in APART and key in (field.name for field in fields(Recipe)):
             raise UnknownName(f"{name}: {key} is no option of {recipe.method}: it stands in the recipe itself")
     for key, least in (("images", 1), ("seed", 0)):
         value = recipe.options.get(key, least)
         if type(value) is not int or value < least:
             raise DataError(f"{name}: {key} is {value!r}, expected a whole number of at least {least}")
-    if recipe.method in LEARNING:
-        learning(recipe.method, recipe.options)
-    else:
-        own = {key: value for key, value in recipe.options.items() if key not in ("images", "seed", "augment")}
-        declared(DECLARATIONS[recipe.method], own, recipe.method)
+    declarations_of(recipe)
+
+
+def declarations_of(recipe: Recipe) -> tuple[Any, Schedule | None]:
+    """The declaration of a recipe's method, and the schedule of the training that is part of it; None where none is.
+
+    Raises:
+        UnknownName: this version has no such method, or that has no such option.
+    """
+    if recipe.method is None:
+        return None, None
+    further = {key: value for key, value in recipe.options.items() if key not in APART}
+    return declarations(recipe.method, further, recipe.options.get("schedule", {}))
 
 
 def read_as(entry: Entry, skip_damaged: bool = False, labels: Labels | None = None) -> Entry:
@@ -130,8 +136,8 @@ def at_most(entry: Entry, steps: int | None) -> Entry:
     Raises:
         DataError: its recipe trains nothing.
     """
-    recipe = entry.recipe
-    learns, distils = recipe.method in LEARNING, declared(Schedule, recipe.schedule, "schedule").epochs > 0
+    recipe, (_, learns) = entry.recipe, declarations_of(entry.recipe)
+    distils = declared(Schedule, recipe.schedule, "schedule").epochs > 0
     if steps is None:
         return entry
     if not learns and not distils:
@@ -139,9 +145,8 @@ def at_most(entry: Entry, steps: int | None) -> Entry:
     if distils:
         said = {**recipe.schedule, "steps": min(steps, recipe.schedule.get("steps") or steps)}
         recipe = replace(recipe, schedule=said)
-    if learns and recipe.method:
-        own = min(steps, learning(recipe.method, recipe.options)[1].steps or steps)
-        said = {**recipe.options.get("schedule", {}), "steps": own}
+    if learns:
+        said = {**recipe.options.get("schedule", {}), "steps": min(steps, learns.steps or steps)}
         recipe = replace(recipe, options={**recipe.options, "schedule": said})
     return replace(entry, recipe=recipe)
 

@@ -3,17 +3,16 @@
 import contextlib
 import copy
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zoo.catalog.entry import Recipe, reading
-from zoo.compression.low_rank.dwain import Dwain, looked_at
-from zoo.compression.low_rank.lockd import Lockd, Pairs, started
+from zoo.compression import Trained, algorithm
 from zoo.measurement.macs import measure
 from zoo.structure.description import config_of
 from zoo.tasks import task_of
@@ -21,8 +20,9 @@ from zoo.tasks.loader import Transform, workers_for
 from zoo.tasks.task import Task
 from zoo.training.distillation import Distil, shares_of
 from zoo.training.schedule import Machine, Schedule
-from zoo.verbs.compressing import LEARNING, declared, learning
+from zoo.verbs.compressing import declared
 from zoo.verbs.distilling import training_images, training_of
+from zoo.verbs.recipes import declarations_of
 
 SECONDS = 0.5  # how long a timing goes on
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,6 +40,7 @@ class Cost:
         images_per_s: that this machine trains on, all processes together.
         loaded_per_s: images that it could load meanwhile, all processes together.
         compiled: `torch.compile` will be on, which was timed without.
+        at_most: it may be fewer steps.
     """
 
     steps: int
@@ -49,6 +50,7 @@ class Cost:
     images_per_s: float
     loaded_per_s: float
     compiled: bool = False
+    at_most: bool = False
 
     @property
     def macs(self) -> int:
@@ -65,7 +67,8 @@ class Cost:
         parts = (f"{self.forward / 1e9:.3g} forward", f"{2 * self.forward / 1e9:.3g} backward")
         taught = (f"{self.teachers / 1e9:.3g} of the teachers",) if self.teachers else ()
         return (
-            f"{self.steps:,} steps of {self.batch_size:,} images, GMACs of one: {', '.join((*parts, *taught))}, "
+            f"{'at most ' * self.at_most}{self.steps:,} steps of {self.batch_size:,} images, GMACs of one: "
+            f"{', '.join((*parts, *taught))}, "
             f"{self.macs:.2g} MACs in all; {self.images_per_s:,.0f} images/s here, the loader alone "
             f"{self.loaded_per_s:,.0f}: about {time_here}{', without torch.compile and its warm-up' * self.compiled}"
         )
@@ -122,7 +125,8 @@ def cost(
 
 def cost_of_learning(
     model: nn.Module,
-    how: Lockd | Dwain,
+    trained: Callable[[nn.Module, Tensor, Any], Trained],
+    how: Any,
     data: Any,
     transform: Transform,
     schedule: Schedule,
@@ -133,11 +137,11 @@ def cost_of_learning(
 ) -> Cost | None:
     """Count and time what a method trains before the structure is known.
 
-    Of `lockd` the pairs are the student and the frozen model is the teacher. Of `dwain` it is the most that it can be,
-    as if each layer that is looked at were replaced, by no fewer macs; probes of ranks aren't counted.
+    Where the dense model runs beside what is trained, it is the teacher.
 
     Args:
         model: dense, with `pretrained_cfg`; left as it was.
+        trained: the method's, as `Algorithm` has it.
         how: the method's declaration.
         data: images to train on, with a length.
         transform: of training images.
@@ -153,30 +157,25 @@ def cost_of_learning(
         StructureError: no layer can be factored.
         UnknownName: the declaration excludes a layer that isn't there.
     """
-    steps, config, device = _steps(data, schedule), config_of(model), torch.device(device)
+    machine, steps, size = machine or Machine(), _steps(data, schedule), config_of(model)["input_size"]
     if steps is None:
         return None
-    dense = copy.deepcopy(model).eval().requires_grad_(False).to("meta")
-    weight = next(dense.parameters())
-    image = torch.empty(2, *config["input_size"], device="meta", dtype=weight.dtype)
-    if isinstance(how, Dwain):
-        layers = len(looked_at(dense, image, how))
-        found = cost(model, (), data, transform, schedule, machine=machine, processes=processes, device=device)
-        return found and replace(found, steps=layers * steps)
-    machine, share = machine or Machine(), max(1, schedule.batch_size // processes)
-    frozen = copy.deepcopy(model).eval().requires_grad_(False).to(device)
-    student = Pairs(frozen, started(frozen, torch.zeros_like(image, device=device), how), how).to(device)
+    dense, device = copy.deepcopy(model).eval(), torch.device(device)
+    image = torch.zeros(2, *size, dtype=next(dense.parameters()).dtype)
     with torch.device("meta"):
-        together = measure(Pairs(dense, started(dense, image, how), how), config["input_size"]).macs
-    forward = measure(model).macs
+        counted = trained(copy.deepcopy(dense).to("meta"), image.to("meta"), how)
+    beside = measure(model).macs if counted.beside else 0
+    student = trained(dense.to(device), image.to(device), how).student.to(device).train()
+    share = max(1, schedule.batch_size // processes)
     return Cost(
-        steps,
+        counted.times * steps,
         schedule.batch_size,
-        together - forward,
-        forward,
-        processes * _trained(student, config, (), (), share, machine, device),
+        measure(counted.student, size).macs - beside,
+        beside,
+        processes * _trained(student, config_of(model), (), (), share, machine, device),
         processes * _loaded(task_of(model), data, transform, share, machine),
         machine.compile,
+        counted.at_most,
     )
 
 
@@ -206,16 +205,16 @@ def training_costs(
 
 def learning_costs(base: nn.Module, recipe: Recipe, data: str, machine: Machine, here: Any) -> str:
     """What a recipe's method is, and what it costs where it trains, in a line; arguments as for `training_costs`."""
-    if recipe.method not in LEARNING:
-        return recipe.method or "initialise"
-    how, schedule = learning(recipe.method, recipe.options)
-    if not schedule.epochs:
+    if recipe.method is None:
+        return "initialise"
+    trained, (how, schedule) = algorithm(recipe.method).trained, declarations_of(recipe)
+    if trained is None or schedule is None or not schedule.epochs:
         return recipe.method
     transform = task_of(base).training_transform(config_of(base), recipe.augment)
     where: Any = {"machine": machine, "processes": here.num_processes, "device": here.device}
     images, schedule = training_images(base, data, schedule, **reading(recipe))
-    found = cost_of_learning(base, how, images, transform, schedule, **where)
-    return f"{recipe.method}: {'at most ' * isinstance(how, Dwain)}{found}" if found else recipe.method
+    found = cost_of_learning(base, trained, how, images, transform, schedule, **where)
+    return f"{recipe.method}: {found}" if found else recipe.method
 
 
 def _steps(data: Any, schedule: Schedule) -> int | None:

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from zoo.compression import Algorithm, Given, Trained
 from zoo.compression.low_rank.factors import (
     chosen,
     directions,
@@ -48,6 +49,7 @@ from zoo.compression.low_rank.factors import (
 )
 from zoo.declarations import Count, validate
 from zoo.errors import DataError, require
+from zoo.structure.description import Description
 from zoo.structure.plan import Factor, Rank
 from zoo.training import checkpoint as states
 from zoo.training.distillation import task_step
@@ -265,3 +267,21 @@ def _resume_(path: Path, run: str, model: nn.Module) -> dict[str, int | None]:
         if k is not None:
             _assign_(model, layer, k, tensors)
     return ranks
+
+
+def trained(model: nn.Module, image: Tensor, how: Dwain) -> Trained:
+    """The model, as often as there are layers to look at: at most, since few are replaced and each has fewer macs."""
+    return Trained(copy.deepcopy(model), times=len(looked_at(model, image, how)), at_most=True)
+
+
+def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:
+    """What `zoo.compress` calls."""
+    labelled = list(zip(given.batches, given.labels, strict=True))
+    seed, state, machine = given.seed, given.state, given.machine
+    edit, tensors = dwain(
+        given.model, labelled, given.epoch, given.how, given.schedule, seed=seed, state=state, machine=machine
+    )
+    return given.edited(edit), tensors
+
+
+ALGORITHM = Algorithm(Dwain, run, SCHEDULE, trained)

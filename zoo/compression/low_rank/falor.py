@@ -21,7 +21,7 @@ Source: Yu, Wu, "Compressing Transformers: Features Are Low-Rank, but Weights Ar
 criterion as in ptdeco (TCL Research Europe), `ptdeco.falor`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +31,7 @@ from msgspec import Meta
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from zoo.compression import Algorithm, Given
 from zoo.compression.low_rank.factors import (
     chosen,
     directions,
@@ -46,6 +47,7 @@ from zoo.compression.low_rank.factors import (
 from zoo.declarations import Count, validate
 from zoo.errors import DataError, require
 from zoo.measurement.divergence import symmetric_kl
+from zoo.structure.description import Description
 from zoo.structure.plan import Factor, Rank
 from zoo.training import checkpoint as states
 
@@ -153,3 +155,12 @@ def bisection(full: int, accepted: Callable[[int], bool]) -> int:
             best -= step
         step //= 2
     return best
+
+
+def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:
+    """What `zoo.compress` calls."""
+    edit, tensors = falor(given.model, given.batches, given.how, state=given.state)
+    return given.edited(edit), tensors
+
+
+ALGORITHM = Algorithm(Falor, run)

@@ -37,10 +37,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.compression import Algorithm, Given, Trained
 from zoo.compression.activations import Draw, observe, rows
 from zoo.compression.low_rank.factors import chosen, factorable, factored, grows, nsr, pair, reference, replaced
 from zoo.declarations import Count, Positive, validate
 from zoo.errors import DataError, StructureError
+from zoo.structure.description import Description
 from zoo.structure.plan import Factor, Rank
 from zoo.training import checkpoint as states
 from zoo.training.schedule import Machine, Schedule
@@ -247,3 +249,19 @@ def _edit(
         layers[path] = rank
         tensors |= factored(layer, A[kept], B[:, kept], path, factors[1].bias)  # type: ignore[arg-type]
     return Factor(layers), replaced(model, tensors, layers)
+
+
+def trained(model: nn.Module, image: Tensor, how: Lockd) -> Trained:
+    """The pairs of all layers, beside the frozen model."""
+    frozen = copy.deepcopy(model).requires_grad_(False)
+    return Trained(Pairs(frozen, started(frozen, image, how), how), beside=True)
+
+
+def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:
+    """What `zoo.compress` calls."""
+    seed, state, machine = given.seed, given.state, given.machine
+    edit, tensors = lockd(given.model, given.epoch, given.how, given.schedule, seed=seed, state=state, machine=machine)
+    return given.edited(edit), tensors
+
+
+ALGORITHM = Algorithm(Lockd, run, SCHEDULE, trained)

@@ -29,7 +29,7 @@ backward pass to activations alone about as much again: 1 + draws for the statis
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
@@ -37,6 +37,7 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from zoo.catalog.entry import Budget
+from zoo.compression import Algorithm, Given
 from zoo.compression.calibration import dealt
 from zoo.compression.channels.analysis import analyse, exported
 from zoo.compression.low_rank.factors import chosen, factorable
@@ -47,6 +48,7 @@ from zoo.compression.repair import calling, located, repair, watch
 from zoo.declarations import Count, Whole, validate
 from zoo.errors import BudgetError, DataError, StructureError
 from zoo.measurement.macs import measure
+from zoo.structure.description import Description
 from zoo.structure.plan import Factor, Rank
 from zoo.structure.tensors import tensors_of
 
@@ -374,3 +376,13 @@ def _repair_(model: nn.Module, factored: nn.Module, paths: Sequence[str], batche
     found = repair(calling(factored, cut), cut, tensors_of(factored), batches, dense, lambda q, p: divergence([p], [q]))
     held = tensors_of(factored)
     _put_(list(held.values()), [found[path] for path in held])
+
+
+def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:
+    """What `zoo.compress` calls."""
+    assert given.budget is not None
+    edit, tensors = low_rank(given.model, given.batches, given.budget, replace(given.how, seed=given.seed))
+    return given.edited(edit), tensors
+
+
+ALGORITHM = Algorithm(LowRank, run)

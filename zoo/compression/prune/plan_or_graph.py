@@ -1,0 +1,77 @@
+"""Pruned models are told by a plan where what plans can cut meets the budget, else by a graph."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from zoo.compression import Algorithm, Given
+from zoo.compression.channels import planning
+from zoo.compression.channels.checking import CLOSE, cut, difference, graph_difference, halves
+from zoo.compression.channels.groups import Analysis
+from zoo.compression.exclusion import kept_whole
+from zoo.compression.prune.allocation import allocate, prior
+from zoo.compression.prune.prune import Prune, Pruned, prune
+from zoo.errors import BudgetError, StructureError
+from zoo.structure.describing import describe
+from zoo.structure.description import Description
+from zoo.structure.graph.exported import lift
+from zoo.structure.plan import Plan
+
+log = logging.getLogger(__name__)
+
+
+def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:
+    """What `zoo.compress` calls."""
+    dense, how, budget, image = planning.swapped(given.model), given.how, given.budget, given.batches[0][:2]
+    assert budget is not None
+    buffers = {path: (held, held.shape) for path, held in dense.named_buffers()}  # timm's convit grows one in forward
+
+    def enough(analysis: Analysis) -> Sequence[Tensor]:
+        if not analysis.groups:
+            raise BudgetError(f"{type(dense).__name__}: no channels that can be cut were found")
+        allocate(analysis, prior(analysis), budget, how.round_to, how.floor)
+        return halves(analysis)
+
+    trial, no_plan = planning.plan_else_graph(dense, image, enough, kept_whole(dense, how.exclude, "prune"))
+    if no_plan:
+        enough(trial.analysis)  # before anything is measured
+    found = prune(dense, trial.analysis, given.batches, budget, how)
+    log.debug("prune: %d images went through the model", found.forwards)
+    if not no_plan:
+        try:
+            structure, tensors = _plan(given.description, dense, trial.analysis, found, image)
+        except StructureError as error:
+            no_plan = str(error)
+    if no_plan:
+        structure, tensors = _graph(given.description, dense, trial.analysis, found, image)
+        log.info("%s becomes a graph: by a plan, the %s", structure.name, no_plan)
+    grown = {path for path, now in dense.named_buffers() if path in buffers and now.shape != buffers[path][1]}
+    return structure, {**tensors, **{path: buffers[path][0] for path in grown & set(tensors)}}
+
+
+def _plan(
+    about: Description, dense: nn.Module, analysis: Analysis, found: Pruned, image: Tensor
+) -> tuple[Description, Mapping[str, Tensor]]:
+    smaller = planning.planned(dense, analysis, found.units)
+    _check_close(about, difference(dense, analysis, found.units, smaller, image))
+    return replace(about, plan=describe(smaller).plan), found.tensors
+
+
+def _graph(
+    about: Description, dense: nn.Module, analysis: Analysis, found: Pruned, image: Tensor
+) -> tuple[Description, Mapping[str, Tensor]]:
+    _check_close(about, graph_difference(dense, analysis, found.units, image))
+    program = cut(analysis, found.units)
+    graph, tensors = lift(program, {**program.constants, **found.tensors})
+    return replace(about, plan=Plan(), graph=graph), tensors
+
+
+def _check_close(about: Description, off: float) -> None:
+    log.debug("%s: the cut is %.0e off the masked model", about.name, off)
+    if off > CLOSE:
+        raise StructureError(f"{about.name}: the cut model is {off:.1e} off the masked dense one, expected {CLOSE:.0e}")
+
+
+ALGORITHM = Algorithm(Prune, run)
