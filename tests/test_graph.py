@@ -162,9 +162,9 @@ def test_padding_same_gives_a_stride_th_of_the_pixels_rounded_up(size, kernel, s
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"nodes": {}}, "graph.nodes isn't a list"),
-        ({"extra": 1}, "isn't an object of inputs, outputs and nodes"),
-        ({"nodes": [{"name": "a"}]}, "graph.nodes[0] isn't an object of attributes, inputs, module, name, op"),
+        ({"nodes": {}}, "graph: nodes is {}, expected a list of at most 50,000"),
+        ({"extra": 1}, "graph: unknown key 'extra', known are inputs, nodes, outputs"),
+        ({"nodes": [{"name": "a"}]}, "graph: nodes[0]: missing 'op'"),
         (
             {"nodes": [{"name": "a", "op": "os.system", "inputs": ["x"]}]},
             "node 'a' is a 'os.system', an operation this version",
@@ -178,20 +178,28 @@ def test_padding_same_gives_a_stride_th_of_the_pixels_rounded_up(size, kernel, s
             {"nodes": [{"name": "a b", "op": "relu", "inputs": ["x"]}]},
             "the name is taken, or isn't one of dotted words",
         ),
-        ({"nodes": [{"name": "a", "op": "relu", "inputs": "x"}]}, "graph.nodes[0].inputs isn't a list of names"),
+        ({"nodes": [{"name": "a", "op": "relu", "inputs": "x"}]}, "graph: nodes[0].inputs is 'x', expected a list"),
         (
             {"nodes": [{"name": "a", "op": "relu", "inputs": ["x"], "attributes": {"inplace": True}}]},
             "relu has no attribute 'inplace'",
         ),
         (
             {"nodes": [{"name": "a", "op": "linear", "inputs": ["x"], "attributes": {"in_features": 1e12}}]},
-            "in_features is 1000000000000.0, at most 200000 is accepted",
+            "in_features is 1000000000000.0, expected a number from -200,000 to 200,000",
         ),
         (
             {"nodes": [{"name": "a", "op": "mean", "inputs": ["x"], "attributes": {"dim": {"a": 1}}}]},
-            "node 'a'.dim is a dict, expected plain data",
+            "node 'a'.dim is {'a': 1}, expected true or false or text or a whole number from",
         ),
         ({"nodes": [{"name": "a", "op": "conv2d", "inputs": ["x"], "module": "b"}]}, "uses the module of 'b'"),
+        (
+            {"nodes": [{"name": "a", "op": "relu", "input": ["x"]}]},
+            "nodes[0]: unknown key 'input', known are name, op, ",
+        ),
+        (
+            {"nodes": [{"name": "a", "op": "permute", "attributes": {"dims": [[[[1]]]]}}]},
+            "node 'a'.dims[0][0][0] is [1], expected ",
+        ),
         ({"nodes": [], "outputs": ["y"]}, "output 'y' isn't a node"),
         ({"nodes": [], "outputs": []}, "no input or no output"),
     ],
@@ -209,7 +217,10 @@ def test_a_graph_that_cannot_be_understood_is_refused(change, message):
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
-        ({"in_features": 100_000, "out_features": 100_000_000}, "at most 200000 is accepted"),
+        (
+            {"in_features": 100_000, "out_features": 100_000_000},
+            "is 100000000, expected a whole number from -200,000 to",
+        ),
         ({"in_features": -1, "out_features": 3}, "no linear of"),
         ({}, "no linear of {}"),
     ],

@@ -50,6 +50,7 @@ edits = st.one_of(
     st.builds(Swap, st.dictionaries(paths, st.just("BeitAttention"), max_size=3)),
 )
 keys = st.sampled_from(["edit", "widths", "heads", "tensors", "layers", "paths", "classes", "other"])
+SIZE = "expected a whole number from 1 to 2,147,483,647"
 kinds = st.sampled_from(["narrow", "factor", "mask", "drop", "swap", "fold"])
 anything = st.recursive(st.none() | st.integers() | kinds, lambda x: st.lists(x) | st.dictionaries(keys, x))
 plans = st.builds(Plan, st.lists(edits, max_size=4).map(tuple))
@@ -96,28 +97,39 @@ def test_whatever_json_is_read_gives_a_plan_or_an_error_of_one_line(data):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({}, "plan: expected a list of edits, each an object"),
-        ([1], "plan: expected a list of edits, each an object"),
+        ({}, "plan is {}, expected a list"),
+        ([1], "plan[0] is 1, expected a table"),
         ([{"edit": "mask"}, {}], "plan[1]: unknown edit None, known are narrow, factor, mask, drop, swap"),
         ([{"edit": "fold"}], "plan[0]: unknown edit 'fold', known are narrow, factor, mask, drop, swap"),
         ([{"edit": ["mask"]}], "plan[0]: unknown edit ['mask'], known are narrow, factor, mask, drop, swap"),
-        ([{"edit": "factor", "rank": 3}], "plan[0]: factor has no key 'rank', known are layers"),
-        ([{"edit": "narrow", "layers": {}}], "plan[0]: narrow has no key 'layers', known are heads, tensors, widths"),
-        ([{"edit": "narrow", "widths": []}], "plan[0].widths: expected an object by module path, found list"),
-        ([{"edit": "factor", "layers": {"fc": 3}}], "plan[0].layers.fc: expected an object by module path, found int"),
+        ([{"edit": "factor", "rank": 3}], "plan[0]: unknown key 'rank', known are edit, layers"),
+        ([{"edit": "narrow", "layers": {}}], "plan[0]: unknown key 'layers', known are edit, widths, heads, tensors"),
+        ([{"edit": "narrow", "widths": []}], "plan[0].widths is [], expected a table"),
+        ([{"edit": "factor", "layers": {"fc": 3}}], "plan[0].layers.fc is 3, expected a table"),
         (
-            [{"edit": "narrow", "widths": {"fc": {"out": 3}}}],
-            "plan[0].widths.fc: found keys out, expected outputs, inputs, groups",
+            [{"edit": "narrow", "widths": {"a": {"outputs": 2}, "fc": {"out": 3}}}],
+            "plan[0].widths.fc: unknown key 'out', known are outputs, inputs, groups",
         ),
         (
-            [{"edit": "narrow", "heads": {"a": {"num_heads": 1}}}],
-            "plan[0].heads.a: found keys num_heads, expected num_heads, head_dim, key_dim",
+            [{"edit": "narrow", "widths": {"fc": {"outputs": "3"}}}],
+            f"plan[0].widths.fc.outputs is '3', {SIZE}",
         ),
-        ([{"edit": "factor", "layers": {"fc": {}}}], "plan[0].layers.fc: found keys none, expected rank, spatial"),
-        ([{"edit": "narrow", "tensors": {"a": 3}}], "plan[0].tensors.a: expected a list of sizes"),
-        ([{"edit": "narrow", "tensors": {"a": [3.0]}}], "plan[0].tensors.a: expected a list of sizes"),
-        ([{"edit": "mask", "paths": "fc"}], "plan[0].paths: expected a list of module paths"),
-        ([{"edit": "mask", "paths": [1]}], "plan[0].paths: expected a list of module paths"),
+        (
+            [{"edit": "narrow", "widths": {"fc": {"outputs": True}}}],
+            f"plan[0].widths.fc.outputs is True, {SIZE}",
+        ),
+        ([{"edit": "narrow", "widths": {"fc": {"outputs": 0}}}], f"plan[0].widths.fc.outputs is 0, {SIZE}"),
+        ([{"edit": "narrow", "heads": {"a": {"num_heads": 1}}}], "plan[0].heads.a: missing 'head_dim'"),
+        ([{"edit": "factor", "layers": {"fc": {}}}], "plan[0].layers.fc: missing 'rank'"),
+        (
+            [{"edit": "factor", "layers": {"fc": {"rank": 1, "spatial": "both"}}}],
+            "plan[0].layers.fc.spatial is 'both', expected first or last",
+        ),
+        ([{"edit": "narrow", "tensors": {"a": 3}}], "plan[0].tensors.a is 3, expected a list"),
+        ([{"edit": "narrow", "tensors": {"a": [2, 3.0]}}], f"plan[0].tensors.a[1] is 3.0, {SIZE}"),
+        ([{"edit": "mask", "paths": "fc"}], "plan[0].paths is 'fc', expected a list"),
+        ([{"edit": "mask", "paths": [1]}], "plan[0].paths[0] is 1, expected text of at most 1,000 characters"),
+        ([{"edit": "drop", "paths": {"a\nb": "one"}}], r"plan[0].paths['a\nb'] is 'one', expected identity or zero"),
     ],
 )
 def test_json_that_is_no_plan_is_refused_by_name(data, message):

@@ -94,7 +94,7 @@ def _problem(kind: Any, data: Any, place: str) -> str:
             key = next((key for key in data if not _fits(get_args(member)[0], key)), None)
             if key is not None:
                 return f"{place} has the key {_shown(key)}, expected {_expected(get_args(member)[0])}"
-    return f"{place} is {_shown(data)}, expected {_expected(kind)}"
+    return f"{place} is {_shown(data)}, expected {_expected(kind, data)}"
 
 
 def _wrong_key(structs: Sequence[Any], data: Mapping[str, Any]) -> str:
@@ -164,13 +164,15 @@ def _shown(value: Any) -> str:
         return "a number of thousands of digits"
 
 
-def _expected(kind: Any) -> str:
-    """A type in words."""
+def _expected(kind: Any, data: Any = None) -> str:
+    """A type in words; of several those that are of the data's kind, if any is."""
     if get_origin(kind) is Annotated:
         plain, bounds = get_args(kind)[0], _bounds(kind)
         return bounds.description or " ".join((_expected(plain), *_said(bounds, plain)))
     if get_origin(kind) in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_expected(each) for each in get_args(kind) if each is not type(None)))
+        several = [each for each in get_args(kind) if each is not type(None)]
+        alike = [each for each in several if any((get_origin(m) or m) is type(data) for m in _members(each))]
+        return " or ".join(dict.fromkeys(map(_expected, alike or several)))
     if get_origin(kind) is Literal:
         return " or ".join(map(str, get_args(kind)))
     if kind in _WORDS:

@@ -6,13 +6,12 @@ Nothing is claimed that wasn't measured by us, but for the source's figures, whi
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path, PurePath
 from typing import Any
 
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
-from msgspec import to_builtins
+from msgspec import structs, to_builtins
 
 from zoo import catalog
 from zoo.catalog.entry import Base, Entry, Recipe, Reported
@@ -306,7 +305,7 @@ def _results(edit: Edit) -> dict[str, str]:
 def _result(item: Width | Heads | Rank) -> str:
     match item:
         case Width():
-            return ", ".join(f"{count} {what}" for what, count in asdict(item).items() if count is not None)
+            return ", ".join(f"{count} {what}" for what, count in structs.asdict(item).items() if count is not None)
         case Heads():
             return f"{item.num_heads} heads of {item.head_dim}"
         case _:

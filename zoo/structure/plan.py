@@ -5,12 +5,14 @@ become is worked out when the plan is applied, from tensor shapes and from the t
 value, reads and writes JSON, and composes: what one edit leaves, the next may address.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, Literal, Self, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self, get_args
 
+from msgspec import Meta, Struct, json, structs
 from torch import Tensor, nn
 
+from zoo.declarations import Name, validated
 from zoo.errors import StructureError
 from zoo.structure import blocks, feature_info
 from zoo.structure.narrowing import count, narrow_heads_, narrow_layer_, narrow_tensor_, width_of
@@ -18,10 +20,10 @@ from zoo.structure.replacements import REPLACEMENTS, Identity, Zero
 
 Spatial = Literal["first", "last"]
 Remnant = Literal["identity", "zero"]
+Size = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 
-@dataclass(frozen=True)
-class Width:
+class Width(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Channels that a layer keeps.
 
     Args:
@@ -31,22 +33,20 @@ class Width:
             groups follow from its `outputs`).
     """
 
-    outputs: int | None = None
-    inputs: int | None = None
-    groups: int | None = None
+    outputs: Size | None = None
+    inputs: Size | None = None
+    groups: Size | None = None
 
 
-@dataclass(frozen=True)
-class Heads:
+class Heads(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Heads that an attention module keeps, and their width; `key_dim` is that of queries and keys where it differs."""
 
-    num_heads: int
-    head_dim: int
-    key_dim: int | None = None
+    num_heads: Size
+    head_dim: Size
+    key_dim: Size | None = None
 
 
-@dataclass(frozen=True)
-class Rank:
+class Rank(Struct, frozen=True, forbid_unknown_fields=True):
     """How a layer is split in two.
 
     Args:
@@ -54,12 +54,18 @@ class Rank:
         spatial: which factor of a convolution keeps the kernel, stride, padding and dilation.
     """
 
-    rank: int
+    rank: Size
     spatial: Spatial = "first"
 
 
-@dataclass(frozen=True)
-class Narrow:
+class _Edit(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="edit", tag=str.lower):
+    @property
+    def edit(self) -> str:
+        """Its name in a plan's JSON."""
+        return type(self).__name__.lower()
+
+
+class Narrow(_Edit, frozen=True):
     """Fewer channels.
 
     Args:
@@ -68,10 +74,9 @@ class Narrow:
         tensors: shapes by path of a tensor that is no layer's (a position embedding, a bias table, a block's scale).
     """
 
-    edit: ClassVar[str] = "narrow"
-    widths: Mapping[str, Width] = field(default_factory=dict)
-    heads: Mapping[str, Heads] = field(default_factory=dict)
-    tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    widths: Mapping[Name, Width] = {}
+    heads: Mapping[Name, Heads] = {}
+    tensors: Mapping[Name, tuple[Size, ...]] = {}
 
     def apply_(self, model: nn.Module) -> None:
         """Keep the first channels of each."""
@@ -85,12 +90,10 @@ class Narrow:
             blocks.refresh_block_(module)
 
 
-@dataclass(frozen=True)
-class Factor:
+class Factor(_Edit, frozen=True):
     """W (m × n) becomes B·A with A (rank × n) and B (m × rank): two layers in sequence, the bias in the second."""
 
-    edit: ClassVar[str] = "factor"
-    layers: Mapping[str, Rank] = field(default_factory=dict)
+    layers: Mapping[Name, Rank] = {}
 
     def apply_(self, model: nn.Module) -> None:
         """Replace each layer by its two factors."""
@@ -98,12 +101,10 @@ class Factor:
             _replace_(model, path, _factors(_module(model, self, path), rank, path))
 
 
-@dataclass(frozen=True)
-class Mask:
+class Mask(_Edit, frozen=True):
     """Stored zeros stay zero while training; the structure is the base's."""
 
-    edit: ClassVar[str] = "mask"
-    paths: tuple[str, ...] = ()
+    paths: tuple[Name, ...] = ()
 
     def apply_(self, model: nn.Module) -> None:
         """Check that each path has a weight."""
@@ -112,12 +113,10 @@ class Mask:
                 raise StructureError(f"mask: {path} has no weight to mask")
 
 
-@dataclass(frozen=True)
-class Drop:
+class Drop(_Edit, frozen=True):
     """A block becomes the identity, or a branch beside a shortcut becomes zero."""
 
-    edit: ClassVar[str] = "drop"
-    paths: Mapping[str, Remnant] = field(default_factory=dict)
+    paths: Mapping[Name, Remnant] = {}
 
     def apply_(self, model: nn.Module) -> None:
         """Replace each module."""
@@ -128,12 +127,10 @@ class Drop:
             _replace_(model, path, Identity() if remnant == "identity" else Zero())
 
 
-@dataclass(frozen=True)
-class Swap:
+class Swap(_Edit, frozen=True):
     """A module takes an allow-listed class (`structure.layers.REPLACEMENTS`) where timm's own hard-codes a width."""
 
-    edit: ClassVar[str] = "swap"
-    classes: Mapping[str, str] = field(default_factory=dict)
+    classes: Mapping[Name, Name] = {}
 
     def apply_(self, model: nn.Module) -> None:
         """Change each class; parameters and attributes stay."""
@@ -148,7 +145,6 @@ class Swap:
 
 
 Edit = Narrow | Factor | Mask | Drop | Swap
-EDITS: dict[str, type[Edit]] = {kind.edit: kind for kind in get_args(Edit)}
 
 
 @dataclass(frozen=True)
@@ -162,26 +158,21 @@ class Plan:
 
     def paths(self) -> list[str]:
         """Every module path that an edit addresses, each once."""
-        return list(dict.fromkeys(path for edit in self.edits for item in _values(edit) for path in item))
+        return list(dict.fromkeys(path for edit in self.edits for item in structs.astuple(edit) for path in item))
 
     def to_json(self) -> list[dict[str, Any]]:
         """The plan as JSON: one object an edit; what has its default is left out."""
-        rows = (asdict(edit) for edit in self.edits)
-        return [
-            {"edit": edit.edit, **{key: _without_none(value) for key, value in row.items() if value}}
-            for edit, row in zip(self.edits, rows, strict=True)
-        ]
+        rows: list[dict[str, Any]] = json.decode(json.encode(self.edits))
+        return rows
 
     @classmethod
-    def from_json(cls, data: Any) -> "Plan":
+    def from_json(cls, data: Any, where: str = "plan") -> "Plan":
         """Read what `to_json` wrote.
 
         Raises:
             StructureError: an unknown edit, an unknown or missing key, or a value of another type.
         """
-        if not isinstance(data, list) or not all(isinstance(item, dict) for item in data):
-            raise StructureError("plan: expected a list of edits, each an object")
-        return cls(tuple(_edit(item, f"plan[{i}]") for i, item in enumerate(data)))
+        return cls(validated(tuple[Edit, ...], data, where, StructureError))
 
 
 def apply_(model: nn.Module, plan: Plan) -> nn.Module:
@@ -291,57 +282,3 @@ def _factors(layer: nn.Module, rank: Rank, path: str) -> nn.Sequential:
         bias = layer.bias is not None
         return nn.Sequential(nn.Conv2d(n, k, bias=False, **first, **to), nn.Conv2d(k, m, bias=bias, **last, **to))
     raise StructureError(f"factor: {path} is a {type(layer).__name__}, expected a Linear or an ungrouped Conv2d")
-
-
-def _values(edit: Edit) -> list[Iterable[str]]:
-    return [getattr(edit, f.name) for f in fields(edit)]
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _edit(item: dict[str, Any], where: str) -> Edit:
-    kind = EDITS.get(str(item.get("edit")))
-    if kind is None:
-        raise StructureError(f"{where}: unknown edit {item.get('edit')!r}, known are {', '.join(EDITS)}")
-    readers: dict[str, Callable[[Any, str], Any]] = {
-        "widths": lambda v, w: {p: _record(Width, r, f"{w}.{p}") for p, r in _object(v, w).items()},
-        "heads": lambda v, w: {p: _record(Heads, r, f"{w}.{p}") for p, r in _object(v, w).items()},
-        "tensors": lambda v, w: {p: _shape(r, f"{w}.{p}") for p, r in _object(v, w).items()},
-        "layers": lambda v, w: {p: _record(Rank, r, f"{w}.{p}") for p, r in _object(v, w).items()},
-        "classes": _object,
-        "paths": _object if kind is Drop else _names,
-    }
-    known = {f.name for f in fields(kind)}
-    for key in item.keys() - known - {"edit"}:
-        raise StructureError(f"{where}: {kind.edit} has no key {key!r}, known are {', '.join(sorted(known))}")
-    return kind(**{key: readers[key](item[key], f"{where}.{key}") for key in known & item.keys()})
-
-
-def _object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise StructureError(f"{where}: expected an object by module path, found {type(value).__name__}")
-    return value
-
-
-def _names(value: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise StructureError(f"{where}: expected a list of module paths")
-    return tuple(value)
-
-
-def _shape(value: Any, where: str) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(type(size) is int for size in value):
-        raise StructureError(f"{where}: expected a list of sizes")
-    return tuple(value)
-
-
-def _record(kind: type[Any], value: Any, where: str) -> Any:
-    try:
-        return kind(**_object(value, where))
-    except TypeError:
-        known = ", ".join(f.name for f in fields(kind))
-        raise StructureError(f"{where}: found keys {', '.join(value) or 'none'}, expected {known}") from None

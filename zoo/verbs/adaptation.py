@@ -3,10 +3,11 @@
 What is changed is also said in `zoo_entry`, so that an adapted model can be saved.
 """
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
+from msgspec import structs
 from timm.models._features import FeatureGetterNet  # not among timm.models' exported names
 from torch import nn
 
@@ -42,7 +43,8 @@ def set_num_classes_(model: nn.Module, num_classes: int) -> None:
     configure_(model, {**config, "num_classes": num_classes})
     plan = describe(model).plan
     edits = tuple(
-        replace(edit, **{f.name: _without(getattr(edit, f.name), paths) for f in fields(edit)}) for edit in plan.edits
+        structs.replace(edit, **{name: _without(value, paths) for name, value in structs.asdict(edit).items()})
+        for edit in plan.edits
     )
     head = Narrow({path: Width(inputs=kept) for path, kept in inputs.items() if kept and path in plan.paths()})
     plan = Plan((*edits, head) if num_classes and head.widths else edits)
@@ -73,7 +75,7 @@ def _without(paths: Any, left_out: tuple[str, ...]) -> Any:
 def _redescribe_(model: nn.Module, plan: Plan, **args: int) -> None:
     description = describe(model)
     assert description.base is not None  # graphs have been refused
-    base = replace(description.base, args={**description.base.args, **args})
+    base = structs.replace(description.base, args={**description.base.args, **args})
     attach_(model, replace(description, base=base, plan=plan))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import timm
 import torch
+from msgspec import structs
 from torch import Tensor, nn
 
 from zoo.catalog.entry import Base, Entry
@@ -84,7 +85,7 @@ def _torch_dag(
     graph, tensors = torch_dag.read(folder)
     softmax = None if probabilities else _last_softmax(graph)
     if softmax is not None:
-        graph = replace(graph, nodes=tuple(n for n in graph.nodes if n is not softmax), outputs=softmax.inputs)
+        graph = structs.replace(graph, nodes=tuple(n for n in graph.nodes if n is not softmax), outputs=softmax.inputs)
     classes = _classes(graph, tensors)
     built = build(graph, name)
     config = preprocessing(entry, base, classes)

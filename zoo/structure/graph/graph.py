@@ -6,11 +6,13 @@ It is what a checkpoint becomes that no timm model has the shape of. It is a val
 
 import keyword
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
+from msgspec import Struct, json
 from torch import Tensor, fx, nn
 
+from zoo.declarations import Name, validated
 from zoo.errors import StructureError, in_one_line
 from zoo.structure.base import MAX_ARGUMENT, Meta
 from zoo.structure.graph.aten import ATEN
@@ -23,9 +25,14 @@ INTS = {function.__name__: function for function in SIZES}
 MAX_DEPTH = 16  # words of a dotted name
 MAX_NODES = 50_000  # the largest model of the catalog has some 1,500
 
+_Bounds = msgspec.Meta(ge=-MAX_ARGUMENT, le=MAX_ARGUMENT)
+_Plain = None | bool | str | Annotated[int, _Bounds] | Annotated[float, _Bounds]
+_Row = Annotated[list[_Plain], msgspec.Meta(max_length=64)]
+_Rows = Annotated[list[_Plain | _Row], msgspec.Meta(max_length=64)]
+Attribute = _Plain | Annotated[list[_Plain | _Rows], msgspec.Meta(max_length=64)]
 
-@dataclass(frozen=True)
-class Node:
+
+class Node(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One operation and what it reads.
 
     Args:
@@ -37,15 +44,14 @@ class Node:
         module: of a module op, the earlier node whose module it uses too.
     """
 
-    name: str
-    op: str
-    inputs: tuple[str, ...] = ()
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-    module: str | None = None
+    name: Name
+    op: Name
+    inputs: tuple[Name, ...] = ()
+    attributes: Mapping[str, Any] = {}
+    module: Name | None = None
 
 
-@dataclass(frozen=True)
-class Graph:
+class Graph(Struct, frozen=True, forbid_unknown_fields=True):
     """Nodes in the order in which they run.
 
     Args:
@@ -54,16 +60,14 @@ class Graph:
         outputs: names of what it returns; several are returned as a tuple.
     """
 
-    inputs: tuple[str, ...]
-    nodes: tuple[Node, ...]
-    outputs: tuple[str, ...]
+    inputs: tuple[Name, ...]
+    nodes: Annotated[tuple[Node, ...], msgspec.Meta(max_length=MAX_NODES)]
+    outputs: tuple[Name, ...]
 
     def to_json(self) -> dict[str, Any]:
         """The graph as a JSON object; what has its default is left out."""
-        rows = [
-            {key: value for key, value in asdict(node).items() if value not in ((), {}, None)} for node in self.nodes
-        ]
-        return {"inputs": list(self.inputs), "outputs": list(self.outputs), "nodes": rows}
+        data = json.decode(json.encode(self))
+        return {"inputs": data["inputs"], "outputs": data["outputs"], "nodes": data["nodes"]}
 
     @classmethod
     def from_json(cls, data: Any, where: str = "graph") -> "Graph":
@@ -72,13 +76,7 @@ class Graph:
         Raises:
             StructureError: a key, a type or a name isn't what it must be; the message names the node.
         """
-        if not isinstance(data, dict) or set(data) != {"inputs", "outputs", "nodes"}:
-            raise StructureError(f"{where} isn't an object of inputs, outputs and nodes")
-        rows = data["nodes"]
-        if not isinstance(rows, list) or len(rows) > MAX_NODES:
-            raise StructureError(f"{where}.nodes isn't a list of at most {MAX_NODES} nodes")
-        nodes = tuple(_node(row, f"{where}.nodes[{number}]") for number, row in enumerate(rows))
-        graph = cls(_names(data["inputs"], f"{where}.inputs"), nodes, _names(data["outputs"], f"{where}.outputs"))
+        graph: Graph = validated(cls, data, f"{where}:", StructureError)
         check(graph, where)
         return graph
 
@@ -110,7 +108,7 @@ def check(graph: Graph, where: str = "graph") -> None:
                 raise StructureError(
                     f"{here}: {node.op} has no attribute {key!r}, known are {', '.join(op.attributes)}"
                 )
-            _check_value(value, f"{here}.{key}")
+            validated(Attribute, value, f"{here}.{key}", StructureError)
             if key == "dtype" and value not in DTYPES:
                 raise StructureError(f"{here}.dtype is {value!r}, expected one of {', '.join(DTYPES)}")
         if node.op in CALLS:
@@ -262,38 +260,9 @@ def _add(root: nn.Module, path: str, item: nn.Module | Tensor) -> None:
         setattr(root, last, item)
 
 
-def _node(row: Any, where: str) -> Node:
-    known = {each.name for each in fields(Node)}
-    if not isinstance(row, dict) or not {"name", "op"} <= row.keys() <= known:
-        raise StructureError(f"{where} isn't an object of {', '.join(sorted(known))}")
-    attributes, module = row.get("attributes", {}), row.get("module")
-    if not isinstance(attributes, dict) or not isinstance(module, str | None):
-        raise StructureError(f"{where}: attributes isn't an object, or module isn't a name")
-    if not isinstance(row["name"], str) or not isinstance(row["op"], str):
-        raise StructureError(f"{where}: name and op must be text")
-    return Node(row["name"], row["op"], _names(row.get("inputs", []), f"{where}.inputs"), attributes, module)
-
-
 def _is_name(name: str) -> bool:
     """Whether a name is a path of words that Python lets attributes have, and of numbers within a list of modules."""
     parts = name.split(".")
     return len(parts) <= MAX_DEPTH and all(
         (part.isidentifier() and not keyword.iskeyword(part)) or (part.isdecimal() and part.isascii()) for part in parts
     )
-
-
-def _names(value: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
-        raise StructureError(f"{where} isn't a list of names")
-    return tuple(value)
-
-
-def _check_value(value: Any, where: str, depth: int = 0) -> None:
-    if isinstance(value, list | tuple) and depth < 3 and len(value) <= 64:
-        for item in value:
-            _check_value(item, where, depth + 1)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        if not abs(value) <= MAX_ARGUMENT:
-            raise StructureError(f"{where} is {value}, at most {MAX_ARGUMENT} is accepted")
-    elif not isinstance(value, bool | str | None):
-        raise StructureError(f"{where} is a {type(value).__name__}, expected plain data")
