@@ -15,7 +15,7 @@ import zoo
 from zoo.catalog.entry import Budget
 from zoo.compression import activations
 from zoo.compression.low_rank import least_squares, low_rank
-from zoo.compression.low_rank.kfac import divergence
+from zoo.compression.low_rank.kfac import mean_divergence
 from zoo.compression.low_rank.low_rank import LowRank
 from zoo.errors import StructureError
 from zoo.tasks.classification.transforms import evaluation_transform
@@ -29,7 +29,7 @@ def digits(model, images=128):
 
 
 def kl(model, other, batches):
-    return divergence([outputs(model, x) for x in batches], [outputs(other, x) for x in batches])
+    return mean_divergence([outputs(model, x) for x in batches], [outputs(other, x) for x in batches])
 
 
 @pytest.mark.parametrize(("name", "share"), [("digits_cnn", 0.4), ("digits_cnn", 0.8), ("digits_vit", 0.3)])

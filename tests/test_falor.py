@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import zoo
-from zoo.compression.low_rank import falor as module
+from zoo.compression.low_rank import factors as shared
 from zoo.compression.low_rank.factors import nsr
 from zoo.compression.low_rank.falor import Falor, bisection, falor
 from zoo.errors import DataError, StorageError, StructureError, UnknownName
@@ -251,7 +251,7 @@ def test_the_model_is_as_it_was_when_the_search_is_interrupted(tmp_path, monkeyp
             raise KeyboardInterrupt
         return nsr(*args)
 
-    monkeypatch.setattr(module, "nsr", interrupted)
+    monkeypatch.setattr(shared, "nsr", interrupted)
     state = tmp_path / "state"
     with pytest.raises(KeyboardInterrupt):
         falor(model, batches, state=state)

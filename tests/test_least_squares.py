@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from zoo.compression.low_rank.kfac import SMOOTHING, divergence, newton_
+from zoo.compression.low_rank.kfac import SMOOTHING, mean_divergence, newton_
 from zoo.compression.low_rank.least_squares import correct_
 from zoo.errors import DataError
 
@@ -100,7 +100,7 @@ def test_a_correction_of_what_is_not_finite_is_refused():
 def test_the_divergence_is_that_of_torch():
     a, b = torch.randn(2, 6, 4).double()
     wanted = F.kl_div(b.log_softmax(1), a.log_softmax(1), reduction="batchmean", log_target=True)
-    assert divergence(list(a.split(4)), list(b.split(4))) == pytest.approx(float(wanted))
+    assert mean_divergence(list(a.split(4)), list(b.split(4))) == pytest.approx(float(wanted))
 
 
 @pytest.mark.parametrize("kind", ["linear", "linear without bias", "3 x 3"])

@@ -13,10 +13,11 @@ from torch import nn
 
 import zoo
 from zoo.catalog.entry import Budget
+from zoo.compression.low_rank.allocation import Choice, allocate, choice
 from zoo.compression.low_rank.factors import factorable
 from zoo.compression.low_rank.fisher import spectra
-from zoo.compression.low_rank.kfac import divergence
-from zoo.compression.low_rank.low_rank import Choice, LowRank, allocate, choice, factors, low_rank
+from zoo.compression.low_rank.kfac import mean_divergence
+from zoo.compression.low_rank.low_rank import LowRank, low_rank, spectral_factors
 from zoo.errors import BudgetError, DataError, StructureError, UnknownName, ZooError
 from zoo.measurement.macs import measure
 from zoo.structure.plan import Factor, Rank
@@ -63,7 +64,7 @@ def factored(model, path, spectrum, rank):
     """The layer as two, by the plan."""
     copied = copy.deepcopy(model)
     layer = copied.get_submodule(path)
-    A, B, shift = factors(layer, spectrum, rank)
+    A, B, shift = spectral_factors(layer, spectrum, rank)
     Factor({path: Rank(rank)}).apply_(copied)
     pair = copied.get_submodule(path)
     with torch.no_grad():
@@ -161,7 +162,7 @@ def test_the_map_is_the_truncated_svd_of_the_weighted_layer(name):
     else:
         U, s, _ = np.linalg.svd(Lt @ W @ root)
         wanted = np.linalg.solve(Lt, U[:, :2] @ U[:, :2].T @ Lt @ W)
-    A, B, _ = factors(layer, spectrum, 2)
+    A, B, _ = spectral_factors(layer, spectrum, 2)
     found = B.flatten(1).numpy() @ A.flatten(1).numpy()
     assert np.allclose(s**2, spectrum.values.numpy()[: len(s)], rtol=1e-6, atol=1e-9 * s[0] ** 2)
     assert np.allclose(found, wanted, atol=1e-7 * np.abs(W).max())
@@ -184,7 +185,7 @@ def test_half_the_tail_is_the_divergence_at_the_prediction_where_the_error_is_sm
     model = nn.Sequential(nn.Linear(12, 4)).double().eval()
     x = torch.randn(4000, 12).double() / 10
     found = spectra(model, {"0": model[0]}, [x], ridge=1e-9, smoothing=0.0, draws=4, seed=0)["0"]
-    kl = divergence([model(x)], [factored(model, "0", found, 2)(x)])
+    kl = mean_divergence([model(x)], [factored(model, "0", found, 2)(x)])
     assert 2 * kl == pytest.approx(float(found.tail()[2]), rel=0.15)
 
 

@@ -95,9 +95,9 @@ def _images(model: nn.Module, number: int, given: Any) -> Tensor:
         raise DataError(f"{where} is {images.dtype}, expected floats; pass the images through zoo.transform(model)")
     size = input_size(model)
     if tuple(images.shape[1:]) != size:
-        found, taken = (" x ".join(map(str, shape)) for shape in (images.shape[1:], size))
+        sizes, taken = (" x ".join(map(str, shape)) for shape in (images.shape[1:], size))
         raise DataError(
-            f"calibration: images are {found}, the model takes {taken}; pass them through zoo.transform(model), or set "
+            f"calibration: images are {sizes}, the model takes {taken}; pass them through zoo.transform(model), or set "
             f"model.pretrained_cfg['input_size'] where that is wrong"
         )
     return images.detach()

@@ -34,7 +34,7 @@ def excluded(model: nn.Module, exclude: str | Sequence[str], method: str) -> set
     ['1', '2']
     """
     known = [path for path, _ in model.named_modules(remove_duplicate=False) if path]
-    found: set[str] = set()
+    paths: set[str] = set()
     for pattern in [exclude] if isinstance(exclude, str) else exclude:
         named = {path for path in known if fnmatchcase(path, str(pattern))} | _worded(model, pattern)
         if not named:
@@ -43,8 +43,8 @@ def excluded(model: nn.Module, exclude: str | Sequence[str], method: str) -> set
                 f"{method}: exclude names {pattern!r}, but the model has no such layer; "
                 f"{'near it are ' + ', '.join(near) + ', and ' if near else ''}{' and '.join(WORDS)} are words for some"
             )
-        found |= {path for path in known if any(path == name or path.startswith(f"{name}.") for name in named)}
-    return found
+        paths |= {path for path in known if any(path == name or path.startswith(f"{name}.") for name in named)}
+    return paths
 
 
 def kept_whole(model: nn.Module, exclude: str | Sequence[str], method: str) -> dict[tuple[str, int], str]:

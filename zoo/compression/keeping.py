@@ -74,10 +74,10 @@ def alike_(smaller: nn.Module, model: nn.Module) -> nn.Module:
 
 def _rates(model: nn.Module) -> dict[str, float]:
     """Path of what drops activations → its rate; timm's classifiers have one themselves."""
-    found = {}
+    rates = {}
     for path, module in model.named_modules():
         name = "p" if isinstance(module, nn.modules.dropout._DropoutNd) else "drop_prob"
         rate = getattr(module, name, None) or (getattr(module, "drop_rate", None) if not path else None)
         if isinstance(rate, int | float) and rate > 0:
-            found[path] = float(rate)
-    return found
+            rates[path] = float(rate)
+    return rates

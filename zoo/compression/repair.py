@@ -37,9 +37,9 @@ DEAD = 1e-10  # share of a mean square that a variance must exceed to be more th
 LAYERS = {aten.linear.default: -1, aten.conv1d.default: 1, aten.conv2d.default: 1, aten.conv2d.padding: 1}
 """Operation of a layer → the dimension of its channels."""
 
-Seen = Callable[[str, Tensor, int, Tensor | None], Tensor]
+Look = Callable[[str, Tensor, int, Tensor | None], Tensor]
 """A signal's name, itself, the dimension of its channels, the running mean of its norm → what goes on in its stead."""
-Run = Callable[[Mapping[str, Tensor], Tensor, Seen], Tensor]
+Run = Callable[[Mapping[str, Tensor], Tensor, Look], Tensor]
 """Path → tensor of a model, a batch [B, C, H, W], what signals are shown to → the model's output."""
 
 
@@ -82,10 +82,11 @@ def watch(run: Run, tensors: Mapping[str, Tensor], batches: Sequence[Tensor], de
     """
     outputs, moments = [], []
     for number, batch in enumerate(batches):
-        found: dict[str, Tensor] = {}
+        own: dict[str, Tensor] = {}
+        look = partial(_look, own, None if dense is None else dense.moments[number])
         with torch.no_grad():
-            outputs.append(run(tensors, batch, partial(_seen, found, None if dense is None else dense.moments[number])))
-        moments.append(found)
+            outputs.append(run(tensors, batch, look))
+        moments.append(own)
     return Watched(torch.cat(outputs).double().cpu(), moments)
 
 
@@ -112,13 +113,13 @@ def repair(
     """
     images = torch.tensor([len(batch) for batch in batches], dtype=torch.float64)
     passed = watch(run, tensors, batches, dense)
-    found = dict(tensors)
+    repaired = dict(tensors)
     for name in passed.moments[0]:
         both = (torch.stack([moments[name] for moments in each.moments], 2) for each in (dense, passed))
         ours, theirs = (each @ (images / images.sum()).to(each) for each in both)
-        found |= _written(found, places[name], *change(ours, theirs))
-    before, after = (divergence(watch(run, each, batches).output, dense.output) for each in (tensors, found))
-    return found if after < before else dict(tensors)
+        repaired |= _written(repaired, places[name], *change(ours, theirs))
+    before, after = (divergence(watch(run, each, batches).output, dense.output) for each in (tensors, repaired))
+    return repaired if after < before else dict(tensors)
 
 
 def change(dense: Tensor, cut: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,11 +135,11 @@ def change(dense: Tensor, cut: Tensor) -> tuple[Tensor, Tensor]:
     return a, dense[0] - a * cut[0]
 
 
-def _seen(
-    found: dict[str, Tensor], dense: Mapping[str, Tensor] | None, name: str, y: Tensor, dim: int, origin: Tensor | None
+def _look(
+    own: dict[str, Tensor], dense: Mapping[str, Tensor] | None, name: str, y: Tensor, dim: int, origin: Tensor | None
 ) -> Tensor:
-    found[name] = _moments(y, dim, origin)
-    return y if dense is None else _passed(y, dim, origin, change(dense[name], found[name]))
+    own[name] = _moments(y, dim, origin)
+    return y if dense is None else _passed(y, dim, origin, change(dense[name], own[name]))
 
 
 def _moments(y: Tensor, dim: int, origin: Tensor | None) -> Tensor:
@@ -168,16 +169,16 @@ def _written(tensors: Mapping[str, Tensor], place: Place, a: Tensor, c: Tensor) 
 
 def places(traced: Traced) -> dict[str, Place]:
     """Where the signals of a program can be scaled and shifted, by the names of its nodes."""
-    program, paths, found = traced.program, traced.paths, dict[str, Place]()
+    program, paths, known = traced.program, traced.paths, dict[str, Place]()
     for node in program.graph.nodes:
         if node.target == aten.batch_norm.default and not argument(node, "training", 5, False):
             mean, variance = (paths.get(each, "") for each in node.args[3:5])
-            found[node.name] = Place(variance, mean, float(argument(node, "eps", 7, 1e-5)))
+            known[node.name] = Place(variance, mean, float(argument(node, "eps", 7, 1e-5)))
         elif node.target in LAYERS:
             weight, bias = (paths.get(argument(node, name, at, None), "") for at, name in ((1, "weight"), (2, "bias")))
-            found[node.name] = Place(weight, bias)
+            known[node.name] = Place(weight, bias)
     uses = Counter({path: len(node.users) for node, path in paths.items()})
-    return {name: place for name, place in found.items() if uses[place.scale] == uses[place.shift] == 1}
+    return {name: place for name, place in known.items() if uses[place.scale] == uses[place.shift] == 1}
 
 
 def narrowed(dense: Watched, kept: Kept) -> Watched:
@@ -189,7 +190,7 @@ def narrowed(dense: Watched, kept: Kept) -> Watched:
             mask = kept.mask(kept.traced.of(node)[dim])
             stays[node.name] = slice(None) if mask is None else mask
     return Watched(
-        dense.output, [{name: found[:, stays[name]] for name, found in each.items()} for each in dense.moments]
+        dense.output, [{name: moments[:, stays[name]] for name, moments in each.items()} for each in dense.moments]
     )
 
 
@@ -202,9 +203,9 @@ def running(kept: Kept) -> Run:
     traced = kept.traced
     program, known = cutting.cut(kept), places(traced)
 
-    def run(tensors: Mapping[str, Tensor], batch: Tensor, seen: Seen) -> Tensor:
+    def run(tensors: Mapping[str, Tensor], batch: Tensor, look: Look) -> Tensor:
         held = {path: tensor.to(batch.device) for path, tensor in {**traced.program.constants, **tensors}.items()}
-        how = _Showing(program.graph_module, known, seen)
+        how = _Showing(program.graph_module, known, look)
         return reference.leaves(reference.run(program, traced.paths, held, batch, how))[0]
 
     return run
@@ -218,14 +219,14 @@ def located(model: nn.Module, layers: Mapping[str, str], image: Tensor) -> dict[
         layers: name → path of layers; those with a bias are places.
         image: a batch that it takes [B, C, H, W]; what is called twice for it is no place.
     """
-    found = {
+    known = {
         path: Place(f"{path}.running_var", f"{path}.running_mean", module.eps)
         for path, module in model.named_modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
     }
     for name, path in layers.items():
         if getattr(model.get_submodule(path), "bias", None) is not None:
-            found[name] = Place(f"{path}.weight", f"{path}.bias")
+            known[name] = Place(f"{path}.weight", f"{path}.bias")
     calls = Counter[str]()
 
     def count(name: str, y: Tensor, dim: int, origin: Tensor | None) -> Tensor:
@@ -233,8 +234,8 @@ def located(model: nn.Module, layers: Mapping[str, str], image: Tensor) -> dict[
         return y
 
     with torch.no_grad():
-        calling(model, found)({}, image, count)
-    return {name: place for name, place in found.items() if calls[name] == 1}
+        calling(model, known)({}, image, count)
+    return {name: place for name, place in known.items() if calls[name] == 1}
 
 
 def calling(model: nn.Module, places: Mapping[str, Place]) -> Run:
@@ -245,12 +246,12 @@ def calling(model: nn.Module, places: Mapping[str, Place]) -> Run:
         places: of its signals, by name.
     """
 
-    def run(tensors: Mapping[str, Tensor], batch: Tensor, seen: Seen) -> Tensor:
+    def run(tensors: Mapping[str, Tensor], batch: Tensor, look: Look) -> Tensor:
         def norm(name: str, module: Any, x: Tensor, draw: Draw) -> Tensor | None:
-            return None if places[name].eps is None else seen(name, x, 1, module.running_mean)
+            return None if places[name].eps is None else look(name, x, 1, module.running_mean)
 
         def layer(name: str, module: nn.Module, x: Tensor, y: Tensor, draw: Draw) -> Tensor | None:
-            return seen(name, y, -1 if isinstance(module, nn.Linear) else 1, None) if places[name].eps is None else None
+            return look(name, y, -1 if isinstance(module, nn.Linear) else 1, None) if places[name].eps is None else None
 
         modules = {name: model.get_submodule(place.shift.rpartition(".")[0]) for name, place in places.items()}
         called = partial(functional_call, model, dict(tensors))
@@ -263,15 +264,15 @@ def calling(model: nn.Module, places: Mapping[str, Place]) -> Run:
 class _Showing(fx.Interpreter):
     """Shows the signals at some places."""
 
-    def __init__(self, module: fx.GraphModule, places: Mapping[str, Place], seen: Seen) -> None:
+    def __init__(self, module: fx.GraphModule, places: Mapping[str, Place], look: Look) -> None:
         super().__init__(module)
-        self.places, self.seen = places, seen
+        self.places, self.look = places, look
 
     def run_node(self, node: Node) -> Any:
         """Run one node: what a norm reads and what a layer puts out is shown."""
         if node.name not in self.places:
             return super().run_node(node)
         if node.target in LAYERS:
-            return self.seen(node.name, super().run_node(node), LAYERS[node.target], None)
+            return self.look(node.name, super().run_node(node), LAYERS[node.target], None)
         (x, *rest), kwargs = self.fetch_args_kwargs_from_env(node)
-        return self.call_function(node.target, (self.seen(node.name, x, 1, rest[2]), *rest), kwargs)
+        return self.call_function(node.target, (self.look(node.name, x, 1, rest[2]), *rest), kwargs)

@@ -238,6 +238,6 @@ def _spoiling(those: Sequence[int], agrees: Callable[[Sequence[int]], bool], bes
     if len(those) < 2:
         return list(those)
     first, second = those[: len(those) // 2], those[len(those) // 2 :]
-    found = _guilty(first, agrees, beside)
-    stood = [*beside, *(g for g in first if g not in found)]
-    return [*found, *_guilty(second, agrees, stood)] if found else _spoiling(second, agrees, stood)
+    guilty = _guilty(first, agrees, beside)
+    stood = [*beside, *(g for g in first if g not in guilty)]
+    return [*guilty, *_guilty(second, agrees, stood)] if guilty else _spoiling(second, agrees, stood)

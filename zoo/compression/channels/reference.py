@@ -175,13 +175,13 @@ def compare(kept: Kept, tensors: Mapping[str, Tensor], cut: Cut, image: Tensor) 
     halves = [each for both, one in zip(together, alone, strict=False) if (each := _halves(both, one))]
     if len(halves) == len(together) == len(alone):
         first = expected(images[:1])
-        found, wanted = [half for side in zip(*halves, strict=True) for half in side], [*first, *alone]
+        given, wanted = [half for side in zip(*halves, strict=True) for half in side], [*first, *alone]
     else:
         first = expected(images)
-        found, wanted = [*together, *alone], [*first, *expected(images[1:])]
-    if [x.shape for x in found] != [y.shape for y in wanted]:
+        given, wanted = [*together, *alone], [*first, *expected(images[1:])]
+    if [x.shape for x in given] != [y.shape for y in wanted]:
         return float("inf")
-    a, b, scale = (torch.cat([x.flatten().double() for x in some]) for some in (found, wanted, first))
+    a, b, scale = (torch.cat([x.flatten().double() for x in some]) for some in (given, wanted, first))
     if not torch.isfinite(torch.stack([a, b])).all():
         return float("inf")
     return float((a - b).abs().max() / scale.abs().max().clamp(min=1e-12))

@@ -156,12 +156,12 @@ def unchanged(walk: Walk, node: Node) -> Axes:
 
 
 def _named(names: str, rule: Rule) -> dict[Any, Rule]:
-    found: dict[Any, Rule] = {}
+    rules: dict[Any, Rule] = {}
     for name in names.split():
         packet = getattr(aten, name, None)
         for overload in packet.overloads() if packet is not None else ():
-            found[getattr(packet, overload)] = rule
-    return found
+            rules[getattr(packet, overload)] = rule
+    return rules
 
 
 RULES: Mapping[Any, Rule] = {

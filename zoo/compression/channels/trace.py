@@ -181,13 +181,13 @@ class Walk:
     def normalised(self) -> dict[str, str]:
         """Layers whose output a batch norm takes, and nobody else: the layer's path → that of the running mean."""
         calls = Counter(self.owners.values())
-        found = {}
+        means = {}
         for norm in self.program.graph.find_nodes(op="call_function", target=torch.ops.aten.batch_norm.default):
             x, mean = norm.args[0], norm.args[3]
             alone = x in self.owners and calls[self.owners[x]] == len(_takers(x)) == 1
             if alone and mean in self.paths and len(mean.users) == 1 and not argument(norm, "training", 5, False):
-                found[self.owners[x]] = self.paths[mean]
-        return found
+                means[self.owners[x]] = self.paths[mean]
+        return means
 
     def count(self, node: Node, axes: Sequence[Vector], inner: int) -> None:
         """Note multiply-accumulates: one for each value of the result and each that is summed over."""

@@ -2,7 +2,7 @@
 
 For each Linear and 1 × 1 convolution, in reverse order, in the model as the layers before have left it:
 
-1. statistic — the principal directions U of its outputs over calibration images (`factoring.directions`);
+1. statistic — the principal directions U of its outputs over calibration images (`factors.directions`);
 2. criterion — ranks k = r·f, r·f², .. ≥ min_rank are tried, f = reduction_factor. Of the perplexities e^CE of the model
    with W and with W_k = U_k U_kᵀ W, d is the difference over the former, the mean of the batches; k is accepted where
 
@@ -31,20 +31,17 @@ from typing import Annotated, Any
 import torch
 from msgspec import Meta
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from zoo.compression import Algorithm, Given, Trained
 from zoo.compression.low_rank.factors import (
-    chosen,
+    dense_logits,
     directions,
-    factorable,
     factored,
     factors,
     grows,
-    nsr,
-    pointwise,
-    reference,
+    matrices,
+    moved,
     replaced,
 )
 from zoo.declarations import Count, validate
@@ -136,7 +133,7 @@ def dwain(
     """
     how, schedule = how or Dwain(), schedule or SCHEDULE
     smaller = copy.deepcopy(model).eval().requires_grad_(False)
-    _check_labels(batches, reference(smaller, [images for images, _ in batches]))
+    _check_labels(batches, dense_logits(smaller, [images for images, _ in batches]))
     layers = looked_at(smaller, batches[0][0], how)
     params = sum(p.numel() for p in smaller.parameters())
     seen = [tensor for batch in batches for tensor in batch]
@@ -169,8 +166,7 @@ def looked_at(model: nn.Module, image: Tensor, how: Dwain) -> list[str]:
     Raises:
         UnknownName: `exclude` names no layer.
     """
-    layers = chosen(model, factorable(model, image), how.exclude, "dwain")
-    return [path for path in reversed(layers) if pointwise(model.get_submodule(path))]
+    return matrices(model, image, how.exclude, "dwain")[::-1]
 
 
 def _later(data: Callable[[int], Any], first: int, epoch: int) -> Any:
@@ -206,24 +202,20 @@ def _replace_(
     U = directions(model, path, [images.to(device) for images, _ in batches[: how.data_steps]])
     if U is None:
         return None
-    metric = [(images.to(device), labels.to(device)) for images, labels in batches[: how.metric_steps]]
+    images, labels = zip(*((x.to(device), y.to(device)) for x, y in batches[: how.metric_steps]), strict=True)
     with torch.no_grad():
-        dense = [model(images).float() for images, _ in metric]
+        logits = [model(batch).float() for batch in images]
+
+    def rise(number: int, y_k: Tensor, y: Tensor) -> Tensor:
+        return torch.expm1(F.cross_entropy(y_k, labels[number]) - F.cross_entropy(y, labels[number]))
+
     best = None
     for k in how.ranks(min(m, n)):
         if grows(layer, Rank(k)):
             continue
-        A, B = factors(layer, U, k)
-        W_k = {f"{path}.weight": (B @ A).reshape(layer.weight.shape).to(layer.weight)}
-        rise = noise = 0.0
-        with torch.no_grad():
-            for (images, labels), y in zip(metric, dense, strict=True):
-                y_k = functional_call(model, W_k, (images,)).float()
-                loss_k, loss = F.cross_entropy(y_k, labels), F.cross_entropy(y, labels)
-                rise += float(torch.expm1(loss_k - loss)) / len(metric)
-                noise += float(nsr(y_k, y, -1)) / len(metric)
+        noise, risen = moved(model, path, U, k, images, logits, rise)
         allowed = min(how.trade_off_factor * (m * n - (m + n) * k) / params, how.max_accepted_ppl_diff)
-        if rise < allowed and noise < how.nsr_final_threshold:
+        if risen < allowed and noise < how.nsr_final_threshold:
             best = k
     if best is not None:
         _assign_(model, path, best, factored(layer, *factors(layer, U, best), path))

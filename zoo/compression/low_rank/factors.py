@@ -1,4 +1,4 @@
-"""Factoring: which layers can become two in sequence, what the two are called, and how far outputs move.
+"""Factors: which layers can become two in sequence, what the two are called, and how far outputs move.
 
 A layer y = W x + b with W (m × n) becomes y = B (A x) + b with A (k × n) and B (m × k). Of a convolution one factor
 keeps the kernel (`Rank.spatial`): the first, with A (k × n·kh·kw), or the last, with B (m × k·kh·kw).
@@ -13,11 +13,12 @@ Source: Yu, Wu, "Compressing Transformers: Features Are Low-Rank, but Weights Ar
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from zoo.compression.activations import Draw, observe, rows
 from zoo.compression.exclusion import excluded
@@ -39,61 +40,43 @@ def factorable(model: nn.Module, image: Tensor) -> list[str]:
         model: in eval mode; left as it was.
         image: images that it takes [B, C, H, W].
     """
-    modules = _modules(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
     owners = Counter(p for m in modules.values() for p in m._parameters.values() if p is not None)
-    places = Counter(modules.values())
+    uses = Counter(modules.values())
     layers = {
         path: layer
         for path, layer in modules.items()
-        if path and _plain(layer) and places[layer] == 1 and all(owners[p] == 1 for p in layer.parameters())
+        if path and _plain(layer) and uses[layer] == 1 and all(owners[p] == 1 for p in layer.parameters())
     }
-    called, read = _watched(model, layers.values(), image)
-    return [path for path, layer in layers.items() if layer in called - read]
-
-
-_READ = {"weight", "bias", "in_features", "out_features", "in_channels", "out_channels", "kernel_size", "stride"}
-_READ |= {"padding", "dilation", "groups", "padding_mode"}
-
-
-def _watched(model: nn.Module, layers: Iterable[nn.Module], image: Tensor) -> tuple[set[nn.Module], set[nn.Module]]:
-    """Layers that are called, and layers that are read or called in a way that two in sequence don't know."""
-    called: set[nn.Module] = set()
-    read: set[nn.Module] = set()
-    inside: list[nn.Module] = []
-
-    def watching(kind: type[Any]) -> type[Any]:
-        class Watched(kind):
-            def __getattribute__(self, name: str) -> Any:
-                if name in _READ and self not in inside:
-                    read.add(self)
-                return super().__getattribute__(name)
-
-            def forward(self, *args: Any, **kwargs: Any) -> Any:
-                called.add(self)
-                if len(args) != 1 or kwargs:
-                    read.add(self)
-                inside.append(self)
-                try:
-                    return super().forward(*args, **kwargs)
-                finally:
-                    inside.pop()
-
-        return Watched
-
-    kinds = {layer: type(layer) for layer in layers}
+    alone = {path: _Alone(layer) for path, layer in layers.items()}
+    places = {path: (modules[path.rpartition(".")[0]], path.rpartition(".")[2]) for path in layers}
     try:
-        for layer, kind in kinds.items():
-            layer.__class__ = watching(kind)
+        for path, (parent, name) in places.items():
+            setattr(parent, name, alone[path])
         with torch.no_grad():
             model(image)
     finally:
-        for layer, kind in kinds.items():
-            layer.__class__ = kind
-    return called, read
+        for path, (parent, name) in places.items():
+            setattr(parent, name, layers[path])
+    return [path for path, each in alone.items() if each.called and not each.asked]
 
 
-def _modules(model: nn.Module) -> dict[str, nn.Module]:
-    return dict(model.named_modules(remove_duplicate=False))
+class _Alone(nn.Sequential):
+    """A layer in sequence with nothing: it has no more of a layer than two in sequence, and notes who asks for more."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__(layer)
+        self.called = self.asked = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.called = True
+        self.asked |= len(args) != 1 or bool(kwargs)
+        return self[0](*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._modules.get("0"), name)
+        self.asked = True
+        return value
 
 
 def _plain(layer: Any) -> bool:
@@ -108,11 +91,6 @@ def _plain(layer: Any) -> bool:
     return computes and weight is not None and weight.is_floating_point()
 
 
-def pointwise(layer: nn.Module) -> bool:
-    """Whether a layer multiplies each position by one matrix: a Linear or a 1 × 1 convolution."""
-    return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1))
-
-
 def chosen(model: nn.Module, paths: Iterable[str], exclude: str | Sequence[str], method: str) -> list[str]:
     """Those paths that aren't excluded.
 
@@ -121,6 +99,22 @@ def chosen(model: nn.Module, paths: Iterable[str], exclude: str | Sequence[str],
     """
     gone = excluded(model, exclude, method)
     return [path for path in paths if path not in gone]
+
+
+def matrices(model: nn.Module, image: Tensor, exclude: str | Sequence[str], method: str) -> list[str]:
+    """Those factorable layers, but the excluded, that multiply each position by one matrix: Linear and 1 × 1.
+
+    Args:
+        model: in eval mode; left as it was.
+        image: images that it takes [B, C, H, W].
+        exclude: as in `exclusion`.
+        method: that is asked, for the message.
+
+    Raises:
+        UnknownName: `exclude` names no module of the model.
+    """
+    layers = {path: model.get_submodule(path) for path in chosen(model, factorable(model, image), exclude, method)}
+    return [path for path, layer in layers.items() if getattr(layer, "kernel_size", (1, 1)) == (1, 1)]
 
 
 def grows(layer: Any, rank: Rank) -> bool:
@@ -181,20 +175,20 @@ def replaced(model: nn.Module, factors: Mapping[str, Tensor], paths: Collection[
     return {**kept, **factors}
 
 
-def nsr(found: Tensor, expected: Tensor, channel: int) -> Tensor:
+def nsr(noisy: Tensor, signal: Tensor, channel: int) -> Tensor:
     """Noise-to-signal ratio, the mean over channels c of E[(ŷ_c − y_c)²] / (Var[y_c] + 10⁻³).
 
     Args:
-        found: ŷ, any shape.
-        expected: y, of the same shape; its variance is the unbiased one.
+        noisy: ŷ, any shape.
+        signal: y, of the same shape; its variance is the unbiased one.
         channel: the dimension of c; all others are averaged over.
     """
-    kind = torch.promote_types(expected.dtype, torch.float32)
-    found, expected = (y.movedim(channel, -1).flatten(0, -2).to(kind) for y in (found, expected))
-    return ((found - expected).square().mean(0) / (expected.var(0) + EPSILON)).mean()
+    kind = torch.promote_types(signal.dtype, torch.float32)
+    noisy, signal = (y.movedim(channel, -1).flatten(0, -2).to(kind) for y in (noisy, signal))
+    return ((noisy - signal).square().mean(0) / (signal.var(0) + EPSILON)).mean()
 
 
-def reference(model: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
+def dense_logits(model: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
     """The model's logits for each batch, [B, classes]: what a factored layer must not move.
 
     Args:
@@ -262,3 +256,38 @@ def factors(layer: Any, U: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """A = U_kᵀ W [k, n] and B = U_k [m, k], in double precision, on the CPU."""
     W = layer.weight.detach().flatten(1).cpu().double()
     return U[:, :k].T @ W, U[:, :k]
+
+
+def moved(
+    model: nn.Module,
+    path: str,
+    U: Tensor,
+    k: int,
+    batches: Sequence[Tensor],
+    logits: Sequence[Tensor],
+    rise: Callable[[int, Tensor, Tensor], Tensor],
+) -> tuple[float, float]:
+    """How far the logits move with W_k = U_k U_kᵀ W in the place of a layer's W, the mean of the batches.
+
+    Args:
+        model: in eval mode; left as it was.
+        path: of the layer.
+        U: its directions [m, m].
+        k: the rank.
+        batches: images [B, C, H, W].
+        logits: of the model as it is, y, for each batch [B, classes].
+        rise: the number of a batch, y_k, y → another figure.
+
+    Returns:
+        NSR(y_k, y), and the other figure.
+    """
+    A, B = factors(layer := model.get_submodule(path), U, k)
+    weight: Any = layer.weight
+    W_k = {f"{path}.weight": (B @ A).reshape(weight.shape).to(weight)}
+    noise = risen = 0.0
+    with torch.no_grad():
+        for number, (batch, y) in enumerate(zip(batches, logits, strict=True)):
+            y_k = functional_call(model, W_k, (batch,)).float()
+            noise += float(nsr(y_k, y, -1)) / len(batches)
+            risen += float(rise(number, y_k, y)) / len(batches)
+    return noise, risen

@@ -2,7 +2,7 @@
 
 For each Linear and 1 × 1 convolution by itself, all others dense:
 
-1. statistic — the principal directions U of its outputs over calibration images (`factoring.directions`);
+1. statistic — the principal directions U of its outputs over calibration images (`factors.directions`);
 2. criterion — rank k is accepted where the logits y of the model with W_k = U_k U_kᵀ W satisfy
 
        NSR(y_k, y) < nsr_final_threshold   and   E[max(KL(p ‖ p_k), KL(p_k ‖ p))] < kl_final_threshold,   p = softmax(y)
@@ -26,24 +26,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from msgspec import Meta
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from zoo.compression import Algorithm, Given
 from zoo.compression.low_rank.factors import (
-    chosen,
+    dense_logits,
     directions,
-    factorable,
     factored,
     factors,
     grows,
-    nsr,
-    pointwise,
-    reference,
+    matrices,
+    moved,
     replaced,
 )
+from zoo.compression.low_rank.kfac import Divergence
 from zoo.declarations import Count, validate
 from zoo.errors import DataError, require
 from zoo.measurement.divergence import symmetric_kl
@@ -75,7 +72,12 @@ class Falor:
 
 
 def falor(
-    model: nn.Module, batches: Sequence[Tensor], how: Falor | None = None, *, state: Path | None = None
+    model: nn.Module,
+    batches: Sequence[Tensor],
+    how: Falor | None = None,
+    *,
+    state: Path | None = None,
+    divergence: Divergence = symmetric_kl,
 ) -> tuple[Factor, dict[str, Tensor]]:
     """Choose a rank for each layer by what it does to the model's logits.
 
@@ -84,6 +86,7 @@ def falor(
         batches: calibration images [B, C, H, W], at least two in each.
         how: the declaration; None takes its defaults.
         state: a file that remembers the ranks found; the same call goes on from there after an interruption.
+        divergence: of logits from those of the dense model.
 
     Returns:
         The edit, and path → tensor of the factored model, on the CPU.
@@ -95,9 +98,8 @@ def falor(
         StorageError: the state can't be read or written.
     """
     how = how or Falor()
-    expected = reference(model, batches)[: how.metric_steps]
-    layers = chosen(model, factorable(model, batches[0]), how.exclude, "falor")
-    layers = [path for path in layers if pointwise(model.get_submodule(path))]
+    logits = dense_logits(model, batches)[: how.metric_steps]
+    layers = matrices(model, batches[0], how.exclude, "falor")
     run = states.digest("falor", how, model, batches) if state else ""
     ranks: dict[str, int | None] = states.stored(state, run)[1] if state and state.exists() else {}
     tensors: dict[str, Tensor] = {}
@@ -107,7 +109,7 @@ def falor(
         layer = model.get_submodule(path)
         U = directions(model, path, batches[: how.data_steps])
         if path not in ranks:
-            ranks[path] = _search(model, path, U, batches, expected, how) if U is not None else None
+            ranks[path] = _search(model, path, U, batches, logits, how, divergence) if U is not None else None
             if state:
                 states.store(state, run, {}, ranks)
         if U is not None and (k := ranks[path]) is not None:
@@ -117,22 +119,21 @@ def falor(
 
 
 def _search(
-    model: nn.Module, path: str, U: Tensor, batches: Sequence[Tensor], expected: Sequence[Tensor], how: Falor
+    model: nn.Module,
+    path: str,
+    U: Tensor,
+    batches: Sequence[Tensor],
+    logits: Sequence[Tensor],
+    how: Falor,
+    divergence: Divergence,
 ) -> int | None:
     """The smallest rank that a bisection accepts; None where it saves nothing."""
     layer: Any = model.get_submodule(path)
     full = min(layer.weight.shape[:2])
 
     def accepted(k: int) -> bool:
-        A, B = factors(layer, U, k)
-        W_k = (B @ A).reshape(layer.weight.shape).to(layer.weight)
-        noise = divergence = 0.0
-        with torch.no_grad():
-            for batch, y in zip(batches, expected, strict=False):
-                y_k = functional_call(model, {f"{path}.weight": W_k}, (batch,)).float()
-                noise += float(nsr(y_k, y, -1)) / len(expected)
-                divergence += float(symmetric_kl(y_k, y).mean()) / len(expected)
-        return noise < how.nsr_final_threshold and divergence < how.kl_final_threshold
+        noise, nats = moved(model, path, U, k, batches[: len(logits)], logits, lambda _, *pair: divergence(*pair).mean())
+        return noise < how.nsr_final_threshold and nats < how.kl_final_threshold
 
     best = bisection(full, accepted)
     return None if best == full or grows(layer, Rank(best)) else best

@@ -20,7 +20,7 @@ Source: Martens, Grosse, "Optimizing Neural Networks with Kronecker-factored App
 sections 3, 6.3 and 6.4.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,6 +30,10 @@ from torch import Tensor, nn
 
 from zoo.compression.activations import Draw, observe, rows
 from zoo.compression.low_rank.fisher import probe
+from zoo.measurement.divergence import kl
+
+Divergence = Callable[[Tensor, Tensor], Tensor]
+"""Logits, logits of the model that they shall agree with, both [B, classes] → nats of each image [B]."""
 
 PROBED = 2e-3  # of the step that independent layers would take: logits are close to linear in it
 SMOOTHING = 0.1  # s: larger than where signals are compared, as predictions disagree on few images
@@ -52,6 +56,7 @@ def newton_(
     wanted: Sequence[Tensor],
     damping: float,
     seed: int = 0,
+    divergence: Divergence = kl,
 ) -> tuple[float, float]:
     """Take one step of layers of a factored model.
 
@@ -62,12 +67,13 @@ def newton_(
         wanted: the dense model's logits for each batch [B, classes].
         damping: γ.
         seed: of the random u.
+        divergence: J as it is measured, by which the step is taken or left.
 
     Returns:
         J before and after, in nats.
     """
     sums, logits, weights = _collect(factored, layers, batches, wanted, seed)
-    before = divergence(wanted, logits)
+    before = mean_divergence(wanted, logits, divergence)
     images = sum(map(len, batches))
     steps = {layer: _direction(of, images, damping) for layer, of in sums.items()}
     slope = sum(float((of.gradient.cpu() / images * steps[layer]).sum()) for layer, of in sums.items())
@@ -83,19 +89,18 @@ def newton_(
         return before, before
     length = -slope / curvature
     _move_(steps, length)
-    after = divergence(wanted, list(logits_of(factored, batches)))
+    after = mean_divergence(wanted, logits_of(factored, batches), divergence)
     if after < before:
         return before, after
     _restore_(old)
     return before, before
 
 
-def divergence(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    """Mean Kullback-Leibler divergence E[KL(p ‖ q)] in nats, of logits [B, classes] in batches."""
+def mean_divergence(wanted: Sequence[Tensor], logits: Iterable[Tensor], divergence: Divergence = kl) -> float:
+    """The mean divergence in nats of logits from those wanted, both in batches [B, classes]."""
     total = 0.0
-    for a, b in zip(wanted, found, strict=True):
-        p, q = a.double().log_softmax(1), b.double().log_softmax(1)
-        total += (p.exp() * (p - q)).sum().item()
+    for p, q in zip(wanted, logits, strict=True):
+        total += divergence(q.double(), p.double()).sum().item()
     return total / sum(map(len, wanted))
 
 

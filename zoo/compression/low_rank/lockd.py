@@ -4,7 +4,7 @@ For each layer y = f(x), a Linear or an ungrouped convolution with n inputs and 
 full rank r = min(m, n) is trained beside the frozen model, on the activations of the model itself:
 
 1. statistic — ŷ = B(g ⊙ A(x)), with gates g_i = gumbel_softmax((s_i, 0), τ)₁ while s_i ≥ 0, else 0; how far it is from
-   y is NSR(ŷ, y) (`factoring.nsr`);
+   y is NSR(ŷ, y) (`factors.nsr`);
 2. criterion — of the L layers together, with t = nsr_threshold,
 
        loss = 1/L Σ relu(NSR_l − t)/t  +  λ · 1/L Σ mean_i σ(s_li):
@@ -39,7 +39,7 @@ from torch.nn import functional as F
 
 from zoo.compression import Algorithm, Given, Trained
 from zoo.compression.activations import Draw, observe, rows
-from zoo.compression.low_rank.factors import chosen, factorable, factored, grows, nsr, pair, reference, replaced
+from zoo.compression.low_rank.factors import chosen, dense_logits, factorable, factored, grows, nsr, pair, replaced
 from zoo.declarations import Count, Positive, validate
 from zoo.errors import DataError, StructureError
 from zoo.structure.description import Description
@@ -116,7 +116,7 @@ def lockd(
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     weight = next(frozen.parameters())
     batches = [images.to(weight.device, weight.dtype) for images, *_ in islice(data(0), how.start_steps)]
-    reference(frozen, batches)
+    dense_logits(frozen, batches)
     pairs = started(frozen, batches[0], how, seed)
     if how.start == "decomposition":
         _decompose_(frozen, pairs, batches)
