@@ -98,7 +98,7 @@ def falor(
         StorageError: the state can't be read or written.
     """
     how = how or Falor()
-    logits = dense_logits(model, batches)[: how.metric_steps]
+    logits, probed = dense_logits(model, batches)[: how.metric_steps], batches[: how.metric_steps]
     layers = matrices(model, batches[0], how.exclude, "falor")
     run = states.digest("falor", how, model, batches) if state else ""
     ranks: dict[str, int | None] = states.stored(state, run)[1] if state and state.exists() else {}
@@ -109,7 +109,7 @@ def falor(
         layer = model.get_submodule(path)
         U = directions(model, path, batches[: how.data_steps])
         if path not in ranks:
-            ranks[path] = _search(model, path, U, batches, logits, how, divergence) if U is not None else None
+            ranks[path] = _search(model, path, U, probed, logits, how, divergence) if U is not None else None
             if state:
                 states.store(state, run, {}, ranks)
         if U is not None and (k := ranks[path]) is not None:
@@ -131,8 +131,11 @@ def _search(
     layer: Any = model.get_submodule(path)
     full = min(layer.weight.shape[:2])
 
+    def rise(number: int, y_k: Tensor, y: Tensor) -> Tensor:
+        return divergence(y_k, y).mean()
+
     def accepted(k: int) -> bool:
-        noise, nats = moved(model, path, U, k, batches[: len(logits)], logits, lambda _, *pair: divergence(*pair).mean())
+        noise, nats = moved(model, path, U, k, batches, logits, rise)
         return noise < how.nsr_final_threshold and nats < how.kl_final_threshold
 
     best = bisection(full, accepted)
