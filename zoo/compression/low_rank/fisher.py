@@ -135,25 +135,14 @@ def _collect(
     seed: int,
 ) -> dict[str, _Sums]:
     sums: dict[str, _Sums] = {}
+    numbers = count()
 
-    def signal(path: str, z: Tensor, draw: Draw) -> None:
-        layer = layers[path]
-        every = _smaller(layer, z.detach())
-        seen = thinned(every, draw)
-        if layer.bias is not None and not reads_inputs(layer):
-            seen = seen - layer.bias.detach()
-        if path not in sums:
-            origin = seen.mean(0) if layer.bias is not None else torch.zeros_like(seen[0])
-            empty = torch.zeros(seen.shape[1], seen.shape[1], dtype=torch.float64, device=seen.device)
-            sums[path] = _Sums(origin, torch.zeros_like(origin, dtype=torch.float64), empty, empty.clone())
-        of = sums[path]
-        seen = seen - of.origin
-        of.first += seen.double().sum(0)
-        of.second += (seen.T @ seen).double()
-        of.rows += len(seen)
-        of.positions += len(every)
+    def signal(path: str, z: Tensor, draw: Draw) -> Tensor:
+        z = z.view_as(z)  # of its own: an input has other readers, and what is in place behind may not move the hook
+        _add(sums, path, layers[path], z.detach(), draw)
         if z.requires_grad:
             z.register_hook(partial(gradient, path, draw))
+        return z
 
     def gradient(path: str, draw: Draw, g: Tensor) -> None:
         every = _smaller(layers[path], g)
@@ -161,20 +150,10 @@ def _collect(
         sums[path].fisher += (seen.T @ seen).double() * (len(every) / len(seen))
 
     def before(path: str, layer: Any, x: Tensor, draw: Draw) -> Tensor | None:
-        if not reads_inputs(layer):
-            return None
-        x = x.view_as(x)  # a tensor of its own: other readers of the input have gradients of their own
-        signal(path, x, draw)
-        return x
+        return signal(path, x, draw) if reads_inputs(layer) else None
 
     def after(path: str, layer: Any, x: Tensor, y: Tensor, draw: Draw) -> Tensor | None:
-        if reads_inputs(layer):
-            return None
-        y = y.view_as(y)  # nor may an operation in place behind the layer move the hook
-        signal(path, y, draw)
-        return y
-
-    numbers = count()
+        return None if reads_inputs(layer) else signal(path, y, draw)
 
     def run(batch: Tensor) -> None:
         images = batch.detach().clone().requires_grad_()
@@ -189,6 +168,24 @@ def _collect(
     with torch.enable_grad():
         observe(run, layers, batches, before=before, after=after)
     return sums
+
+
+def _add(sums: dict[str, _Sums], path: str, layer: nn.Linear | nn.Conv2d, z: Tensor, draw: Draw) -> None:
+    """Add what a layer's smaller side is for some images."""
+    every = _smaller(layer, z)
+    seen = thinned(every, draw)
+    if layer.bias is not None and not reads_inputs(layer):
+        seen = seen - layer.bias.detach()
+    if path not in sums:
+        origin = seen.mean(0) if layer.bias is not None else torch.zeros_like(seen[0])
+        empty = torch.zeros(seen.shape[1], seen.shape[1], dtype=torch.float64, device=seen.device)
+        sums[path] = _Sums(origin, torch.zeros_like(origin, dtype=torch.float64), empty, empty.clone())
+    of = sums[path]
+    seen = seen - of.origin
+    of.first += seen.double().sum(0)
+    of.second += (seen.T @ seen).double()
+    of.rows += len(seen)
+    of.positions += len(every)
 
 
 def _probes(logits: Tensor, smoothing: float, draws: int, seed: int) -> Iterator[Tensor]:
