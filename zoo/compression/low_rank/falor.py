@@ -40,10 +40,9 @@ from zoo.compression.low_rank.factors import (
     moved,
     replaced,
 )
-from zoo.compression.low_rank.kfac import Divergence
 from zoo.declarations import Count, validate
 from zoo.errors import DataError, require
-from zoo.measurement.divergence import symmetric_kl
+from zoo.measurement.divergence import Divergence, symmetric_kl
 from zoo.structure.description import Description
 from zoo.structure.plan import Factor, Rank
 from zoo.training import checkpoint as states

@@ -20,7 +20,7 @@ Source: Martens, Grosse, "Optimizing Neural Networks with Kronecker-factored App
 sections 3, 6.3 and 6.4.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,10 +30,7 @@ from torch import Tensor, nn
 
 from zoo.compression.activations import Draw, observe, rows
 from zoo.compression.low_rank.fisher import probe
-from zoo.measurement.divergence import kl
-
-Divergence = Callable[[Tensor, Tensor], Tensor]
-"""Logits, logits of the model that they shall agree with, both [B, classes] → nats of each image [B]."""
+from zoo.measurement.divergence import Divergence, kl
 
 PROBED = 2e-3  # of the step that independent layers would take: logits are close to linear in it
 SMOOTHING = 0.1  # s: larger than where signals are compared, as predictions disagree on few images

@@ -43,12 +43,12 @@ from zoo.compression.channels.analysis import analyse, exported
 from zoo.compression.low_rank.allocation import allocate, choice
 from zoo.compression.low_rank.factors import chosen, factorable
 from zoo.compression.low_rank.fisher import MAX_BYTES, Spectrum, spectra
-from zoo.compression.low_rank.kfac import Divergence, logits_of, mean_divergence, newton_
+from zoo.compression.low_rank.kfac import logits_of, mean_divergence, newton_
 from zoo.compression.low_rank.least_squares import correct_
 from zoo.compression.repair import calling, located, repair, watch
 from zoo.declarations import Count, Whole, validate
 from zoo.errors import BudgetError, DataError, StructureError
-from zoo.measurement.divergence import kl
+from zoo.measurement.divergence import Divergence, kl
 from zoo.measurement.macs import measure
 from zoo.structure.description import Description
 from zoo.structure.plan import Factor, Rank
