@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from zoo.catalog.entry import Budget
 from zoo.catalog.methods import runnable
+from zoo.measurement.divergence import Divergence, divergence
 from zoo.structure.description import Description
 from zoo.structure.plan import Edit, Plan
 from zoo.training.schedule import Machine, Schedule
@@ -38,6 +39,7 @@ class Given:
         budget: shares that stay; None of a method with thresholds.
         seed: of what is random.
         state: a file to resume from.
+        divergence: of outputs from the dense model's, as the task measures it.
         labels: of each batch its classes [B]; these and what follows are for a method that trains.
         epoch: its number → loader of training batches.
         schedule: of the training.
@@ -51,6 +53,7 @@ class Given:
     budget: Budget | None = None
     seed: int = 0
     state: Path | None = None
+    divergence: Divergence = divergence
     labels: Sequence[Tensor] = ()
     epoch: Any = None
     schedule: Schedule | None = None

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
-"""Outputs, and those of a reference → how far each image's are from it [B], in nats or what comes near."""
+"""Outputs, and those of a reference → how far each image's are from it [B], in nats."""
 
 
 def kl(outputs: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:

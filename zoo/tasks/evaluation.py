@@ -32,7 +32,8 @@ def evaluate(
         progress: the title of a progress bar on a terminal; None for no bar.
 
     Returns:
-        The task's figures, and `images`, how many there were.
+        The task's figures; with `against` also `kl`, the mean divergence from it (nats); and `images`, how many there
+        were.
 
     Raises:
         DataError: there are no images, or their targets are none that the model can meet.
@@ -49,14 +50,17 @@ def evaluate(
     with evaluating(model, against), torch.inference_mode():
         for images, targets in batches:
             outputs = _outputs(model, images)
-            reference = None if against is None else _outputs(against, images).to(outputs.device)
-            row = task.rows(outputs, targets.to(outputs.device), reference)
+            row = dict(task.rows(outputs, targets.to(outputs.device)))
+            if against is not None:
+                reference = _outputs(against, images).to(outputs.device)
+                row["kl"] = task.divergence(outputs.double(), reference.double())
             gathered = accelerator.gather_for_metrics({key: part.to(accelerator.device) for key, part in row.items()})
             rows.append({key: part.cpu() for key, part in gathered.items()})
     if not rows:
         raise DataError("expected images to evaluate on, found none; check the data set and its limit")
     found = {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
-    return {**task.figures(found), "images": len(next(iter(found.values())))}
+    apart = {} if against is None else {"kl": found.pop("kl").mean().item()}
+    return {**task.figures(found), **apart, "images": len(next(iter(found.values())))}
 
 
 def _outputs(model: nn.Module, images: Tensor) -> Tensor:

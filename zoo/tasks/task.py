@@ -49,8 +49,7 @@ class Task:
         name_: let a model that is trained on data, from `matched`, say what the data does of its targets.
         check_same: that the outputs of two models, as student and teacher, mean the same; the last argument says what
             the other one is.
-        rows: outputs and targets of a batch, and outputs of a reference or None → what evaluation keeps of each image,
-            tensors [B, ...] by name.
+        rows: outputs and targets of a batch → what evaluation keeps of each image, tensors [B, ...] by name.
         figures: rows of all images → figures by key.
         divergence: of outputs from those of a reference.
         leading: the figure that cards lead with.
@@ -63,7 +62,7 @@ class Task:
     matched: Callable[["Data", nn.Module, str, Labels | None], "Data"]
     name_: Callable[[nn.Module, "Data"], None]
     check_same: Callable[[nn.Module, nn.Module, str], None]
-    rows: Callable[[Tensor, Tensor, Tensor | None], Mapping[str, Tensor]]
+    rows: Callable[[Tensor, Tensor], Mapping[str, Tensor]]
     figures: Callable[[Mapping[str, Tensor]], Mapping[str, float]]
     divergence: Divergence
     leading: Leading

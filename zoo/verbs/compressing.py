@@ -91,7 +91,8 @@ def compress(
     said = {**options, "schedule": schedule} if schedule else options
     recipe = {"method": method, "options": dict(said), **({} if budget is None else {"budget": structs.asdict(budget)})}
     about = replace(dense, name=f"{dense.name}_{suffix(method, budget)}", recipe=recipe, source="")
-    given = Given(model, about, how, (), budget, seed, state, schedule=own, machine=machine or Machine())
+    far = task_of(model).divergence
+    given = Given(model, about, how, (), budget, seed, state, far, schedule=own, machine=machine or Machine())
     read: dict[str, Any] = {"skip_damaged": skip_damaged, "labels": labels}
     given = _learning(given, data, images, augment or {}, read) if own else _looking(given, data, images, skip_damaged)
     with evaluating(model):
