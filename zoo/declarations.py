@@ -12,6 +12,7 @@ import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import msgspec
 from msgspec import Meta, Struct, ValidationError, convert
 
 from zoo.errors import ZooError
@@ -108,8 +109,8 @@ def _wrong_key(structs: Sequence[Any], data: Mapping[str, Any]) -> str:
     for key in data:
         if key not in known:
             return f"unknown key {_shown(key)}, known are {', '.join(known)}"
-    needed = struct.__struct_fields__[: len(struct.__struct_fields__) - len(struct.__struct_defaults__)]
-    return f"missing {', '.join(repr(key) for key in needed if key not in data)}"
+    missing = [repr(each.name) for each in msgspec.structs.fields(struct) if each.required and each.name not in data]
+    return f"missing {', '.join(missing)}"
 
 
 def _parts(kind: Any, data: Any) -> Iterator[tuple[str, Any, Any]]:

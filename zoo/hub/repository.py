@@ -3,19 +3,21 @@
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal
 
 import timm
 import torch
+from msgspec import Struct
 from torch import nn
 
 from zoo.catalog.entry import Base
+from zoo.declarations import Name, Whole, validated
 from zoo.errors import RepositoryError, WeightsError
 from zoo.files import read_json, sha256, sha256_stamped, write_json, writing_folder
 from zoo.hub import timm_folder, weights
 from zoo.structure import buffers
 from zoo.structure.base import fingerprint, skeleton, tag
-from zoo.structure.description import Description, Structure, config_of, configure_, dense_of, skeleton_of
+from zoo.structure.description import DEFAULT_TASK, Description, Structure, config_of, configure_, dense_of, skeleton_of
 from zoo.structure.graph import bounds
 from zoo.structure.graph.graph import Graph
 from zoo.structure.plan import Plan
@@ -32,6 +34,36 @@ FILES = (CONFIG, WEIGHTS, CARD, RESULTS, GRAPH)
 
 # What timm says of where the dense weights lie: it doesn't hold for ours.
 _ELSEWHERE = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load", "notes"}
+
+
+class _Config(Struct):
+    """Of timm's keys those that are read here."""
+
+    num_classes: Whole = 0
+    pretrained_cfg: Mapping[str, Any] = {}
+
+
+class _Saved(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What stands under `zoo`."""
+
+    schema: int
+    name: Name
+    task: Name = DEFAULT_TASK
+    recipe: Mapping[str, Any] = {}
+    weights_sha256: Name
+    versions: Mapping[str, str] = {}
+
+
+class _OfPlan(_Saved, frozen=True, kw_only=True):
+    base: Base
+    plan: list[Any]  # Plan's own words say what is wrong with it
+    fingerprint: Mapping[str, str]
+    structure: Structure = "exact"
+
+
+class _OfGraph(_Saved, frozen=True, kw_only=True):
+    base: Base | None = None
+    graph: Literal["graph.json"]
 
 
 def versions() -> dict[str, str]:
@@ -125,26 +157,15 @@ def read(folder: Path) -> dict[str, Any]:
     if not isinstance(ours, dict):
         raise RepositoryError(f"{folder / CONFIG} has no key 'zoo': not written by this package")
     schema = ours.get("schema")
-    if not isinstance(schema, int) or schema > SCHEMA:
+    if type(schema) is not int or schema > SCHEMA:
         written = ours.get("versions")
         needed = written.get("zoo", "newer") if isinstance(written, dict) else "newer"
         raise RepositoryError(
             f"{folder / CONFIG} has schema {schema}, zoo {__version__} reads up to {SCHEMA}: "
             f"needs zoo >= {needed}; pip install -U compressed-zoo"
         )
-    expected: dict[str, type] = {"name": str, "weights_sha256": str}
-    expected |= {"task": str} if "task" in ours else {}
-    expected |= {"graph": str} if "graph" in ours else {"base": dict, "plan": list, "fingerprint": dict}
-    for key, kind in expected.items():
-        if not isinstance(ours.get(key), kind):
-            found = type(ours[key]).__name__ if key in ours else "nothing"
-            raise RepositoryError(f"{folder / CONFIG}: zoo.{key} is {found}, expected {kind.__name__}")
-    for where, table, key in (("", config, "pretrained_cfg"), ("zoo.", ours, "recipe"), ("zoo.", ours, "versions")):
-        if not isinstance(table.get(key, {}), dict):
-            raise RepositoryError(f"{folder / CONFIG}: {where}{key} is {type(table[key]).__name__}, expected dict")
-    base = {"id": ""} if "graph" in ours and ours.get("base") is None else ours["base"]
-    if not isinstance(base, dict) or not isinstance(base.get("id"), str) or not isinstance(base.get("args", {}), dict):
-        raise RepositoryError(f"{folder / CONFIG}: zoo.base is {base}, expected id and args")
+    validated(_Config, config, f"{folder / CONFIG}:", RepositoryError)
+    _saved(folder, config)
     return _with_names(folder, config)
 
 
@@ -169,19 +190,20 @@ def describe_folder(folder: Path, config: Mapping[str, Any]) -> Description:
         RepositoryError: a graph that is named isn't there.
         StructureError: the plan or the graph holds something unknown.
     """
-    ours = config["zoo"]
-    base = Base(ours["base"]["id"], ours["base"].get("args", {})) if ours.get("base") else None
-    about: dict[str, Any] = {"recipe": ours.get("recipe", {}), "source": str(folder)}
-    about |= {"task": ours["task"]} if "task" in ours else {}
-    if "graph" in ours:
+    saved = _saved(folder, config)
+    about: dict[str, Any] = {"recipe": saved.recipe, "task": saved.task, "source": str(folder)}
+    if isinstance(saved, _OfGraph):
         graph = Graph.from_json(read_json(folder / GRAPH), str(folder / GRAPH))
-        return Description(ours["name"], base, graph=graph, **about)
-    assert base is not None  # or there would be a graph
-    base = _as_saved(base, ours["fingerprint"])
-    plan, structure = Plan.from_json(ours["plan"]), ours.get("structure", "exact")
-    if structure not in get_args(Structure):
-        raise RepositoryError(f"{folder / CONFIG}: zoo.structure is {structure!r}, expected exact or stand-in")
-    return Description(ours["name"], base, plan, structure=structure, **about)
+        return Description(saved.name, saved.base, graph=graph, **about)
+    plan = Plan.from_json(saved.plan, f"{folder / CONFIG}: zoo.plan")
+    return Description(saved.name, _as_saved(saved.base, saved.fingerprint), plan, structure=saved.structure, **about)
+
+
+def _saved(folder: Path, config: Mapping[str, Any]) -> "_OfPlan | _OfGraph":
+    """What stands under `zoo`."""
+    kind = _OfGraph if "graph" in config["zoo"] else _OfPlan
+    saved: _OfPlan | _OfGraph = validated(kind, config["zoo"], f"{folder / CONFIG}: zoo", RepositoryError)
+    return saved
 
 
 def _as_saved(base: Base, saved: Mapping[str, str]) -> Base:
