@@ -335,6 +335,8 @@ def test_licence_and_source_are_stated():
     assert (
         f"- licence: Apache-2.0\n- base: {DENSE}\n- source: https://example.org/results\n"
         "- converted from: org/repo at 3784126 (torch-dag)\n- note: mind this\n"
+        "- paper of the architecture: Deep Residual Learning for Image Recognition, https://arxiv.org/abs/1512.03385\n"
+        f"- paper of the method: {METHODS['prune'].title}, {METHODS['prune'].url}\n"
     ) in text
 
 

@@ -1,5 +1,6 @@
 """What must hold of every entry of the catalog."""
 
+import importlib
 import json
 import math
 import re
@@ -10,11 +11,13 @@ import pytest
 import timm
 import torchvision
 from msgspec import to_builtins
+from timm.models._registry import _model_to_module
 
 import zoo
 from zoo import catalog
 from zoo.catalog.entry import Base
 from zoo.catalog.methods import available
+from zoo.catalog.papers import papers
 from zoo.compression.low_rank.falor import Falor
 from zoo.compression.low_rank.lockd import Lockd
 from zoo.compression.low_rank.low_rank import LowRank
@@ -256,3 +259,18 @@ def test_an_embedded_entry_has_a_card_and_a_measured_accuracy(entry):
     assert 0.5 < results["measured"]["top1"] <= 1
     assert all(math.isfinite(figure) for figure in results["measured"].values())
     assert f"# {entry.name}" in (catalog.EMBEDDED / entry.name / "README.md").read_text().splitlines()
+
+
+def test_the_paper_of_an_architecture_is_one_that_timm_s_own_file_names():
+    known = [entry for entry in map(catalog.info, catalog.names(all=True)) if entry.base and "timm/" in entry.base.id]
+
+    for entry in known:
+        title, _, address = papers(entry)["architecture"].rpartition(", ")
+        file = importlib.import_module(f"timm.models.{_model_to_module[entry.base.architecture]}").__doc__
+        assert title in file
+        assert address in file
+
+
+def test_a_paper_that_is_not_known_is_left_out():
+    assert papers(catalog.info("mnist_int8")).keys() == {"method"}
+    assert papers(catalog.info("digits_cnn")).keys() == {"architecture"}

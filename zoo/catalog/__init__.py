@@ -1,7 +1,7 @@
 """The catalog: every model that is known, what is claimed of it and how it is made. Imports no torch.
 
-`entry` says what is known of one model, `reader` reads the files of `<project>/<family>.toml`, this file looks models
-up. What was measured here is a Report (`report`); `embedded`, `plans` and `results` are data.
+`entry` says what is known of one model, `methods` how models are made smaller, `papers` what they come from. `reader`
+reads `<project>/<family>.toml`, this file looks models up. What was measured here is a Report (`report`).
 """
 
 import difflib

@@ -15,6 +15,7 @@ from msgspec import structs, to_builtins
 from zoo import catalog
 from zoo.catalog.entry import STATUSES, Entry, Recipe, Reported
 from zoo.catalog.methods import METHODS
+from zoo.catalog.papers import papers
 from zoo.cli.tables import UNITS, as_json, count, table
 from zoo.errors import RepositoryError
 from zoo.files import read_json
@@ -93,7 +94,7 @@ def show(name: str, as_json: bool) -> None:
     obstacle = catalog.obstacle(entry)
     load = {"load": None if obstacle else f'zoo.load("{name}")', "obstacle": obstacle}
     if as_json:
-        more = {**load, "structure": _structure(entry), "results": measured or None}
+        more = {**load, "structure": _structure(entry), "papers": papers(entry), "results": measured or None}
         click.echo(json.dumps({**to_builtins(entry), **more}, indent=2))
         return
     facts = {
@@ -111,6 +112,7 @@ def show(name: str, as_json: bool) -> None:
         if entry.origin
         else None,
         "source": entry.source,
+        **{f"paper of the {what}": paper for what, paper in papers(entry).items()},
         "note": entry.note,
     }
     _facts(facts)

@@ -1,1 +1,4 @@
-"""What a model costs: `macs` counts it, `conventions` counts it once more as the sources do."""
+"""What a model costs, and how far it is from another.
+
+`macs` counts, `conventions` counts once more as the sources do; `divergence` is of outputs from a reference's.
+"""

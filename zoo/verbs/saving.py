@@ -16,7 +16,8 @@ from zoo.catalog.report import Report
 from zoo.errors import RepositoryError, StructureError, UnknownName
 from zoo.files import free, read_json, writing_folder
 from zoo.hub import remote, repository
-from zoo.pages.card import eval_results, render
+from zoo.pages.card import render
+from zoo.pages.front_matter import eval_results
 from zoo.structure.describing import check_outputs, described
 from zoo.structure.description import Description, config_of, configure_
 from zoo.verbs.converting import converted

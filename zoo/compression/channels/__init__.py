@@ -2,7 +2,7 @@
 
 Read `groups` (the values), `analysis` (how they are found), `trace` and `rules` with the rules' own files `pointwise`,
 `views`, `contraction`, `recurrence` (what each operation does to the ids of `ids`), then `cutting` (the program without
-some), `reference` (what it must compute) and `checking` (whether it does).
+some), `reference` (what it must compute) and `checking` (whether it does). `planning` writes a cut down.
 
 A channel of a layer lies in many tensors, and goes from all of them or from none:
 

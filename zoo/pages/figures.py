@@ -1,0 +1,90 @@
+"""The tables of a card: what was measured, beside the dense base, and what the source reports."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from zoo.catalog.entry import Entry, Reported
+from zoo.catalog.report import Report
+from zoo.pages import front_matter, words
+
+LABELS = {
+    "params": "parameters",
+    "macs": "multiply-accumulates",
+    "kmapp": "kmapp = 2·macs/(1000·H·W)",
+    "kl": "KL divergence from the dense base",
+}
+SOURCES = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "map": "mAP 50-95",
+    "map50": "mAP 50",
+    "params_m": "millions of parameters",
+    "latency_ms": "latency in ms",
+    "latency_std_ms": "its deviation",
+    "speedup": "latency saved",
+    "params_size": "params size in M",
+}
+
+
+def measured(report: Report, base: Report | None) -> list[list[str]]:
+    """Rows of what was measured: figure, value, and where there is a base its value and the difference."""
+    rows, leading = [], front_matter.leading_of(report)
+    labels = {**LABELS, leading.figure: _label(leading.label, report.data)} if leading else LABELS
+    for key, value in report.measured.items():
+        leads = key == (leading and leading.figure)
+        row = [labels.get(key, key), _value(key, value, leads)]
+        if base is not None:
+            apart = leads and any(report.data.get(k) != base.data.get(k) for k in ("dataset", "split", "images"))
+            dense = None if apart else base.measured.get(key)
+            row += ["", ""] if dense is None else [_value(key, dense, leads), _against(key, value, dense, leads)]
+        rows.append(row)
+    return rows
+
+
+def _label(label: str, data: Mapping[str, Any]) -> str:
+    if not data.get("dataset"):
+        return label
+    where = ", ".join(part for part in (words.dataset(data["dataset"]), data.get("split")) if part)
+    return f"{label} on {data['images']:,} images ({where})" if "images" in data else f"{label} ({where})"
+
+
+def _value(key: str, value: float, leads: bool) -> str:
+    if key in ("params", "macs"):
+        return f"{words.readable(value)} ({value:,})" if value >= 1000 else f"{value:,}"
+    return f"{100 * value:.2f} %" if leads else f"{value:.4g} nats" if key == "kl" else str(value)
+
+
+def _against(key: str, value: float, dense: float, leads: bool) -> str:
+    if leads:
+        return f"{100 * (value - dense):+.2f} points"
+    return words.percent(value / dense) if key in ("params", "macs", "kmapp") and dense else ""
+
+
+def preprocessing(report: Report, pretrained_cfg: Mapping[str, Any]) -> str:
+    """How images were prepared: as the report says, and where it doesn't, timm's keys."""
+    found = {"input": pretrained_cfg.get("input_size"), **pretrained_cfg, **report.data}
+    parts = ["x".join(str(size) for size in found["input"])] if found["input"] else []
+    if found.get("interpolation"):
+        parts.append(str(found["interpolation"]))
+    names = {"crop_pct": "crop", "crop_mode": "crop mode", "mean": "mean", "std": "std"}
+    parts += [f"{name} {words.text(found[key])}" for key, name in names.items() if found.get(key) is not None]
+    return ", ".join(parts)
+
+
+def conditions(report: Report) -> str:
+    """What it was measured with and on."""
+    used = ", ".join(f"{package} {version}" for package, version in report.versions.items())
+    return " on ".join(part for part in (used, report.hardware) if part)
+
+
+def reported(row: Reported, entry: Entry) -> list[str]:
+    """A row of what the source reports: of which model, figures, conditions, and where it says so."""
+    figures = ", ".join(f"{SOURCES.get(key, key)} {_claim(key, value)}" for key, value in row.figures.items())
+    conditions = {"px": row.input, "images": row.images, "in a batch": row.batch}
+    holds = [f"{count:,} {what}" for what, count in conditions.items() if count is not None]
+    holds += [text for text in (row.device, row.runtime, row.counting and f"{row.counting}'s counting") if text]
+    return [row.of or "this model", figures, ", ".join(holds), row.source or entry.source or ""]
+
+
+def _claim(key: str, value: float) -> str:
+    return f"{100 * value:.4g} %" if key in ("top1", "top5", "map", "map50", "speedup") else f"{value:g}"
