@@ -4,6 +4,7 @@ Source: Kullback, Leibler, "On Information and Sufficiency" (1951).
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -36,7 +37,12 @@ def symmetric_kl(outputs: Tensor, target: Tensor, temperature: float = 1.0) -> T
 
     Source: ptdeco, `ptdeco.utils.losses_primitives`, the loss of its fine-tuning and of falor's criterion.
     """
-    return torch.maximum(kl(outputs, target, temperature), kl(target, outputs, temperature))
+    return symmetric(partial(kl, temperature=temperature), outputs, target)
+
+
+def symmetric(divergence: Divergence, outputs: Tensor, target: Tensor) -> Tensor:
+    """The larger one of both directions of any divergence, for each image [B]."""
+    return torch.maximum(divergence(outputs, target), divergence(target, outputs))
 
 
 def divergence(outputs: Tensor, target: Tensor) -> Tensor:

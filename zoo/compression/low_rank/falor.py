@@ -23,6 +23,7 @@ criterion as in ptdeco (TCL Research Europe), `ptdeco.falor`.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,7 +43,7 @@ from zoo.compression.low_rank.factors import (
 )
 from zoo.declarations import Count, validate
 from zoo.errors import DataError, require
-from zoo.measurement.divergence import Divergence, symmetric_kl
+from zoo.measurement.divergence import Divergence, symmetric, symmetric_kl
 from zoo.structure.description import Description
 from zoo.structure.plan import Factor, Rank
 from zoo.training import checkpoint as states
@@ -162,7 +163,8 @@ def bisection(full: int, accepted: Callable[[int], bool]) -> int:
 
 def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:
     """What `zoo.compress` calls."""
-    edit, tensors = falor(given.model, given.batches, given.how, state=given.state)
+    larger = partial(symmetric, given.divergence)
+    edit, tensors = falor(given.model, given.batches, given.how, state=given.state, divergence=larger)
     return given.edited(edit), tensors
 
 

@@ -287,7 +287,8 @@ def _repair_(
 def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:
     """What `zoo.compress` calls."""
     assert given.budget is not None
-    edit, tensors = low_rank(given.model, given.batches, given.budget, replace(given.how, seed=given.seed))
+    how = replace(given.how, seed=given.seed)
+    edit, tensors = low_rank(given.model, given.batches, given.budget, how, given.divergence)
     return given.edited(edit), tensors
 
 
