@@ -339,13 +339,23 @@ def test_a_damaged_repository_is_refused_in_one_line(run, repository, damage, ex
 @pytest.mark.parametrize(
     ("where", "key", "value", "expected"),
     [
-        (("zoo", "recipe"), "options", 5, "config.json: zoo.recipe.options is int, expected dict"),
-        (("zoo", "recipe"), "options", None, "config.json: zoo.recipe.options is NoneType, expected dict"),
-        (("zoo", "recipe"), "budget", 0.5, "config.json: zoo.recipe.budget is float, expected dict"),
-        (("zoo", "recipe", "budget"), "macs", "half", "config.json: zoo.recipe.budget.macs is str, expected float"),
-        (("zoo", "recipe"), "teachers", "digits_cnn", "config.json: zoo.recipe.teachers is str, expected list"),
-        (("zoo",), "plan", [{"edit": "narrow", "widths": 3}], "plan[0].widths: expected an object by module path"),
-        (("pretrained_cfg",), "input_size", 32, "config.json: pretrained_cfg.input_size is int, expected list"),
+        (("zoo", "recipe"), "options", 5, "config.json: zoo.recipe.options is 5, expected a table"),
+        (("zoo", "recipe"), "options", None, "config.json: zoo.recipe.options is None, expected a table"),
+        (("zoo", "recipe"), "budget", 0.5, "config.json: zoo.recipe.budget is 0.5, expected a table"),
+        (
+            ("zoo", "recipe", "budget"),
+            "macs",
+            "half",
+            "json: zoo.recipe.budget.macs is 'half', expected a number",
+        ),
+        (
+            ("zoo", "recipe"),
+            "teachers",
+            "digits_cnn",
+            "json: zoo.recipe.teachers is 'digits_cnn', expected a list",
+        ),
+        (("zoo",), "plan", [{"edit": "narrow", "widths": 3}], "zoo.plan[0].widths is 3, expected a table"),
+        (("pretrained_cfg",), "input_size", 32, "config.json: pretrained_cfg.input_size is 32, expected a list"),
     ],
 )
 def test_show_of_a_damaged_folder_is_refused_in_one_line(run, repository, where, key, value, expected):

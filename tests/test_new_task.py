@@ -200,5 +200,5 @@ def test_a_task_that_is_no_name_is_refused(tmp_path):
     config["zoo"]["task"] = ["image-classification"]
     (folder / "config.json").write_text(json.dumps(config))
 
-    with pytest.raises(RepositoryError, match=r"zoo\.task is list, expected str"):
+    with pytest.raises(RepositoryError, match=r"zoo\.task is \[.*\], expected text"):
         repository.read(folder)

@@ -6,25 +6,35 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from msgspec import structs, to_builtins
+from msgspec import Struct, structs, to_builtins
 
 from zoo import catalog
 from zoo.catalog.entry import STATUSES, Entry, Recipe, Reported
 from zoo.catalog.methods import METHODS
 from zoo.catalog.papers import papers
 from zoo.cli.tables import UNITS, as_json, count, table
+from zoo.declarations import validated
 from zoo.errors import RepositoryError
 from zoo.files import read_json
 
 if TYPE_CHECKING:
     from zoo.hub.remote import Listed
 
-RECIPE = {"options": dict, "teachers": list, "schedule": dict, "distil": dict, "augment": dict}  # of a config.json
-NULLABLE = {"method": str, "budget": dict, "data": str}
+
+class _Recipe(Struct):
+    """What is shown of a recipe in a config.json, which may say more."""
+
+    method: str | None = None
+    budget: Mapping[str, float | None] | None = None
+    data: str | None = None
+    options: Mapping[str, Any] = {}
+    teachers: list[Any] = []
+    schedule: Mapping[str, Any] = {}
+    distil: Mapping[str, Any] = {}
+    augment: Mapping[str, Any] = {}
 
 
 class Count(click.ParamType):  # type: ignore[type-arg]
@@ -137,7 +147,9 @@ def _show_repository(name: str, as_json: bool) -> None:
         return
     pixels = config.get("pretrained_cfg", {}).get("input_size", [])
     recipe = ours.get("recipe", {})
-    _check(folder / repository.CONFIG, pixels, recipe)
+    where = f"{folder / repository.CONFIG}:"
+    validated(list[Any], pixels, f"{where} pretrained_cfg.input_size", RepositoryError)
+    validated(_Recipe, recipe, f"{where} zoo.recipe", RepositoryError)
     facts = {
         "name": ours["name"],
         "base": (ours.get("base") or {}).get("id"),
@@ -151,18 +163,6 @@ def _show_repository(name: str, as_json: bool) -> None:
     _facts(facts)
     if results.measured:
         _figures([["its results", _pairs(results.measured), _pairs(results.data)]])
-
-
-def _check(file: Path, pixels: Any, recipe: Mapping[str, Any]) -> None:
-    """Check the types of what a config.json may leave out."""
-    given = {f"zoo.recipe.{key}": (recipe[key], kind) for key, kind in RECIPE.items() if key in recipe}
-    given |= {f"zoo.recipe.{key}": (recipe[key], kind) for key, kind in NULLABLE.items() if recipe.get(key) is not None}
-    for key, (value, kind) in {"pretrained_cfg.input_size": (pixels, list), **given}.items():
-        if not isinstance(value, kind):
-            raise RepositoryError(f"{file}: {key} is {type(value).__name__}, expected {kind.__name__}")
-    for key, share in (recipe.get("budget") or {}).items():
-        if share is not None and not isinstance(share, int | float):
-            raise RepositoryError(f"{file}: zoo.recipe.budget.{key} is {type(share).__name__}, expected float")
 
 
 def _facts(facts: Mapping[str, Any]) -> None:

@@ -52,17 +52,19 @@ class _Saved(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     recipe: Mapping[str, Any] = {}
     weights_sha256: Name
     versions: Mapping[str, str] = {}
+    base: Base | None = None
+    plan: list[Any] = []  # Plan's own words say what is wrong with it
+    fingerprint: Mapping[str, str] = {}
+    structure: Structure = "exact"
 
 
 class _OfPlan(_Saved, frozen=True, kw_only=True):
     base: Base
-    plan: list[Any]  # Plan's own words say what is wrong with it
+    plan: list[Any]
     fingerprint: Mapping[str, str]
-    structure: Structure = "exact"
 
 
 class _OfGraph(_Saved, frozen=True, kw_only=True):
-    base: Base | None = None
     graph: Literal["graph.json"]
 
 
