@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,35 @@ def test_a_room_says_what_lies_in_it(room) -> None:
     files = {path.stem for path in room.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
 
     assert files - {"__init__"} <= set(re.findall(r"\w+", told))
+
+
+def section(title: str) -> str:
+    return README.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def test_the_rooms_and_the_direction_of_imports_are_those_that_are_checked() -> None:
+    layers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
+    chain, tree = re.findall(r"```\n(.*?)```", section("How it is put together"), re.DOTALL)
+
+    assert [set(re.findall(r"\w+", layer)) for layer in chain.split(">")] == [
+        {room for room in layer.split(" | ") if room != "version"} for layer in layers if layer != "__main__"
+    ]
+    rooms = {
+        room.relative_to(ROOT / "zoo") for room in ROOMS if room.parent.name != "tasks" and room.name != "torch_dag"
+    }
+    assert {each.name for each in rooms} | {"zoo"} == set(re.findall(r"(\w+)/", tree))
+
+
+def test_what_is_told_of_adding_to_it_is_there() -> None:
+    told = section("Add to it")
+    paths = re.findall(r"`((?:zoo|builders|tests|scripts)/[\w./<>]+)`", told)
+    tables = dict(re.findall(r"`([A-Z]+)` in `([\w/.]+)`", told))
+
+    assert [path for path in paths if not list(ROOT.glob(re.sub(r"<\w+>", "*", path)))] == []
+    assert tables.keys() == {"METHODS", "TASKS", "STEPS", "FAMILIES"}
+    for table, path in tables.items():
+        assert re.search(rf"^{table}\b", (ROOT / path).read_text(), re.MULTILINE)
+    assert [len(re.findall(r"^\d\. ", part, re.MULTILINE)) for part in told.split("\n\nA ")[1:]] == [4] * 4
 
 
 def test_every_bench_is_listed_and_can_be_tried_quickly() -> None:
