@@ -9,6 +9,7 @@ from zoo import catalog
 from zoo.catalog.entry import Entry
 from zoo.catalog.report import Row
 from zoo.errors import RepositoryError, UnknownName
+from zoo.tasks import task_named
 from zoo.training.schedule import Machine
 from zoo.verbs.building import make, plan, processes
 from zoo.verbs.recipes import at_most
@@ -88,7 +89,8 @@ def one(entry: Entry, run: Run, out: Path) -> Path | None:
     entry = stand_in(entry, out / "stand-ins", small=not run.plan_only) if run.smoke else at_most(entry, run.steps)
     data = None if run.smoke else run.data
     folder = out / entry.name
-    goal = _top1(entry)
+    leading = task_named(entry.task).leading.figure
+    goal = _goal(entry, leading)
     run.say(f"{entry.name}, which should reach {goal:.2%}" if goal else entry.name)
     if run.plan_only:
         file, rows = plan(entry, folder, data, run.say, run.machine)
@@ -102,7 +104,7 @@ def one(entry: Entry, run: Run, out: Path) -> Path | None:
         found = verify(folder, structure_only=True)
         if not found.passed:
             raise RepositoryError(f"{folder} doesn't rebuild as its results say: {'; '.join(map(_line, found.rows))}")
-        row = Row("top1", goal, results_of(folder).measured.get("top1"), 0.001)
+        row = Row(leading, goal, results_of(folder).measured.get(leading), 0.001)
         run.say("\n".join(map(_line, (*found.rows, row))))
         if run.organisation:
             run.say(push(folder, f"{run.organisation}/{entry.name}"))
@@ -110,10 +112,10 @@ def one(entry: Entry, run: Run, out: Path) -> Path | None:
     return folder
 
 
-def _top1(entry: Entry) -> float | None:
+def _goal(entry: Entry, figure: str) -> float | None:
     """What the source reports at the size that the entry is evaluated at."""
-    rows = [row for row in entry.reported if "top1" in row.figures and row.input in (None, entry.input[-1])]
-    return rows[0].figures["top1"] if rows else None
+    rows = [row for row in entry.reported if figure in row.figures and row.input in (None, entry.input[-1])]
+    return rows[0].figures[figure] if rows else None
 
 
 def _line(row: Row) -> str:
