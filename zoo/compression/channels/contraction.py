@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any, cast
 
 import torch
 from torch.fx import Node
@@ -15,9 +16,7 @@ aten = torch.ops.aten
 
 def linear(walk: Walk, node: Node) -> Axes:
     """A linear layer, y = x Wᵀ + b."""
-    x, weight = node.args[:2]
-    assert isinstance(x, Node)
-    assert isinstance(weight, Node)
+    x, weight, *_ = cast(Any, node.args)
     written, read = walk.axes(weight)
     *lead, inputs = walk.axes(x)
     walk.ids.join(inputs, read, walk.met(x, weight))
@@ -29,9 +28,7 @@ def linear(walk: Walk, node: Node) -> Axes:
 
 def convolution(walk: Walk, node: Node) -> Axes:
     """Kernel and space stay; of a grouped one, whole groups where there are many, else the same channels of each."""
-    x, weight = node.args[:2]
-    assert isinstance(x, Node)
-    assert isinstance(weight, Node)
+    x, weight, *_ = cast(Any, node.args)
     transposed = "transpose" in str(node.target)
     groups = argument(node, "groups", 6, 1)
     if isinstance(groups, Node):
@@ -92,16 +89,12 @@ def same(walk: Walk, vectors: Sequence[Vector], groups: int, inner: Vector, reas
     return vectors[0]
 
 
-def product(walk: Walk, node: Node) -> Axes:
+def product(walk: Walk, node: Node) -> Any:
     """A·B, in every place of what comes before the last two dimensions."""
     offset = 1 if node.target == aten.baddbmm.default else 0
-    a, b = node.args[offset], node.args[offset + 1]
-    assert isinstance(a, Node)
-    assert isinstance(b, Node)
+    *added, a, b = cast(Any, node.args)[: offset + 2]
     if min(len(walk.shape(a)), len(walk.shape(b))) < 2:
-        axes = unknown(walk, node)
-        assert isinstance(axes, list)
-        return axes
+        return unknown(walk, node)
     *lead_a, n, k = walk.axes(a)
     *lead_b, k2, m = walk.axes(b)
     lead = meet(walk, [(lead_a, walk.shape(a)[:-2]), (lead_b, walk.shape(b)[:-2])], walk.met(a, b))
@@ -110,20 +103,13 @@ def product(walk: Walk, node: Node) -> Axes:
     axes = [*lead, n, m]
     walk.count(node, [*axes, k], walk.shape(a)[-1])
     walk.inner.append(k)
-    if offset:
-        added = node.args[0]
-        assert isinstance(added, Node)
-        return meet(walk, [(axes, walk.shape(node)), (walk.axes(added), walk.shape(added))], walk.met(a, b))
-    return axes
+    summed = [(axes, walk.shape(node)), *((walk.axes(x), walk.shape(x)) for x in added)]
+    return meet(walk, summed, walk.met(a, b)) if added else axes
 
 
 def attention(walk: Walk, node: Node) -> Axes:
     """softmax(Q Kᵀ / √d + M) V; the softmax runs over all keys."""
-    q, k, v = node.args[:3]
-    mask = argument(node, "attn_mask", 3, None)
-    assert isinstance(q, Node)
-    assert isinstance(k, Node)
-    assert isinstance(v, Node)
+    (q, k, v, *_), mask = cast(Any, node.args), argument(node, "attn_mask", 3, None)
     lead = meet(walk, [(walk.axes(x)[:-2], walk.shape(x)[:-2]) for x in (q, k, v)], walk.met(q, k))
     (n, d), (keys, d2), (keys2, width) = (walk.axes(x)[-2:] for x in (q, k, v))
     for vector in (keys, keys2):
@@ -140,13 +126,12 @@ def attention(walk: Walk, node: Node) -> Axes:
     return [*lead, n, width]
 
 
-def einsum(walk: Walk, node: Node) -> Axes:
+def einsum(walk: Walk, node: Node) -> Any:
     """Dimensions of one letter are cut together."""
-    equation, operands = str(node.args[0]).replace(" ", ""), list(node.args[1])  # type: ignore[arg-type]
+    equation, operands, *_ = cast(Any, node.args)
+    equation = equation.replace(" ", "")
     if "." in equation or "->" not in equation or len(operands) > 2:
-        axes = unknown(walk, node)
-        assert isinstance(axes, list)
-        return axes
+        return unknown(walk, node)
     left, right = equation.split("->")
     letters: dict[str, Vector] = {}
     length: dict[str, int] = {}

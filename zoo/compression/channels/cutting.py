@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -98,33 +98,26 @@ def cut(kept: Kept) -> ExportedProgram:
     for node in traced.program.graph.nodes:
         if node.target == aten._assert_tensor_metadata.default:
             continue
-        target, args, kwargs = rewritten(kept, node)
-        made = new.create_node(
-            node.op,
-            target,
-            fx.map_arg(args, same.__getitem__),
-            fx.map_arg(kwargs, same.__getitem__),
-            node.name,
-        )
-        made.meta = dict(node.meta)
-        same[node] = made
+        target, old_args, old_kwargs = rewritten(kept, node)
+        args, kwargs = fx.map_arg(old_args, same.__getitem__), fx.map_arg(old_kwargs, same.__getitem__)
+        same[node] = new.create_node(node.op, target, args, kwargs, node.name)
+        same[node].meta = dict(node.meta)
     program = copy.copy(traced.program)
     program._graph_module = fx.GraphModule(traced.program.graph_module, new)
     return program
 
 
-def rewritten(kept: Kept, node: Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """Target, arguments and keyword arguments of a node once channels are gone."""
+Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
+"""Target, arguments and keyword arguments of a node."""
+
+
+def rewritten(kept: Kept, node: Node) -> Call:
+    """A node's call once channels are gone."""
     rule = NUMBERS.get(node.target) if node.op == "call_function" else None
-    if rule is None:
-        return node.target, node.args, dict(node.kwargs)
-    return rule(kept, node)
+    return (rule and rule(kept, node)) or (node.target, node.args, dict(node.kwargs))
 
 
-Rewritten = tuple[Any, tuple[Any, ...], dict[str, Any]]
-
-
-def _replaced(node: Node, position: int, name: str, value: Any) -> Rewritten:
+def _replaced(node: Node, position: int, name: str, value: Any) -> Call:
     if len(node.args) > position:
         return node.target, (*node.args[:position], value, *node.args[position + 1 :]), dict(node.kwargs)
     return node.target, node.args, {**node.kwargs, name: value}
@@ -144,105 +137,94 @@ def _lengths(kept: Kept, vectors: Axes, given: Sequence[Any], shape: Sequence[An
     return lengths
 
 
-def _sized(position: int, name: str = "size") -> Callable[[Kept, Node], Rewritten]:
-    def rule(kept: Kept, node: Node) -> Rewritten:
+def _sized(position: int, name: str = "size") -> Callable[[Kept, Node], Call | None]:
+    def rule(kept: Kept, node: Node) -> Call | None:
         given = list(argument(node, name, position, ()))
         return _replaced(node, position, name, _lengths(kept, kept.traced.of(node), given, node.meta["val"].shape))
 
     return rule
 
 
-def _reshape_as(kept: Kept, node: Node) -> Rewritten:
+def _reshape_as(kept: Kept, node: Node) -> Call:
     out = node.meta["val"].shape
     given = [-1 if isinstance(size, torch.SymInt) else int(size) for size in out]
     return aten.reshape.default, (node.args[0], _lengths(kept, kept.traced.of(node), given)), {}
 
 
-def _unflatten(kept: Kept, node: Node) -> Rewritten:
+def _unflatten(kept: Kept, node: Node) -> Call:
     dim, given = int(argument(node, "dim", 1, 0)), list(argument(node, "sizes", 2, ()))
     axes = kept.traced.of(node)
     dim %= len(axes) - len(given) + 1
     return _replaced(node, 2, "sizes", _lengths(kept, axes[dim : dim + len(given)], given))
 
 
-def _repeat(kept: Kept, node: Node) -> Rewritten:
-    x = node.args[0]
-    assert isinstance(x, Node)
-    given: list[Any] = list(node.args[1])  # type: ignore[arg-type]
-    given = [1] * (len(kept.traced.of(node)) - len(given)) + given
+def _repeat(kept: Kept, node: Node) -> Call:
+    x, repeats = cast(Any, node.args)
+    given = [1] * (len(kept.traced.of(node)) - len(repeats)) + list(repeats)
     shape = [1] * (len(given) - len(sizes(x.meta["val"]))) + sizes(x.meta["val"])
     spread = [vector if size == 1 else None for vector, size in zip(kept.traced.of(node), shape, strict=True)]
     return _replaced(node, 1, "repeats", _lengths(kept, spread, given))
 
 
-def _split(kept: Kept, node: Node) -> Rewritten:
+def _split(kept: Kept, node: Node) -> Call | None:
     dim = int(argument(node, "dim", 2, 0))
     outs, pieces = node.meta["val"], kept.traced.axes[node]
-    if all(isinstance(out.shape[dim], torch.SymInt) for out in outs):
-        return node.target, node.args, dict(node.kwargs)
-    if all(kept.mask(axes[dim]) is None for axes in pieces):
-        return node.target, node.args, dict(node.kwargs)
+    computed = all(isinstance(out.shape[dim], torch.SymInt) for out in outs)
+    if computed or all(kept.mask(axes[dim]) is None for axes in pieces):
+        return None
     lengths = [kept.size(axes[dim], int(out.shape[dim])) for axes, out in zip(pieces, outs, strict=True)]
     return aten.split_with_sizes.default, (node.args[0], lengths, dim), {}
 
 
-def _slice(kept: Kept, node: Node) -> Rewritten:
+def _slice(kept: Kept, node: Node) -> Call | None:
     x, dim = node.args[0], int(argument(node, "dim", 1, 0))
-    assert isinstance(x, Node)
     mask = kept.mask(kept.traced.of(x)[dim])
     if mask is None:
-        return node.target, node.args, dict(node.kwargs)
+        return None
     start, end, _ = slice(argument(node, "start", 2, None), argument(node, "end", 3, None)).indices(len(mask))
     return node.target, (x, dim, int(mask[:start].sum()), int(mask[:end].sum())), {}
 
 
-def _narrow(kept: Kept, node: Node) -> Rewritten:
-    x, dim, start, length = node.args
-    assert isinstance(x, Node)
-    mask = kept.mask(kept.traced.of(x)[dim])  # type: ignore[index]
+def _narrow(kept: Kept, node: Node) -> Call | None:
+    x, dim, start, length = cast(Any, node.args)
+    mask = kept.mask(kept.traced.of(x)[dim])
     if mask is None:
-        return node.target, node.args, dict(node.kwargs)
-    return node.target, (x, dim, int(mask[:start].sum()), int(mask[start : start + length].sum())), {}  # type: ignore[operator]
+        return None
+    return node.target, (x, dim, int(mask[:start].sum()), int(mask[start : start + length].sum())), {}
 
 
-def _select(kept: Kept, node: Node) -> Rewritten:
-    x, dim, index = node.args
-    assert isinstance(x, Node)
-    mask = kept.mask(kept.traced.of(x)[dim])  # type: ignore[index]
-    if mask is None:
-        return node.target, node.args, dict(node.kwargs)
-    return node.target, (x, dim, int(mask[: index % len(mask)].sum())), {}  # type: ignore[operator]
+def _select(kept: Kept, node: Node) -> Call | None:
+    x, dim, index = cast(Any, node.args)
+    mask = kept.mask(kept.traced.of(x)[dim])
+    return None if mask is None else (node.target, (x, dim, int(mask[: index % len(mask)].sum())), {})
 
 
-def _layer_norm(kept: Kept, node: Node) -> Rewritten:
-    given: list[int] = list(node.args[1])  # type: ignore[arg-type]
+def _layer_norm(kept: Kept, node: Node) -> Call:
+    given = cast(Any, node.args)[1]
     return _replaced(node, 1, "normalized_shape", _lengths(kept, kept.traced.of(node)[-len(given) :], given))
 
 
-def _groups(position: int, name: str) -> Callable[[Kept, Node], Rewritten]:
+def _groups(position: int, name: str) -> Callable[[Kept, Node], Call | None]:
     """Whole groups go, or the same channels of each."""
 
-    def rule(kept: Kept, node: Node) -> Rewritten:
-        groups, vector = int(argument(node, name, position, 1)), kept.traced.of(node)[1]
-        mask = kept.mask(vector)
+    def rule(kept: Kept, node: Node) -> Call | None:
+        groups, mask = int(argument(node, name, position, 1)), kept.mask(kept.traced.of(node)[1])
         if groups == 1 or mask is None:
-            return node.target, node.args, dict(node.kwargs)
-        stay = int(mask.view(groups, -1).any(1).sum())
-        return _replaced(node, position, name, stay)
+            return None
+        return _replaced(node, position, name, int(mask.view(groups, -1).any(1).sum()))
 
     return rule
 
 
-def _attention(kept: Kept, node: Node) -> Rewritten:
+def _attention(kept: Kept, node: Node) -> Call | None:
     """Without a scale of its own an attention divides by the root of the width that is left."""
-    q = node.args[0]
-    assert isinstance(q, Node)
-    if node.kwargs.get("scale") is None and kept.mask(kept.traced.of(q)[-1]) is not None:
-        return node.target, node.args, {**node.kwargs, "scale": sizes(q.meta["val"])[-1] ** -0.5}
-    return node.target, node.args, dict(node.kwargs)
+    q, *_ = cast(Any, node.args)
+    if node.kwargs.get("scale") is not None or kept.mask(kept.traced.of(q)[-1]) is None:
+        return None
+    return node.target, node.args, {**node.kwargs, "scale": sizes(q.meta["val"])[-1] ** -0.5}
 
 
-NUMBERS: Mapping[Any, Callable[[Kept, Node], Rewritten]] = {
+NUMBERS: Mapping[Any, Callable[[Kept, Node], Call | None]] = {
     aten.view.default: _sized(1),
     aten.reshape.default: _sized(1, "shape"),
     aten._unsafe_view.default: _sized(1),

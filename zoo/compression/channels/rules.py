@@ -10,7 +10,7 @@ anything else is not understood, and what it reads is frozen
 
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.fx import Node
@@ -62,7 +62,7 @@ def layer_norm(walk: Walk, node: Node) -> Axes:
     """Over the channels that stay."""
     x = walk.tensors(node)[0]
     axes = list(walk.axes(x))
-    count = len(node.args[1])  # type: ignore[arg-type]
+    count = len(cast(Any, node.args)[1])
     for each in node.args[2:4]:
         if isinstance(each, Node):
             for dim in range(1, count + 1):
@@ -102,7 +102,7 @@ def extreme(walk: Walk, node: Node) -> Any:
 def _reduced(walk: Walk, node: Node, reason: str | None) -> Axes:
     x = walk.tensors(node)[0]
     rank = len(walk.shape(x))
-    names = [each.name for each in node.target._schema.arguments]  # type: ignore[union-attr]
+    names = [each.name for each in cast(Any, node.target)._schema.arguments]
     given = argument(node, "dim", names.index("dim"), None) if "dim" in names else None
     dims = [given] if isinstance(given, int) else (list(given) if given else list(range(rank)))
     gone = {dim % rank for dim in dims}
@@ -130,7 +130,7 @@ def along(walk: Walk, node: Node) -> Axes:
     return axes
 
 
-def spatial(walk: Walk, node: Node) -> Axes:
+def spatial(walk: Walk, node: Node) -> Any:
     """Pooling and resizing: batch and channels go through."""
     x = walk.tensors(node)[0]
     axes, shape, out = walk.axes(x), walk.shape(x), walk.shape(node)
@@ -138,14 +138,12 @@ def spatial(walk: Walk, node: Node) -> Axes:
     for vector in axes[len(shape) - moved :]:
         walk.ids.freeze(vector, f"{walk.name(node)} over it")
     result = [*axes[: len(shape) - moved], *[None] * (len(out) - len(shape) + moved)]
-    several = isinstance(node.meta["val"], list | tuple)
-    return [result, result] if several else result  # type: ignore[list-item]
+    return [result, result] if isinstance(node.meta["val"], list | tuple) else result
 
 
 def getitem(walk: Walk, node: Node) -> Any:
     """One of several results."""
-    source, index = node.args
-    assert isinstance(source, Node)
+    source, index = cast(Any, node.args)
     value = walk.values[source]
     return value[index] if isinstance(value, list) and isinstance(index, int) and index < len(value) else None
 

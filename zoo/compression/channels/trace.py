@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -138,7 +138,7 @@ class Walk:
                 value = _held(self.program, node)
             else:
                 args, kwargs = pytree.tree_map_only(Node, self.constant, (node.args, node.kwargs))
-                value = node.target(*args, **kwargs)  # type: ignore[operator]
+                value = cast(Any, node.target)(*args, **kwargs)
             if isinstance(value, Tensor) and value.is_meta:
                 raise NotUnderstood(node.name)
             self.constants[node] = value.cpu() if isinstance(value, Tensor) else value
@@ -236,7 +236,7 @@ def _has_tensor(node: Node) -> bool:
 def sizes(tensor: Tensor) -> list[int]:
     """Sizes of a traced tensor, for the batch that it was traced with."""
     dims: list[Any] = list(tensor.shape)  # torch calls them int, and some are symbols
-    return [int(size.node.hint if isinstance(size, torch.SymInt) else size) for size in dims]  # type: ignore[arg-type]
+    return [int(size.node.hint) if isinstance(size, torch.SymInt) else int(size) for size in dims]  # type: ignore[arg-type]
 
 
 def argument(node: Node, name: str, position: int, default: Any) -> Any:

@@ -6,7 +6,7 @@ of the result they differ.
 
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def movement(walk: Walk, node: Node) -> Any:
             walk.ids.freeze(vector, f"{walk.name(node)} along it")
             continue
         for axes, ids in zip(results, moved, strict=True):
-            _read(walk, node, axes, ids)
+            _place(walk, node, axes, ids)
     return results if isinstance(node.meta["val"], list | tuple) else results[0]
 
 
@@ -47,7 +47,7 @@ def _reshaped(walk: Walk, node: Node, x: Node) -> Axes:
     for dim, vector in enumerate(walk.axes(x)):
         if vector is not None:
             shape = [-1 if d == dim else 1 for d in range(len(walk.shape(x)))]
-            _read(walk, node, axes, vector.view(shape).expand(walk.shape(x)).reshape(walk.shape(node)))
+            _place(walk, node, axes, vector.view(shape).expand(walk.shape(x)).reshape(walk.shape(node)))
     return axes
 
 
@@ -79,7 +79,7 @@ def _moved(walk: Walk, node: Node, target: Any, x: Node, dim: int, vector: Tenso
     return list(moved) if isinstance(moved, list | tuple) else [moved]
 
 
-def _read(walk: Walk, node: Node, axes: Axes, ids: Tensor) -> None:
+def _place(walk: Walk, node: Node, axes: Axes, ids: Tensor) -> None:
     """Read off along which dimension of a result ids differ."""
     for dim, (size, stride) in enumerate(zip(ids.shape, ids.stride(), strict=True)):
         if size > 1 and (stride == 0 or torch.equal(ids, ids.narrow(dim, 0, 1).expand_as(ids))):
@@ -107,7 +107,7 @@ def _read(walk: Walk, node: Node, axes: Axes, ids: Tensor) -> None:
 
 def concatenate(walk: Walk, node: Node) -> Axes:
     """The joined dimension lies end to end; the others are cut together, but for what is empty."""
-    inputs: list[Node] = list(node.args[0])  # type: ignore[arg-type]
+    inputs = cast(Any, node.args)[0]
     given = [x for x in inputs if 0 not in walk.shape(x)] or inputs
     rank = len(walk.shape(given[0]))
     at = int(argument(node, "dim", 1, 0)) % rank
@@ -131,7 +131,7 @@ def _all(walk: Walk, vectors: Sequence[Vector], size: int, name: str) -> Vector:
 
 def stack(walk: Walk, node: Node) -> Axes:
     """A new dimension; the others are cut together."""
-    given: list[Node] = list(node.args[0])  # type: ignore[arg-type]
+    given = cast(Any, node.args)[0]
     rank = len(walk.shape(given[0]))
     axes = [
         _all(walk, [walk.axes(x)[dim] for x in given], walk.shape(given[0])[dim], walk.name(node))
@@ -190,7 +190,7 @@ def repeat(walk: Walk, node: Node) -> Any:
 def pad(walk: Walk, node: Node) -> Axes:
     """Zeros beside channels stay."""
     x = walk.tensors(node)[0]
-    amounts = list(node.args[1])  # type: ignore[arg-type]
+    amounts = cast(Any, node.args)[1]
     zeros = node.target == aten.pad.default and argument(node, "mode", 2, "constant") == "constant"
     value = argument(node, "value", 3 if node.target == aten.pad.default else 2, 0) or 0
     zeros = (zeros or node.target == aten.constant_pad_nd.default) and value == 0
