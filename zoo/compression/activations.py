@@ -64,7 +64,12 @@ def rows(layer: nn.Module, y: Tensor) -> Tensor:
     """
     if isinstance(layer, nn.Conv2d):
         y = y.movedim(-3, -1)
-    return y.reshape(-1, y.shape[-1]).to(torch.promote_types(y.dtype, torch.float32))
+    return wide(y.reshape(-1, y.shape[-1]))
+
+
+def wide(x: Tensor) -> Tensor:
+    """In single precision at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def thinned(rows: Tensor, draw: Draw) -> Tensor:

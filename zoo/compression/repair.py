@@ -26,7 +26,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.fx import Node
 
-from zoo.compression.activations import Draw, observe
+from zoo.compression.activations import Draw, observe, wide
 from zoo.compression.channels import cutting, reference
 from zoo.compression.channels.cutting import Kept, Traced
 from zoo.compression.channels.trace import argument
@@ -143,8 +143,8 @@ def _look(
 
 
 def _moments(y: Tensor, dim: int, origin: Tensor | None) -> Tensor:
-    wide = y.to(torch.promote_types(y.dtype, torch.float32))
-    rows = wide.flatten(0, -2) if dim % y.ndim == y.ndim - 1 else wide.movedim(dim, 1)
+    y = wide(y)
+    rows = y.flatten(0, -2) if dim % y.ndim == y.ndim - 1 else y.movedim(dim, 1)
     mean, variance = torch.batch_norm_update_stats(rows, None, None, 0.0)  # var_mean takes three times as long
     mean = mean.double() if origin is None else mean.double() - origin.double()
     return torch.stack([mean, variance.double() + mean.square()])

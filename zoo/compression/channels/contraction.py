@@ -50,13 +50,13 @@ def convolution(walk: Walk, node: Node) -> Axes:
         walk.layer(node, weight, written, read)
         axes = [written, read]
     elif groups >= shape[1]:
-        whole(walk, [inputs, first], groups, walk.met(x, weight))
+        whole_groups(walk, [inputs, first], groups, walk.met(x, weight))
         walk.ids.freeze(second, "channels within the groups of a convolution")
         walk.grouped(node, weight, written, (groups, shape[1]))
         axes = [written]
     else:
-        same(walk, [inputs], groups, read, walk.met(x, weight))
-        written = same(walk, [written], groups, None, "")
+        same_of_each_group(walk, [inputs], groups, read, walk.met(x, weight))
+        written = same_of_each_group(walk, [written], groups, None, "")
         walk.layer(node, weight, written, None, (groups, shape[1]))
         walk.inner.append(read)
         axes = [written, read]
@@ -65,7 +65,7 @@ def convolution(walk: Walk, node: Node) -> Axes:
     return [*lead, written, *[None] * len(kernel)]
 
 
-def whole(walk: Walk, vectors: Sequence[Vector], groups: int, reason: str) -> None:
+def whole_groups(walk: Walk, vectors: Sequence[Vector], groups: int, reason: str) -> None:
     """Cut whole groups: what lies in one group is one unit, in every vector."""
     if any(vector is None for vector in vectors):
         for vector in vectors:
@@ -76,7 +76,7 @@ def whole(walk: Walk, vectors: Sequence[Vector], groups: int, reason: str) -> No
         walk.ids.join(row.flatten(), rows[0][:, :1].expand_as(row).flatten(), reason)
 
 
-def same(walk: Walk, vectors: Sequence[Vector], groups: int, inner: Vector, reason: str) -> Vector:
+def same_of_each_group(walk: Walk, vectors: Sequence[Vector], groups: int, inner: Vector, reason: str) -> Vector:
     """Cut the same channels of every group; `inner` are those of one group."""
     for vector in vectors:
         if vector is None:

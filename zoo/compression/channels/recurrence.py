@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch.fx import Node
 
-from zoo.compression.channels.contraction import same
+from zoo.compression.channels.contraction import same_of_each_group
 from zoo.compression.channels.ids import Vector
 from zoo.compression.channels.pointwise import unknown
 from zoo.compression.channels.trace import Walk
@@ -48,7 +48,7 @@ def recurrence(walk: Walk, node: Node) -> Any:
         walk.ids.join(read, inputs, walk.met(x, weight))
         walk.ids.join(units, again, walk.met(recurrent))
         for vector in (written, rows, *(walk.axes(bias)[0] for bias in biases)):
-            same(walk, [vector], gates, units, walk.met(weight))
+            same_of_each_group(walk, [vector], gates, units, walk.met(weight))
         for of, put, taken in ((weight, written, inputs), (recurrent, rows, again)):
             walk.layer(node, of, put, taken)
             walk.count_exactly(steps * prod(walk.shape(of)), [units, taken])

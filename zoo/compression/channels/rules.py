@@ -15,7 +15,15 @@ from typing import Any, cast
 import torch
 from torch.fx import Node
 
-from zoo.compression.channels.contraction import attention, convolution, einsum, linear, product, whole
+from zoo.compression.channels.contraction import (
+    attention,
+    convolution,
+    einsum,
+    linear,
+    product,
+    same_of_each_group,
+    whole_groups,
+)
 from zoo.compression.channels.ids import Axes, NotUnderstood
 from zoo.compression.channels.pointwise import pointwise, unknown
 from zoo.compression.channels.recurrence import RECURRENT, recurrence
@@ -79,10 +87,9 @@ def group_norm(walk: Walk, node: Node) -> Axes:
         axes[1] = walk.bias(node, position, axes[1])
     if axes[1] is not None and groups > 1:
         if groups >= channels // groups:
-            whole(walk, [axes[1]], groups, "")
+            whole_groups(walk, [axes[1]], groups, "")
         else:
-            rows = axes[1].view(groups, -1)
-            walk.ids.join(rows.flatten(), rows[:1].expand_as(rows).flatten(), "")
+            same_of_each_group(walk, [axes[1]], groups, None, "")
     for vector in axes[2:]:
         walk.ids.freeze(vector, "space of a group norm")
     return [*axes[:2], *[None] * len(axes[2:])]

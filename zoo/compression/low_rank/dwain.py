@@ -24,7 +24,6 @@ Source: ptdeco (TCL Research Europe), `ptdeco.dwain` and the example of its visi
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -148,7 +147,7 @@ def dwain(
         if ranks[path] is not None:
             trained = accepted[-(how.finetune_last or len(accepted)) :]
             first = number * max(1, schedule.epochs)  # each training sees other epochs
-            _finetune_(smaller, trained, partial(_later, data, first), schedule, seed, machine)
+            _finetune_(smaller, trained, data, first, schedule, seed, machine)
         if state:
             states.store(state, run, _factors(smaller, ranks), ranks)
     edit = Factor({path: Rank(k) for path in layers if (k := ranks[path]) is not None})
@@ -169,26 +168,23 @@ def looked_at(model: nn.Module, image: Tensor, how: Dwain) -> list[str]:
     return matrices(model, image, how.exclude, "dwain")[::-1]
 
 
-def _later(data: Callable[[int], Any], first: int, epoch: int) -> Any:
-    return data(first + epoch)
-
-
 def _finetune_(
     model: nn.Module,
     paths: Sequence[str],
     data: Callable[[int], Any],
+    first: int,
     schedule: Schedule,
     seed: int,
     machine: Machine | None,
 ) -> None:
-    """Train the factors at these paths on the labels."""
+    """Train the factors at these paths on the labels, from this epoch of the data on."""
 
     def step(model: nn.Module, batch: tuple[Tensor, Tensor], progress: float) -> Tensor:
         return task_step(model.eval(), batch, progress)
 
     for path in paths:
         model.get_submodule(path).requires_grad_(True)
-    train(model, step, data, schedule, seed=seed, progress=paths[-1], machine=machine)
+    train(model, step, lambda epoch: data(first + epoch), schedule, seed=seed, progress=paths[-1], machine=machine)
     model.requires_grad_(False)
 
 
@@ -243,13 +239,10 @@ def _check_labels(batches: Sequence[tuple[Tensor, Tensor]], logits: Sequence[Ten
     for number, ((_, labels), y) in enumerate(zip(batches, logits, strict=True)):
         where, classes = f"calibration: batch {number}", y.shape[1]
         if labels.shape != y.shape[:1] or labels.is_floating_point():
-            raise DataError(
-                f"calibration: batch {number} has labels {list(labels.shape)}, expected [{len(y)}] of int64"
-            )
-        if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-            raise DataError(
-                f"{where} has labels {int(labels.min())} to {int(labels.max())}, expected 0 to {classes - 1}"
-            )
+            raise DataError(f"{where} has labels {list(labels.shape)}, expected [{len(y)}] of int64")
+        low, high = int(labels.min()), int(labels.max())
+        if not 0 <= low <= high < classes:
+            raise DataError(f"{where} has labels {low} to {high}, expected 0 to {classes - 1}")
 
 
 def _resume_(path: Path, run: str, model: nn.Module) -> dict[str, int | None]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from zoo.compression.activations import Draw, observe, rows
+from zoo.compression.activations import Draw, observe, rows, wide
 from zoo.compression.exclusion import excluded
 from zoo.errors import DataError, StructureError
 from zoo.structure.plan import Factor, Rank
@@ -183,8 +183,7 @@ def nsr(noisy: Tensor, signal: Tensor, channel: int) -> Tensor:
         signal: y, of the same shape; its variance is the unbiased one.
         channel: the dimension of c; all others are averaged over.
     """
-    kind = torch.promote_types(signal.dtype, torch.float32)
-    noisy, signal = (y.movedim(channel, -1).flatten(0, -2).to(kind) for y in (noisy, signal))
+    noisy, signal = (wide(y.movedim(channel, -1).flatten(0, -2)) for y in (noisy, signal))
     return ((noisy - signal).square().mean(0) / (signal.var(0) + EPSILON)).mean()
 
 
