@@ -53,6 +53,11 @@ def _family(file: Path) -> list[Entry]:
         data = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CatalogError(f"{file}: {error}") from None
+    return entries(file, data)
+
+
+def entries(file: Path, data: Any) -> list[Entry]:
+    """The models of one file: what a family shares, each with what differs from it."""
     found = validated(_Family, data, f"{file}:", CatalogError)
     return [_entry(file, _merge(found.family, model)) for model in found.model]
 
@@ -68,7 +73,8 @@ def _merge(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _entry(file: Path, data: dict[str, Any]) -> Entry:
-    where = f"{file.name}: {data.get('name', 'model without a name')}"
+    name = str(data.get("name", "model without a name"))
+    where = f"{file.name}: {name if name.isprintable() else repr(name)}"
     for key in ("family", "project"):
         if key in data:
             raise CatalogError(f"{where}: {key} isn't set here, it is the name of the file's place")

@@ -10,6 +10,7 @@ from msgspec.structs import fields, replace
 
 from zoo.catalog.entry import Base, Budget, Entry, Recipe
 from zoo.catalog.methods import runnable, suffix
+from zoo.declarations import Count, Whole, validated
 from zoo.errors import BudgetError, DataError, RepositoryError, UnknownName
 from zoo.files import free, read_json, sha256_stamped
 from zoo.hub import repository
@@ -104,10 +105,8 @@ def check(name: str, recipe: Recipe) -> None:
     for key in recipe.options:
         if key not in APART and key in (field.name for field in fields(Recipe)):
             raise UnknownName(f"{name}: {key} is no option of {recipe.method}: it stands in the recipe itself")
-    for key, least in (("images", 1), ("seed", 0)):
-        value = recipe.options.get(key, least)
-        if type(value) is not int or value < least:
-            raise DataError(f"{name}: {key} is {value!r}, expected a whole number of at least {least}")
+    for key, kind in (("images", Count), ("seed", Whole)):
+        validated(kind, recipe.options.get(key, 1), f"{name}: {key}", DataError)
     declarations_of(recipe)
 
 
