@@ -346,7 +346,7 @@ def test_names_that_are_no_list_of_as_many_are_refused(names, saved):
 
 def test_a_digit_is_a_digit_in_folders_of_any_order(tmp_path):
     """Folders of words are refused; of numbers they give what the data set itself gives."""
-    from zoo.verbs.verification import report_of
+    from zoo.verbs.measuring import report_of
 
     digits, own = dataset("digits", "test", limit=60), zoo.load("digits_cnn")
     for name in ("numbers", "words"):

@@ -25,8 +25,8 @@ from zoo.training import STEPS, Steps
 from zoo.training.distillation import Distil, distil_step
 from zoo.training.schedule import Schedule
 from zoo.verbs.building import make
+from zoo.verbs.measuring import report_of
 from zoo.verbs.recipes import recipe_for
-from zoo.verbs.verification import report_of
 
 NAME = "image-regression"
 FEW = "digits[:192]"

@@ -15,8 +15,9 @@ from zoo.files import write_json
 from zoo.tasks.datasets import dataset
 from zoo.training.schedule import Schedule
 from zoo.verbs.building import make
+from zoo.verbs.measuring import report_of
 from zoo.verbs.recipes import plain, read_as, recipe_for
-from zoo.verbs.verification import report_of, results_of
+from zoo.verbs.verification import results_of
 
 DIGITS = [str(digit) for digit in range(10)]
 OTHERS = {"meadow": "3", "sea": 7}

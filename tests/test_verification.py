@@ -13,7 +13,7 @@ from zoo.errors import RepositoryError, StructureError
 from zoo.tasks.classification import CLASSIFICATION
 from zoo.tasks.digits import digit_pairs
 from zoo.tasks.evaluation import evaluate
-from zoo.verbs import verification
+from zoo.verbs import measuring, verification
 
 ENTRY = """
 [family]
@@ -112,12 +112,12 @@ def test_only_many_images_are_loaded_by_workers(images, workers, monkeypatch):
         seen.append((len(data.dataset), data.num_workers))
         return {"top1": 0.5, "images": len(data.dataset)}
 
-    monkeypatch.setattr(verification, "evaluate", evaluate)
+    monkeypatch.setattr(measuring, "evaluate", evaluate)
     unmatched = replace(CLASSIFICATION, matched=lambda data, *_: data)
-    monkeypatch.setattr(verification, "task_of", lambda model: unmatched)
-    monkeypatch.setattr(verification, "dataset", lambda *_, limit: digit_pairs("test", limit))
-    verification.report_of(zoo.load("digits_cnn"), "digit_pairs", images=images)
-    verification.report_of(zoo.load("digits_cnn"), "digit_pairs", images=images, workers=1)
+    monkeypatch.setattr(measuring, "task_of", lambda model: unmatched)
+    monkeypatch.setattr(measuring, "dataset", lambda *_, limit: digit_pairs("test", limit))
+    measuring.report_of(zoo.load("digits_cnn"), "digit_pairs", images=images)
+    measuring.report_of(zoo.load("digits_cnn"), "digit_pairs", images=images, workers=1)
 
     assert seen == [(images, workers), (images, 1)]
 
@@ -155,7 +155,7 @@ def test_no_claim_chooses_what_is_read_of_this_disk(spec, doubtful, tmp_path, mo
     folder = doubtful({"dataset": spec})
     (folder / "here").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(verification, "dataset", lambda *_, **__: pytest.fail("opened"))
+    monkeypatch.setattr(measuring, "dataset", lambda *_, **__: pytest.fail("opened"))
 
     with pytest.raises(RepositoryError, match="say which data here they are of with --data") as raised:
         zoo.verify(folder)
@@ -186,9 +186,9 @@ def test_under_other_conditions_accuracy_is_shown_and_costs_are_judged(options, 
 def test_a_size_and_a_crop_are_what_the_images_are_prepared_with():
     """The same as a model whose own configuration says so."""
     model = zoo.load("digits_cnn")
-    asked = verification.report_of(model, "digits[:200]", size=24, crop_pct=0.75)
+    asked = measuring.report_of(model, "digits[:200]", size=24, crop_pct=0.75)
     model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (1, 24, 24), "crop_pct": 0.75}
-    own = verification.report_of(model, "digits[:200]")
+    own = measuring.report_of(model, "digits[:200]")
 
     assert asked.measured["top1"] == own.measured["top1"]
     assert (asked.data["input"], asked.data["crop_pct"]) == ([1, 24, 24], 0.75)
@@ -207,7 +207,7 @@ def test_what_wraps_a_model_is_taken_off_by_whatever_measures_it():
 
     assert zoo.measure(wrapped) == zoo.measure(model)
     assert torch.equal(zoo.transform(wrapped)(image), zoo.transform(model)(image))
-    one, other = (verification.report_of(each, "digits[:50]").measured for each in (wrapped, model))
+    one, other = (measuring.report_of(each, "digits[:50]").measured for each in (wrapped, model))
     assert one == other
 
 

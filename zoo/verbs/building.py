@@ -41,10 +41,11 @@ from zoo.training.schedule import Machine, Schedule, check_shares
 from zoo.verbs.compressing import compress, declared
 from zoo.verbs.distilling import distil, training_images, training_of
 from zoo.verbs.loading import create, load, pretrained
-from zoo.verbs.recipes import check, declarations_of, finished, plain, read_as, weights_of
+from zoo.verbs.measuring import report_of
+from zoo.verbs.recipes import check, declarations_of, finished, plain, read_as
 from zoo.verbs.saving import save
 from zoo.verbs.training_costs import learning_costs, training_costs
-from zoo.verbs.verification import report_of
+from zoo.verbs.verification import weights_of
 
 NOTE = "recipe.json"
 STATE = "compression"  # of what the method has found so far

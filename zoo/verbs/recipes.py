@@ -19,8 +19,8 @@ from zoo.structure.description import config_of
 from zoo.tasks.task import Labels
 from zoo.training.schedule import Schedule
 from zoo.verbs.compressing import checked_budget, declarations, declared
-from zoo.verbs.loading import create, folder_of
-from zoo.verbs.verification import results_of
+from zoo.verbs.loading import create
+from zoo.verbs.verification import results_of, weights_of
 
 APART = ("images", "seed", "augment", "schedule")  # among a recipe's options, arguments of `compress`
 
@@ -181,13 +181,6 @@ def finished(entry: Entry, folder: Path, data: str | None = None) -> bool:
             "folder or remove it"
         )
     return True
-
-
-def weights_of(name: str) -> str:
-    """The sha256 of a model's weights; nothing of a timm id."""
-    if name == "" or name.startswith("timm/"):
-        return ""
-    return str(repository.read(folder_of(name))["zoo"]["weights_sha256"])
 
 
 def plain(recipe: Recipe) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from zoo.structure.describing import check_outputs, described
 from zoo.structure.description import Description, config_of, configure_
 from zoo.verbs.converting import converted
 from zoo.verbs.loading import origin_of
-from zoo.verbs.verification import report_of, results_of
+from zoo.verbs.measuring import report_of
+from zoo.verbs.verification import results_of
 
 
 def save(

@@ -1,0 +1,112 @@
+"""Reports: what a model costs and what it is good for, measured here."""
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from zoo.catalog.report import Report
+from zoo.hub.repository import versions
+from zoo.measurement.macs import forward_on_meta, measure, unwrapped
+from zoo.structure.describing import describe
+from zoo.structure.description import config_of
+from zoo.tasks import task_of
+from zoo.tasks.columns import is_stream
+from zoo.tasks.datasets import dataset
+from zoo.tasks.draws import undamaged
+from zoo.tasks.evaluation import evaluate
+from zoo.tasks.loader import workers_for
+from zoo.tasks.task import Labels
+
+if TYPE_CHECKING:
+    from zoo.tasks.columns import Data
+
+
+def report_of(
+    model: nn.Module,
+    data: str | None = None,
+    *,
+    skip_damaged: bool = False,
+    labels: Labels | None = None,
+    against: nn.Module | None = None,
+    name: str | None = None,
+    images: int | None = None,
+    workers: int | None = None,
+    batch_size: int | None = None,
+    size: int | None = None,
+    crop_pct: float | None = None,
+) -> Report:
+    """Measure a model.
+
+    Args:
+        model: from `load`, `compress` or timm.
+        data: the data set; its test split is evaluated. None counts params and macs only.
+        skip_damaged: leave out images that can't be decoded.
+        labels: {class of the data: class of the model}, or the names of the model's classes in order.
+        against: the dense model that the outputs are compared with (`kl`, in nats).
+        name: of the model; None takes the one that it carries.
+        images: evaluate on at most so many.
+        workers: processes that load images; None takes a core each where it is worth it.
+        batch_size: images of one forward pass; None takes 32 on the CPU, where larger ones cost page faults, else 256.
+        size: side in pixels of the square images to evaluate on; None takes the model's own.
+        crop_pct: share of the shorter side that is cropped, 0..1; None takes the model's own.
+
+    Returns:
+        The figures, with the data, preprocessing, versions and machine that they hold for.
+    """
+    model = unwrapped(model)
+    counts = measure(model)
+    figures: dict[str, float] = {"params": counts.params, "macs": counts.macs, "kmapp": round(counts.kmapp, 4)}
+    where: dict[str, Any] = {}
+    device = next(model.parameters()).device
+    if data is not None:
+        config = config_of(model)
+        config["input_size"] = (counts.input[0], *2 * (size,)) if size else counts.input
+        config |= {"crop_pct": crop_pct} if crop_pct else {}
+        forward_on_meta(model, config["input_size"])  # it may refuse another size
+        task = task_of(model)
+        opened, left_out = _opened(data, images, skip_damaged)
+        rows = task.matched(opened, model, data, labels)
+        workers = workers_for(rows) if workers is None else workers
+        batch_size = batch_size or (32 if device.type == "cpu" else 256)
+        batches = task.loader(rows, task.evaluation_transform(config), batch_size, workers=workers)
+        found = evaluate(model, batches, task=task, against=against, progress="evaluate")
+        where = _where(data, config, int(found.pop("images")), skip_damaged, left_out, labels)
+        where |= {"against": describe(against).name} if against is not None else {}
+        figures.update(found)
+    return Report(name or describe(model).name, figures, where, versions(), _hardware(device))
+
+
+def _opened(data: str, limit: int | None, skip_damaged: bool) -> tuple["Data", int | None]:
+    """What is evaluated, and how many images were left out, where that is known."""
+    rows = dataset(data, "test", limit=limit)
+    if not skip_damaged:
+        return rows, None
+    if is_stream(rows):
+        return dataset(data, "test", limit=limit, skip_damaged=True), None
+    whole = undamaged(rows, data)
+    return whole, len(rows) - len(whole)
+
+
+def _where(
+    data: str, config: Mapping[str, Any], images: int, skip_damaged: bool, left_out: int | None, labels: Labels | None
+) -> dict[str, Any]:
+    """What figures hold for: the data, how it was read, and the preprocessing."""
+    where: dict[str, Any] = {"dataset": data, "split": "test", "images": images, "input": list(config["input_size"])}
+    where |= {key: config[key] for key in ("interpolation", "crop_pct", "mean", "std") if key in config}
+    where |= {"skip_damaged": True} if skip_damaged else {}
+    where |= {"left_out": left_out} if left_out is not None else {}
+    return where | ({"labels": dict(labels) if isinstance(labels, Mapping) else list(labels)} if labels else {})
+
+
+def _hardware(device: torch.device) -> str:
+    """The processor that measured, as it names itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{named or platform.machine()}, {torch.get_num_threads()} threads"
