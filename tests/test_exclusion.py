@@ -11,7 +11,7 @@ from torch import nn
 import zoo
 from zoo.cli import cli
 from zoo.compression.exclusion import excluded
-from zoo.compression.low_rank.factors import chosen
+from zoo.compression.low_rank.factorable import chosen
 from zoo.errors import UnknownName
 from zoo.structure.description import Description
 from zoo.structure.plan import Factor

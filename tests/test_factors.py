@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from zoo.catalog.entry import Base
-from zoo.compression.low_rank.factors import chosen, factorable, factored, grows, nsr, pair, replaced
+from zoo.compression.low_rank.factorable import chosen, factorable, grows
+from zoo.compression.low_rank.factors import factored, nsr, pair, replaced
 from zoo.errors import UnknownName
 from zoo.structure.plan import Factor, Rank
 

@@ -14,7 +14,7 @@ from torch import nn
 import zoo
 from zoo.catalog.entry import Budget
 from zoo.compression.low_rank.allocation import Choice, allocate, choice
-from zoo.compression.low_rank.factors import factorable
+from zoo.compression.low_rank.factorable import factorable
 from zoo.compression.low_rank.fisher import spectra
 from zoo.compression.low_rank.kfac import mean_divergence
 from zoo.compression.low_rank.low_rank import LowRank, low_rank, spectral_factors

@@ -55,16 +55,12 @@ def difference(
     """
     kept = analysis.kept(units)
 
-    def program(tensors: Mapping[str, Tensor], batch: Tensor) -> Any:
-        assert isinstance(cut, ExportedProgram)
-        return reference.run(cut, kept.traced.paths, tensors, batch, reference.Double(cut.graph_module))
-
-    def module(tensors: Mapping[str, Tensor], batch: Tensor) -> Any:
-        assert isinstance(cut, nn.Module)
+    def run(tensors: Mapping[str, Tensor], batch: Tensor) -> Any:
+        if isinstance(cut, ExportedProgram):
+            return reference.run(cut, kept.traced.paths, tensors, batch, reference.Double(cut.graph_module))
         with reference.DoubleCalls():
             return torch.func.functional_call(cut, {path: tensors[path] for path in tensors_of(cut)}, (batch,))
 
-    run = program if isinstance(cut, ExportedProgram) else module
     return reference.compare(kept, tensors_of(model), run, image)
 
 

@@ -33,16 +33,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.compression import Algorithm, Given, Trained
-from zoo.compression.low_rank.factors import (
-    dense_logits,
-    directions,
-    factored,
-    factors,
-    grows,
-    matrices,
-    moved,
-    replaced,
-)
+from zoo.compression.low_rank.factorable import grows, matrices
+from zoo.compression.low_rank.factors import dense_logits, directions, factored, factors, moved, replaced
 from zoo.declarations import Count, validate
 from zoo.errors import DataError, require
 from zoo.structure.description import Description

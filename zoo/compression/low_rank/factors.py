@@ -1,4 +1,4 @@
-"""Factors: which layers can become two in sequence, what the two are called, and how far outputs move.
+"""Factors: the two layers that stand for one, and how far outputs move.
 
 A layer y = W x + b with W (m × n) becomes y = B (A x) + b with A (k × n) and B (m × k). Of a convolution one factor
 keeps the kernel (`Rank.spatial`): the first, with A (k × n·kh·kw), or the last, with B (m × k·kh·kw).
@@ -12,8 +12,7 @@ of which the k with the largest eigenvalues keep most of y, and the noise-to-sig
 Source: Yu, Wu, "Compressing Transformers: Features Are Low-Rank, but Weights Are Not!" (AAAI 2023), section 3.
 """
 
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,115 +20,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from zoo.compression.activations import Draw, observe, rows, wide
-from zoo.compression.exclusion import excluded
 from zoo.errors import DataError, StructureError
 from zoo.structure.plan import Factor, Rank
 from zoo.structure.tensors import tensors_of
 
 EPSILON = 1e-3  # of the source's noise-to-signal ratio
-
-
-def factorable(model: nn.Module, image: Tensor) -> list[str]:
-    """Paths of the layers that `Factor` can replace, in the model's order; found by running the model once.
-
-    A layer is left out where two layers couldn't stand for it: it is grouped or transposed, computes something else
-    than its class says (a standardised weight, padding to "same" by timm), shares a parameter, isn't called, or others
-    read what two in sequence don't have (`F.linear(x, self.qkv.weight)` in timm's beit, eva and swinv2).
-
-    Args:
-        model: in eval mode; left as it was.
-        image: images that it takes [B, C, H, W].
-    """
-    modules = dict(model.named_modules(remove_duplicate=False))
-    owners = Counter(p for m in modules.values() for p in m._parameters.values() if p is not None)
-    uses = Counter(modules.values())
-    layers = {
-        path: layer
-        for path, layer in modules.items()
-        if path and _plain(layer) and uses[layer] == 1 and all(owners[p] == 1 for p in layer.parameters())
-    }
-    alone = {path: _Alone(layer) for path, layer in layers.items()}
-    places = {path: (modules[path.rpartition(".")[0]], path.rpartition(".")[2]) for path in layers}
-    try:
-        for path, (parent, name) in places.items():
-            setattr(parent, name, alone[path])
-        with torch.no_grad():
-            model(image)
-    finally:
-        for path, (parent, name) in places.items():
-            setattr(parent, name, layers[path])
-    return [path for path, each in alone.items() if each.called and not each.asked]
-
-
-class _Alone(nn.Sequential):
-    """A layer in sequence with nothing: it has no more of a layer than two in sequence, and notes who asks for more."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__(layer)
-        self.called = self.asked = False
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.called = True
-        self.asked |= len(args) != 1 or bool(kwargs)
-        return self[0](*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._modules.get("0"), name)
-        self.asked = True
-        return value
-
-
-def _plain(layer: Any) -> bool:
-    kind = type(layer)
-    if isinstance(layer, nn.Linear):
-        computes = kind.forward is nn.Linear.forward
-    elif isinstance(layer, nn.Conv2d) and layer.groups == 1:
-        computes = kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
-    else:
-        return False
-    weight = layer._parameters.get("weight")
-    return computes and weight is not None and weight.is_floating_point()
-
-
-def chosen(model: nn.Module, paths: Iterable[str], exclude: str | Sequence[str], method: str) -> list[str]:
-    """Those paths that aren't excluded.
-
-    Raises:
-        UnknownName: `exclude` names no module of the model.
-    """
-    gone = excluded(model, exclude, method)
-    return [path for path in paths if path not in gone]
-
-
-def matrices(model: nn.Module, image: Tensor, exclude: str | Sequence[str], method: str) -> list[str]:
-    """Those factorable layers, but the excluded, that multiply each position by one matrix: Linear and 1 × 1.
-
-    Args:
-        model: in eval mode; left as it was.
-        image: images that it takes [B, C, H, W].
-        exclude: as in `exclusion`.
-        method: that is asked, for the message.
-
-    Raises:
-        UnknownName: `exclude` names no module of the model.
-    """
-    layers = {path: model.get_submodule(path) for path in chosen(model, factorable(model, image), exclude, method)}
-    return [path for path, layer in layers.items() if getattr(layer, "kernel_size", (1, 1)) == (1, 1)]
-
-
-def grows(layer: Any, rank: Rank) -> bool:
-    """Whether the two layers would have at least as many params, or as many macs, as the one.
-
-    The last factor alone has a stride where it keeps the kernel: the first then runs on every input position.
-    """
-    m, n = layer.weight.shape[:2]
-    kernel, stride = layer.weight[0, 0].numel(), 1
-    first, last = rank.rank * n, rank.rank * m
-    if isinstance(layer, nn.Conv2d) and rank.spatial == "last":
-        last, stride = last * kernel, layer.stride[0] * layer.stride[1]
-    else:
-        first *= kernel
-    return bool(first * stride + last >= m * n * kernel)
 
 
 def pair(layer: nn.Module, rank: Rank) -> nn.Sequential:

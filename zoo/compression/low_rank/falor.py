@@ -31,16 +31,8 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from zoo.compression import Algorithm, Given
-from zoo.compression.low_rank.factors import (
-    dense_logits,
-    directions,
-    factored,
-    factors,
-    grows,
-    matrices,
-    moved,
-    replaced,
-)
+from zoo.compression.low_rank.factorable import grows, matrices
+from zoo.compression.low_rank.factors import dense_logits, directions, factored, factors, moved, replaced
 from zoo.declarations import Count, validate
 from zoo.errors import DataError, require
 from zoo.measurement.divergence import Divergence, symmetric, symmetric_kl

@@ -39,7 +39,8 @@ from torch.nn import functional as F
 
 from zoo.compression import Algorithm, Given, Trained
 from zoo.compression.activations import Draw, observe, rows
-from zoo.compression.low_rank.factors import chosen, dense_logits, factorable, factored, grows, nsr, pair, replaced
+from zoo.compression.low_rank.factorable import chosen, factorable, grows
+from zoo.compression.low_rank.factors import dense_logits, factored, nsr, pair, replaced
 from zoo.declarations import Count, Positive, validate
 from zoo.errors import DataError, StructureError
 from zoo.structure.description import Description

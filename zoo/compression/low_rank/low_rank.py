@@ -41,7 +41,7 @@ from zoo.compression import Algorithm, Given
 from zoo.compression.calibration import dealt
 from zoo.compression.channels.analysis import analyse, exported
 from zoo.compression.low_rank.allocation import allocate, choice
-from zoo.compression.low_rank.factors import chosen, factorable
+from zoo.compression.low_rank.factorable import chosen, factorable
 from zoo.compression.low_rank.fisher import MAX_BYTES, Spectrum, spectra
 from zoo.compression.low_rank.kfac import logits_of, mean_divergence, newton_
 from zoo.compression.low_rank.least_squares import correct_
