@@ -110,6 +110,39 @@ def test_the_same_rows_of_an_image_are_looked_at_whatever_batch_it_is_in(layer):
     )
 
 
+def test_what_layers_read_and_put_out_is_shown_and_may_be_replaced():
+    first, last = nn.Linear(3, 4), nn.Linear(4, 2)
+    model, batches, shown = nn.Sequential(first, nn.ReLU(), last), list(torch.randn(2, 5, 3)), []
+
+    def doubled(path, layer, x, draw):
+        return 2 * x if layer is last else None
+
+    def noted(path, layer, x, y, draw):
+        shown.append((path, draw.images, x, y))
+
+    results = activations.observe(model, {"first": first, "last": last}, batches, before=doubled, after=noted)
+    assert [(path, images) for path, images, *_ in shown] == [
+        (path, images) for images in (range(5), range(5, 10)) for path in ("first", "last")
+    ]
+    for batch, result, (_, _, x, y), (_, _, read, _) in zip(batches, results, shown[::2], shown[1::2], strict=True):
+        assert torch.equal(x, batch)
+        assert torch.equal(y, first(batch))
+        assert torch.equal(read, 2 * first(batch).relu())
+        assert torch.equal(result, last(read))
+
+
+def test_a_model_is_left_without_hooks_whatever_happens():
+    layer = nn.Linear(3, 4)
+
+    def fails(path, layer, x, draw):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        activations.observe(layer, {"": layer}, [torch.zeros(2, 3)], before=fails, after=lambda *rest: None)
+    assert not layer._forward_hooks
+    assert not layer._forward_pre_hooks
+
+
 MODES = ("zeros", "reflect", "replicate", "circular")
 READERS = {
     "linear": lambda: nn.Linear(9, 4),
