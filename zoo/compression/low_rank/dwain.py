@@ -125,7 +125,7 @@ def dwain(
     how, schedule = how or Dwain(), schedule or SCHEDULE
     smaller = copy.deepcopy(model).eval().requires_grad_(False)
     _check_labels(batches, dense_logits(smaller, [images for images, _ in batches]))
-    layers = looked_at(smaller, batches[0][0], how)
+    layers = matrices(smaller, batches[0][0], how.exclude, "dwain")[::-1]  # the last first
     params = sum(p.numel() for p in smaller.parameters())
     seen = [tensor for batch in batches for tensor in batch]
     run = states.digest("dwain", (how, schedule, seed), smaller, seen) if state else ""
@@ -144,20 +144,6 @@ def dwain(
             states.store(state, run, _factors(smaller, ranks), ranks)
     edit = Factor({path: Rank(k) for path in layers if (k := ranks[path]) is not None})
     return edit, replaced(model, _factors(smaller, ranks), edit.layers)
-
-
-def looked_at(model: nn.Module, image: Tensor, how: Dwain) -> list[str]:
-    """Paths of the layers that are looked at, the last first.
-
-    Args:
-        model: in eval mode; left as it was.
-        image: images that it takes [B, C, H, W].
-        how: the declaration.
-
-    Raises:
-        UnknownName: `exclude` names no layer.
-    """
-    return matrices(model, image, how.exclude, "dwain")[::-1]
 
 
 def _finetune_(
@@ -248,7 +234,7 @@ def _resume_(path: Path, run: str, model: nn.Module) -> dict[str, int | None]:
 
 def trained(model: nn.Module, image: Tensor, how: Dwain) -> Trained:
     """The model, as often as there are layers to look at: at most, since few are replaced and each has fewer macs."""
-    return Trained(copy.deepcopy(model), times=len(looked_at(model, image, how)), at_most=True)
+    return Trained(copy.deepcopy(model), times=len(matrices(model, image, how.exclude, "dwain")), at_most=True)
 
 
 def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:
