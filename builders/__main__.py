@@ -8,7 +8,7 @@ import click
 from builders.family import Run
 from zoo.errors import ZooError
 from zoo.training.schedule import PRECISIONS, Machine
-from zoo.verbs.building import processes
+from zoo.verbs.beginning import processes
 
 FAMILIES = (
     "digits",

@@ -17,7 +17,7 @@ from builders import family
 from builders.family import Run
 from zoo import catalog
 from zoo.hub import repository
-from zoo.verbs.building import processes
+from zoo.verbs.beginning import processes
 
 CARDS = Path(__file__).parents[1] / "model_cards"
 

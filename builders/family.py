@@ -11,7 +11,8 @@ from zoo.catalog.report import Row
 from zoo.errors import RepositoryError, UnknownName
 from zoo.tasks import task_named
 from zoo.training.schedule import Machine
-from zoo.verbs.building import make, plan, processes
+from zoo.verbs.beginning import processes
+from zoo.verbs.building import make, plan
 from zoo.verbs.recipes import at_most
 from zoo.verbs.saving import push
 from zoo.verbs.verification import results_of, verify

@@ -18,7 +18,7 @@ from zoo.hub import repository
 from zoo.measurement.macs import measure
 from zoo.structure.base import initialised, skeleton
 from zoo.structure.description import Description, configure_
-from zoo.verbs.building import processes
+from zoo.verbs.beginning import processes
 from zoo.verbs.recipes import declarations_of
 
 IMAGES = 8

@@ -21,8 +21,10 @@ from zoo.compression.low_rank import dwain, lockd
 from zoo.errors import UnknownName
 from zoo.tasks.classification.transforms import training_transform
 from zoo.tasks.datasets import dataset
-from zoo.training.schedule import Machine
-from zoo.verbs import building, recipes
+from zoo.training.distillation import Distil
+from zoo.training.schedule import Machine, Schedule
+from zoo.verbs import recipes
+from zoo.verbs.compressing import declared
 from zoo.verbs.training_costs import Cost, cost, cost_of_learning
 
 FOLDER = Path(family.__file__).parent
@@ -135,8 +137,8 @@ def test_a_script_is_short_and_has_no_numbers_of_its_own(name):
 def test_a_recipe_can_be_followed_and_says_what_of_it_is_ours(name):
     for entry in entries(name):
         recipe = entry.recipe
-        building.declared(building.Schedule, recipe.schedule, "schedule")
-        how = building.declared(building.Distil, recipe.distil, "distil")
+        declared(Schedule, recipe.schedule, "schedule")
+        how = declared(Distil, recipe.distil, "distil")
         assert (how.shares is None) == (len(recipe.teachers) == 1)
         assert how.shares is None or len(how.shares) == len(recipe.teachers)
         assert "Unpublished, so ours:" in recipe.note
@@ -256,12 +258,12 @@ def test_a_cost_is_counted_by_hand():
 def test_a_costs_macs_are_those_that_measure_counts(mini):
     torch.manual_seed(0)
     model = zoo.create("timm/test_resnet.r160_in1k")
-    data, how = dataset("noise[:8]", "train"), building.Distil(shares=(0.25, 0.75))
+    data, how = dataset("noise[:8]", "train"), Distil(shares=(0.25, 0.75))
     teachers = [zoo.create(f"timm/{name}.r160_in1k") for name in ("test_resnet", "test_vit")]
     for each in (model, *teachers):
         each.pretrained_cfg = {**zoo.create("digits_cnn").pretrained_cfg, **PIXELS}
     transform = training_transform(model.pretrained_cfg, {})
-    found = cost(model, teachers, data, transform, building.Schedule(3, batch_size=4), how=how)
+    found = cost(model, teachers, data, transform, Schedule(3, batch_size=4), how=how)
     small, large = (zoo.measure(teacher).macs for teacher in teachers)
     assert found.steps == 3 * 2
     assert found.forward == zoo.measure(model).macs
@@ -301,7 +303,7 @@ def test_the_cost_of_learning_is_that_of_the_pairs_and_of_a_training_for_each_la
     model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, 64, 64)}
     before = {name: value.clone() for name, value in model.state_dict().items()}
     data, transform = dataset("noise[:8]", "train"), training_transform(model.pretrained_cfg, {})
-    schedule, machine = building.Schedule(3, batch_size=4), Machine(compile=True, workers=0)
+    schedule, machine = Schedule(3, batch_size=4), Machine(compile=True, workers=0)
     random = torch.get_rng_state()
     of_pairs = cost_of_learning(model, lockd.trained, lockd.Lockd(), data, transform, schedule, machine=machine)
     of_layers = cost_of_learning(model, dwain.trained, dwain.Dwain(), data, transform, schedule, machine=machine)

@@ -31,13 +31,13 @@ import zoo.tasks.classification.accuracy
 from zoo.catalog.entry import Budget
 from zoo.tasks import lengths
 from zoo.training import checkpoint, trainer
-from zoo.verbs import building
+from zoo.verbs import beginning, building
 from zoo.verbs.recipes import recipe_for
 
 torch.set_num_threads(1)
 datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0.1  # seconds, after a stream that was shuffled
 lengths.WHOLE = 0  # so that everything is streamed
-building.training_costs = building.learning_costs = lambda *_: "untimed"
+building.training_costs = beginning.learning_costs = lambda *_: "untimed"
 BASE, DATA = "digits_cnn_pruned_25", "org/digits"
 SHORT = {"batch_size": 32, "checkpoint_seconds": 0}
 PLAIN = {"scale": [1, 1], "ratio": [1, 1], "hflip": 0, "color_jitter": None}  # so that an image is known by its pixels

@@ -27,8 +27,9 @@ from zoo.structure.plan import Factor, Plan, Rank, apply_
 from zoo.tasks.classification.transforms import training_transform
 from zoo.training.distillation import Distil
 from zoo.training.losses import distillation
-from zoo.training.schedule import learning_rate
-from zoo.verbs import building, recipes
+from zoo.training.schedule import Schedule, learning_rate
+from zoo.verbs import beginning, building, recipes
+from zoo.verbs.compressing import declared
 
 PTDECO = [e for e in map(catalog.info, catalog.names(all=True)) if e.project == "ptdeco"]
 # Architecture → what makes it cheap: fewer blocks and smaller images; widths are the published ones.
@@ -188,15 +189,15 @@ def test_a_published_recipe_says_what_the_source_does(entry):
     assert recipe.budget is None
     own = {key: value for key, value in recipe.options.items() if key != "schedule"}
     kind = {"lockd": lockd.Lockd, "falor": falor.Falor}[recipe.method]
-    how = building.declared(kind, own, recipe.method)
+    how = declared(kind, own, recipe.method)
     modules = dict(skeleton(entry.base).named_modules())
     assert set(how.exclude) <= modules.keys()
     assert all(isinstance(modules[path], torch.nn.Linear | torch.nn.Conv2d) for path in how.exclude)
 
-    learns = building.declared(Distil, recipe.distil, "distil")
+    learns = declared(Distil, recipe.distil, "distil")
     assert (learns.alpha, learns.temperature, learns.divergence) == (1.0, 1.0, "symmetric")
     assert recipe.teachers == (entry.base.id,)
-    schedule = building.declared(building.Schedule, recipe.schedule, "schedule")
+    schedule = declared(Schedule, recipe.schedule, "schedule")
     warm = [learning_rate(schedule, epoch, 200) for epoch in range(200)].index(schedule.lr) + 1
     assert (schedule.epochs, warm, schedule.weight_decay, schedule.clip) == (200, 5, 0.0, 0.0)
 
@@ -256,7 +257,7 @@ def test_a_build_that_is_killed_while_it_compresses_ends_as_if_it_was_not(tmp_pa
 
     def replaced(source, target):
         rename(source, target)
-        if str(target).endswith(f"/{building.STATE}"):
+        if str(target).endswith(f"/{beginning.STATE}"):
             writes.append(target)
             if len(writes) == stop:
                 raise Stopped

@@ -18,7 +18,7 @@ from zoo.compression import Algorithm, Given, algorithm
 from zoo.errors import BudgetError, UnknownName
 from zoo.structure.describing import describe
 from zoo.training.schedule import Machine, Schedule
-from zoo.verbs.building import processes
+from zoo.verbs.beginning import processes
 from zoo.verbs.recipes import check, recipe_for
 from zoo.verbs.training_costs import learning_costs
 
@@ -130,7 +130,7 @@ def test_it_says_what_to_change_where_it_left_a_model_as_it_was(halved, caplog):
 
 def test_its_costs_are_said_before_it_trains(halved):
     recipe = recipe_for("digits_vit", halved, None, IMAGES, 0, {}).recipe
-    said = learning_costs(zoo.load("digits_vit"), recipe, IMAGES, Machine(workers=0), processes())
+    said = learning_costs(zoo.load("digits_vit"), recipe, Machine(workers=0), processes())
     assert re.match(r"halved: 12 steps of 8 images, GMACs of one: ", said)  # 3 epochs of 32 images
 
 

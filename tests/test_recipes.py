@@ -13,7 +13,7 @@ import zoo
 from zoo.catalog.entry import Budget, Recipe
 from zoo.cli import making
 from zoo.errors import RepositoryError, StructureError, ZooError
-from zoo.verbs import building
+from zoo.verbs import beginning
 from zoo.verbs.building import make
 from zoo.verbs.recipes import at_most, declarations_of, finished, recipe_for
 
@@ -145,7 +145,7 @@ def test_what_is_wrong_is_said_though_another_build_began_beside_it(tmp_path, mo
         (tmp_path / "new" / "other.work").mkdir()
         raise StructureError("it can't be compressed")
 
-    monkeypatch.setattr(building, "compress", refused)
+    monkeypatch.setattr(beginning, "compress", refused)
     with pytest.raises(StructureError, match="it can't be compressed"):
         make(recipe_for("digits_cnn", "prune", Budget(0.5), "digits", 0, {}), tmp_path / "new" / "model")
     assert files(tmp_path / "new") == ["other.work"]
@@ -175,7 +175,7 @@ def test_a_training_that_cannot_be_is_refused_before_anything_is_compressed(tmp_
 
 def test_the_command_line_says_what_a_training_is_and_its_recipe_carries_it(tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(making, "_build", lambda entry, out, data: made.append(entry.recipe))
+    monkeypatch.setattr(making, "_build", lambda entry, out: made.append(entry.recipe))
     words = "--epochs 3 --batch-size 32 --lr 0.01 --weight-decay 0.1 --ema 0.99 --alpha 0.5 --temperature 3"
     more = "--divergence symmetric --teacher digits_cnn_pruned_50 --teacher digits_cnn --augment hflip=0 --seed 7"
     base = ["digits_cnn", "--budget", "0.5", "--data", "digits", "--out", str(tmp_path)]
@@ -200,7 +200,7 @@ def test_what_a_method_that_trains_would_ignore_is_refused(method, ignored, tmp_
 
 def test_what_the_message_says_sets_the_methods_own_training(tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(making, "_build", lambda entry, out, data: made.append(entry.recipe))
+    monkeypatch.setattr(making, "_build", lambda entry, out: made.append(entry.recipe))
     base = ["digits_cnn", "--method", "lockd", "--data", "digits", "--out", str(tmp_path), "--augment", "hflip=0"]
     making.compress.main([*base, "--set", 'schedule={"lr": 0.1}'], standalone_mode=False)
     assert declarations_of(made[0])[1].lr == 0.1
@@ -232,6 +232,6 @@ def test_steps_of_a_recipe_that_trains_nothing_are_refused():
 
 def test_a_build_may_be_told_its_steps_and_they_are_part_of_its_recipe(tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(making, "_build", lambda entry, out, data: made.append(entry.recipe))
+    monkeypatch.setattr(making, "_build", lambda entry, out: made.append(entry.recipe))
     making.build.main(["digits_cnn_pruned_50", "--steps", "3"], standalone_mode=False)
     assert made[0].schedule["steps"] == 3

@@ -107,7 +107,7 @@ def compress(
     if not entry.recipe.schedule["epochs"] and (said or teachers or (augment and not learns)):
         own = f"; {method}'s own training is set by --set 'schedule={{\"lr\": 0.1}}'" if learns else ""
         raise click.UsageError(f"nothing is distilled: say how long, by --epochs or --steps{own}")
-    _build(read_as(entry, skip_damaged, labels_of(labels)), out, data)
+    _build(read_as(entry, data, skip_damaged, labels_of(labels)), out)
 
 
 @click.command(epilog="\b\nzoo build digits_cnn_pruned_25 --out build/mine")
@@ -125,12 +125,13 @@ def build(
     """
     from zoo.verbs.recipes import at_most, read_as
 
-    entry = at_most(read_as(catalog.info(name), skip_damaged, labels_of(labels)), steps)
-    _build(entry, out or Path("build") / name, data)
+    entry = at_most(read_as(catalog.info(name), data, skip_damaged, labels_of(labels)), steps)
+    _build(entry, out or Path("build") / name)
 
 
-def _build(entry: Entry, out: Path, data: str | None) -> None:
-    from zoo.verbs.building import make, processes
+def _build(entry: Entry, out: Path) -> None:
+    from zoo.verbs.beginning import processes
+    from zoo.verbs.building import make
 
     begun: list[float] = []  # when the step under way began
 
@@ -143,7 +144,7 @@ def _build(entry: Entry, out: Path, data: str | None) -> None:
             begun.append(time.monotonic())
 
     try:
-        folder = make(entry, out, data, say)
+        folder = make(entry, out, say=say)
     except ZooError:
         if begun:
             click.echo(err=True)  # the error stands on a line of its own

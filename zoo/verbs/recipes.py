@@ -17,6 +17,7 @@ from zoo.hub import repository
 from zoo.structure.describing import describe
 from zoo.structure.description import config_of
 from zoo.tasks.task import Labels
+from zoo.training.distillation import Distil
 from zoo.training.schedule import Schedule
 from zoo.verbs.compressing import checked_budget, declarations, declared
 from zoo.verbs.loading import create
@@ -122,11 +123,23 @@ def declarations_of(recipe: Recipe) -> tuple[Any, Schedule | None]:
     return declarations(recipe.method, further, recipe.options.get("schedule", {}))
 
 
-def read_as(entry: Entry, skip_damaged: bool = False, labels: Labels | None = None) -> Entry:
-    """An entry whose data is read otherwise, where that is said; arguments are those of `zoo.compress`."""
+def distillation_of(recipe: Recipe) -> tuple[Schedule, Distil]:
+    """How a recipe trains what its method leaves; no epochs of a recipe that doesn't."""
+    return declared(Schedule, recipe.schedule, "schedule"), declared(Distil, recipe.distil, "distil")
+
+
+def read_as(entry: Entry, data: str | None = None, skip_damaged: bool = False, labels: Labels | None = None) -> Entry:
+    """An entry of other data, or read otherwise, where that is said; arguments are those of `zoo.compress`."""
     recipe = entry.recipe
-    labels = recipe.labels if labels is None else labels
-    return replace(entry, recipe=replace(recipe, skip_damaged=skip_damaged or recipe.skip_damaged, labels=labels))
+    return replace(
+        entry,
+        recipe=replace(
+            recipe,
+            data=data or recipe.data,
+            skip_damaged=skip_damaged or recipe.skip_damaged,
+            labels=recipe.labels if labels is None else labels,
+        ),
+    )
 
 
 def at_most(entry: Entry, steps: int | None) -> Entry:
@@ -136,7 +149,7 @@ def at_most(entry: Entry, steps: int | None) -> Entry:
         DataError: its recipe trains nothing.
     """
     recipe, (_, learns) = entry.recipe, declarations_of(entry.recipe)
-    distils = declared(Schedule, recipe.schedule, "schedule").epochs > 0
+    distils = distillation_of(recipe)[0].epochs > 0
     if steps is None:
         return entry
     if not learns and not distils:
@@ -150,11 +163,11 @@ def at_most(entry: Entry, steps: int | None) -> Entry:
     return replace(entry, recipe=recipe)
 
 
-def built(entry: Entry, folder: Path, data: str | None = None) -> bool:
-    """Whether a folder holds the model of an entry, made by this very recipe; arguments are those of `make`."""
+def built(entry: Entry, folder: Path) -> bool:
+    """Whether a folder holds the model of an entry, made by this very recipe."""
     if not all((folder / file).is_file() for file in (repository.CONFIG, repository.WEIGHTS, repository.RESULTS)):
         return False
-    recipe = plain(replace(entry.recipe, data=data or entry.recipe.data))
+    recipe = plain(entry.recipe)
     made = read_json(folder / repository.CONFIG).get("zoo", {})
     then, now = ({**each, "note": None} for each in (made.get("recipe", {}), json.loads(json.dumps(recipe))))
     if made.get("name") != entry.name or then != now:
@@ -165,8 +178,8 @@ def built(entry: Entry, folder: Path, data: str | None = None) -> bool:
     return weights in (None, weights_of(entry.base.id if entry.base else ""))
 
 
-def finished(entry: Entry, folder: Path, data: str | None = None) -> bool:
-    """Whether nothing is left to be done; arguments are those of `built`.
+def finished(entry: Entry, folder: Path) -> bool:
+    """Whether nothing is left to be done.
 
     Raises:
         RepositoryError: the folder holds another model, one of another recipe or other weights, or not all of one.
@@ -174,7 +187,7 @@ def finished(entry: Entry, folder: Path, data: str | None = None) -> bool:
     if not (folder / repository.CONFIG).is_file():
         return False
     free(folder)
-    if not built(entry, folder, data):
+    if not built(entry, folder):
         name = read_json(folder / repository.CONFIG)["zoo"].get("name")
         raise RepositoryError(
             f"{folder} holds {name}, made by another recipe or of other weights, or not all of it: choose another "

@@ -20,9 +20,8 @@ from zoo.tasks.loader import Transform, workers_for
 from zoo.tasks.task import Task
 from zoo.training.distillation import Distil, shares_of
 from zoo.training.schedule import Machine, Schedule
-from zoo.verbs.compressing import declared
 from zoo.verbs.distilling import training_images, training_of
-from zoo.verbs.recipes import declarations_of
+from zoo.verbs.recipes import declarations_of, distillation_of
 
 SECONDS = 0.5  # how long a timing goes on
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -179,31 +178,28 @@ def cost_of_learning(
     )
 
 
-def training_costs(
-    model: nn.Module, teachers: Sequence[nn.Module], recipe: Recipe, data: str, machine: Machine, here: Any
-) -> str:
+def training_costs(model: nn.Module, teachers: Sequence[nn.Module], recipe: Recipe, machine: Machine, here: Any) -> str:
     """What a recipe's training does, and what it costs, in a line.
 
     Args:
         model: the student.
         teachers: the recipe's.
         recipe: what is done.
-        data: the name of its data set.
         machine: how it will run.
         here: accelerate's `PartialState`.
 
     Raises:
         UnknownName, DataError: the recipe can't be followed.
     """
-    schedule, how = declared(Schedule, recipe.schedule, "schedule"), declared(Distil, recipe.distil, "distil")
-    training = training_of(model, teachers, data, how=how, schedule=schedule, augment=recipe.augment, **reading(recipe))
+    (schedule, how), data, read = distillation_of(recipe), recipe.data, reading(recipe)
+    training = training_of(model, teachers, data, how=how, schedule=schedule, augment=recipe.augment, **read)
     where: Any = {"machine": machine, "processes": here.num_processes, "device": here.device}
     found = cost(model, teachers, training.images, training.transform, training.schedule, how=how, **where)
     doing = f"distil from {', '.join(recipe.teachers)}" if teachers else "train"
     return f"{doing}, {schedule.epochs} epochs of {data}{f': {found}' if found else ''}"
 
 
-def learning_costs(base: nn.Module, recipe: Recipe, data: str, machine: Machine, here: Any) -> str:
+def learning_costs(base: nn.Module, recipe: Recipe, machine: Machine, here: Any) -> str:
     """What a recipe's method is, and what it costs where it trains, in a line; arguments as for `training_costs`."""
     if recipe.method is None:
         return "initialise"
@@ -212,7 +208,7 @@ def learning_costs(base: nn.Module, recipe: Recipe, data: str, machine: Machine,
         return recipe.method
     transform = task_of(base).training_transform(config_of(base), recipe.augment)
     where: Any = {"machine": machine, "processes": here.num_processes, "device": here.device}
-    images, schedule = training_images(base, data, schedule, **reading(recipe))
+    images, schedule = training_images(base, recipe.data, schedule, **reading(recipe))
     found = cost_of_learning(base, trained, how, images, transform, schedule, **where)
     return f"{recipe.method}: {found}" if found else recipe.method
 

@@ -1,0 +1,189 @@
+"""The steps of a build before training: base → compressed, kept under `<out>.work` so that they aren't done twice."""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from msgspec import structs
+from torch import nn
+
+from zoo.catalog.entry import Base, Entry, Recipe, reading
+from zoo.errors import RepositoryError, UnknownName, ZooError, require
+from zoo.files import free, read_json, write_json
+from zoo.hub import repository
+from zoo.structure.base import initialised
+from zoo.structure.describing import describe
+from zoo.structure.description import Description, attach_, config_of, configure_
+from zoo.tasks import task_named, task_of
+from zoo.tasks.datasets import dataset
+from zoo.tasks.draws import check_whole
+from zoo.tasks.folders import SPLITS
+from zoo.training.schedule import Machine, check_shares
+from zoo.verbs.compressing import compress
+from zoo.verbs.distilling import training_images, training_of
+from zoo.verbs.loading import pretrained
+from zoo.verbs.recipes import check, declarations_of, distillation_of, plain
+from zoo.verbs.training_costs import learning_costs
+from zoo.verbs.verification import weights_of
+
+NOTE = "recipe.json"
+STATE = "compression"  # of what the method has found so far
+Say = Callable[[str], None]
+
+
+def begin(
+    entry: Entry, folder: Path, say: Say, machine: Machine, teachers: Sequence[nn.Module] = ()
+) -> tuple[nn.Module, Path]:
+    """The steps before training: load the base, compress it, and keep what came of it as a repository.
+
+    Args:
+        entry: the recipe.
+        folder: of the repository that shall be made; `<folder>.work/start` holds the compressed model.
+        say: called with a line as each step begins.
+        machine: how a method that trains runs here.
+        teachers: of the training that follows, which must fit.
+
+    Returns:
+        The dense base, and the folder of what is kept until the build ends.
+
+    Raises:
+        ZooError: whatever a step ran into.
+    """
+    (dense, data), recipe, here = ready(entry, folder), entry.recipe, processes()
+    images = [dataset(data, split, skip_damaged=recipe.skip_damaged) for split in SPLITS]  # none is missed later
+    work, follows = work_of(entry, folder)
+    say(f"1 load the base {dense.id}")
+    base = _base(entry, dense)
+    for each in images:
+        task_of(base).matched(each, base, data, recipe.labels)
+        check_whole(each, data)
+    _check_training(base, teachers, recipe)
+    begun = (work / "start").is_dir()
+    here.wait_for_everyone()
+    if not begun:
+        say(f"2 {learning_costs(base, recipe, machine, here)}")
+        _start(base.to(here.device), recipe, work, follows, machine)
+    return base, work
+
+
+def ready(entry: Entry, folder: Path) -> tuple[Base, str]:
+    """The base and the data set of a build that can begin."""
+    if entry.recipe.data is None or entry.base is None:
+        what = "data set is named: pass --data" if entry.base else "base is named: it can't be built"
+        raise UnknownName(f"{entry.name}: no {what}")
+    check(entry.name, entry.recipe)
+    task_named(entry.task)
+    free(folder)
+    require("jinja2", "build")  # the card comes last; its template had better be missed first
+    return entry.base, entry.recipe.data
+
+
+def beside(folder: Path) -> Path:
+    """Where the steps leave what they made."""
+    return folder.with_name(f"{folder.name}.work")
+
+
+def work_of(entry: Entry, folder: Path) -> tuple[Path, dict[str, str]]:
+    """The folder `beside`, emptied when its steps followed another recipe, and the note of what they follow."""
+    work = beside(folder)
+    dense = {name: weights_of(name) for name in (entry.base.id if entry.base else "", *entry.recipe.teachers)}
+    says = {**plain(entry.recipe), "note": None}  # what is claimed and noted elsewhere may be mended
+    what = [entry.name, entry.base and structs.asdict(entry.base), entry.input, dict(entry.preprocessing), says, dense]
+    follows = {"recipe": hashlib.sha256(json.dumps([*what, repository.versions()]).encode()).hexdigest()}
+    note, here = work / NOTE, processes()
+    if work.exists() and not note.is_file() and (work.is_file() or any(work.glob("[!.]*"))):
+        raise RepositoryError(f"{work} exists and isn't of a build: choose another folder or remove it")
+    another = not note.is_file() or read_json(note) != follows
+    here.wait_for_everyone()
+    if another and here.is_main_process:
+        shutil.rmtree(work, ignore_errors=True)
+    here.wait_for_everyone()
+    return work, follows
+
+
+def _check_training(base: nn.Module, teachers: Sequence[nn.Module], recipe: Recipe) -> None:
+    """Check what can be known of a recipe's trainings before anything long begins."""
+    schedule, how = distillation_of(recipe)
+    read, augment, schedules = reading(recipe), recipe.augment, []
+    if schedule.epochs:
+        training = training_of(base, teachers, recipe.data, how=how, schedule=schedule, augment=augment, **read)
+        schedules.append(training.schedule)
+    if own := declarations_of(recipe)[1]:
+        task_of(base).training_transform(config_of(base), augment)
+        schedules.append(training_images(base, recipe.data, own, **read)[1])
+    for each in schedules:
+        check_shares(each, processes().num_processes)
+
+
+def _base(entry: Entry, base: Base) -> nn.Module:
+    """The dense model that an entry starts from; with random weights where the entry itself is dense."""
+    if entry.recipe.method is not None:
+        return seen_as(entry, pretrained(base))
+    model = initialised(base, entry.recipe.seed)
+    attach_(model, Description(entry.name, base, task=entry.task))
+    former = config_of(model)
+    scaled = (0.5,) * entry.input[0]  # what we train from scratch sees its images scaled to -1..1
+    config: dict[str, Any] = {
+        "input_size": entry.input,
+        "mean": scaled,
+        "std": scaled,
+        "crop_pct": 1.0,
+        "interpolation": "bicubic",
+        "num_classes": model.num_classes,
+        "license": entry.license,
+        **{key: former[key] for key in ("first_conv", "classifier") if key in former},
+    }
+    configure_(model, config)
+    return model
+
+
+def seen_as(entry: Entry, base: nn.Module) -> nn.Module:
+    """The base, preprocessing as the entry does: timm's size is the one that it was trained at."""
+    config: dict[str, Any] = {**config_of(base), **entry.preprocessing, "input_size": entry.input}
+    configure_(base, config)
+    attach_(base, replace(describe(base), task=entry.task))
+    return base
+
+
+def _start(base: nn.Module, recipe: Recipe, work: Path, follows: Mapping[str, str], machine: Machine) -> None:
+    """Keep the model that training starts from; an error leaves nothing but a state that its method goes on from."""
+    here, there = processes(), next(parent for parent in work.parents if parent.exists())
+    if here.is_main_process:
+        write_json(work / NOTE, follows)  # first, as compression leaves its state beside it
+    here.wait_for_everyone()
+    try:
+        start = _compressed(base, recipe, work / STATE, machine)  # by every process, as some methods train
+        if here.is_main_process:
+            repository.write(work / "start", start, describe(start), {})
+    except ZooError:
+        if here.is_main_process and not (work / STATE).exists():
+            shutil.rmtree(work)
+            with contextlib.suppress(OSError):  # another build began there meanwhile
+                for made in itertools.takewhile(lambda parent: parent != there, work.parents):
+                    made.rmdir()
+        raise
+    here.wait_for_everyone()
+
+
+def _compressed(base: nn.Module, recipe: Recipe, state: Path, machine: Machine) -> nn.Module:
+    if recipe.method is None:
+        return base
+    said = {"seed": recipe.seed, "augment": recipe.augment, **reading(recipe), **recipe.options}
+    method, budget, data = recipe.method, recipe.budget, recipe.data
+    return compress(base, method=method, budget=budget, data=data, state=state, machine=machine, **said)
+
+
+def processes() -> Any:
+    """Those that work on this build together: accelerate's `PartialState`."""
+    # Without cpu=True accelerate takes several processes on a machine without an accelerator for several runs; without
+    # a timeout of its own, half an hour apart would be an error.
+    cpu = not torch.accelerator.is_available()
+    return require("accelerate", "eval").PartialState(cpu=cpu, timeout=timedelta(days=1))
