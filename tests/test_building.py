@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from msgspec import structs
 
 import zoo
 from zoo import catalog
@@ -260,7 +261,7 @@ def test_the_embedded_cards_say_what_saving_writes_today(name):
 def test_a_changed_recipe_starts_anew_wherever_the_former_was_stopped(tmp_path, step):
     def entry(budget):
         schedule = {"epochs": 1, "steps": 1}
-        return Entry(**{**vars(PRUNED), "recipe": Recipe("prune", Budget(budget), data="digits", schedule=schedule)})
+        return structs.replace(PRUNED, recipe=Recipe("prune", Budget(budget), data="digits", schedule=schedule))
 
     with pytest.raises(Stopped):
         make(entry(0.9), tmp_path / "model", say=stop_at(step))
@@ -303,7 +304,7 @@ def test_a_changed_recipe_starts_anew_wherever_the_former_was_stopped(tmp_path, 
     ],
 )
 def test_a_recipe_that_cannot_be_followed_is_refused_and_leaves_nothing(tmp_path, change, error, message):
-    entry = Entry(**{**vars(DENSE), **({"base": Base("digits_cnn")} if "recipe" in change else {}), **change})
+    entry = structs.replace(DENSE, **({"base": Base("digits_cnn")} if "recipe" in change else {}) | change)
 
     with pytest.raises(error, match=re.escape(message)):
         make(entry, tmp_path / "model")
