@@ -6,9 +6,7 @@ some), `reference` (what it must compute) and `checking` (whether it does). `pla
 
 A channel of a layer lies in many tensors, and goes from all of them or from none:
 
-    image ── conv1 ────── norm ── relu ── conv2 ── logits
-             weight[i]    weight[i]       weight[:, i]
-             bias[i]      bias[i], running_mean[i], running_var[i]
+    image ── conv1 ── norm ── relu ── conv2 ── logits
 
 >>> from collections import OrderedDict
 >>> import torch
@@ -21,8 +19,15 @@ A channel of a layer lies in many tensors, and goes from all of them or from non
 group  units  kind   writers  readers
 conv1  4      inner  conv1    conv2
 conv2 stays: an output of the model
->>> [(piece.tensor, piece.dim) for piece in analysis.groups[0].slices][-3:]
-[('conv2.weight', 1), ('norm.running_mean', 0), ('norm.running_var', 0)]
+>>> print(analysis.groups[0])
+conv1: 4 units, inner
+  conv1.weight[i]
+  conv1.bias[i]
+  norm.weight[i]
+  norm.bias[i]
+  conv2.weight[:, i]
+  norm.running_mean[i]
+  norm.running_var[i]
 >>> kept = analysis.kept([torch.tensor([0, 2])])
 >>> {path: list(tensor.shape) for path, tensor in kept.select(dict(model.named_parameters())).items()}["conv2.weight"]
 [3, 2, 1, 1]
@@ -43,6 +48,8 @@ embed          8      residual    embed, block.attn.proj and 1 more  block.attn.
 block.attn     4      heads of 2  block.attn.qkv                     block.attn.proj
 block.mlp.fc1  16     inner       block.mlp.fc1                      block.mlp.fc2
 head stays: an output of the model
->>> [(piece.tensor, piece.dim, list(piece.index.shape)) for piece in analysis.groups[1].slices]
-[('block.attn.qkv.weight', 0, [4, 6]), ('block.attn.proj.weight', 1, [4, 2])]
+>>> print(analysis.groups[1])
+block.attn: 4 units, heads of 2
+  block.attn.qkv.weight[i], 6 positions
+  block.attn.proj.weight[:, i], 2 positions
 """

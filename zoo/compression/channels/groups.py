@@ -59,6 +59,14 @@ class Group:
     residual: bool = False
     unfitted: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        """Where unit i lies, tensor by tensor."""
+        lines = [f"{self.name}: {self.units} units, {self.kind}"]
+        for piece in self.slices:
+            span = piece.index.shape[1]
+            lines.append(f"  {piece.tensor}[{':, ' * piece.dim}i]" + (f", {span} positions" if span > 1 else ""))
+        return "\n".join(lines)
+
     @property
     def kind(self) -> str:
         """`heads of` their width, `residual` streams, or `inner` widths."""
