@@ -20,12 +20,13 @@ from torch.nn import functional as F
 
 from zoo.declarations import Positive, validate
 from zoo.errors import DataError
-from zoo.training.losses import Divergence, distillation
+from zoo.structure.description import config_of
+from zoo.training.losses import DivergenceName, distillation
 
 Batch = tuple[Any, Tensor]
 SHARES = "one above 0 for each teacher, together 1"
 Step = Callable[[nn.Module, Batch, float], Tensor]
-Loss = Callable[[Tensor, Tensor, Tensor, float, float, Divergence], Tensor]
+Loss = Callable[[Tensor, Tensor, Tensor, float, float, DivergenceName], Tensor]
 """Outputs, the teacher's, targets, and of the declaration alpha, temperature and divergence → the mean loss."""
 
 
@@ -43,7 +44,7 @@ class Distil:
     alpha: Annotated[float, Meta(ge=0, le=1)] = 0.9
     temperature: Positive = 2.0
     shares: Annotated[Sequence[Positive], Meta(description=SHARES)] | None = None
-    divergence: Divergence = "kl"
+    divergence: DivergenceName = "kl"
 
     def __post_init__(self) -> None:
         validate(self, "distil", DataError)
@@ -106,7 +107,7 @@ def distil_step(
         with torch.no_grad():
             given = every[view]
             if view == 0 and student:
-                given = seen(given, student, teacher.pretrained_cfg)  # type: ignore[arg-type]
+                given = seen(given, student, config_of(teacher))
             target = teacher(given)
         return loss(model(every[0]), target, targets, how.alpha, how.temperature, how.divergence)
 

@@ -1,14 +1,13 @@
 """What training minimises, as pure functions of logits."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.measurement.divergence import kl, symmetric_kl
 
-Divergence = Literal["kl", "symmetric"]
-DIVERGENCES: tuple[str, ...] = get_args(Divergence)
+DivergenceName = Literal["kl", "symmetric"]
 
 
 def distillation(
@@ -17,7 +16,7 @@ def distillation(
     labels: Tensor,
     alpha: float,
     temperature: float,
-    divergence: Divergence = "kl",
+    divergence: DivergenceName = "kl",
 ) -> Tensor:
     """α·T²·D(teacher, student) + (1 − α)·cross-entropy with the labels.
 

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from timm.data.imagenet_info import ImageNetInfo
 from torch import nn
@@ -54,8 +54,7 @@ def name_classes_(model: nn.Module, data: "Data") -> None:
     """
     names = _names(data)
     if names and label_names(model) is None and len(names) == getattr(model, "num_classes", None):
-        config: dict[str, Any] = {**model.pretrained_cfg, "label_names": list(names)}  # type: ignore[dict-item]
-        configure_(model, config)
+        configure_(model, {**config_of(model), "label_names": list(names)})
 
 
 def read_labels(path: Path) -> Labels:
