@@ -21,12 +21,13 @@ from tiny import same
 from zoo.tasks.datasets import dataset
 
 ROOT = Path(__file__).parents[1]
-TRAIN, TEST, GROUP = 330, 60, 40
+TRAIN, TEST, GROUP = 170, 60, 60
 STEPS = TRAIN // 32  # of an epoch
 
 SCRIPT = """
 import json, os, pathlib, signal, socket, sys
-import datasets, torch
+import accelerate, datasets, torch
+import torch._dynamo, torch.export._trace
 import zoo.tasks.classification.accuracy
 from zoo.catalog.entry import Budget
 from zoo.tasks import lengths

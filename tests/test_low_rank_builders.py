@@ -37,7 +37,7 @@ PUBLISHED = {
     "convnext_femto": ({"depths": [1, 1, 1, 1]}, 64),
     "convnextv2_nano": ({"depths": [1, 1, 1, 1]}, 64),
     "rexnetr_200": ({"depth_mult": 0.3}, 64),
-    "efficientformerv2_s2": ({"img_size": 64}, 64),
+    "efficientformerv2_s2": ({"img_size": 64, "depths": [1, 1, 1, 2], "num_vit": 1}, 64),
     "mobilevitv2_200": ({}, 64),
     "swinv2_cr_tiny_ns_224": ({"depths": [1, 1, 1, 1]}, 224),
     "deit3_small_patch16_224": ({"depth": 2, "img_size": 64}, 64),
@@ -132,7 +132,7 @@ def test_every_published_architecture_is_among_those_that_are_tried():
     assert PUBLISHED.keys() == {entry.architecture for entry in PTDECO}
 
 
-@pytest.mark.parametrize("names", [[*PUBLISHED][at::3] for at in range(3)], ids=", ".join)  # share a process that loads
+@pytest.mark.parametrize("names", [[*PUBLISHED][at::2] for at in range(2)], ids=", ".join)  # share a process that loads
 def test_every_published_architecture_is_decomposed_and_loads_elsewhere_without_a_difference(tmp_path, names):
     expected = []
     for name in names:
