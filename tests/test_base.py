@@ -123,7 +123,7 @@ def test_arguments_for_files_and_weights_are_refused(build, key):
 
 @pytest.mark.parametrize("value", [nn.ReLU, object(), torch.ones(1), b"1"], ids=["class", "object", "tensor", "bytes"])
 def test_arguments_are_plain_data(value):
-    with pytest.raises(StructureError, match=r"argument 'act_layer' is a \w+, expected plain data$"):
+    with pytest.raises(StructureError, match=r"args.act_layer is .*, expected true or false or text or a whole number"):
         skeleton(Base("timm/resnet18", {"act_layer": value}))
 
 

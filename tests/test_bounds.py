@@ -206,7 +206,7 @@ def test_the_weights_are_not_counted():
 def test_the_largest_models_of_timm_take_less_than_half_of_what_is_accepted(name):
     model = skeleton(Base(f"timm/{name}")).eval()
     image = torch.empty(1, *model.pretrained_cfg["input_size"], device="meta")
-    with torch.no_grad(), bounds._Live([*tensors_of(model).values(), image], bounds.MAX_BYTES // 2):
+    with torch.no_grad(), bounds._Live([*tensors_of(model).values(), image], bounds.MAX_IMAGE_BYTES // 2):
         model(image)
 
 

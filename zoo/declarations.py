@@ -38,6 +38,7 @@ def one_of(names: Collection[str]) -> Meta:
 
 
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_UNFIT = (ValidationError, AttributeError)  # msgspec asks whatever can be indexed for its keys, tensors too
 _SHOWN = reprlib.Repr()
 _SHOWN.maxlevel, _SHOWN.maxdict, _SHOWN.maxstring, _SHOWN.maxother = 2, 2, 80, 80
 
@@ -64,7 +65,7 @@ def validated(kind: Any, data: Any, where: str, error: type[ZooError]) -> Any:
     """
     try:
         return convert(data, kind)
-    except ValidationError:
+    except _UNFIT:
         raise error(_problem(kind, data, where)) from None
 
 
@@ -152,7 +153,7 @@ def _is_struct(kind: Any) -> bool:
 def _fits(kind: Any, data: Any) -> bool:
     try:
         convert(data, kind)
-    except ValidationError:
+    except _UNFIT:
         return False
     return True
 

@@ -9,8 +9,9 @@ call.
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import timm
 import torch
 from timm.models import get_arch_pretrained_cfgs
@@ -18,11 +19,19 @@ from torch import Tensor, nn
 from torch.utils._device import DeviceContext, _device_constructors
 
 from zoo.catalog.entry import Base
+from zoo.declarations import validated
 from zoo.errors import FingerprintError, StructureError, UnknownName, in_one_line
 
 MAX_PARAMS = 100_000_000_000  # ten times the largest vision model that timm knows
 MAX_TENSORS = 20_000  # as many as two seconds build
 MAX_ARGUMENT = 200_000  # the largest head that timm knows has 115,217 classes
+
+_Bounds = msgspec.Meta(ge=-MAX_ARGUMENT, le=MAX_ARGUMENT)
+Plain = None | bool | str | Annotated[int, _Bounds] | Annotated[float, _Bounds]
+Size = Annotated[int, msgspec.Meta(ge=1, le=MAX_ARGUMENT)]
+_Argument: Any = Plain
+for _ in range(4):  # lists and dicts within each other
+    _Argument = Plain | Annotated[list[_Argument], msgspec.Meta(max_length=1000)] | dict[str, _Argument]
 
 # What `timm.create_model` takes for itself: weights, files and the network. A base is an architecture alone.
 _REFUSED = {*inspect.signature(timm.create_model).parameters, "features_only", "device", "dtype"} - {"kwargs"}
@@ -124,7 +133,9 @@ def _tags(architecture: str) -> set[str]:
 
 
 def _create(base: Base) -> nn.Module:
-    architecture, args = base.architecture, {key: _argument(base, key, value) for key, value in base.args.items()}
+    architecture = base.architecture
+    plain = validated(dict[str, _Argument], base.args, f"base {base.id}: args", StructureError)
+    args = {key: _argument(base, key, value) for key, value in plain.items()}
     if not timm.is_model(architecture):
         raise UnknownName(
             f"base {base.id}: timm {timm.__version__} has no architecture {architecture!r}; pip install -U timm, "
@@ -137,22 +148,13 @@ def _create(base: Base) -> nn.Module:
     return model
 
 
-def _argument(base: Base, key: str, value: Any, depth: int = 0) -> Any:
-    if depth > 4:
-        raise StructureError(f"base {base.id}: argument {key!r} is nested more than four deep")
+def _argument(base: Base, key: str, value: Any) -> Any:
+    """An argument as timm takes it, lists as tuples."""
     if key in _REFUSED:
         raise StructureError(f"base {base.id}: argument {key!r} isn't part of an architecture; remove it")
-    if isinstance(value, list | tuple):
-        if len(value) > 1000:
-            raise StructureError(f"base {base.id}: argument {key!r} has {len(value)} items, at most 1000 are accepted")
-        return tuple(_argument(base, key, item, depth + 1) for item in value)
-    if isinstance(value, Mapping):
-        return {name: _argument(base, name, item, depth + 1) for name, item in value.items()}
-    if value is not None and not isinstance(value, bool | int | float | str):
-        raise StructureError(f"base {base.id}: argument {key!r} is a {type(value).__name__}, expected plain data")
-    if isinstance(value, int | float) and not abs(value) <= MAX_ARGUMENT:
-        raise StructureError(f"base {base.id}: argument {key!r} is {value}, at most {MAX_ARGUMENT} is accepted")
-    return value
+    if isinstance(value, list):
+        return tuple(_argument(base, key, item) for item in value)
+    return {name: _argument(base, name, item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 def fingerprint(model: nn.Module, paths: Iterable[str] = ()) -> dict[str, str]:

@@ -20,7 +20,7 @@ from zoo.structure.replacements import REPLACEMENTS, Identity, Zero
 
 Spatial = Literal["first", "last"]
 Remnant = Literal["identity", "zero"]
-Size = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Size = Annotated[int, Meta(ge=1, le=2**31 - 1)]  # the base bounds them further
 
 
 class Width(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -5,15 +5,17 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import timm
 import torch
 from filelock import FileLock
+from msgspec import Meta
 from torch import Tensor, nn
 
 from zoo import catalog
 from zoo.catalog.entry import Base, Entry, Origin
+from zoo.declarations import validated
 from zoo.errors import RepositoryError, StructureError, UnknownName, ZooError, first_line
 from zoo.files import cache
 from zoo.hub import remote, repository
@@ -197,8 +199,7 @@ def transform(model: nn.Module) -> Callable[[Any], Tensor]:
 
 def _check_options(device: Any, dtype: Any, **counts: Any) -> None:
     for option, value in counts.items():
-        if value is not None and (type(value) is not int or not 0 <= value <= MAX_ARGUMENT):
-            raise StructureError(f"load: {option} is {value!r}, expected a whole number of at most {MAX_ARGUMENT}")
+        validated(Annotated[int, Meta(ge=0, le=MAX_ARGUMENT)] | None, value, f"load: {option}", StructureError)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise StructureError(f"load: dtype is {dtype!r}, expected a floating-point torch.dtype such as torch.float16")
     try:

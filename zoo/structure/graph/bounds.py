@@ -10,23 +10,26 @@ import hashlib
 import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from zoo.declarations import validated
 from zoo.errors import FOREIGN, StructureError, first_line
 from zoo.files import cache
-from zoo.structure.base import MAX_ARGUMENT
+from zoo.structure.base import Size
 from zoo.structure.graph.aten import ATEN
 from zoo.structure.graph.graph import Graph
 from zoo.structure.tensors import tensors_of
 from zoo.version import __version__
 
-MAX_BYTES = 8 * 2**30  # per image, beside it and the weights; timm's largest, samvit_huge at 1024 px, takes 3.1 GiB
-MAX_TENSORS = 100_000  # made in one run
+MAX_IMAGE_BYTES = 8 * 2**30  # beside it and the weights; timm's largest, samvit_huge at 1024 px, takes 3.1 GiB
+MAX_MADE = 100_000  # tensors, in one run
 BATCH = 64  # what grows with the square of the batch takes too much here
+_Sizes = Annotated[tuple[Size, Size, Size], Meta(description="channels, height and width; mend its config")]
 _LSTM = ATEN["aten.lstm.input"].call
 _PARTS: Mapping[Any, Callable[..., int]] = {  # one tensor's, counted before they are made
     torch.ops.aten.unbind.int: lambda x, dim=0: x.shape[dim],
@@ -39,7 +42,7 @@ def check(graph: Graph, model: nn.Module, input: Any) -> None:
     """Bound the memory that a graph's model takes, in eval mode without gradients, for one image and for `BATCH`.
 
     At any time the storages made so far and still in use, with the tensor made last as if it were contiguous, are at
-    most `MAX_BYTES` per image. Memory on images of further sizes isn't bounded.
+    most `MAX_IMAGE_BYTES` per image. Memory on images of further sizes isn't bounded.
 
     Args:
         graph: the structure.
@@ -50,10 +53,8 @@ def check(graph: Graph, model: nn.Module, input: Any) -> None:
         StructureError: naming the node, what it takes and what is allowed; or what it can't be run for, of which a
             result whose size depends on values is one.
     """
-    sizes = list(input) if isinstance(input, list | tuple) else []
-    if len(sizes) != 3 or not all(type(size) is int and 1 <= size <= MAX_ARGUMENT for size in sizes):
-        raise StructureError(f"a graph's input_size is {input!r}, expected channels, height and width; mend its config")
-    told = repr((graph, sizes, MAX_BYTES, MAX_TENSORS, BATCH, torch.__version__, __version__))
+    sizes = list(validated(_Sizes, input, "a graph's input_size", StructureError))
+    told = repr((graph, sizes, MAX_IMAGE_BYTES, MAX_MADE, BATCH, torch.__version__, __version__))
     passed = cache() / "bounded" / hashlib.sha256(told.encode()).hexdigest()
     if passed.exists():
         return
@@ -70,7 +71,7 @@ def _run(graph: Graph, model: nn.Module, shape: Sequence[int]) -> None:
     images = torch.empty(*shape, device="meta", dtype=dtype)
     nodes = _Nodes(model, [*graph.inputs, *(node.name for node in graph.nodes), "output"])
     try:
-        with torch.no_grad(), _Live([*weights.values(), images], MAX_BYTES * shape[0]):
+        with torch.no_grad(), _Live([*weights.values(), images], MAX_IMAGE_BYTES * shape[0]):
             nodes.run(images)
     except FOREIGN as error:
         said = first_line(error) if isinstance(error, StructureError) else f"can't be run: {first_line(error)}"
@@ -117,8 +118,8 @@ class _Live(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         self.made += _PARTS[func](*args) if func in _PARTS else 1
-        if self.made > MAX_TENSORS:
-            raise StructureError(f"more than {MAX_TENSORS} tensors are refused")
+        if self.made > MAX_MADE:
+            raise StructureError(f"more than {MAX_MADE} tensors are refused")
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, list | tuple) else (result,):
             if isinstance(tensor, Tensor):

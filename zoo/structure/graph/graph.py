@@ -14,22 +14,20 @@ from torch import Tensor, fx, nn
 
 from zoo.declarations import Name, validated
 from zoo.errors import StructureError, in_one_line
-from zoo.structure.base import MAX_ARGUMENT, Meta
+from zoo.structure.base import MAX_ARGUMENT, Meta, Plain
 from zoo.structure.graph.aten import ATEN
 from zoo.structure.graph.ops import DTYPES, FUNCTIONS, MODULES, SIZES, TENSORS
 
 CALLS = {**FUNCTIONS, **ATEN}
 OPS = {**MODULES, **TENSORS, **CALLS}
-MAX_SIZE = 1e28  # what shape arithmetic may reach, each size that it reads counted as MAX_ARGUMENT
+MAX_PRODUCT = 1e28  # what shape arithmetic may reach, each size that it reads counted as MAX_ARGUMENT
 INTS = {function.__name__: function for function in SIZES}
-MAX_DEPTH = 16  # words of a dotted name
+MAX_WORDS = 16  # words of a dotted name
 MAX_NODES = 50_000  # the largest model of the catalog has some 1,500
 
-_Bounds = msgspec.Meta(ge=-MAX_ARGUMENT, le=MAX_ARGUMENT)
-_Plain = None | bool | str | Annotated[int, _Bounds] | Annotated[float, _Bounds]
-_Row = Annotated[list[_Plain], msgspec.Meta(max_length=64)]
-_Rows = Annotated[list[_Plain | _Row], msgspec.Meta(max_length=64)]
-Attribute = _Plain | Annotated[list[_Plain | _Rows], msgspec.Meta(max_length=64)]
+_Attribute: Any = Plain
+for _ in range(3):  # lists within each other
+    _Attribute = Plain | Annotated[list[_Attribute], msgspec.Meta(max_length=64)]
 
 
 class Node(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -108,7 +106,7 @@ def check(graph: Graph, where: str = "graph") -> None:
                 raise StructureError(
                     f"{here}: {node.op} has no attribute {key!r}, known are {', '.join(op.attributes)}"
                 )
-            validated(Attribute, value, f"{here}.{key}", StructureError)
+            validated(_Attribute, value, f"{here}.{key}", StructureError)
             if key == "dtype" and value not in DTYPES:
                 raise StructureError(f"{here}.dtype is {value!r}, expected one of {', '.join(DTYPES)}")
         if node.op in CALLS:
@@ -226,8 +224,8 @@ def _int(node: Node, first: Sequence[str], ints: Mapping[str, float], here: str)
         raise StructureError(f"{here}: {node.op} takes two sizes, found {len(sides)}")
     a, b = sides
     bound = {"int_mul": a * b, "int_floordiv": a}.get(node.op, a + b)
-    if bound > MAX_SIZE:
-        raise StructureError(f"{here}: a size of more than {MAX_SIZE:.0e} is refused")
+    if bound > MAX_PRODUCT:
+        raise StructureError(f"{here}: a size of more than {MAX_PRODUCT:.0e} is refused")
     return bound
 
 
@@ -263,6 +261,6 @@ def _add(root: nn.Module, path: str, item: nn.Module | Tensor) -> None:
 def _is_name(name: str) -> bool:
     """Whether a name is a path of words that Python lets attributes have, and of numbers within a list of modules."""
     parts = name.split(".")
-    return len(parts) <= MAX_DEPTH and all(
+    return len(parts) <= MAX_WORDS and all(
         (part.isidentifier() and not keyword.iskeyword(part)) or (part.isdecimal() and part.isascii()) for part in parts
     )

@@ -22,7 +22,7 @@ from zoo.structure.graph.graph import Graph, build
 from zoo.structure.plan import Drop, Narrow, Plan, Remnant, Width, apply_
 from zoo.structure.tensors import assign_, tensors_of
 
-CLOSE = 1e-4  # of the largest output; another order of the same sums
+REORDERED = 1e-4  # of the largest output; another order of the same sums
 MAX_TRIES = 16  # ways to drop what is missing
 CONTAINERS = (nn.Sequential, nn.ModuleList)
 
@@ -126,7 +126,7 @@ def _own(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:
-    return bool((found - expected).abs().max() <= CLOSE * expected.abs().max())
+    return bool((found - expected).abs().max() <= REORDERED * expected.abs().max())
 
 
 def _like(tensor: Tensor, model: nn.Module, path: str) -> tuple[int, ...]:
