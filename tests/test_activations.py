@@ -113,6 +113,7 @@ def test_the_same_rows_of_an_image_are_looked_at_whatever_batch_it_is_in(layer):
 def test_what_layers_read_and_put_out_is_shown_and_may_be_replaced():
     first, last = nn.Linear(3, 4), nn.Linear(4, 2)
     model, batches, shown = nn.Sequential(first, nn.ReLU(), last), list(torch.randn(2, 5, 3)), []
+    results = []
 
     def doubled(path, layer, x, draw):
         return 2 * x if layer is last else None
@@ -120,7 +121,9 @@ def test_what_layers_read_and_put_out_is_shown_and_may_be_replaced():
     def noted(path, layer, x, y, draw):
         shown.append((path, draw.images, x, y))
 
-    results = activations.observe(model, {"first": first, "last": last}, batches, before=doubled, after=noted)
+    activations.observe(
+        lambda batch: results.append(model(batch)), {"first": first, "last": last}, batches, before=doubled, after=noted
+    )
     assert [(path, images) for path, images, *_ in shown] == [
         (path, images) for images in (range(5), range(5, 10)) for path in ("first", "last")
     ]

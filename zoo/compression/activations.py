@@ -141,18 +141,15 @@ def observe(
     *,
     before: Before | None = None,
     after: After | None = None,
-) -> list[Any]:
+) -> None:
     """Run batches and look at what layers read and put out.
 
     Args:
-        run: of a batch, most often a model.
+        run: takes a batch, most often a model; what it returns isn't kept.
         layers: path → layer.
         batches: images [B, C, H, W].
         before: shown what a layer is about to read.
         after: shown that and what it puts out.
-
-    Returns:
-        What `run` returned for each batch.
     """
     draw, handles = Draw(range(0), 0), []
 
@@ -168,11 +165,9 @@ def observe(
             handles.append(layer.register_forward_pre_hook(partial(reads, path)))
         if after is not None:
             handles.append(layer.register_forward_hook(partial(writes, path)))
-    results = []
     with hooked(handles):
         for draw, batch in drawing(batches):  # noqa: B007  # hooks look at the draw
-            results.append(run(batch))
-    return results
+            run(batch)
 
 
 def portions(needs: Sequence[Collection[str]], size: Mapping[str, int], max_bytes: int) -> Iterator[slice]:

@@ -254,9 +254,13 @@ def calling(model: nn.Module, places: Mapping[str, Place]) -> Run:
             return look(name, y, -1 if isinstance(module, nn.Linear) else 1, None) if places[name].eps is None else None
 
         modules = {name: model.get_submodule(place.shift.rpartition(".")[0]) for name, place in places.items()}
-        called = partial(functional_call, model, dict(tensors))
-        output: Tensor = observe(called, modules, [batch], before=norm, after=layer)[0]
-        return output
+        outputs: list[Tensor] = []
+
+        def call(batch: Tensor) -> None:
+            outputs.append(functional_call(model, dict(tensors), (batch,)))
+
+        observe(call, modules, [batch], before=norm, after=layer)
+        return outputs[0]
 
     return run
 

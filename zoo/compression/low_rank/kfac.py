@@ -129,26 +129,26 @@ def _collect(
         else:
             sums[layer].information += g.square().sum(0).double()
 
-    numbered = enumerate(wanted)
+    logits: list[Tensor] = []
+    weights: list[Tensor] = []
 
-    def run(batch: Tensor) -> tuple[Tensor, Tensor]:
+    def run(batch: Tensor) -> None:
         nonlocal towards
-        number, dense = next(numbered)
-        images = batch.detach().clone().requires_grad_()
-        logits = factored(images)
-        p, q = dense.double().softmax(1), logits.detach().double().softmax(1)
+        number, images = len(logits), batch.detach().clone().requires_grad_()
+        y = factored(images)
+        p, q = wanted[number].double().softmax(1), y.detach().double().softmax(1)
         even = (1 - SMOOTHING) * (p + q) / 2 + SMOOTHING / p.shape[1]
         towards = True
-        torch.autograd.grad(logits, images, (q - p).to(logits), retain_graph=True, allow_unused=True)
+        torch.autograd.grad(y, images, (q - p).to(y), retain_graph=True, allow_unused=True)
         towards = False
         u = probe(even, torch.Generator().manual_seed(1_000_003 * seed + number))
-        torch.autograd.grad(logits, images, u.to(logits), allow_unused=True)
-        return logits.detach().double(), even
+        torch.autograd.grad(y, images, u.to(y), allow_unused=True)
+        logits.append(y.detach().double())
+        weights.append(even)
 
     with torch.enable_grad():
-        named = {str(number): layer for number, layer in enumerate(layers)}
-        logits, weights = zip(*observe(run, named, batches, after=look), strict=True)
-    return sums, list(logits), list(weights)
+        observe(run, {str(number): layer for number, layer in enumerate(layers)}, batches, after=look)
+    return sums, logits, weights
 
 
 def _direction(of: _Sums, images: int, damping: float) -> Tensor:

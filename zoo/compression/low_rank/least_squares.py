@@ -78,6 +78,7 @@ def _collect(
 ) -> tuple[dict[str, _Sums], list[Tensor]]:
     wanted: dict[str, list[Tensor]] = {path: [] for path in paths}
     sums: dict[str, _Sums] = {}
+    logits: list[Tensor] = []
     dense = {path: model.get_submodule(path) for path in paths}
     seconds = {f"{path}.1": factored.get_submodule(f"{path}.1") for path in paths}
 
@@ -101,13 +102,13 @@ def _collect(
         of.missed += r.double().sum(0)
         of.rows += len(z)
 
-    def both(batch: Tensor) -> Tensor:
-        logits: Tensor = model(batch)
+    def both(batch: Tensor) -> None:
+        logits.append(model(batch))
         factored(batch)
-        return logits
 
     with torch.no_grad():
-        return sums, observe(both, {**dense, **seconds}, batches, after=look)
+        observe(both, {**dense, **seconds}, batches, after=look)
+    return sums, logits
 
 
 def _solve_(path: str, layer: Any, sums: _Sums, damping: float) -> None:
