@@ -12,7 +12,7 @@ from torch import nn
 
 from zoo.structure.narrowing import output_width
 
-FIGURES = ("num_features", "head_hidden_size", "embed_dim", "in_features", "hidden_size")
+WIDTHS = ("num_features", "head_hidden_size", "embed_dim", "in_features", "hidden_size")
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def followed(model: nn.Module) -> Iterator[None]:
     end = min((i for path, i in last.items() if f"{path}.".startswith(classifier)), default=len(order))
     for owner in (model, getattr(model, "head", None)):
         if isinstance(owner, nn.Module) and not isinstance(owner, nn.Linear | nn.modules.conv._ConvNd):
-            for name in FIGURES:
+            for name in WIDTHS:
                 if isinstance(old := vars(owner).get(name), int):
                     setattr(owner, name, width(old, end))
 
