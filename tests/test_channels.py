@@ -5,13 +5,13 @@ from functools import cache
 import pytest
 import timm
 import torch
-from analysed import analysed
+from analysed import analysed, checked
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from zoo.compression.channels import checking, rules
-from zoo.compression.channels.checking import CLOSE, checked, cut, difference, rescaled
+from zoo.compression.channels.checking import CLOSE, cut, difference, rescaled
 from zoo.compression.channels.groups import narrow
 from zoo.compression.channels.ids import Ids, NotUnderstood
 from zoo.measurement.macs import measure

@@ -14,7 +14,9 @@ from zoo import catalog
 from zoo.catalog.entry import Base, Budget
 from zoo.cli import cli
 from zoo.compression.channels import checking, planning
+from zoo.compression.channels.analysis import exported
 from zoo.compression.channels.checking import CLOSE, difference, halves, tried
+from zoo.compression.prune import plan_or_graph
 from zoo.errors import BudgetError, StructureError
 from zoo.measurement.macs import measure
 from zoo.structure.base import skeleton
@@ -76,7 +78,7 @@ def test_a_model_that_cannot_be_exported_is_an_answer_and_no_failure(monkeypatch
     def fails(*arguments):
         raise StructureError("it can't be exported: data-dependent")
 
-    monkeypatch.setattr(checking, "exported", fails)
+    monkeypatch.setattr(planning, "exported", fails)
     assert coverage.coverage("timm/test_resnet").error == "it can't be exported: data-dependent"
 
 
@@ -99,6 +101,22 @@ def test_a_pruned_graph_is_saved_loaded_and_trained_like_any_model(monkeypatch, 
     assert before
     assert all(not torch.equal(before[path], dict(loaded.named_buffers())[path]) for path in before)
     assert all(parameter.grad is not None for parameter in loaded.parameters())
+
+
+def test_what_a_plan_cannot_meet_is_known_before_anything_is_measured(monkeypatch):
+    def unknown(model, analysis, units):
+        raise StructureError("no table knows these classes")
+
+    calls = []
+    for room, name in ((planning, "exported"), (plan_or_graph, "prune")):
+        real = getattr(room, name)
+        monkeypatch.setattr(room, name, lambda *args, real=real, name=name: calls.append(name) or real(*args))
+    monkeypatch.setattr(planning, "planned", unknown)
+    assert zoo.compress(small(), budget=0.6, data=images(8), **ROUGH).zoo_entry.graph is not None
+    assert calls == ["exported", "prune"]
+    with pytest.raises(BudgetError, match="what can be cut leaves at least"):
+        zoo.compress(small(), budget=1e-4, data=images(8), **ROUGH)
+    assert calls == ["exported", "prune", "exported"]
 
 
 def test_a_graph_is_not_compressed_again(monkeypatch):
@@ -233,7 +251,8 @@ def test_heads_of_encoders_for_large_images_are_cut_by_a_plan(name, args, attent
     model = timm.create_model(name, **args).eval()
     model.zoo_entry = Description(name, Base(f"timm/{name}", args))
     model.pretrained_cfg["input_size"] = (3, 32, 32)
-    trial = tried(model, torch.zeros(2, 3, 32, 32), halves, partial(planning.planned, model), "no plan")
+    image = torch.zeros(2, 3, 32, 32)
+    trial = tried(exported(model, image), model, image, halves, partial(planning.planned, model), "no plan")
     assert trial.off < 1e-12
     assert sum(group.head_dim is not None for group in trial.analysis.groups) == attentions
 

@@ -5,11 +5,12 @@ from functools import cache
 
 import pytest
 import torch
+from analysed import checked
 from torch import nn
 
 import zoo
 from zoo.catalog.entry import Base, Budget
-from zoo.compression.channels.checking import checked, cut, difference
+from zoo.compression.channels.checking import cut, difference
 from zoo.compression.channels.groups import narrow
 from zoo.compression.prune import prune
 from zoo.compression.prune.criteria import Evidence, l2

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from analysed import analysed
+from analysed import analysed, checked
 from torch import nn
 
 from zoo.compression.channels import checking
-from zoo.compression.channels.checking import CLOSE, checked, cut, difference, halves
+from zoo.compression.channels.checking import CLOSE, cut, difference, halves
 
 IMAGE = torch.zeros(2, 3, 8, 8)
 

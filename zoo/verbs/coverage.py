@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from zoo import catalog
 from zoo.catalog.entry import Entry
 from zoo.compression.channels import planning
+from zoo.compression.channels.analysis import exported
 from zoo.compression.channels.checking import graph_difference
 from zoo.compression.channels.groups import Analysis, Group
 from zoo.compression.prune.allocation import allocate, prior
@@ -130,7 +131,7 @@ def stand_in(entry: Entry) -> Description:
     def chosen(analysis: Analysis) -> list[Tensor]:
         return [torch.arange(k) for k in allocate(analysis, prior(analysis), budget)]
 
-    trial = planning.by_plan(model, image, chosen)
+    trial = planning.by_plan(exported(model, image), model, image, chosen)
     narrowed = planning.planned(model, trial.analysis, trial.units)
     counts, dense = measure(narrowed, entry.input), measure(model, entry.input)
     _met(entry.name, "macs", counts.macs / dense.macs, budget.macs, 0.005)

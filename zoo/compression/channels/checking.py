@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from zoo.compression.channels import cutting, reference
-from zoo.compression.channels.analysis import Whole, analyse, exported
+from zoo.compression.channels.analysis import Whole, analyse
 from zoo.compression.channels.groups import Analysis, Group
 from zoo.errors import StructureError
 from zoo.structure.graph.exported import lift
@@ -123,29 +123,8 @@ class Trial:
     off: float
 
 
-def checked(
-    model: nn.Module, image: Tensor, made: Made = cut, reason: str = _DIFFERS, whole: Whole = MappingProxyType({})
-) -> Analysis:
-    """Analyse a model, and freeze what doesn't compute what the masked dense model computes once it is cut.
-
-    Args:
-        model: in eval mode.
-        image: one batch that it takes, [B, C, H, W].
-        made: makes the cut model, which may raise StructureError; the exported graph itself is cut by default.
-        reason: what `frozen` says of channels that aren't cut rightly.
-        whole: what isn't to be cut.
-
-    Returns:
-        An analysis whose groups were all cut so, every second unit of them; `frozen` says why the others can't. Whoever
-        chooses units checks them.
-
-    Raises:
-        StructureError: the model can't be exported.
-    """
-    return tried(model, image, halves, made, reason, whole).analysis
-
-
 def tried(
+    program: ExportedProgram,
     model: nn.Module,
     image: Tensor,
     chosen: Chosen,
@@ -153,13 +132,14 @@ def tried(
     reason: str = _DIFFERS,
     whole: Whole = MappingProxyType({}),
 ) -> Trial:
-    """Analyse, choose, cut and check, as `checked` does, until a choice of units stands the check.
+    """Analyse, choose, cut and check until a choice of units stands the check, freezing what doesn't.
 
     Args:
+        program: the model, `exported`.
         model: in eval mode.
         image: one batch that it takes, [B, C, H, W].
         chosen: of an analysis whose groups can all be made, the units kept.
-        made: makes the cut model, which may raise StructureError.
+        made: makes the cut model, which may raise StructureError; the exported graph itself is cut by default.
         reason: what `frozen` says of channels that aren't cut rightly.
         whole: what isn't to be cut.
 
@@ -167,10 +147,10 @@ def tried(
         The choice that stood.
 
     Raises:
-        StructureError: the model can't be exported, or doesn't give the same twice.
+        StructureError: the model doesn't give the same twice.
         ZooError: what `chosen` raises, to give up before the next check.
     """
-    program, frozen = exported(model, image), dict(whole)
+    frozen = dict(whole)
     while True:
         analysis = analyse(program, model, frozen)
         every = sorted(range(len(analysis.groups)), key=lambda g: _kind(analysis.groups[g]))

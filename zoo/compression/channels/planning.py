@@ -6,8 +6,9 @@ from functools import partial
 from types import MappingProxyType
 
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
-from zoo.compression.channels.analysis import Whole
+from zoo.compression.channels.analysis import Whole, exported
 from zoo.compression.channels.checking import Chosen, Trial, halves, rescaled, tried
 from zoo.compression.channels.groups import Analysis, narrow
 from zoo.compression.keeping import rebuilt
@@ -56,20 +57,11 @@ def planned(model: nn.Module, analysis: Analysis, units: Sequence[Tensor]) -> nn
     return cut_model
 
 
-def by_plan(model: nn.Module, image: Tensor, chosen: Chosen, whole: Whole = MappingProxyType({})) -> Trial:
-    """What plans can cut of a model, as `tried` finds it.
-
-    Args:
-        model: from `swapped`.
-        image: one batch that it takes, [B, C, H, W].
-        chosen: of an analysis whose groups plans can cut, the units kept.
-        whole: what isn't to be cut.
-
-    Raises:
-        StructureError: the model can't be exported.
-        ZooError: what `chosen` raises.
-    """
-    return tried(model, image, chosen, partial(planned, model), NO_PLAN, whole)
+def by_plan(
+    program: ExportedProgram, model: nn.Module, image: Tensor, chosen: Chosen, whole: Whole = MappingProxyType({})
+) -> Trial:
+    """What plans can cut of a model from `swapped`; arguments and errors are those of `tried`."""
+    return tried(program, model, image, chosen, partial(planned, model), NO_PLAN, whole)
 
 
 def plan_else_graph(
@@ -89,7 +81,8 @@ def plan_else_graph(
     Raises:
         StructureError: the model can't be exported.
     """
+    program = exported(model, image)
     try:
-        return by_plan(model, image, chosen, whole), ""
+        return by_plan(program, model, image, chosen, whole), ""
     except (BudgetError, StructureError) as error:
-        return tried(model, image, halves, whole=whole), str(error)
+        return tried(program, model, image, halves, whole=whole), str(error)
