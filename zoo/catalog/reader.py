@@ -4,6 +4,7 @@ import functools
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from types import GenericAlias
 from typing import Any
 
 from msgspec import Struct, defstruct, structs, to_builtins
@@ -15,7 +16,7 @@ from zoo.errors import CatalogError
 # A row as a file has it: figures, and what they hold for, side by side.
 _FIGURES = [(figure, Finite | None, None) for figure in FIGURES]
 _CONDITIONS = [(each.name, each.type, each.default) for each in structs.fields(Reported) if each.name != "figures"]
-_ROWS: Any = list[defstruct("Row", [*_FIGURES, *_CONDITIONS], forbid_unknown_fields=True)]  # type: ignore[misc]
+_ROWS = GenericAlias(list, (defstruct("Row", [*_FIGURES, *_CONDITIONS], forbid_unknown_fields=True),))
 
 
 class _Family(Struct, forbid_unknown_fields=True):
@@ -82,17 +83,18 @@ def _entry(file: Path, data: dict[str, Any]) -> Entry:
     data.setdefault("status", "published" if "repo" in data else "origin" if "origin" in data else "recipe")
     if isinstance(data.get("base"), str):
         data["base"] = {"id": data["base"]}
-    for key in {"reported", "baselines"} & data.keys():
-        validated(_ROWS, data[key], f"{where}.{key}", CatalogError)
-        data[key] = [_reported(row) for row in data[key]]
+    for key in ("reported", "baselines"):
+        if key in data:
+            validated(_ROWS, data[key], f"{where}.{key}", CatalogError)
+            data[key] = [_reported(row) for row in data[key]]
     if "preprocessing" in data:
         data["preprocessing"] = to_builtins(
             validated(Preprocessing, data["preprocessing"], f"{where}.preprocessing", CatalogError)
         )
     entry: Entry = validated(Entry, data, where, CatalogError)
-    for key in {"mean", "std"} & entry.preprocessing.keys():
-        values = entry.preprocessing[key]
-        if len(values) != entry.input[0]:
+    for key in ("mean", "std"):
+        values = entry.preprocessing.get(key)
+        if values is not None and len(values) != entry.input[0]:
             expected = f"a number for each of {entry.input[0]} channels"
             raise CatalogError(f"{where}.preprocessing.{key} is {list(values)}, expected {expected}")
     return entry
