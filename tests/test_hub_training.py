@@ -25,10 +25,11 @@ TRAIN, TEST, GROUP = 170, 60, 60
 STEPS = TRAIN // 32  # of an epoch
 
 SCRIPT = """
-import json, os, pathlib, signal, socket, sys
+import json, os, pathlib, signal, sys
 import accelerate, datasets, torch
 import torch._dynamo, torch.export._trace
 import zoo.tasks.classification.accuracy
+from forked import forked
 from zoo.catalog.entry import Budget
 from zoo.tasks import lengths
 from zoo.training import checkpoint, trainer
@@ -67,32 +68,12 @@ def run(folder, rank, how, killed):
     building.make(entry(how), folder / "model")
     (folder / f"seen{rank}.json").write_text(json.dumps(seen))
 
-def start(folder, rank, processes, how, killed, port):
-    if (child := os.fork()) == 0:
-        failed = True
-        if processes > 1:
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
-                           "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        try:
-            run(folder, rank, how, killed)
-            failed = False
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(failed)
-    return child
-
 for line in sys.argv[1:]:
     name, how, processes, killed = line.split()
     folder = pathlib.Path(name)
     folder.mkdir()
     for moment in ([int(killed)] if int(killed) else []) + [0]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        children = [start(folder, r, int(processes), how, moment, port) for r in range(int(processes))]
+        children = forked(int(processes), lambda rank: run(folder, rank, how, moment))
         status = [os.waitpid(child, 0)[1] for child in children]
         assert status == [signal.SIGKILL if moment else 0] * len(children), (line, status)
 """
@@ -127,7 +108,7 @@ def runs(tmp_path_factory):
             "HF_HUB_OFFLINE": "0",
             "HF_DATASETS_OFFLINE": "0",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
             "PYTHONHASHSEED": "0",
             "OMP_NUM_THREADS": "1",
         }

@@ -17,9 +17,10 @@ STEPS, EPOCHS = 15, 3
 # Real training of a network with batch norm and dropout on a slice of digits. The script forks a run after what it
 # imports, because importing takes longer than training, and kills it at the steps named, one after the other.
 SCRIPT = """
-import copy, json, os, pathlib, signal, socket, sys, time
+import copy, json, os, pathlib, signal, sys, time
 import accelerate, torch
 from safetensors.torch import save_file
+from forked import forked
 from torch import nn
 import zoo.tasks.classification.accuracy
 from zoo.tasks.classification.transforms import evaluation_transform, training_transform
@@ -74,24 +75,6 @@ def run(folder, rank, workers, slow, how):
     (folder / f"figures{rank}.json").write_text(json.dumps(figures))
     save_file(model.state_dict(), folder / f"model{rank}.safetensors")
 
-def start(folder, rank, processes, workers, slow, port, how):
-    if (child := os.fork()) == 0:
-        failed = True
-        os.setpgid(0, 0)
-        if processes > 1:
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
-                           "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        try:
-            run(folder, rank, workers, slow, how)
-            failed = False
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(failed)
-    return child
-
 def begun(folder, step):
     log = folder / "steps0"
     return log.exists() and any(line.startswith(f"{step} ") for line in log.read_text().splitlines())
@@ -101,11 +84,8 @@ for line in sys.argv[3:]:
     folder = pathlib.Path(name)
     folder.mkdir()
     for moment in [*map(int, moments), None]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         slow = 0.0 if moment is None else 0.02
-        children = [start(folder, r, int(processes), int(workers), slow, port, how) for r in range(int(processes))]
+        children = forked(int(processes), lambda rank: run(folder, rank, int(workers), slow, how))
         if moment is not None:
             while not begun(folder, moment):
                 assert os.waitpid(children[0], os.WNOHANG) == (0, 0), "the run ended before it was killed"
@@ -142,7 +122,12 @@ def runs(tmp_path_factory):
             str(EPOCHS),
             *(f"{names[name]} {how}" for name, how in wanted.items()),
         ],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONHASHSEED": "0",
+        },
         capture_output=True,
         text=True,
         timeout=200,
