@@ -73,11 +73,10 @@ def compress(
 ) -> None:
     """Compress the model BASE.
 
-    BASE is a model of the list, a repository's folder, or a timm id such as timm/resnet18.a1_in1k. Methods that
-    take no budget have thresholds in its place, e.g. lockd --set nsr_threshold=0.1. The widths that prune
-    leaves and the ranks of low_rank are multiples of round_to, 8 unless --set says otherwise; where there are less than
-    eight times as many, multiples of an eighth of them. A folder of data holds images in train/CLASS, to compress with,
-    and in validation/CLASS, to evaluate on.
+    BASE is a model of the list, a repository's folder, or a timm id such as timm/resnet18.a1_in1k. Methods without a
+    budget have thresholds, which --set sets. The widths that prune leaves and the ranks of low_rank are multiples of
+    round_to, 8 unless --set says otherwise; where there are less than eight times as many, multiples of an eighth of
+    them. A folder of data holds images in train/CLASS, to compress with, and in validation/CLASS, to evaluate on.
 
     A command that was stopped goes on where it stopped; a model that is there already is made neither again nor
     replaced.

@@ -136,25 +136,11 @@ def cost_of_learning(
 ) -> Cost | None:
     """Count and time what a method trains before the structure is known.
 
+    `trained` is the method's, as `Algorithm` has it, `how` its declaration; the other arguments are those of `cost`.
     Where the dense model runs beside what is trained, it is the teacher.
 
-    Args:
-        model: dense, with `pretrained_cfg`; left as it was.
-        trained: the method's, as `Algorithm` has it.
-        how: the method's declaration.
-        data: images to train on, with a length.
-        transform: of training images.
-        schedule: of the method's training.
-        machine: how it will run.
-        processes: that train together.
-        device: of this one.
-
-    Returns:
-        The cost; None of no steps.
-
     Raises:
-        StructureError: no layer can be factored.
-        UnknownName: the declaration excludes a layer that isn't there.
+        StructureError, UnknownName: as the method does.
     """
     machine, steps, size = machine or Machine(), _steps(data, schedule), config_of(model)["input_size"]
     if steps is None:
