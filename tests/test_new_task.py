@@ -202,3 +202,14 @@ def test_a_task_that_is_no_name_is_refused(tmp_path):
 
     with pytest.raises(RepositoryError, match=r"zoo\.task is \[.*\], expected text"):
         repository.read(folder)
+
+
+@pytest.mark.parametrize(("method", "budget"), [("low_rank", 0.7), ("falor", None)])
+def test_a_method_compares_outputs_as_the_task_does(method, budget, monkeypatch):
+    name, asked = "image-classification", []
+    noted = replace(TASKS[name], divergence=lambda *pair: asked.append(pair) or TASKS[NAME].divergence(*pair))
+    monkeypatch.setitem(TASKS, name, noted)
+    zoo.compress(zoo.load("digits_cnn_pruned_25"), method=method, budget=budget, data="digits[:64]", images=64)
+
+    assert asked
+    assert all(outputs.shape == target.shape for outputs, target in asked)
