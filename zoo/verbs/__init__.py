@@ -1,6 +1,6 @@
 """What users do, a path each, readable from top to bottom.
 
 Start with `loading` (create, load; a new head by `adaptation`), `compressing` and `distilling`, `saving` (save, convert
-by `converting`, push), `verification`. A model of the catalog is made by `beginning` and `building`, whose `recipes`
-say how and whose `training_costs` say how long; `coverage` tells what can be pruned.
+by `converting`, push), `verification` (by `measuring`). A model of the catalog is made by `beginning` and `building`,
+whose `recipes` say how and whose `training_costs` say how long; `coverage` tells what can be pruned.
 """
