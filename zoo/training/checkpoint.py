@@ -95,8 +95,7 @@ def write(
     Raises:
         StorageError: the disk is full or refuses.
     """
-    tensors = {f"model.{name}": value for name, value in tensors_of(model).items()}
-    tensors |= {f"average.{name}": value for name, value in (average or {}).items()}
+    tensors = _held(model, average)
     for index, parameter in enumerate(_parameters(optimizer)):
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimizer.{index}.{key}"] = value
@@ -122,8 +121,7 @@ def resume_(
         DataError: it belongs to another run.
     """
     tensors, found = stored(path, run)
-    held = {f"model.{name}": value for name, value in tensors_of(model).items()}
-    held |= {f"average.{name}": value for name, value in (average or {}).items()}
+    held = _held(model, average)
     shapes = {name: value.shape for name, value in tensors.items() if not name.startswith("optimizer.")}
     if shapes != {name: value.shape for name, value in held.items()}:
         raise _another(path)
@@ -139,6 +137,11 @@ def resume_(
     if scaler:
         scaler.load_state_dict(found["scaler"])
     return int(found["steps"])
+
+
+def _held(model: nn.Module, average: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    own = {f"model.{name}": value for name, value in tensors_of(model).items()}
+    return own | {f"average.{name}": value for name, value in (average or {}).items()}
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
