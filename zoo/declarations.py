@@ -71,11 +71,16 @@ def validated(kind: Any, data: Any, where: str, error: type[ZooError]) -> Any:
 
 def validate(declared: Any, where: str, error: type[ZooError]) -> None:
     """Hold the fields of a value that was made in Python against their types; arguments are those of `validated`."""
-    of: Any = type(declared)
-    for name, kind in _fields(of).items():
-        value = getattr(declared, name)
-        plain = float(value) if isinstance(value, float) else value  # numpy's are too
-        validated(kind, plain, f"{where}: {name}", error)
+    kind: Any = type(declared)
+    told = {name: getattr(declared, name) for name in _fields(kind)}
+    plain = {name: float(value) if isinstance(value, float) else value for name, value in told.items()}  # numpy's too
+    validated(_like(kind), plain, f"{where}:", error)
+
+
+@functools.cache
+def _like(kind: Any) -> Any:
+    """A struct of the same fields; of structs msgspec remembers how they are read."""
+    return msgspec.defstruct(kind.__name__, _fields(kind).items())
 
 
 @functools.cache

@@ -32,6 +32,7 @@ Size = Annotated[int, msgspec.Meta(ge=1, le=MAX_ARGUMENT)]
 _Argument: Any = Plain
 for _ in range(4):  # lists and dicts within each other
     _Argument = Plain | Annotated[list[_Argument], msgspec.Meta(max_length=1000)] | dict[str, _Argument]
+_Arguments = msgspec.defstruct("_Arguments", [("args", dict[str, _Argument])])  # as a struct it is read in microseconds
 
 # What `timm.create_model` takes for itself: weights, files and the network. A base is an architecture alone.
 _REFUSED = {*inspect.signature(timm.create_model).parameters, "features_only", "device", "dtype"} - {"kwargs"}
@@ -134,8 +135,8 @@ def _tags(architecture: str) -> set[str]:
 
 def _create(base: Base) -> nn.Module:
     architecture = base.architecture
-    plain = validated(dict[str, _Argument], base.args, f"base {base.id}: args", StructureError)
-    args = {key: _argument(base, key, value) for key, value in plain.items()}
+    plain = validated(_Arguments, {"args": base.args}, f"base {base.id}:", StructureError)
+    args = {key: _argument(base, key, value) for key, value in plain.args.items()}
     if not timm.is_model(architecture):
         raise UnknownName(
             f"base {base.id}: timm {timm.__version__} has no architecture {architecture!r}; pip install -U timm, "

@@ -85,6 +85,8 @@ def check(graph: Graph, where: str = "graph") -> None:
     Raises:
         StructureError: naming the node and what is wrong.
     """
+    told = {f"node {node.name!r}": node.attributes for node in graph.nodes}
+    validated(dict[str, dict[str, _Attribute]], told, f"{where}:", StructureError)
     known, modules = set(graph.inputs), dict[str, str]()
     ints: dict[str, float] = {}  # what is a size, and how large it may be
     if len(known) != len(graph.inputs) or not all(map(_is_name, graph.inputs)):
@@ -106,7 +108,6 @@ def check(graph: Graph, where: str = "graph") -> None:
                 raise StructureError(
                     f"{here}: {node.op} has no attribute {key!r}, known are {', '.join(op.attributes)}"
                 )
-            validated(_Attribute, value, f"{here}.{key}", StructureError)
             if key == "dtype" and value not in DTYPES:
                 raise StructureError(f"{here}.dtype is {value!r}, expected one of {', '.join(DTYPES)}")
         if node.op in CALLS:
