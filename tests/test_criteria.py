@@ -11,7 +11,9 @@ from torch.nn import functional as F
 from zoo.catalog.entry import Budget
 from zoo.compression.prune import prune
 from zoo.compression.prune.criteria import CRITERIA, Evidence
-from zoo.compression.prune.prune import Prune, choose, fittable
+from zoo.compression.prune.dense import dense_of
+from zoo.compression.prune.prune import Prune, choose
+from zoo.measurement.divergence import divergence
 
 
 class Projection(nn.Module):
@@ -64,7 +66,7 @@ def test_units_that_write_nothing_cost_nothing_where_no_reader_can_be_fitted(mon
         writer, nn.ReLU(), reader, nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)
     )
     images = torch.randn(48, 3, 8, 8)
-    analysis = fittable(model.eval(), analysed(model, images[:2]), images[:1])
+    dense = dense_of(model.eval(), analysed(model, images[:2]), [images], Prune().ridge, divergence)
     curves = []
 
     def allocate(analysis, damage, *rest):
@@ -72,8 +74,8 @@ def test_units_that_write_nothing_cost_nothing_where_no_reader_can_be_fitted(mon
         return [group.units for group in analysis.groups]
 
     monkeypatch.setattr(prune, "allocate", allocate)
-    choose(model, analysis, [images], Budget(0.5), Prune())
-    (group,) = [g for g, each in enumerate(analysis.groups) if "2" in each.unfitted and not each.readers]
+    choose(dense, Budget(0.5), Prune())
+    (group,) = [g for g, each in enumerate(dense.analysis.groups) if "2" in each.unfitted and not each.readers]
     damage = curves[0][group]
     assert damage[16] == 0
     assert max(damage[k] for k in range(8, 16)) < 1e-8

@@ -12,10 +12,13 @@ from zoo.compression.prune import allocation, obs
 from zoo.compression.prune import prune as pruning
 from zoo.compression.prune import refit as refitting
 from zoo.compression.prune.criteria import CRITERIA, Evidence, gradients
+from zoo.compression.prune.damage import scaled
+from zoo.compression.prune.dense import dense_of
 from zoo.compression.prune.obs import eliminate, inputs
-from zoo.compression.prune.prune import Prune, choose, prune, scaled
+from zoo.compression.prune.prune import Prune, choose, prune
 from zoo.compression.prune.refit import columns, moments, refit
 from zoo.errors import BudgetError, DataError, UnknownName
+from zoo.measurement.divergence import divergence
 from zoo.measurement.macs import measure
 from zoo.structure.base import initialised
 from zoo.structure.description import Description
@@ -297,9 +300,9 @@ def test_moments_that_do_not_fit_together_are_collected_in_portions_and_choose_t
     analysis = analysed(model, batches[0][:2])
 
     def chosen():
-        seen = refitting.Seen(model, [p for g in analysis.groups for p in g.readers], batches, analysis.normalised)
-        found = choose(model, analysis, batches, Budget(0.5), Prune(), seen)
-        return [units.tolist() for units in found], seen.forwards
+        dense = dense_of(model, analysis, batches, Prune().ridge, divergence)
+        found = choose(dense, Budget(0.5), Prune())
+        return [units.tolist() for units in found], dense.seen.forwards
 
     together, once = chosen()
     monkeypatch.setattr(refitting, "MAX_BYTES", 1)
@@ -308,7 +311,7 @@ def test_moments_that_do_not_fit_together_are_collected_in_portions_and_choose_t
     assert often >= once + 24 * (len(analysis.groups) - 1)
 
 
-def test_a_model_is_whole_again_after_its_outputs_failed(network, monkeypatch):
+def test_a_model_is_whole_again_after_its_outputs_failed(network):
     model, batches = network("cnn"), images(32)
     analysis = analysed(model, batches[0][:2])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -316,8 +319,7 @@ def test_a_model_is_whole_again_after_its_outputs_failed(network, monkeypatch):
     def fail(*args):
         raise DataError("no")
 
-    monkeypatch.setattr("zoo.compression.prune.prune.divergence", fail)
     with pytest.raises(DataError):
-        choose(model, analysis, batches, Budget(0.5), Prune())
+        prune(model, analysis, batches, Budget(0.5), Prune(), fail)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

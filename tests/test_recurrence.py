@@ -12,8 +12,10 @@ import zoo
 from zoo.catalog.entry import Base, Budget
 from zoo.compression.channels.checking import cut, difference
 from zoo.compression.channels.groups import narrow
-from zoo.compression.prune import prune
+from zoo.compression.prune import damage
 from zoo.compression.prune.criteria import Evidence, l2
+from zoo.compression.prune.prune import Prune, prune
+from zoo.compression.prune.readers import fittable
 from zoo.errors import StructureError
 from zoo.measurement.macs import measure
 from zoo.structure.description import Description
@@ -217,7 +219,7 @@ def test_two_edits_leave_the_first_units_of_every_gate_and_direction():
 
 def test_what_a_recurrent_layer_reads_is_ranked_by_its_weights_and_tried_out():
     model = Rows(batch_first=True).eval()
-    analysis = prune.fittable(model, checked(model, IMAGE), IMAGE)
+    analysis = fittable(model, checked(model, IMAGE), IMAGE)
     readers = [(group.readers, group.unfitted) for group in analysis.groups]
     assert readers == [((), ("rnn",)), (("fc",), ("rnn",)), (("head",), ())]
     tensors = dict(model.state_dict())
@@ -233,10 +235,9 @@ def test_units_that_only_the_next_step_reads_do_damage(monkeypatch):
         model.fc.weight[:, 4:] = 0
         model.rnn.weight_hh_l0.mul_(5)
         model.head.weight.mul_(20)
-    tried, analysis = [], prune.fittable(model, checked(model, IMAGE), IMAGE)
-    scaled = prune.scaled
-    monkeypatch.setattr(prune, "scaled", lambda nsr, points: tried.append(points) or scaled(nsr, points))
-    prune.choose(model, analysis, [torch.randn(16, 3, SIDE, SIDE)], Budget(0.5), prune.Prune(round_to=1))
+    tried, scaled = [], damage.scaled
+    monkeypatch.setattr(damage, "scaled", lambda nsr, points: tried.append(points) or scaled(nsr, points))
+    prune(model, checked(model, IMAGE), [torch.randn(16, 3, SIDE, SIDE)], Budget(0.5), Prune(round_to=1))
     noise, nats = sorted(tried[1])[1]  # with a half of the units
     assert noise < 1e-3
     assert nats > 1e-4

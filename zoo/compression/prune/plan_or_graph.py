@@ -37,8 +37,7 @@ def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:
     trial, no_plan = planning.plan_else_graph(dense, image, enough, kept_whole(dense, how.exclude, "prune"))
     if no_plan:
         enough(trial.analysis)  # before anything is measured
-    found = prune(dense, trial.analysis, given.batches, budget, how)
-    log.debug("prune: %d images went through the model", found.forwards)
+    found = prune(dense, trial.analysis, given.batches, budget, how, given.divergence)
     if not no_plan:
         try:
             structure, tensors = _plan(given.description, dense, trial.analysis, found, image)
