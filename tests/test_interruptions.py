@@ -76,6 +76,7 @@ main(arguments)
 """
 IMPORTED = [
     "zoo.verbs.building",
+    "zoo.compression.prune.plan_or_graph",
     "zoo.tasks.classification.accuracy",
     "accelerate",
     "datasets",
