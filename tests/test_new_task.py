@@ -136,13 +136,13 @@ def test_it_is_pruned_by_its_own_divergence_and_distilled_by_its_own_loss(dense,
     )
 
 
-def test_teachers_alone_bring_a_student_nearer_to_them(dense, pruned):
-    teacher, student = zoo.load(dense[0]), zoo.compress(zoo.load(dense[0]), budget=0.5, data=FEW, images=64)
+def test_teachers_alone_bring_a_student_nearer_to_them(dense):
+    teacher, student = zoo.load(dense[0]), zoo.compress(zoo.load(dense[0]), budget=0.15, data=FEW, images=64)
     before = report_of(student, "digits[:200]", against=teacher).measured["kl"]
     schedule = Schedule(epochs=3, batch_size=32, lr=0.003)
     zoo.distil(student, [teacher], "digits", how=Distil(alpha=1.0), schedule=schedule, augment=PLAIN)
 
-    assert report_of(student, "digits[:200]", against=teacher).measured["kl"] < before
+    assert report_of(student, "digits[:200]", against=teacher).measured["kl"] < before / 2
 
 
 def test_it_is_verified_by_its_own_figures(pruned):
@@ -204,7 +204,7 @@ def test_a_task_that_is_no_name_is_refused(tmp_path):
         repository.read(folder)
 
 
-@pytest.mark.parametrize(("method", "budget"), [("low_rank", 0.7), ("falor", None)])
+@pytest.mark.parametrize(("method", "budget"), [("prune", 0.7), ("low_rank", 0.7), ("falor", None)])
 def test_a_method_compares_outputs_as_the_task_does(method, budget, monkeypatch):
     name, asked = "image-classification", []
     noted = replace(TASKS[name], divergence=lambda *pair: asked.append(pair) or TASKS[NAME].divergence(*pair))
