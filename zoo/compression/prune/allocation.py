@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 
 MACS_TOLERANCE = 0.005  # below the share of the macs, where params are a target too
 PARAMS_TOLERANCE = 0.05  # on either side
+STEPS = 5  # on either side of a width that are tried at once
 CANDIDATES = 24  # steps of each kind that exchanges are made of
 
 
@@ -293,11 +294,11 @@ def _mended(
 def _steps(
     damage: Sequence[Mapping[int, float]], ladder: Sequence[Sequence[int]], kept: Array
 ) -> tuple[Array, Array, Array]:
-    """Widths within two steps of those kept: group, width, damage more."""
+    """Widths within `STEPS` of those kept: group, width, damage more."""
     found = [
         (g, k, curve[k] - curve[int(at)])
         for g, (curve, ks, at) in enumerate(zip(damage, ladder, kept, strict=True))
-        for k in [*[k for k in ks if k < at][-2:], *[k for k in ks if k > at][:2]]
+        for k in [*[k for k in ks if k < at][-STEPS:], *[k for k in ks if k > at][:STEPS]]
     ]
     groups, values, gains = np.array(found or np.zeros((0, 3))).T
     return groups.astype(np.int64), values, gains
