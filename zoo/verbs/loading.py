@@ -150,8 +150,8 @@ def pretrained(base: Base, revision: str | None = None, access: Access = DEFAULT
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise RepositoryError(f"the weights of {base.id} can't be fetched by timm: {first_line(error)}") from error
-    config = config_of(model)
-    config.pop("file", None)  # where the weights lay isn't what they are
+    # where the weights lay isn't what they are
+    configure_(model, {key: value for key, value in config_of(model).items() if key != "file"})
     attach_(model, Description(base.architecture, base))
     return model.eval()
 

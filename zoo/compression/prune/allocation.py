@@ -9,6 +9,7 @@ unit of its own beside the widths that the others have just taken, until they ag
 and exchanges of two mend.
 """
 
+import itertools
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 MACS_TOLERANCE = 0.005  # below the share of the macs, where params are a target too
 PARAMS_TOLERANCE = 0.05  # on either side
-STEPS = 5  # on either side of a width that are tried at once
+ALL = 4096  # combinations of widths that are looked at one by one
 CANDIDATES = 24  # steps of each kind that exchanges are made of
 
 
@@ -279,6 +280,8 @@ def _mended(
     counts: Counts, damage: Sequence[Mapping[int, float]], ladder: Sequence[Sequence[int]], target: _Target, kept: Array
 ) -> Array:
     """Steps and exchanges of two, while what is missed, or else the damage, falls."""
+    if math.prod(map(len, ladder)) <= ALL:
+        return _best_of_all(counts, damage, ladder, target)
     kept = kept.copy()
     for _ in range(200 + sum(map(len, ladder))):  # where curves are flat, all widths may have to rise again
         groups, values, gains = _steps(damage, ladder, kept)
@@ -291,14 +294,26 @@ def _mended(
     return kept
 
 
+def _best_of_all(
+    counts: Counts, damage: Sequence[Mapping[int, float]], ladder: Sequence[Sequence[int]], target: _Target
+) -> Array:
+    """Of all combinations of widths the one that misses least, or else does the least damage."""
+    combinations = np.array([*itertools.product(*ladder)], dtype=np.float64)
+    nats = sum(np.array([curve[int(k)] for k in column]) for curve, column in zip(damage, combinations.T, strict=True))
+    share = counts.at(combinations)
+    order = np.lexsort((-share[:, 0], np.round(nats, 12), target.missed(share)))
+    best: Array = combinations[order[0]]
+    return best
+
+
 def _steps(
     damage: Sequence[Mapping[int, float]], ladder: Sequence[Sequence[int]], kept: Array
 ) -> tuple[Array, Array, Array]:
-    """Widths within `STEPS` of those kept: group, width, damage more."""
+    """Widths within two steps of those kept: group, width, damage more."""
     found = [
         (g, k, curve[k] - curve[int(at)])
         for g, (curve, ks, at) in enumerate(zip(damage, ladder, kept, strict=True))
-        for k in [*[k for k in ks if k < at][-STEPS:], *[k for k in ks if k > at][:STEPS]]
+        for k in [*[k for k in ks if k < at][-2:], *[k for k in ks if k > at][:2]]
     ]
     groups, values, gains = np.array(found or np.zeros((0, 3))).T
     return groups.astype(np.int64), values, gains
