@@ -213,3 +213,23 @@ def test_a_method_compares_outputs_as_the_task_does(method, budget, monkeypatch)
 
     assert asked
     assert all(outputs.shape == target.shape for outputs, target in asked)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"method": "low_rank", "budget": 0.7},
+            "low_rank can't compress models for image-regression: prune, falor, lockd",
+        ),
+        ({"method": "dwain"}, "dwain can't compress models for image-regression"),
+        (
+            {"budget": 0.7, "criterion": "taylor"},
+            "taylor ranks by classes, the model is for image-regression: take obs",
+        ),
+    ],
+)
+def test_what_needs_classes_is_refused_in_one_line(options, message, dense):
+    folder, _ = dense
+    with pytest.raises(UnknownName, match=message):
+        zoo.compress(zoo.load(folder), data=FEW, images=32, **options)

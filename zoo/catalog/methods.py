@@ -29,6 +29,7 @@ class Method:
         budgeted: it compresses to shares of macs and params; else it has thresholds.
         advice: what to change where it left a model as it was; empty where that is no surprise.
         relation: of the model to its base, as the Hub names it.
+        tasks: that it can compress for; empty where it asks the task for all that it needs.
         quick: options with which it takes seconds on a few images, the result being of no use.
     """
 
@@ -41,6 +42,7 @@ class Method:
     budgeted: bool = False
     advice: str = ""
     relation: str = "finetune"
+    tasks: tuple[str, ...] = ()
     quick: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -67,6 +69,7 @@ METHODS: dict[str, Method] = {
         tags=("low-rank",),
         suffix="lowrank",
         budgeted=True,
+        tasks=("image-classification",),  # the Fisher information is that of classes
     ),
     "falor": Method(
         "zoo.compression.low_rank.falor",
@@ -98,6 +101,7 @@ METHODS: dict[str, Method] = {
         words="layers decomposed by dwain",
         tags=("low-rank",),
         suffix="dwain",
+        tasks=("image-classification",),  # perplexity is one of classes
         advice="raise trade_off_factor, max_accepted_ppl_diff or nsr_final_threshold, or lower min_rank",
     ),
     "magnitude": Method(
@@ -139,6 +143,17 @@ def runnable(name: str) -> Method:
     if name not in available():
         raise UnknownName(f"no method {name!r}: this version compresses by {', '.join(available())}")
     return METHODS[name]
+
+
+def check_task(name: str, task: str) -> None:
+    """Check that a method can compress models of a task.
+
+    Raises:
+        UnknownName: it can't; the message names those that can.
+    """
+    fitting = [other for other in available() if not METHODS[other].tasks or task in METHODS[other].tasks]
+    if name not in fitting:
+        raise UnknownName(f"{name} can't compress models for {task}: {', '.join(fitting)} can")
 
 
 def suffix(name: str, budget: "Budget | None") -> str:

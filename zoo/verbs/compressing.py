@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from zoo.catalog.entry import Budget
-from zoo.catalog.methods import METHODS, suffix
+from zoo.catalog.methods import METHODS, check_task, suffix
 from zoo.compression import Given, algorithm
 from zoo.compression.calibration import batched, check_finite
 from zoo.compression.keeping import alike_, rebuilt, single
@@ -85,6 +85,7 @@ def compress(
     original, dense = described(model)
     if dense.base is None or dense.graph is not None:
         raise StructureError(f"{dense.name} is a graph: only what has a plan over a base can be compressed")
+    check_task(method, dense.task)
     check_finite(original)
     check_outputs(original, dense)
     model = original if own else single(original)

@@ -13,9 +13,9 @@ from zoo.compression.channels.groups import Analysis
 from zoo.compression.exclusion import kept_whole
 from zoo.compression.prune.allocation import allocate, prior
 from zoo.compression.prune.prune import Prune, Pruned, prune
-from zoo.errors import BudgetError, StructureError
+from zoo.errors import BudgetError, StructureError, UnknownName
 from zoo.structure.describing import describe
-from zoo.structure.description import Description
+from zoo.structure.description import DEFAULT_TASK, Description
 from zoo.structure.graph.exported import lift
 from zoo.structure.plan import Plan
 
@@ -26,6 +26,8 @@ def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:
     """What `zoo.compress` calls."""
     dense, how, budget, image = planning.swapped(given.model), given.how, given.budget, given.batches[0][:2]
     assert budget is not None
+    if how.criterion == "taylor" and given.description.task != DEFAULT_TASK:
+        raise UnknownName(f"prune: taylor ranks by classes, the model is for {given.description.task}: take obs")
     buffers = {path: (held, held.shape) for path, held in dense.named_buffers()}  # timm's convit grows one in forward
 
     def enough(analysis: Analysis) -> Sequence[Tensor]:
