@@ -14,7 +14,7 @@ from zoo.compression.low_rank import dwain as module
 from zoo.compression.low_rank.dwain import Dwain, dwain
 from zoo.errors import DataError, StorageError, UnknownName
 from zoo.structure.tensors import tensors_of
-from zoo.training.trainer import Schedule
+from zoo.training.schedule import Schedule
 
 UNTRAINED = Schedule(epochs=0, batch_size=8)
 SHORT = Schedule(epochs=3, steps=6, batch_size=8, lr=0.01, warmup=0.0)

@@ -28,7 +28,7 @@ from zoo.measurement.conventions import COUNTINGS
 from zoo.measurement.macs import measure
 from zoo.structure.base import skeleton
 from zoo.training.distillation import Distil
-from zoo.training.trainer import Schedule
+from zoo.training.schedule import Schedule
 from zoo.verbs.compressing import declared
 
 ROOT = Path(__file__).parent.parent

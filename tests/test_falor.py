@@ -281,7 +281,7 @@ from torch.utils.data import DataLoader
 from zoo.compression.low_rank.dwain import Dwain, dwain
 from zoo.compression.low_rank.falor import falor
 from zoo.compression.low_rank.lockd import Lockd, lockd
-from zoo.training.trainer import Schedule
+from zoo.training.schedule import Schedule
 
 torch.set_num_threads(1)
 schedule = Schedule(epochs=2, batch_size=8, lr=0.3, weight_decay=0.0, checkpoint_seconds=0)

@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from accelerate.tracking import GeneralTracker
 from safetensors import safe_open
 from tiny import batches, same, tiny
 
@@ -22,8 +23,8 @@ from zoo.catalog.entry import Base
 from zoo.structure.base import initialised
 from zoo.training import interruption
 from zoo.training.distillation import task_step
-from zoo.training.schedule import Schedule
-from zoo.training.trainer import train
+from zoo.training.schedule import Machine, Schedule
+from zoo.training.trainer import LOG_STEPS, train
 
 DENSE = Base(
     "timm/vit_tiny_patch16_224",
@@ -259,6 +260,32 @@ def test_ctrl_c_in_an_evaluation_acts_at_once_and_keeps_the_epoch_before_it(tmp_
 
 
 @pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_while_a_tracker_is_told_of_a_step_keeps_that_step(tmp_path):
+    class Tracker(GeneralTracker):
+        name, requires_logging_directory, tracker = "interrupted", False, None
+
+        def store_init_configuration(self, values):
+            pass
+
+        def log(self, values, step, **options):
+            signal.raise_signal(signal.SIGINT)
+
+    state, schedule = tmp_path / "state", Schedule(epochs=4, batch_size=4, checkpoint_seconds=1e9)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), task_step, batches, schedule, state=state, machine=Machine(log_with=Tracker()))
+    with safe_open(state, framework="pt") as file:
+        assert json.loads(file.metadata()["found"])["steps"] == LOG_STEPS
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_at_the_end_of_the_block_keeps_what_it_did():
+    kept = []
+    with pytest.raises(KeyboardInterrupt), interruption.put_off(lambda: kept.append("all")):
+        signal.raise_signal(signal.SIGINT)
+    assert kept == ["all"]
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_ctrl_c_acts_at_once_and_keeps_nothing_half_done(tmp_path):
     def step(model, batch, progress):
         os.kill(os.getpid(), signal.SIGINT)
@@ -279,10 +306,9 @@ def test_a_handler_that_is_not_pythons_own_is_left_alone():
 
     former = signal.signal(signal.SIGINT, handler)
     try:
-        with interruption.noticed() as interrupted:
+        with interruption.put_off(pytest.fail):
             assert signal.getsignal(signal.SIGINT) is handler
             signal.raise_signal(signal.SIGINT)
-            assert not interrupted()
         assert signal.getsignal(signal.SIGINT) is handler
     finally:
         signal.signal(signal.SIGINT, former)
@@ -292,8 +318,7 @@ def test_a_handler_that_is_not_pythons_own_is_left_alone():
 @pytest.mark.usefixtures("interruptible")
 def test_another_thread_than_the_main_one_leaves_ctrl_c_alone():
     def handler():
-        with interruption.noticed() as interrupted:
-            assert not interrupted()
+        with interruption.put_off(pytest.fail):
             return signal.getsignal(signal.SIGINT)
 
     with ThreadPoolExecutor(1) as thread:

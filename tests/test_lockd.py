@@ -15,7 +15,7 @@ from zoo.compression.low_rank.lockd import Lockd, Pairs, _decompose_, _edit, _fu
 from zoo.errors import DataError, StructureError, UnknownName
 from zoo.structure.plan import Factor
 from zoo.structure.tensors import tensors_of
-from zoo.training.trainer import Schedule
+from zoo.training.schedule import Schedule
 
 SLOW = Schedule(epochs=80, batch_size=8, lr=0.04, weight_decay=0.0, clip=0.0)
 QUICK = Schedule(epochs=6, batch_size=8, lr=0.1, weight_decay=0.0, clip=0.0)

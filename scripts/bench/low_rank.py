@@ -41,7 +41,7 @@ from zoo.tasks.classification.transforms import evaluation_transform
 from zoo.tasks.datasets import dataset
 from zoo.tasks.evaluation import evaluate
 from zoo.tasks.loader import loader
-from zoo.training.trainer import Schedule
+from zoo.training.schedule import Schedule
 
 CACHE = Path("build/low_rank")
 BATCH, STEPS, IMAGES = 8, 2, 256

@@ -55,7 +55,7 @@ from zoo.tasks.classification.transforms import evaluation_transform
 from zoo.tasks.datasets import dataset
 from zoo.tasks.evaluation import evaluate
 from zoo.tasks.loader import loader
-from zoo.training.trainer import Schedule
+from zoo.training.schedule import Schedule
 
 BUDGETS = (0.5, 0.25, 0.12)
 CACHE = Path("build/quality")

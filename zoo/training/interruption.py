@@ -8,16 +8,16 @@ from types import FrameType
 
 
 @contextlib.contextmanager
-def noticed() -> Iterator[Callable[[], bool]]:
-    """Put Ctrl-C off, for as long as the block lasts; the second one acts at once.
+def put_off(keep: Callable[[], None]) -> Iterator[None]:
+    """Put Ctrl-C off until the block has ended, at whatever moment of it it comes; the second one acts at once.
 
     Where another handler than Python's own is set, or in another thread than the main one, it acts as ever.
 
-    Yields:
-        A function that says whether it was pressed, upon which the block had better end.
+    Args:
+        keep: called where it was pressed and the block has ended without an error.
 
     Raises:
-        KeyboardInterrupt: it was pressed, and the block has ended.
+        KeyboardInterrupt: it was pressed, and what the block did is kept.
     """
     asked = False
 
@@ -31,9 +31,10 @@ def noticed() -> Iterator[Callable[[], bool]]:
     if ours:
         signal.signal(signal.SIGINT, note)
     try:
-        yield lambda: asked
+        yield
     finally:
         if ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
     if asked:
+        keep()
         raise KeyboardInterrupt

@@ -21,8 +21,7 @@ from torch import nn
 from zoo.errors import DataError, require
 from zoo.training import accelerated, checkpoint, ema, interruption
 from zoo.training.distillation import Batch, Step
-from zoo.training.schedule import Machine, check_shares, learning_rate
-from zoo.training.schedule import Schedule as Schedule
+from zoo.training.schedule import Machine, Schedule, check_shares, learning_rate
 
 LOG_STEPS = 20  # between two lines of a tracker
 
@@ -81,8 +80,13 @@ def train(
         stack.enter_context(torch.random.fork_rng(devices=[]))
         batches = _batches(accelerator, data, done, total, per_epoch)
         speed, written = _speed(schedule.batch_size, done), time.monotonic()
+
+        def keep() -> None:
+            if state and accelerator.is_main_process:
+                checkpoint.write(state, run, done, *held)
+
         while done < total:
-            with _interruptible(accelerator) as interrupted:
+            with _interruptible(accelerator, keep):
                 batch, lr = next(batches), learning_rate(schedule, done, total)
                 _seed(seed, done, accelerator.process_index)
                 loss = _backward(accelerator, wrapped, step, batch, done / total, machine)
@@ -93,13 +97,12 @@ def train(
                     ema.update_(average, model, schedule.ema)
                 done += 1
                 bar.update()
-                ends = done == total or (evaluate is not None and done % per_epoch == 0) or interrupted()
-                due = ends or time.monotonic() - written >= schedule.checkpoint_seconds
-                if state and due and accelerator.is_main_process:
-                    checkpoint.write(state, run, done, *held)
-                    written = time.monotonic()
                 if accelerator.trackers and (done % LOG_STEPS == 0 or done == total):
                     accelerator.log({"loss": loss, "lr": lr, "images_per_s": speed(done)}, step=done)
+                ends = done == total or (evaluate is not None and done % per_epoch == 0)
+                if ends or time.monotonic() - written >= schedule.checkpoint_seconds:
+                    keep()
+                    written = time.monotonic()
             if evaluate and done % per_epoch == 0:
                 with ema.averaged(model, average):
                     figures = evaluate()
@@ -116,12 +119,12 @@ def _bar(accelerator: Any, progress: str, done: int, total: int) -> Any:
     return tqdm(total=total, initial=done, desc=progress, unit="step", disable=hidden, leave=False)
 
 
-def _interruptible(accelerator: Any) -> contextlib.AbstractContextManager[Callable[[], bool]]:
+def _interruptible(accelerator: Any, keep: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
     """Put Ctrl-C off until the step is whole and written, where one process trains."""
     if accelerator.num_processes == 1:
-        return interruption.noticed()
+        return interruption.put_off(keep)
     # Of several processes one that ended after its step would leave the others waiting in theirs.
-    return contextlib.nullcontext(lambda: False)
+    return contextlib.nullcontext()
 
 
 def _identity(
