@@ -29,7 +29,9 @@ FAMILIES = (
 )
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"]}, epilog=f"NAME is one of: {', '.join(FAMILIES)}."
+)
 @click.argument("name", metavar="NAME", type=click.Choice(FAMILIES))
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
 @click.option("--data", metavar="PATH|HUB_ID", help="Folder of train/CLASS and validation/CLASS, or a Hub id.")
@@ -63,10 +65,6 @@ def main(
     log_with: str | None,
 ) -> None:
     """Build the family NAME, or some MODELs of it; the same command goes on where it was stopped.
-
-    NAME is one of: digits, fbnetv3_g, efficientnetv2_b0, deit3_small, resnet18, resnet50d,
-    convnext_femto, convnextv2_nano, rexnetr_200, poolformerv2_s24, beit_base,
-    efficientformerv2_s2, convformer_s18, mobilevitv2_200, swinv2_cr_tiny.
 
     On several GPUs: accelerate launch -m builders NAME ...; on several machines DIR must be a folder that all of them
     see.

@@ -305,7 +305,6 @@ def test_a_target_is_rebuilt_in_a_fresh_process_with_equal_outputs():
     (row,) = json.loads(run.output)
     assert row["rebuilt_equal"]
     assert row["macs"] == pytest.approx(row["macs_published"], rel=0.005)
-    assert row["forwards"] == 0
 
 
 def test_a_buffer_that_a_forward_pass_grows_is_saved_as_it_was(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import timm
 import torchvision
-from msgspec import to_builtins
+from msgspec import structs, to_builtins
 from timm.models._registry import _model_to_module
 
 import zoo
@@ -269,6 +269,29 @@ def test_the_paper_of_an_architecture_is_one_that_timm_s_own_file_names():
         file = importlib.import_module(f"timm.models.{_model_to_module[entry.base.architecture]}").__doc__
         assert title in file
         assert address in file
+
+
+@pytest.mark.parametrize(
+    ("architecture", "known"),
+    [
+        ("resnetv2_50", False),
+        ("resnetrs50", False),
+        ("beitv2_base_patch16_224", False),
+        ("beit3_base_patch16_224", False),
+        ("efficientnetv2_rw_t", False),
+        ("vitamin_small_224", False),
+        ("resnet50d", True),
+        ("resnetblur50", True),
+        ("rexnetr_100", True),
+        ("poolformerv2_s12", True),
+        ("densenetblur121d", True),
+        ("ecaresnetlight", True),
+        ("vit_tiny_patch16_224", True),
+    ],
+)
+def test_an_architecture_that_only_begins_like_another_has_not_its_paper(architecture, known):
+    entry = structs.replace(catalog.info("digits_vit"), base=Base(f"timm/{architecture}"))
+    assert ("architecture" in papers(entry)) == known
 
 
 def test_a_paper_that_is_not_known_is_left_out():

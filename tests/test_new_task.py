@@ -15,8 +15,10 @@ from torch.nn import functional as F
 
 import zoo
 from zoo.catalog.entry import Base, Budget, Entry, Recipe
+from zoo.catalog.report import Report
 from zoo.errors import RepositoryError, UnknownName
 from zoo.hub import repository
+from zoo.pages.front_matter import eval_results
 from zoo.structure.describing import describe
 from zoo.structure.description import attach_
 from zoo.tasks import TASKS, task_of
@@ -163,6 +165,23 @@ def test_its_card_leads_with_its_own_figure(dense):
     assert f"pipeline_tag: {NAME}" in card
     assert "name: Within a half" in card
     assert f"| answers within a half on 450 images (digits, test) | {100 * said['within']:.2f} % |" in card
+
+
+def test_a_card_goes_by_the_models_own_task_whatever_its_name_and_whatever_else_was_measured(dense, tmp_path):
+    model = zoo.load(dense[0])
+    attach_(model, replace(describe(model), name="digits_cnn", recipe={}))
+    data = {"dataset": "org/numbers", "split": "test", "images": 450}
+    report = Report("digits_cnn", {"top1": 0.125, "within": 0.875}, data)
+    card = (zoo.save(model, tmp_path / "model", report=report) / "README.md").read_text()
+
+    assert f"pipeline_tag: {NAME}" in card
+    assert f"type: {NAME}" in card
+    assert "name: Within a half" in card
+    assert "value: 0.875" in card
+    assert "image-classification" not in card
+    (text,) = eval_results(report, NAME).values()
+    assert "value: 0.875" in text
+    assert eval_results(structs.replace(report, measured={"top1": 0.125}), NAME) == {}
 
 
 def test_a_repository_says_its_task_and_one_of_before_is_a_classifiers(dense, tmp_path):

@@ -146,7 +146,7 @@ def version(kind: str) -> str:
         return ""
     package = Path(zoo.__file__).parent
     files = [path for path in sorted((package / "compression").rglob("*.py")) if "low_rank" not in path.parts]
-    files += [package / "verbs" / "compressing.py"]
+    files += [package / "verbs" / "compressing.py", package / "measurement" / "divergence.py"]
     files += [Path(torch_pruning_rows.__file__)] if kind == "torch-pruning" else []
     source = "".join(ast.dump(ast.parse(path.read_text())) for path in files)
     return "-" + hashlib.sha256(source.encode()).hexdigest()[:8]

@@ -1,11 +1,14 @@
 """Papers: title and address of what an architecture comes from, as timm's own files name it, and of a method."""
 
+import re
+
 from zoo.catalog.entry import Entry
 from zoo.catalog.methods import METHODS
 
-# Beginning of timm's name of an architecture → title and number on arXiv; the longest that fits counts.
+# Pattern of the first word of timm's name of an architecture, before its size → title and number on arXiv; the longest
+# that fits counts.
 _ARCHITECTURES = {
-    "beit": ("BEiT: BERT Pre-Training of Image Transformers", "2106.08254"),
+    "beit(?!3)": ("BEiT: BERT Pre-Training of Image Transformers", "2106.08254"),
     "convformer": ("MetaFormer Baselines for Vision", "2210.13452"),
     "convnext": ("A ConvNet for the 2020s", "2201.03545"),
     "convnextv2": (
@@ -14,8 +17,8 @@ _ARCHITECTURES = {
     ),
     "deit": ("Training data-efficient image transformers & distillation through attention", "2012.12877"),
     "deit3": ("DeiT III: Revenge of the ViT", "2204.07118"),
-    "densenet": ("Densely Connected Convolutional Networks", "1608.06993"),
-    "ecaresnet": ("ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks", "1910.03151"),
+    "densenet(blur)?": ("Densely Connected Convolutional Networks", "1608.06993"),
+    "ecaresnet(light)?": ("ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks", "1910.03151"),
     "efficientformerv2": ("Rethinking Vision Transformers for MobileNet Size and Speed", "2212.08059"),
     "efficientnet": ("EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", "1905.11946"),
     "fbnetv3": ("FBNetV3: Joint Architecture-Recipe Search using Predictor Pretraining", "2006.02049"),
@@ -26,9 +29,9 @@ _ARCHITECTURES = {
     ),
     "mobilenetv2": ("MobileNetV2: Inverted Residuals and Linear Bottlenecks", "1801.04381"),
     "mobilevitv2": ("Separable Self-attention for Mobile Vision Transformers", "2206.02680"),
-    "poolformer": ("MetaFormer Is Actually What You Need for Vision", "2111.11418"),
-    "resnet": ("Deep Residual Learning for Image Recognition", "1512.03385"),
-    "rexnet": ("Rethinking Channel Dimensions for Efficient Model Design", "2007.00992"),
+    "poolformer(v2)?": ("MetaFormer Is Actually What You Need for Vision", "2111.11418"),
+    "resnet(aa|blur)?": ("Deep Residual Learning for Image Recognition", "1512.03385"),
+    "rexnetr?": ("Rethinking Channel Dimensions for Efficient Model Design", "2007.00992"),
     "swinv2": ("Swin Transformer V2: Scaling Up Capacity and Resolution", "2111.09883"),
     "tf_efficientnetv2": ("EfficientNetV2: Smaller Models and Faster Training", "2104.00298"),
     "vgg": ("Very Deep Convolutional Networks for Large-Scale Image Recognition", "1409.1556"),
@@ -49,7 +52,7 @@ def papers(entry: Entry, method: str | None = None) -> dict[str, str]:
     timm = entry.base is not None and entry.base.id.startswith("timm/")
     architecture = entry.base.architecture if entry.base and timm else entry.architecture
     found = {}
-    if fits := [name for name in _ARCHITECTURES if architecture.startswith(name)]:
+    if fits := [name for name in _ARCHITECTURES if re.match(rf"{name}(?=\d|_|$)", architecture)]:
         title, number = _ARCHITECTURES[max(fits, key=len)]
         found["architecture"] = f"{title}, https://arxiv.org/abs/{number}"
     if known := METHODS.get(method or entry.recipe.method or ""):

@@ -73,7 +73,7 @@ def _targets(names: tuple[str, ...], as_json: bool) -> None:
         found = [{**asdict(row), "rebuilt_equal": equal} for row, equal in zip(rows, same, strict=True)]
         click.echo(json.dumps(found, indent=2))
     else:
-        head = ["model", "macs", "published", "off", "params", "published", "off", "forwards", "seconds", "rebuilt"]
+        head = ["model", "macs", "published", "off", "params", "published", "off", "seconds", "rebuilt"]
         table(
             head,
             [
@@ -85,7 +85,6 @@ def _targets(names: tuple[str, ...], as_json: bool) -> None:
                     f"{row.params:.3f}",
                     f"{row.params_published:.3f}" if row.params_published else "-",
                     f"{row.params / row.params_published - 1:+.1%}" if row.params_published else "-",
-                    row.forwards,
                     f"{row.seconds:.1f}",
                     "equal" if equal else "DIFFERENT",
                 ]

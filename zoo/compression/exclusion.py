@@ -48,7 +48,7 @@ def excluded(model: nn.Module, exclude: str | Sequence[str], method: str) -> set
 
 
 def kept_whole(model: nn.Module, exclude: str | Sequence[str], method: str) -> dict[tuple[str, int], str]:
-    """Path and dimension of the tensors of which nothing may be cut → why, as `checked` takes them.
+    """Path and dimension of the tensors of which nothing may be cut → why, as `tried` takes them.
 
     Raises:
         UnknownName: as in `excluded`.

@@ -26,9 +26,9 @@ SOURCES = {
 }
 
 
-def measured(report: Report, base: Report | None) -> list[list[str]]:
+def measured(report: Report, base: Report | None, task: str) -> list[list[str]]:
     """Rows of what was measured: figure, value, and where there is a base its value and the difference."""
-    rows, leading = [], front_matter.leading_of(report)
+    rows, leading = [], front_matter.leading_of(report, task)
     labels = {**LABELS, leading.figure: _label(leading.label, report.data)} if leading else LABELS
     for key, value in report.measured.items():
         leads = key == (leading and leading.figure)

@@ -17,7 +17,7 @@ from zoo.tasks.datasets import HUB_ID
 from zoo.tasks.task import Leading
 
 
-def eval_results(report: Report) -> dict[str, str]:
+def eval_results(report: Report, task: str) -> dict[str, str]:
     """What was measured on a data set of the Hub, as its model pages and leaderboards read it.
 
     Returns:
@@ -25,7 +25,7 @@ def eval_results(report: Report) -> dict[str, str]:
 
     Source: https://huggingface.co/docs/hub/eval-results
     """
-    data, leading = report.data.get("dataset", ""), leading_of(report)
+    data, leading = report.data.get("dataset", ""), leading_of(report, task)
     if leading is None or not HUB_ID.fullmatch(data):
         return {}
     images, split = (report.data.get(key, unknown) for key, unknown in (("images", "?"), ("split", "test")))
@@ -39,9 +39,10 @@ def eval_results(report: Report) -> dict[str, str]:
     return {f".eval_results/{data.rpartition('/')[2]}.yaml": text}
 
 
-def leading_of(report: Report) -> Leading | None:
-    """The figure that a card leads with, where it was measured."""
-    return next((task.leading for task in TASKS.values() if task.leading.figure in report.measured), None)
+def leading_of(report: Report, task: str) -> Leading | None:
+    """The figure that cards of a task lead with, where it was measured."""
+    leading = TASKS[task].leading if task in TASKS else None
+    return leading if leading and leading.figure in report.measured else None
 
 
 def metadata(entry: Entry, description: Description, recipe: Mapping[str, Any], report: Report) -> ModelCardData:
@@ -52,10 +53,10 @@ def metadata(entry: Entry, description: Description, recipe: Mapping[str, Any], 
     more: dict[str, Any] = {}
     if (dense := dense_id(entry.base)) and HUB_ID.fullmatch(dense):
         more = {"base_model": dense, "base_model_relation": method.relation if method else "finetune"}
-    if (leading := leading_of(report)) and report.data.get("dataset"):
+    if (leading := leading_of(report, description.task)) and report.data.get("dataset"):
         dataset = words.dataset(report.data["dataset"])
         figure = EvalResult(
-            task_type=entry.task,
+            task_type=description.task,
             dataset_type=dataset,
             dataset_name=dataset,
             dataset_split=report.data.get("split"),
@@ -71,7 +72,7 @@ def metadata(entry: Entry, description: Description, recipe: Mapping[str, Any], 
     return ModelCardData(
         license=license,
         library_name=LIBRARY,
-        pipeline_tag=entry.task,
+        pipeline_tag=description.task,
         datasets=[entry.dataset] if entry.dataset and HUB_ID.fullmatch(entry.dataset) else None,
         tags=[LIBRARY, *tags, *(["distillation"] if recipe.get("teachers") else [])],
         **more,

@@ -128,7 +128,7 @@ class Drop(_Edit, frozen=True):
 
 
 class Swap(_Edit, frozen=True):
-    """A module takes an allow-listed class (`structure.layers.REPLACEMENTS`) where timm's own hard-codes a width."""
+    """A module takes an allow-listed class (`replacements.REPLACEMENTS`) where timm's own hard-codes a width."""
 
     classes: Mapping[Name, Name] = {}
 

@@ -22,7 +22,7 @@ def assign_(model: nn.Module, values: Mapping[str, Tensor], where: str) -> nn.Mo
 
     Args:
         model: usually on the meta device.
-        values: what `tensors` of the saved model held; half precision is accepted where a float is expected. Buffers
+        values: what `tensors_of` the saved model held; half precision is accepted where a float is expected. Buffers
             that their module computes may be missing, and are computed.
         where: their file, for messages.
 

@@ -1,10 +1,11 @@
 """What a model is for: its data, its transforms, and the one loop that evaluates it.
 
-TASKS has a row for each kind of models, a value of `task` that a package of its own fills; whatever else lies here
-serves them all: an image comes from `datasets` through `pixels` into the batches of `loader`, and into `evaluation`.
+TASKS has a row for each kind of models, a value of `task` that a package or file of its own fills; whatever else lies
+here serves them all: an image comes from `datasets` through `pixels` into the batches of `loader`, and into
+`evaluation`.
 To add one:
 
-1. write its package: rows, figures and the divergence between two models' outputs, pure functions of tensors;
+1. write its package or file: rows, figures and the divergence between two models' outputs, pure functions of tensors;
    transforms and checks where `classification` has none that fit;
 2. write its row of TASKS, by the Hub's pipeline tag;
 3. write its row of `zoo.training.STEPS`: what is minimised, with teachers and without;

@@ -72,8 +72,7 @@ class Target:
         macs_published: the same, as published.
         params: share of the base's that is left.
         params_published: the same, as published.
-        forwards: images that went through the model to choose its widths.
-        seconds: that this took.
+        seconds: that choosing its widths took.
         outputs: sha256 of what the saved model gives (`outputs_of`).
     """
 
@@ -82,7 +81,6 @@ class Target:
     macs_published: float
     params: float
     params_published: float | None
-    forwards: int
     seconds: float
     outputs: str
 
@@ -161,7 +159,7 @@ def built(name: str, folder: Path) -> Target:
     counts = measure(model, entry.input)
     repository.write(folder, model, description, {})
     budget, shares = entry.recipe.budget, (counts.macs / whole.macs, counts.params / whole.params)
-    return Target(name, shares[0], budget.macs, shares[1], budget.params, 0, seconds, outputs_of(folder))
+    return Target(name, shares[0], budget.macs, shares[1], budget.params, seconds, outputs_of(folder))
 
 
 def outputs_of(folder: Path | str) -> str:

@@ -19,7 +19,7 @@ from zoo.hub import remote, repository
 from zoo.pages.card import render
 from zoo.pages.front_matter import eval_results
 from zoo.structure.describing import check_outputs, described
-from zoo.structure.description import Description, config_of, configure_
+from zoo.structure.description import DEFAULT_TASK, Description, config_of, configure_
 from zoo.verbs.converting import converted
 from zoo.verbs.loading import origin_of
 from zoo.verbs.measuring import report_of
@@ -139,7 +139,8 @@ def push(
     if isinstance(to, str) and remote.ID.fullmatch(to):
         if Path(to).exists():
             raise RepositoryError(f"{to} is a folder here and a name on the Hub: for the folder say ./{to}")
-        return remote.push(source, to, private=private, tag=tag, files=eval_results(results_of(source)))
+        task = repository.read(source)["zoo"].get("task", DEFAULT_TASK)
+        return remote.push(source, to, private=private, tag=tag, files=eval_results(results_of(source), task))
     if private or tag:
         raise RepositoryError(f"{to} is a folder, which is neither private nor tagged: expected org/name on the Hub")
     with writing_folder(Path(to)) as new:
