@@ -1,5 +1,6 @@
 """Recipes: what can't be followed is said before the first step; what was made is neither replaced nor made again."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ from PIL import Image
 import zoo
 from zoo.catalog.entry import Budget, Recipe
 from zoo.cli import making
-from zoo.errors import RepositoryError, StructureError, ZooError
+from zoo.errors import DataError, RepositoryError, StructureError, ZooError
 from zoo.verbs import beginning
 from zoo.verbs.building import make
 from zoo.verbs.recipes import at_most, declarations_of, finished, recipe_for
@@ -62,6 +63,50 @@ def test_what_is_wrong_with_options_or_data_is_said_before_the_first_step(tmp_pa
     assert "\n" not in str(caught.value)
     assert lines == []
     assert sorted(tmp_path.rglob("*")) == before
+
+
+ARGUMENTS = [
+    ({"schedule": 5}, "schedule is 5, expected a table"),
+    ({"schedule": 0}, "schedule is 0, expected a table"),
+    ({"schedule": [["lr", 1]]}, "schedule is [['lr', 1]], expected a table"),
+    ({"augment": 5}, "augment is 5, expected a table"),
+    ({"augment": False}, "augment is False, expected a table"),
+    ({"images": "x"}, "images is 'x', expected a whole number of at least 1"),
+    ({"images": -1}, "images is -1, expected a whole number of at least 1"),
+    ({"seed": "x"}, "seed is 'x', expected a whole number of at least 0"),
+    ({"seed": -1}, "seed is -1, expected a whole number of at least 0"),
+]
+
+
+@pytest.mark.parametrize("method", ["lockd", "falor"])
+@pytest.mark.parametrize(("said", "expected"), ARGUMENTS)
+def test_what_compress_takes_is_held_against_its_types_in_python_in_a_recipe_and_on_the_command_line(
+    method, said, expected, tmp_path
+):
+    ((key, value),) = said.items()
+    line = ["digits_cnn", "--method", method, "--data", "digits", "--out", str(tmp_path / "new")]
+    for ask in (
+        lambda: zoo.compress(zoo.load("digits_cnn"), method=method, data="digits", **said),
+        lambda: make(recipe_for("digits_cnn", method, None, "digits", 0, said), tmp_path / "new"),
+        lambda: making.compress.main([*line, "--set", f"{key}={json.dumps(value)}"], standalone_mode=False),
+    ):
+        with pytest.raises(DataError, match=f"^{method}: {re.escape(expected)}$"):
+            ask()
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("recipe", [{}, {"seed": 3}], ids=["alone", "beside another of the method"])
+@pytest.mark.parametrize(("said", "expected"), ARGUMENTS[3:4] + ARGUMENTS[7:])
+def test_seed_and_augmentation_of_a_whole_recipe_are_too(recipe, said, expected, tmp_path):
+    with pytest.raises(DataError, match=f"^digits_cnn_pruned_50: {re.escape(expected)}$"):
+        make(recipe_for("digits_cnn", "prune", Budget(0.5), "digits", 1, recipe, **said), tmp_path / "new")
+    assert files(tmp_path) == []
+
+
+def test_a_negative_seed_of_the_command_line_is_one_line(tmp_path):
+    line = ["digits_cnn", "--budget", "0.5", "--data", "digits", "--out", str(tmp_path / "new"), "--seed", "-1"]
+    with pytest.raises(DataError, match=r"^digits_cnn_pruned_50: seed is -1, expected a whole number of at least 0$"):
+        making.compress.main(line, standalone_mode=False)
 
 
 def test_data_of_other_classes_are_refused_before_the_model_is_compressed(tmp_path):

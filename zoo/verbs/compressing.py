@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from msgspec import structs
+from msgspec import Struct, structs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -17,6 +17,7 @@ from zoo.catalog.methods import METHODS, check_task, suffix
 from zoo.compression import Given, algorithm
 from zoo.compression.calibration import batched, check_finite
 from zoo.compression.keeping import alike_, rebuilt, single
+from zoo.declarations import Count, Whole, validated
 from zoo.errors import BudgetError, DataError, StructureError, UnknownName
 from zoo.structure.describing import check_outputs, described
 from zoo.structure.description import config_of
@@ -32,6 +33,15 @@ from zoo.verbs.distilling import data_name, epochs, training_images
 log = logging.getLogger(__name__)
 
 CALIBRATION_IMAGES = 512
+
+
+class Apart(Struct, frozen=True):
+    """Arguments of `compress` that may stand among a recipe's options, beside fields of its method's declaration."""
+
+    images: Count = CALIBRATION_IMAGES
+    seed: Whole = 0
+    schedule: Mapping[str, Any] = {}
+    augment: Mapping[str, Any] = {}
 
 
 @torch.inference_mode(False)  # gradients, whatever the caller's mode
@@ -78,9 +88,11 @@ def compress(
     Raises:
         UnknownName: no such method or option.
         BudgetError: the budget can't be met, is missing, or means nothing to the method.
-        DataError, StructureError: the images or the model can't be used.
+        DataError, StructureError: an argument, the images or the model can't be used.
     """
-    how, own = declarations(method, options, schedule or {})
+    schedule, augment = ({} if said is None else said for said in (schedule, augment))
+    apart = {"images": images, "seed": seed, "schedule": schedule, "augment": augment}
+    how, own = declarations(method, {**options, **apart})
     budget = checked_budget(method, budget)
     original, dense = described(model)
     if dense.base is None or dense.graph is not None:
@@ -95,7 +107,7 @@ def compress(
     far = task_of(model).divergence
     given = Given(model, about, how, (), budget, seed, state, far, schedule=own, machine=machine or Machine())
     read: dict[str, Any] = {"skip_damaged": skip_damaged, "labels": labels}
-    given = _learning(given, data, images, augment or {}, read) if own else _looking(given, data, images, skip_damaged)
+    given = _learning(given, data, images, augment, read) if own else _looking(given, data, images, skip_damaged)
     with evaluating(model):
         description, tensors = algorithm(method).run(given)
     smaller = rebuilt(model, description, tensors)
@@ -104,21 +116,24 @@ def compress(
     return alike_(smaller, original)
 
 
-def declarations(method: str, options: Mapping[str, Any], schedule: Mapping[str, Any]) -> tuple[Any, Schedule | None]:
+def declarations(method: str, options: Mapping[str, Any]) -> tuple[Any, Schedule | None]:
     """A method's declaration and the schedule that it trains by, None where it doesn't train.
 
     Args:
         method: its name.
-        options: fields of its declaration that differ from the defaults.
-        schedule: fields of its schedule that do.
+        options: fields of its declaration that differ from the defaults, and of `Apart`.
 
     Raises:
         UnknownName: this version has no such method, or that has no such option.
+        DataError: an option isn't of its type.
     """
-    found = algorithm(method)
+    found, names = algorithm(method), Apart.__struct_fields__
+    said = {key: value for key, value in options.items() if key in names}
+    schedule = validated(Apart, said, f"{method}:", DataError).schedule
+    own = {key: value for key, value in options.items() if key not in names}
     if found.schedule is None and schedule:
-        options = {**options, "schedule": schedule}  # which no declaration has
-    how = declared(found.declaration, options, method)
+        own["schedule"] = schedule  # which no declaration has
+    how = declared(found.declaration, own, method)
     if found.schedule is None:
         return how, None
     return how, declared(Schedule, {**asdict(found.schedule), **schedule}, f"{method}'s schedule")

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from msgspec import to_builtins
-from msgspec.structs import fields, replace
+from msgspec.structs import replace
 
 from zoo.catalog.entry import Base, Budget, Entry, Recipe
 from zoo.catalog.methods import runnable, suffix
-from zoo.declarations import Count, Whole, validated
+from zoo.declarations import validated
 from zoo.errors import BudgetError, DataError, RepositoryError, UnknownName
 from zoo.files import free, read_json, sha256_stamped
 from zoo.hub import repository
@@ -19,11 +19,9 @@ from zoo.structure.description import config_of
 from zoo.tasks.task import Labels
 from zoo.training.distillation import Distil
 from zoo.training.schedule import Schedule
-from zoo.verbs.compressing import checked_budget, declarations, declared
+from zoo.verbs.compressing import Apart, checked_budget, declarations, declared
 from zoo.verbs.loading import create
 from zoo.verbs.verification import results_of, weights_of
-
-APART = ("images", "seed", "augment", "schedule")  # among a recipe's options, arguments of `compress`
 
 
 def recipe_for(
@@ -96,6 +94,7 @@ def check(name: str, recipe: Recipe) -> None:
     Raises:
         UnknownName, BudgetError, DataError: what is wrong with it.
     """
+    validated(Apart, {"seed": recipe.seed, "augment": recipe.augment}, f"{name}:", DataError)
     if recipe.method is None:
         return
     runnable(recipe.method)
@@ -104,10 +103,8 @@ def check(name: str, recipe: Recipe) -> None:
     except BudgetError as error:
         raise BudgetError(f"{name}: {error}") from None
     for key in recipe.options:
-        if key not in APART and key in (field.name for field in fields(Recipe)):
+        if key not in Apart.__struct_fields__ and key in Recipe.__struct_fields__:
             raise UnknownName(f"{name}: {key} is no option of {recipe.method}: it stands in the recipe itself")
-    for key, kind in (("images", Count), ("seed", Whole)):
-        validated(kind, recipe.options.get(key, 1), f"{name}: {key}", DataError)
     declarations_of(recipe)
 
 
@@ -116,11 +113,9 @@ def declarations_of(recipe: Recipe) -> tuple[Any, Schedule | None]:
 
     Raises:
         UnknownName: this version has no such method, or that has no such option.
+        DataError: an option isn't of its type.
     """
-    if recipe.method is None:
-        return None, None
-    further = {key: value for key, value in recipe.options.items() if key not in APART}
-    return declarations(recipe.method, further, recipe.options.get("schedule", {}))
+    return (None, None) if recipe.method is None else declarations(recipe.method, recipe.options)
 
 
 def distillation_of(recipe: Recipe) -> tuple[Schedule, Distil]:
