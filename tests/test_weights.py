@@ -228,7 +228,17 @@ def test_missing_weights_are_named(saved):
         (lambda c: c["zoo"]["base"].update(args=[1]), ": zoo.base.args is [1], expected a table"),
         (lambda c: c["zoo"].update(versions=[]), ": zoo.versions is [], expected a table"),
         (lambda c: c["zoo"].update(recipe="mine"), ": zoo.recipe is 'mine', expected a table"),
-        (lambda c: c["zoo"].update(bases=3), ": zoo: unknown key 'bases', known are "),
+        (lambda c: c["zoo"].update(recipe={"method": ["prune"]}), ": zoo.recipe.method is ['prune'], expected text"),
+        (lambda c: c["zoo"].update(recipe={"method": {}}), ": zoo.recipe.method is {{}}, expected text"),
+        (lambda c: c["zoo"].update(recipe={"teachers": 5}), ": zoo.recipe.teachers is 5, expected a list"),
+        (lambda c: c["zoo"].update(recipe={"teachers": [5]}), ": zoo.recipe.teachers[0] is 5, expected text"),
+        (lambda c: c["zoo"].update(recipe={"budget": 5}), ": zoo.recipe.budget is 5, expected a table"),
+        (lambda c: c["zoo"].update(recipe={"budget": {"macs": "x"}}), ": zoo.recipe.budget.macs is 'x', expected a nu"),
+        (lambda c: c["zoo"].update(recipe={"data": 5}), ": zoo.recipe.data is 5, expected text"),
+        (lambda c: c["zoo"].update(recipe={"converted_from": 5}), ": zoo.recipe.converted_from is 5, expected a table"),
+        (lambda c: c["zoo"].update(recipe={"converted_from": {}}), ": zoo.recipe.converted_from: missing 'format'"),
+        (lambda c: c["zoo"].update(recipe={"converted_from": {"format": "timm", "sha256": 5}}), "sha256 is 5, expec"),
+        (lambda c: (c["zoo"].update(later=1), c["zoo"].pop("plan")), ": zoo: missing 'plan'"),
         (lambda c: c["zoo"].update(schema=True), "has schema True, zoo {} reads up to 1: needs zoo >= 9.9"),
         (lambda c: c.update(num_classes=True), ": num_classes is True, expected a whole number of at least 0"),
         (lambda c: c.update(pretrained_cfg=3), ": pretrained_cfg is 3, expected a table"),
@@ -241,6 +251,25 @@ def test_a_configuration_that_cannot_be_read_says_why(change, message, saved):
         zoo.load(saved)
     assert str(caught.value).startswith(str(saved / "config.json"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "further",
+    [
+        {"later": {"a": [1]}},
+        {"recipe": {"later": 1, "method": "of_later", "teachers": ["a"], "budget": {"macs": 0.5, "energy": 0.2}}},
+        {"recipe": {"converted_from": {"format": "later", "sha256": {"a": "b"}, "later": 1}}},
+        {"recipe": {"converted_from": None, "budget": None, "method": None}},
+    ],
+    ids=["zoo", "recipe", "converted from", "nothing"],
+)
+def test_what_other_versions_say_besides_is_read_over_and_a_recipe_is_kept_whole(further, saved, tmp_path):
+    reconfigure(saved, lambda config: config["zoo"].update(further))
+    model = zoo.load(saved)
+    again = zoo.save(model, tmp_path / "again")
+
+    assert model.zoo_entry.recipe == further.get("recipe", {})
+    assert read_json(again / "config.json")["zoo"]["recipe"] == model.zoo_entry.recipe
 
 
 @pytest.mark.parametrize("text", ["", "{", "nothing", '{"a": 1}}', "[" * 100_000, "\x00"], ids=range(6))

@@ -112,7 +112,7 @@ def _wrong_key(structs: Sequence[Any], data: Mapping[str, Any]) -> str:
         return f"unknown {field} {_shown(tag)}, known are {', '.join(tags)}"
     struct = structs[tags.index(tag)]
     known = struct.__struct_fields__ if field is None else (field, *struct.__struct_fields__)
-    for key in data:
+    for key in data if struct.__struct_config__.forbid_unknown_fields else ():
         if key not in known:
             return f"unknown key {_shown(key)}, known are {', '.join(known)}"
     missing = [repr(each.name) for each in msgspec.structs.fields(struct) if each.required and each.name not in data]

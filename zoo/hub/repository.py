@@ -1,7 +1,7 @@
 """Repository: a model's folder in the Hub's layout, and what its config.json says."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,13 +43,37 @@ class _Config(Struct):
     pretrained_cfg: Mapping[str, Any] = {}
 
 
-class _Saved(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What stands under `zoo`."""
+class _Converted(Struct, frozen=True):
+    """Of the checkpoint that a model was converted from, what is read here."""
+
+    format: str
+    repo: str | None = None
+    commit: str | None = None
+    sha256: Mapping[str, str] = {}
+    changed: Sequence[str] = ()
+
+
+class _Recipe(Struct, frozen=True):
+    """Of how a model was made, what cards and `zoo show` read."""
+
+    method: str | None = None
+    budget: Mapping[str, float | None] | None = None
+    data: str | None = None
+    options: Mapping[str, Any] = {}
+    teachers: Sequence[str] = ()
+    schedule: Mapping[str, Any] = {}
+    distil: Mapping[str, Any] = {}
+    augment: Mapping[str, Any] = {}
+    converted_from: _Converted | None = None
+
+
+class _Saved(Struct, frozen=True, kw_only=True):
+    """What stands under `zoo`, where later versions may say more."""
 
     schema: int
     name: Name
     task: Name = DEFAULT_TASK
-    recipe: Mapping[str, Any] = {}
+    recipe: _Recipe = _Recipe()
     weights_sha256: Name
     versions: Mapping[str, str] = {}
     base: Base | None = None
@@ -193,7 +217,7 @@ def describe_folder(folder: Path, config: Mapping[str, Any]) -> Description:
         StructureError: the plan or the graph holds something unknown.
     """
     saved = _saved(folder, config)
-    about: dict[str, Any] = {"recipe": saved.recipe, "task": saved.task, "source": str(folder)}
+    about: dict[str, Any] = {"recipe": config["zoo"].get("recipe", {}), "task": saved.task, "source": str(folder)}
     if isinstance(saved, _OfGraph):
         graph = Graph.from_json(read_json(folder / GRAPH), str(folder / GRAPH))
         return Description(saved.name, saved.base, graph=graph, **about)

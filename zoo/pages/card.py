@@ -46,7 +46,7 @@ def render(
     catalogued = {key: value for key, value in to_builtins(entry.recipe).items() if value != default[key]}
     recipe = dict(description.recipe) or catalogued
     # A user's model can bear a name of the catalog: what is claimed there holds only for one that was made like it.
-    came = recipe.get("converted_from", {})
+    came = recipe.get("converted_from") or {}
     converted = entry.origin is not None and came.get("repo") == entry.origin.repo
     if not converted and json.dumps(recipe, sort_keys=True) != json.dumps(catalogued, sort_keys=True):
         entry = Entry(
