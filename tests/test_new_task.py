@@ -213,6 +213,20 @@ def test_an_unknown_task_is_one_line_wherever_it_is_asked(tmp_path):
     assert zoo.verify(folder, structure_only=True).passed
 
 
+def test_a_task_that_nothing_trains_for_is_one_line_before_anything_begins(dense, tmp_path, monkeypatch):
+    monkeypatch.delitem(STEPS, NAME)
+    model, state = zoo.load(dense[0]), tmp_path / "state"
+
+    line = rf"^no training for the task '{NAME}': this version trains for image-classification$"
+    for ask in (
+        lambda: zoo.distil(model, [], "no such data", state=state),
+        lambda: make(structs.replace(DENSE, name="others"), tmp_path / "built"),
+    ):
+        with pytest.raises(UnknownName, match=line):
+            ask()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_task_that_is_no_name_is_refused(tmp_path):
     folder = zoo.save(zoo.load("digits_cnn"), tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())

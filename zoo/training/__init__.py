@@ -9,6 +9,7 @@ loading may reach no training.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from zoo.errors import UnknownName
 from zoo.training.distillation import Step, distil_step, task_step
 
 
@@ -27,3 +28,14 @@ class Steps:
 
 STEPS: dict[str, Steps] = {"image-classification": Steps(task_step, distil_step)}
 """By the Hub's pipeline tag."""
+
+
+def steps_of(task: str) -> Steps:
+    """A row of `STEPS`.
+
+    Raises:
+        UnknownName: there is none for that task.
+    """
+    if task not in STEPS:
+        raise UnknownName(f"no training for the task {task!r}: this version trains for {', '.join(STEPS)}")
+    return STEPS[task]

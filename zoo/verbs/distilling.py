@@ -23,7 +23,7 @@ from zoo.tasks.lengths import training_set
 from zoo.tasks.loader import Transform, workers_for
 from zoo.tasks.streams import Stream
 from zoo.tasks.task import Labels, Task
-from zoo.training import STEPS, frozen_zeros
+from zoo.training import Steps, frozen_zeros, steps_of
 from zoo.training import checkpoint as states
 from zoo.training.distillation import Distil, shares_of
 from zoo.training.schedule import Machine, Schedule
@@ -42,6 +42,7 @@ class Training:
         transform: of an image, for the model and, where they see it otherwise, its teachers.
         views: which of the transform's views each teacher sees; 0 is the model's own.
         how: the declaration of the loss.
+        steps: what is minimised, with teachers and without.
     """
 
     images: Any
@@ -49,6 +50,7 @@ class Training:
     transform: Transform
     views: Sequence[int]
     how: Distil
+    steps: Steps
 
 
 @torch.inference_mode(False)
@@ -100,15 +102,14 @@ def distil(
     model, teachers = unwrapped(model), [unwrapped(teacher).eval() for teacher in teachers]
     reading: dict[str, Any] = {"skip_damaged": skip_damaged, "labels": labels}
     training = training_of(model, teachers, data, how=how, schedule=schedule, augment=augment, **reading)
-    task, description = task_of(model), describe(model)
-    steps = STEPS[description.task]
+    task, steps = task_of(model), training.steps
     task.name_(model, training.images)
     step = steps.distil(teachers, training.how, config_of(model), training.views) if teachers else steps.train
     about = {"data": _identity(data, training.images, reading), "augment": dict(augment or {})} if state else {}
     about |= _taught(training.how, teachers) if state and teachers else {}
     batches = epochs(task, training.images, training.transform, training.schedule, seed, machine)
     running: dict[str, Any] = {"seed": seed, "state": state, "about": about, "evaluate": evaluate, "machine": machine}
-    zeros = [path for edit in description.plan.edits if isinstance(edit, Mask) for path in edit.paths]
+    zeros = [path for edit in describe(model).plan.edits if isinstance(edit, Mask) for path in edit.paths]
     with frozen_zeros.held(model, zeros):
         train(model, step, batches, training.schedule, progress="distil" if teachers else "train", **running)
     return given.eval()
@@ -126,7 +127,7 @@ def training_of(
     labels: Labels | None = None,
 ) -> Training:
     """Check what can be checked before the first step; arguments and errors are those of `distil`."""
-    task, how = task_of(model), how or Distil()
+    task, steps, how = task_of(model), steps_of(describe(model).task), how or Distil()
     if teachers:
         shares_of(len(teachers), how)
     images, schedule = training_images(model, data, schedule or Schedule(), skip_damaged=skip_damaged, labels=labels)
@@ -149,7 +150,8 @@ def training_of(
             seen.append(config)
             transforms.append(task.training_transform(config, augment or {}))
         views.append(index)
-    return Training(images, schedule, task.views(transforms) if len(transforms) > 1 else transforms[0], views, how)
+    transform = task.views(transforms) if len(transforms) > 1 else transforms[0]
+    return Training(images, schedule, transform, views, how, steps)
 
 
 def training_images(
