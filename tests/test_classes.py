@@ -16,8 +16,8 @@ from zoo.errors import DataError, RepositoryError
 from zoo.hub import repository
 from zoo.structure.description import Description
 from zoo.tasks.classification.classes import check_same_classes, label_names, matched, name_classes_, read_labels
+from zoo.tasks.columns import labels_of
 from zoo.tasks.datasets import dataset
-from zoo.tasks.draws import labels_of
 from zoo.training.schedule import Schedule
 from zoo.verbs.distilling import training_images
 

@@ -9,7 +9,7 @@ from safetensors import safe_open
 import zoo
 from zoo.catalog.entry import Base
 from zoo.hub import weights
-from zoo.structure import buffers
+from zoo.structure.tensors import computable
 
 # One of each module of timm that computes buffers, small where its builder lets one: (architecture, arguments)
 COMPUTING = {
@@ -45,7 +45,7 @@ def outputs(model):
 def test_timm_and_safetensors_read_what_is_saved_and_it_loads_bit_equal(name, tmp_path):
     model = made(name)
     computed = {path for path, _ in model.named_buffers()} - model.state_dict().keys()
-    if not computed or computed - buffers.computable(model).keys():
+    if not computed or computed - computable(model).keys():
         pytest.skip("an older timm, which keeps them in files or can't compute them again")
     zoo.save(model, tmp_path / "it", base=Base(f"timm/{name}", {"num_classes": 3, **COMPUTING[name]}))
     path = tmp_path / "it" / "model.safetensors"
@@ -115,4 +115,4 @@ def test_every_buffer_that_timm_keeps_out_of_files_can_be_computed():
     for name in COMPUTING:
         model = made(name)
         outside = {path for path, _ in model.named_buffers()} - model.state_dict().keys()
-        assert outside <= buffers.computable(model).keys(), name
+        assert outside <= computable(model).keys(), name

@@ -10,7 +10,7 @@ import click
 from zoo import catalog
 from zoo.catalog.entry import Budget, Entry
 from zoo.catalog.methods import METHODS, available, budgeted
-from zoo.cli.data import labels_of, reading
+from zoo.cli.data import reading
 from zoo.errors import ZooError
 
 LOSS = ("alpha", "temperature", "divergence")  # of the options, those of the loss
@@ -68,7 +68,7 @@ def compress(
     augment: tuple[str, ...],
     seed: int,
     skip_damaged: bool,
-    labels: Path | None,
+    labels: Any,
     **fields: Any,
 ) -> None:
     """Compress the model BASE.
@@ -106,7 +106,7 @@ def compress(
     if not entry.recipe.schedule["epochs"] and (said or teachers or (augment and not learns)):
         own = f"; {method}'s own training is set by --set 'schedule={{\"lr\": 0.1}}'" if learns else ""
         raise click.UsageError(f"nothing is distilled: say how long, by --epochs or --steps{own}")
-    _build(read_as(entry, data, skip_damaged, labels_of(labels)), out)
+    _build(read_as(entry, data, skip_damaged, labels), out)
 
 
 @click.command(epilog="\b\nzoo build digits_cnn_pruned_25 --out build/mine")
@@ -115,16 +115,14 @@ def compress(
 @click.option("--data", help="Another data set than the recipe's.")
 @click.option("--steps", type=click.IntRange(1), help="Train for so many steps at most.  [default: the recipe's]")
 @reading
-def build(
-    name: str, out: Path | None, data: str | None, steps: int | None, skip_damaged: bool, labels: Path | None
-) -> None:
+def build(name: str, out: Path | None, data: str | None, steps: int | None, skip_damaged: bool, labels: Any) -> None:
     """Make the model NAME by its recipe.
 
     A build that was stopped goes on where it stopped; a model that is there already is made neither again nor replaced.
     """
     from zoo.verbs.recipes import at_most, read_as
 
-    entry = at_most(read_as(catalog.info(name), data, skip_damaged, labels_of(labels)), steps)
+    entry = at_most(read_as(catalog.info(name), data, skip_damaged, labels), steps)
     _build(entry, out or Path("build") / name)
 
 

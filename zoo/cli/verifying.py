@@ -2,13 +2,12 @@
 
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 import click
 
 from zoo.catalog.report import Verification
-from zoo.cli.data import labels_of, reading
+from zoo.cli.data import reading
 from zoo.cli.tables import as_json, figure, table
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -38,7 +37,7 @@ def verify(
     dtype: str | None,
     data: str | None,
     skip_damaged: bool,
-    labels: Path | None,
+    labels: Any,
     **options: Any,
 ) -> None:
     """Measure the models NAMES again.
@@ -54,7 +53,7 @@ def verify(
     options["dtype"] = dtype and getattr(torch, dtype)
     if data is None and (skip_damaged or labels):
         raise click.UsageError("--skip-damaged and --labels are of a data set: name it by --data")
-    options |= {"skip_damaged": skip_damaged, "labels": labels_of(labels)}
+    options |= {"skip_damaged": skip_damaged, "labels": labels}
     found = [verify(name, data=data, **options) for name in names]
     if os.environ.get("RANK", "0") == "0":  # of several processes one prints
         _print(found, as_json)

@@ -15,13 +15,12 @@ from zoo.declarations import Name, Whole, validated
 from zoo.errors import RepositoryError, WeightsError
 from zoo.files import read_json, sha256, sha256_stamped, write_json, writing_folder
 from zoo.hub import timm_folder, weights
-from zoo.structure import buffers
 from zoo.structure.base import fingerprint, skeleton, tag
 from zoo.structure.description import DEFAULT_TASK, Description, Structure, config_of, configure_, dense_of, skeleton_of
 from zoo.structure.graph import bounds
 from zoo.structure.graph.graph import Graph
 from zoo.structure.plan import Plan
-from zoo.structure.tensors import assign_, tensors_of
+from zoo.structure.tensors import assign_, computable, stored, tensors_of
 from zoo.version import __version__
 
 SCHEMA = 1
@@ -121,12 +120,12 @@ def write(folder: Path, model: nn.Module, description: Description, files: Mappi
     config = config_of(model)
     if description.graph is not None:
         bounds.check(description.graph, rebuilt, config.get("input_size"))
-    computed = buffers.computable(rebuilt)
+    computed = computable(rebuilt)
     assign_(rebuilt, {path: value for path, value in values.items() if path not in computed}, description.name)
     config = {key: value for key, value in config.items() if key not in _ELSEWHERE and value is not None}
     names = config.pop("label_names", None)  # where timm keeps them too
     with writing_folder(folder) as new:
-        digest = weights.write(new / WEIGHTS, dict(buffers.stored(rebuilt, values)))
+        digest = weights.write(new / WEIGHTS, dict(stored(rebuilt, values)))
         for name, text in files.items():
             (new / name).write_text(text, encoding="utf-8")
         if description.graph is not None:
@@ -177,7 +176,7 @@ def read(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise RepositoryError(f"{folder} isn't a folder: expected a model repository")
     config = read_json(folder / CONFIG)
-    if timm_folder.is_timms(config):
+    if "zoo" not in config and timm_folder.is_timms(config):
         return _with_names(folder, timm_folder.as_ours(config, folder / CONFIG, folder / WEIGHTS))
     ours = config.get("zoo")
     if not isinstance(ours, dict):

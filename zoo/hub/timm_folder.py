@@ -15,9 +15,9 @@ PICKLES = ("pytorch_model.bin", "pytorch_model.pth", "model.pth")
 
 
 def is_timms(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is timm's, of an architecture that this timm has."""
+    """Whether a config.json that isn't ours is timm's, of an architecture that this timm has."""
     architecture = config.get("architecture")
-    return "zoo" not in config and isinstance(architecture, str) and timm.is_model(architecture)
+    return isinstance(architecture, str) and timm.is_model(architecture)
 
 
 def as_ours(config: Mapping[str, Any], config_file: Path, weights_file: Path) -> dict[str, Any]:

@@ -128,16 +128,18 @@ def input_size(model: nn.Module) -> tuple[int, int, int]:
 
 
 @contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """A model in eval mode for as long as the context is open, then as it was.
+def unchanged(*models: nn.Module) -> Iterator[None]:
+    """Models in eval mode for as long as the context is open, then as they were.
 
     Taken back are mode flags, and what a forward pass leaves behind: some of timm's attention keeps a tensor for each
     device in a dict, or grows a buffer.
     """
-    attributes = [d for module in model.modules() for d in (vars(module), *vars(module).values()) if type(d) is dict]
+    modules = [module for model in models for module in model.modules()]
+    attributes = [d for module in modules for d in (vars(module), *vars(module).values()) if type(d) is dict]
     before = [dict(held) for held in attributes]
     try:
-        model.eval()
+        for model in models:
+            model.eval()
         yield
     finally:
         for held, was in zip(attributes, before, strict=True):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from zoo.declarations import Name, validated
 from zoo.errors import StructureError
-from zoo.structure import blocks, feature_info
-from zoo.structure.narrowing import count, narrow_heads_, narrow_layer_, narrow_tensor_, width_of
+from zoo.structure import blocks
+from zoo.structure.narrowing import count, followed, narrow_heads_, narrow_layer_, narrow_tensor_, width_of
 from zoo.structure.replacements import REPLACEMENTS, Identity, Zero
 
 Spatial = Literal["first", "last"]
@@ -189,7 +189,7 @@ def apply_(model: nn.Module, plan: Plan) -> nn.Module:
         StructureError: an edit addresses a module that isn't there, of a class that can't be edited, or asks for more
             than the base has.
     """
-    with feature_info.followed(model):
+    with followed(model):
         for edit in plan.edits:
             edit.apply_(model)
     return model

@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from zoo.errors import DataError, require
 
 if TYPE_CHECKING:
@@ -44,6 +47,15 @@ def columns_of(spec: str, data: "Data") -> tuple[str, str]:
             f"found {', '.join(found)}; rename them where the data is made"
         )
     return image, label
+
+
+def labels_of(data: "Dataset") -> NDArray[Any] | None:
+    """The labels of map-style data [N], read without its images; None where they are known only by reading it."""
+    if "label" not in data.column_names or data.data.column("label").null_count:
+        return None
+    data = data if data.format["type"] == "custom" else data.with_format("numpy")  # a transform may renumber them
+    labels: NDArray[Any] = np.asarray(data.select_columns("label")[:]["label"])
+    return labels
 
 
 def of_table(spec: str, data: "Dataset") -> "Dataset":

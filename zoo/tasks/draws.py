@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from zoo.errors import DataError, require
-from zoo.tasks.pixels import decode
+from zoo.tasks.columns import labels_of
+from zoo.tasks.pixels import decode, placed
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -58,15 +59,6 @@ def drawn(data: "Dataset", limit: int, seed: int, spec: str) -> "Dataset":
     chosen = order(np.zeros(len(data)) if labels is None else labels, seed)[:limit]
     _say(spec, limit, len(data), labels, chosen)
     return data.select(chosen)
-
-
-def labels_of(data: "Dataset") -> NDArray[Any] | None:
-    """The labels of map-style data [N], read without its images; None where they are known only by reading it."""
-    if "label" not in data.column_names or data.data.column("label").null_count:
-        return None
-    data = data if data.format["type"] == "custom" else data.with_format("numpy")  # a transform may renumber them
-    labels: NDArray[Any] = np.asarray(data.select_columns("label")[:]["label"])
-    return labels
 
 
 def drawn_of_stream(
@@ -171,14 +163,6 @@ def damaged(data: "Dataset", spec: str) -> dict[int, str]:
             found |= {start + i: message for i, message in enumerate(messages) if message}
             bar.update(len(images))
     return found
-
-
-def placed(image: Any, number: int | str) -> Any:
-    """A row's value whose name in a message tells the row, where it lies in no file of its own."""
-    if not isinstance(image, dict) or image.get("bytes") is None:
-        return image
-    path = image.get("path")
-    return {**image, "path": f"row {number} ({path})" if path else f"row {number}"}
 
 
 def _damage(image: Any) -> str | None:

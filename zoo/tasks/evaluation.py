@@ -1,7 +1,6 @@
 """The one evaluation loop: whatever the task, every image counts once, however many processes share them."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from zoo.errors import DataError, require
+from zoo.measurement.macs import unchanged
 from zoo.tasks import task_of
 from zoo.tasks.task import Task
 
@@ -47,7 +47,7 @@ def evaluate(
     # `disable=None` hides the bar where stderr is no terminal.
     hidden = None if progress is not None and accelerator.is_main_process else True
     batches = tqdm(accelerator.prepare_data_loader(data), desc=progress, disable=hidden)
-    with evaluating(model, against), torch.inference_mode():
+    with unchanged(model, *([] if against is None else [against])), torch.inference_mode():
         for images, targets in batches:
             outputs = _outputs(model, images)
             row = dict(task.rows(outputs, targets.to(outputs.device)))
@@ -68,17 +68,3 @@ def _outputs(model: nn.Module, images: Tensor) -> Tensor:
     dtype = where.dtype if where.is_floating_point() else images.dtype
     outputs: Tensor = model(images.to(where.device, dtype))
     return outputs.float()
-
-
-@contextmanager
-def evaluating(*models: nn.Module | None) -> Iterator[None]:
-    """Models in eval mode for as long as the context is open, then as they were."""
-    modes = {module: module.training for model in models if model is not None for module in model.modules()}
-    try:
-        for model in models:
-            if model is not None:
-                model.eval()
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from zoo.errors import DataError, require
-from zoo.tasks.draws import placed
-from zoo.tasks.pixels import Pixels
+from zoo.tasks.pixels import Pixels, placed
 from zoo.tasks.streams import Epoch, Stream
 
 if TYPE_CHECKING:

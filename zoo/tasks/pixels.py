@@ -69,6 +69,14 @@ def named(image: Any) -> str:
     return "".join(character if character.isprintable() else "?" for character in str(image))
 
 
+def placed(image: Any, number: int | str) -> Any:
+    """A row's value whose name in a message tells the row, where it lies in no file of its own."""
+    if not isinstance(image, dict) or image.get("bytes") is None:
+        return image
+    path = image.get("path")
+    return {**image, "path": f"row {number} ({path})" if path else f"row {number}"}
+
+
 def _content(image: Any) -> bytes:
     """The bytes of an image's file."""
     if isinstance(image, Mapping):

@@ -19,12 +19,12 @@ from zoo.compression.calibration import batched, check_finite
 from zoo.compression.keeping import alike_, rebuilt, single
 from zoo.declarations import Count, Whole, validated
 from zoo.errors import BudgetError, DataError, StructureError, UnknownName
+from zoo.measurement.macs import unchanged
 from zoo.structure.describing import check_outputs, described
 from zoo.structure.description import config_of
 from zoo.structure.tensors import tensors_of
 from zoo.tasks import task_of
 from zoo.tasks.datasets import dataset
-from zoo.tasks.evaluation import evaluating
 from zoo.tasks.objects import is_set
 from zoo.tasks.task import Labels
 from zoo.training.schedule import Machine, Schedule
@@ -105,10 +105,10 @@ def compress(
     recipe = {"method": method, "options": dict(said), **({} if budget is None else {"budget": structs.asdict(budget)})}
     about = replace(dense, name=f"{dense.name}_{suffix(method, budget)}", recipe=recipe, source="")
     far = task_of(model).divergence
-    given = Given(model, about, how, (), budget, seed, state, far, schedule=own, machine=machine or Machine())
+    given = Given(model, about, how, (), budget, seed, state, far, schedule=own, machine=machine)
     read: dict[str, Any] = {"skip_damaged": skip_damaged, "labels": labels}
     given = _learning(given, data, images, augment, read) if own else _looking(given, data, images, skip_damaged)
-    with evaluating(model):
+    with unchanged(model):
         description, tensors = algorithm(method).run(given)
     smaller = rebuilt(model, description, tensors)
     if _shapes(smaller) == _shapes(model) and (advice := METHODS[method].advice):
@@ -176,7 +176,7 @@ def declared(kind: Callable[..., Any], options: Mapping[str, Any], where: str) -
 
 def _looking(given: Given, data: Any, images: int, skip_damaged: bool) -> Given:
     """With images for a method that trains nothing."""
-    if isinstance(data, str) or is_set(data):
+    if isinstance(data, str) or (not isinstance(data, Tensor | list | tuple) and is_set(data)):
         data = calibration(given.model, data, images, given.seed, skip_damaged)
     return replace(given, batches=batched(given.model, data))
 
@@ -187,12 +187,12 @@ def _learning(given: Given, data: Any, images: int, augment: Mapping[str, Any], 
     if not (isinstance(data, str | DataLoader) or is_set(data)):
         raise DataError(f"{method} trains, so batches aren't enough: pass a data set, or its name")
     weight, config, task = next(model.parameters()), config_of(model), task_of(model)
+    machine = given.machine or Machine()
     if weight.dtype != torch.float32:
         raise StructureError(f"{method} trains in float32, the model is {weight.dtype}: pass model.float()")
     assert given.schedule is not None
-    assert given.machine is not None
     trained_on, schedule = training_images(model, data, given.schedule, **read)
-    epoch = epochs(task, trained_on, task.training_transform(config, augment), schedule, given.seed, given.machine)
+    epoch = epochs(task, trained_on, task.training_transform(config, augment), schedule, given.seed, machine)
     drawn = dataset(data, "train", limit=images, seed=given.seed, skip_damaged=read["skip_damaged"])
     known = task.matched(drawn, model, data_name(data), read["labels"])
     few = list(task.loader(known, task.evaluation_transform(config), 64))

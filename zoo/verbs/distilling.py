@@ -17,8 +17,7 @@ from zoo.structure.describing import describe
 from zoo.structure.description import config_of
 from zoo.structure.plan import Mask
 from zoo.tasks import task_of
-from zoo.tasks.columns import HIDDEN, numbers_of
-from zoo.tasks.draws import labels_of
+from zoo.tasks.columns import HIDDEN, labels_of, numbers_of
 from zoo.tasks.lengths import training_set
 from zoo.tasks.loader import Transform, workers_for
 from zoo.tasks.streams import Stream

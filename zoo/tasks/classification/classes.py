@@ -21,8 +21,7 @@ from torch import nn
 
 from zoo.errors import DataError, require
 from zoo.structure.description import config_of, configure_
-from zoo.tasks.columns import relabelled
-from zoo.tasks.draws import labels_of
+from zoo.tasks.columns import labels_of, relabelled
 from zoo.tasks.folders import by_number
 from zoo.tasks.task import Labels
 
