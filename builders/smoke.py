@@ -106,7 +106,7 @@ def _dense(base: Base, folder: Path, size: tuple[int, int, int]) -> str:
         model, config = initialised(base), _config(base)
         config["input_size"] = config["input_size"] if config["fixed_input_size"] else size
         configure_(model, config)
-        repository.write(place, model, Description(base.architecture, base), {})
+        repository.write_repository(place, model, Description(base.architecture, base), {})
     processes().wait_for_everyone()
     return str(place.absolute())
 

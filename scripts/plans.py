@@ -11,12 +11,12 @@ from tqdm import tqdm
 
 from zoo import catalog
 from zoo.files import write_json
-from zoo.verbs.coverage import stand_in, targets
+from zoo.verbs.coverage import find_stand_in, targets
 
 
 def main() -> None:
     for name in tqdm(sys.argv[1:] or targets()):
-        description = stand_in(catalog.info(name))
+        description = find_stand_in(catalog.info(name))
         write_json(catalog.PLANS / f"{name}.json", {"base": description.base.id, "plan": description.plan.to_json()})
 
 

@@ -150,11 +150,11 @@ def main():
 
     def serve(log, folder, faults=None, **options):
         os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND), 2)
-        with listening.held(Path(folder)), listening.ports("127.0.0.1", 0) as (api, cdn):
-            origin, second = (listening.origin("127.0.0.1", each) for each in (api, cdn))
+        with listening.locked(Path(folder)), listening.ports("127.0.0.1", 0) as (api, cdn):
+            origin, second = (listening.address("127.0.0.1", each) for each in (api, cdn))
             application = around(app(Path(folder), origin=origin, cdn=second, **options), faults or {}, folder, second)
             say(origin)
-            listening.run(application, api, cdn)
+            listening.answer(application, api, cdn)
 
     def say(word):
         sys.stdout.write(f"{os.getpid()} {word}\n")

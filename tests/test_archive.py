@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from zoo.errors import WeightsError
-from zoo.hub.foreign.unpickle import Global, Record, read
+from zoo.hub.foreign.unpickle import Global, Record, load_pickle
 
 TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16]
 TYPES += [torch.int8, torch.uint8, torch.bool]
@@ -112,7 +112,7 @@ def test_modules_come_back_as_records_with_everything_they_held(name, tmp_path):
     expected = saved_modules()
     path = save(expected, tmp_path / name)
     assert f"{path.stem}/data.pkl" in zipfile.ZipFile(path).namelist()
-    found = read(path, NAMES)
+    found = load_pickle(path, NAMES)
     check(found, expected)
     assert list(found.modules) == ["0", "1", "2", "3", "4", "5"]
     assert found.modules["1"] is found.modules["3"], "one module in two places"
@@ -128,7 +128,7 @@ def test_modules_come_back_as_records_with_everything_they_held(name, tmp_path):
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_every_type_of_values_comes_back(dtype, tmp_path):
     expected = torch.tensor([0, 1, 0, 1, 1, 0]).to(dtype) if dtype == torch.bool else torch.arange(6).sub(1).to(dtype)
-    check(read(save([expected, expected.view(2, 3).T], tmp_path / "it"), ()), [expected, expected.view(2, 3).T])
+    check(load_pickle(save([expected, expected.view(2, 3).T], tmp_path / "it"), ()), [expected, expected.view(2, 3).T])
 
 
 VIEWS = {
@@ -152,23 +152,23 @@ VIEWS = {
 
 @pytest.mark.parametrize("value", VIEWS.values(), ids=VIEWS)
 def test_tensors_of_any_stride_come_back_contiguous(value, tmp_path):
-    check(read(save(value, tmp_path / "it"), ()), value)
+    check(load_pickle(save(value, tmp_path / "it"), ()), value)
 
 
 def test_views_of_one_storage_become_independent_and_one_tensor_stays_one(tmp_path):
     base = torch.arange(10.0)
-    a, b, c = read(save([base[:6], base[4:], base], tmp_path / "it"), ())
+    a, b, c = load_pickle(save([base[:6], base[4:], base], tmp_path / "it"), ())
     a.zero_()
     assert torch.equal(b, torch.arange(4.0, 10))
     assert torch.equal(c, torch.arange(10.0))
-    one, other = read(save([base, base], tmp_path / "it"), ())
+    one, other = load_pickle(save([base, base], tmp_path / "it"), ())
     assert one is other
 
 
 def test_a_default_device_does_not_reach_the_tensors(tmp_path):
     path = save(torch.arange(3), tmp_path / "it")
     with torch.device("meta"):
-        found = read(path, ())
+        found = load_pickle(path, ())
     assert torch.equal(found, torch.arange(3))
 
 
@@ -267,19 +267,19 @@ def test_an_archive_that_is_damaged_or_lies_is_refused_with_the_reason(make, rea
     path = tmp_path / "it.pt"
     make(path)
     with pytest.raises(WeightsError, match=re.escape(reason)) as caught:
-        read(path, NAMES)
+        load_pickle(path, NAMES)
     assert str(caught.value).startswith(f"{path} is refused: ")
     assert str(caught.value).isprintable()
 
 
 def test_an_archive_that_was_packed_again_is_read(tmp_path):
     packed(tmp_path / "it")
-    assert torch.equal(read(tmp_path / "it", ()), torch.arange(12.0))
+    assert torch.equal(load_pickle(tmp_path / "it", ()), torch.arange(12.0))
 
 
 def test_a_file_that_is_missing_is_named(tmp_path):
     with pytest.raises(WeightsError, match=r"has no modules.pt: fetch it again$"):
-        read(tmp_path / "modules.pt", NAMES)
+        load_pickle(tmp_path / "modules.pt", NAMES)
 
 
 # Whatever the bytes
@@ -294,7 +294,7 @@ def test_a_damaged_file_is_read_or_refused(tmp_path_factory, edits):
         data = data[: at % len(data)] + new + data[at % len(data) + length :]
     path.write_bytes(data)
     with contextlib.suppress(WeightsError):
-        read(path, NAMES)
+        load_pickle(path, NAMES)
     assert set(sys.modules) == before
 
 

@@ -14,7 +14,7 @@ from zoo.hub import repository
 from zoo.structure.base import skeleton
 from zoo.structure.description import Description
 from zoo.structure.graph import bounds
-from zoo.structure.graph.graph import Graph, Node, build
+from zoo.structure.graph.graph import Graph, Node, graph_module
 from zoo.structure.tensors import assign_, tensors_of
 
 IMAGE = [3, 224, 224]
@@ -160,10 +160,10 @@ def resident():
 @pytest.mark.parametrize("case", HOSTILE)
 def test_what_grows_by_what_it_is_given_is_refused_at_once_and_nothing_is_allocated(case):
     graph = Graph(("x",), tuple(HOSTILE[case]), (HOSTILE[case][-1].name,))
-    model = build(graph)
+    model = graph_module(graph)
     before, started = resident(), time.process_time()
     with pytest.raises(StructureError, match=r"node 'b\d*'.*; mend the graph") as caught:
-        bounds.check(graph, model, IMAGE)
+        bounds.check_memory(graph, model, IMAGE)
 
     assert time.process_time() - started < 1
     assert resident() - before < 64 * 1024
@@ -183,9 +183,9 @@ def wide(channels):
 def test_the_bound_is_of_bytes_per_image():
     """8 GiB hold 2048 channels of float32; the means take some too."""
     fits, exceeds = wide(2047), wide(2049)
-    bounds.check(fits, build(fits), [3, 1024, 1024])
+    bounds.check_memory(fits, graph_module(fits), [3, 1024, 1024])
     with pytest.raises(StructureError, match=r"node 'b', given 1 x 3 x 1024 x 1024: .* takes 8\.0 GiB"):
-        bounds.check(exceeds, build(exceeds), [3, 1024, 1024])
+        bounds.check_memory(exceeds, graph_module(exceeds), [3, 1024, 1024])
 
 
 def test_what_is_no_longer_used_takes_nothing():
@@ -193,13 +193,13 @@ def test_what_is_no_longer_used_takes_nothing():
     chain = each(10, Node("b>", "relu", ("b<",)))
     graph = graph_of(*chain)
 
-    bounds.check(graph, build(graph), [1024, 1024, 1024])
+    bounds.check_memory(graph, graph_module(graph), [1024, 1024, 1024])
 
 
 def test_the_weights_are_not_counted():
     graph = graph_of(*(held(f"w{i}", 10_000, 10_000) for i in range(30)), Node("b", "relu", ("x",)))
 
-    bounds.check(graph, build(graph), [3, 8, 8])
+    bounds.check_memory(graph, graph_module(graph), [3, 8, 8])
 
 
 @pytest.mark.parametrize("name", ["samvit_huge_patch16", "sam2_hiera_large", "efficientnet_l2", "maxvit_xlarge_tf_512"])
@@ -214,21 +214,21 @@ def test_the_largest_models_of_timm_take_less_than_half_of_what_is_accepted(name
 def test_a_graph_needs_an_input_size(size):
     graph = wide(1)
     with pytest.raises(StructureError, match="expected channels, height and width"):
-        bounds.check(graph, build(graph), size)
+        bounds.check_memory(graph, graph_module(graph), size)
 
 
 def test_a_graph_runs_at_the_size_that_is_stated():
     conv = Node("b", "conv2d", ("x",), {"in_channels": 3, "out_channels": 4, "kernel_size": 1})
     graph = graph_of(conv, held("w", 64, 64, dtype="float32"), Node("s", "add", ("b", "w")))
-    bounds.check(graph, build(graph), [3, 64, 64])
+    bounds.check_memory(graph, graph_module(graph), [3, 64, 64])
     with pytest.raises(StructureError, match=r"node 's', given 1 x 3 x 224 x 224: can't be run: .*; mend the graph"):
-        bounds.check(graph, build(graph), IMAGE)
+        bounds.check_memory(graph, graph_module(graph), IMAGE)
 
 
 def test_many_steps_of_a_recurrent_layer_are_no_more_than_one():
     graph = graph_of(*recurrent(2))
 
-    bounds.check(graph, build(graph), IMAGE)
+    bounds.check_memory(graph, graph_module(graph), IMAGE)
 
 
 class Peak(bounds._Live):
@@ -259,9 +259,9 @@ def test_a_recurrent_layer_takes_what_its_steps_take_one_after_the_other(batch_f
 def saved(folder):
     """A repository of a graph."""
     graph = wide(4)
-    model = assign_(build(graph), {"b.weight": torch.ones(4, 3, 1, 1), "b.bias": torch.zeros(4)}, "made")
+    model = assign_(graph_module(graph), {"b.weight": torch.ones(4, 3, 1, 1), "b.bias": torch.zeros(4)}, "made")
     model.pretrained_cfg = {"input_size": (3, 8, 8)}
-    repository.write(folder, model, Description("net", None, graph=graph), {})
+    repository.write_repository(folder, model, Description("net", None, graph=graph), {})
     return folder
 
 
@@ -290,8 +290,8 @@ def test_a_file_is_checked_once_and_again_when_it_has_changed(tmp_path, monkeypa
 
 def test_what_is_refused_is_not_saved(tmp_path):
     graph = graph_of(Node("b", "conv2d", ("x",), {**POINT, "padding": 4096, "out_channels": 50}))
-    model = assign_(build(graph), {"b.weight": torch.ones(50, 3, 1, 1), "b.bias": torch.ones(50)}, "made")
+    model = assign_(graph_module(graph), {"b.weight": torch.ones(50, 3, 1, 1), "b.bias": torch.ones(50)}, "made")
     model.pretrained_cfg = {"input_size": (3, 8, 8)}
     with pytest.raises(StructureError, match="node 'b'"):
-        repository.write(tmp_path / "net", model, Description("net", None, graph=graph), {})
+        repository.write_repository(tmp_path / "net", model, Description("net", None, graph=graph), {})
     assert not (tmp_path / "net").exists()

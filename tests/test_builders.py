@@ -277,9 +277,9 @@ PIXELS = {"input_size": (3, 160, 160), "mean": (0.5,) * 3, "std": (0.5,) * 3, "f
 
 def test_a_folder_of_another_recipe_is_not_taken_for_made(mini, tmp_path):
     assert isinstance(mini, Entry)
-    assert not recipes.built(mini, tmp_path / "nowhere")
+    assert not recipes.is_built(mini, tmp_path / "nowhere")
     zoo.save(zoo.load("digits_cnn"), tmp_path / "model")
-    assert not recipes.built(mini, tmp_path / "model")
+    assert not recipes.is_built(mini, tmp_path / "model")
 
 
 def macs_of_pairs(model, side):

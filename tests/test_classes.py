@@ -318,7 +318,7 @@ def test_a_model_takes_the_names_of_what_it_is_trained_on_and_keeps_its_own():
 def saved(disturb, tmp_path):
     cnn = disturb(BASE, 32)
     cnn.pretrained_cfg = {**cnn.pretrained_cfg, "label_names": list("abcde")}
-    repository.write(tmp_path / "named", cnn, Description("named", BASE), {})
+    repository.write_repository(tmp_path / "named", cnn, Description("named", BASE), {})
     return tmp_path / "named"
 
 

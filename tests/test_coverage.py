@@ -278,7 +278,7 @@ def test_a_model_in_train_mode_is_left_in_train_mode_with_its_statistics(method,
 
 
 def test_a_stand_in_made_again_is_the_one_of_the_wheel():
-    made = coverage.stand_in(catalog.info("resnet50d_pruned_25"))
+    made = coverage.find_stand_in(catalog.info("resnet50d_pruned_25"))
     assert made.plan.to_json() == catalog.stand_in(catalog.info("resnet50d_pruned_25"))["plan"]
 
 
@@ -289,7 +289,7 @@ def test_figures_that_no_widths_meet_are_refused():
     tiny = replace(entry, base=Base("timm/test_resnet"), input=(3, 32, 32))
     impossible = replace(tiny, recipe=replace(entry.recipe, budget=Budget(0.9, 0.1)))
     with pytest.raises(BudgetError, match="expected"):
-        coverage.stand_in(impossible)
+        coverage.find_stand_in(impossible)
 
 
 def test_the_command_line_prints_a_table_and_json():

@@ -164,7 +164,7 @@ MODEL = {
 
 def described(data, folder):
     write_json(folder / "config.json", data)
-    return repository.describe_folder(folder, repository.read(folder))
+    return repository.describe_folder(folder, repository.read_config(folder))
 
 
 DOORS = {

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from zoo.errors import StructureError
 from zoo.structure.graph.exported import export, lift
-from zoo.structure.graph.graph import Graph, Node, build, check
+from zoo.structure.graph.graph import Graph, Node, check_graph, graph_module
 from zoo.structure.tensors import assign_, tensors_of
 
 TOKENS = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 4, "num_classes": 5}
@@ -51,7 +51,7 @@ def written(program):
     """The graph through JSON, its tensors, and the model that they give."""
     graph, tensors = lift(program, {**program.state_dict, **program.constants})
     graph = Graph.from_json(json.loads(json.dumps(graph.to_json(), allow_nan=False)))
-    return graph, tensors, assign_(build(graph), {name: t.clone() for name, t in tensors.items()}, "lifted")
+    return graph, tensors, assign_(graph_module(graph), {name: t.clone() for name, t in tensors.items()}, "lifted")
 
 
 def of(module, image):
@@ -273,7 +273,7 @@ def test_sizes_are_those_of_the_tensors_that_are_given():
     graph, tensors = lift(program, cut)
     x = torch.randn(3, 3, 4, 4)
     expected = F.conv2d(model[:3](x)[:, kept], cut["3.weight"], cut["3.bias"])
-    torch.testing.assert_close(assign_(build(graph), tensors, "cut")(x), expected)
+    torch.testing.assert_close(assign_(graph_module(graph), tensors, "cut")(x), expected)
 
 
 SIZE = Node("n", "size", ("x",), {"dim": 0})
@@ -302,7 +302,7 @@ SIZE = Node("n", "size", ("x",), {"dim": 0})
 def test_a_hostile_graph_is_refused_before_it_is_built(nodes, message):
     graph = Graph(("x",), tuple(nodes), ("x",))
     with pytest.raises(StructureError, match=message) as caught:
-        check(graph)
+        check_graph(graph)
     assert "\n" not in str(caught.value)
     with pytest.raises(StructureError):
-        build(graph)
+        graph_module(graph)

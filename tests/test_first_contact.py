@@ -79,12 +79,12 @@ def contact(served, folder, tmp_path, monkeypatch, capsys):
     specification.loader.exec_module(script)
 
     def run(*arguments):
-        reader.read.cache_clear()
+        reader.read_catalog.cache_clear()
         code = script.main(["--results", str(tmp_path / "results"), *arguments])
         return code, capsys.readouterr().out
 
     yield run
-    reader.read.cache_clear()
+    reader.read_catalog.cache_clear()
 
 
 def snapshot(*folders):

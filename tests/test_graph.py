@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.errors import StructureError
 from zoo.structure.graph import ops
-from zoo.structure.graph.graph import Graph, Node, build
+from zoo.structure.graph.graph import Graph, Node, graph_module
 from zoo.structure.tensors import tensors_of
 
 NET = Graph(
@@ -36,7 +36,7 @@ NET = Graph(
 
 def filled(graph, seed=0):
     """The graph's model with random weights, and those by name."""
-    model, generator = build(graph), torch.Generator().manual_seed(seed)
+    model, generator = graph_module(graph), torch.Generator().manual_seed(seed)
     model.to_empty(device="cpu")
     for tensor in tensors_of(model).values():
         if tensor.is_floating_point():
@@ -227,7 +227,7 @@ def test_a_graph_that_cannot_be_understood_is_refused(change, message):
 )
 def test_a_node_that_cannot_be_built_is_named_and_nothing_is_allocated(attributes, message):
     with pytest.raises(StructureError, match="node 'a'") as caught:
-        build(Graph(("x",), (Node("a", "linear", ("x",), attributes),), ("a",)))
+        graph_module(Graph(("x",), (Node("a", "linear", ("x",), attributes),), ("a",)))
 
     assert message in str(caught.value)
 
@@ -236,7 +236,7 @@ def test_what_is_absurd_in_sum_is_refused():
     nodes = tuple(Node(f"a{i}", "parameter", (), {"shape": [10_000, 9_999]}) for i in range(1_100))
 
     with pytest.raises(StructureError, match="asks for more than"):
-        build(Graph(("x",), nodes, ("x",)))
+        graph_module(Graph(("x",), nodes, ("x",)))
 
 
 @pytest.mark.parametrize(
@@ -250,18 +250,18 @@ def test_a_name_never_becomes_code(name):
         Graph(("x",), (Node(name, "linear", ("x",), {"in_features": 1, "out_features": 1}),), ("x",)),
     ):
         with pytest.raises(StructureError):
-            build(graph)
+            graph_module(graph)
 
 
 def test_inputs_have_different_names():
     with pytest.raises(StructureError, match="inputs aren't words, each once"):
-        build(Graph(("x", "x"), (), ("x",)))
+        graph_module(Graph(("x", "x"), (), ("x",)))
 
 
 @pytest.mark.parametrize("attributes", [{}, {"index": "0"}])
 def test_an_item_needs_its_index(attributes):
     with pytest.raises(StructureError, match="node 'a': an item needs its index"):
-        build(Graph(("x",), (Node("a", "item", ("x",), attributes),), ("a",)))
+        graph_module(Graph(("x",), (Node("a", "item", ("x",), attributes),), ("a",)))
 
 
 WRITTEN = """{"inputs": ["x"], "outputs": ["head"], "nodes": [
@@ -316,7 +316,7 @@ def test_an_attribute_may_name_an_input_that_does_not_come_first():
         Node("low", "aten.clamp_min", ("half",), {"min": "-inf"}),
         Node("zeros", "zeros", ("x", "m"), {"size": ["$1", 3], "dtype": "int64"}),
     )
-    half, zeros = build(Graph(("x",), nodes, ("low", "zeros")))(x := torch.randn(5, 3))
+    half, zeros = graph_module(Graph(("x",), nodes, ("low", "zeros")))(x := torch.randn(5, 3))
 
     assert torch.equal(x[:2], half)
     assert torch.equal(torch.zeros(2, 3, dtype=torch.int64), zeros)

@@ -52,7 +52,7 @@ def entry(how):
     return recipe_for(BASE, "prune", Budget(0.9), DATA, 2, options, schedule=SHORT, augment=PLAIN)
 
 def run(folder, rank, how, killed):
-    backward, write, seen = trainer._backward, checkpoint.write, []
+    backward, write, seen = trainer._backward, checkpoint.save_training, []
 
     def noted(accelerator, wrapped, step, batch, progress, machine):
         images = batch[0][0] if isinstance(batch[0], list) else batch[0]
@@ -64,7 +64,7 @@ def run(folder, rank, how, killed):
         if done == killed:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    trainer._backward, checkpoint.write = noted, last
+    trainer._backward, checkpoint.save_training = noted, last
     building.make(entry(how), folder / "model")
     (folder / f"seen{rank}.json").write_text(json.dumps(seen))
 

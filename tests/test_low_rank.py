@@ -13,7 +13,7 @@ from torch import nn
 
 import zoo
 from zoo.catalog.entry import Budget
-from zoo.compression.low_rank.allocation import Choice, allocate, choice
+from zoo.compression.low_rank.allocation import Choice, allocate_ranks, choice
 from zoo.compression.low_rank.factorable import factorable
 from zoo.compression.low_rank.fisher import spectra
 from zoo.compression.low_rank.kfac import mean_divergence
@@ -216,7 +216,7 @@ def test_the_allocation_is_close_to_the_best_of_all(targets, seed):
     }
     fits = (kept["macs"] <= 0.45 * total["macs"]) & ((targets == 1) | (kept["params"] <= 0.5 * total["params"]))
     best = kept["damage"][fits].min()
-    ranks = allocate(choices, total["macs"], total["params"], budget)
+    ranks = allocate_ranks(choices, total["macs"], total["params"], budget)
     at = {name: choices[name].ranks.index(rank) for name, rank in ranks.items()}
     for what, share in (("macs", 0.45), *((("params", 0.5),) if targets == 2 else ())):
         assert sum(float(getattr(choices[n], what)[i]) for n, i in at.items()) <= share * total[what] + 1e-6

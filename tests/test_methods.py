@@ -19,7 +19,7 @@ from zoo.errors import BudgetError, UnknownName
 from zoo.structure.describing import describe
 from zoo.training.schedule import Machine, Schedule
 from zoo.verbs.beginning import processes
-from zoo.verbs.recipes import check, recipe_for
+from zoo.verbs.recipes import check_recipe, recipe_for
 from zoo.verbs.training_costs import learning_costs
 
 FILE = '''
@@ -112,7 +112,7 @@ def test_its_row_and_its_declaration_say_what_a_recipe_may_hold(halved):
         return recipe_for("digits_vit", halved, budget, IMAGES, 0, options)
 
     entry = recipe(ending="fc1", images=8, schedule={"epochs": 1})
-    check(entry.name, entry.recipe)
+    check_recipe(entry.name, entry.recipe)
     assert entry.name == "digits_vit_half"
     for wrong, error, message in (
         (recipe(ends="fc1"), UnknownName, "halved has no option 'ends', known are ending"),
@@ -120,7 +120,7 @@ def test_its_row_and_its_declaration_say_what_a_recipe_may_hold(halved):
         (recipe(Budget(0.5)), BudgetError, "takes no budget"),
     ):
         with pytest.raises(error, match=message):
-            check("mine", wrong.recipe)
+            check_recipe("mine", wrong.recipe)
 
 
 def test_it_says_what_to_change_where_it_left_a_model_as_it_was(halved, caplog):

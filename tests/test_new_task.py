@@ -234,7 +234,7 @@ def test_a_task_that_is_no_name_is_refused(tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
 
     with pytest.raises(RepositoryError, match=r"zoo\.task is \[.*\], expected text"):
-        repository.read(folder)
+        repository.read_config(folder)
 
 
 @pytest.mark.parametrize(("method", "budget"), [("prune", 0.7), ("low_rank", 0.7), ("falor", None)])

@@ -40,7 +40,7 @@ def models(case):
 @pytest.mark.parametrize("case", CASES)
 def test_ptdeco_reads_what_is_written(case, tmp_path):
     dense, plan, factored = models(case)
-    ptdeco.write(tmp_path / "out", factored, plan)
+    ptdeco.write_decomposition(tmp_path / "out", factored, plan)
     config = json.loads((tmp_path / "out" / ptdeco.CONFIG).read_text())
     theirs.apply_decompose_config_in_place(dense, config)
     dense.load_state_dict(torch.load(tmp_path / "out" / ptdeco.WEIGHTS, weights_only=True))  # noqa: TID251
@@ -62,7 +62,7 @@ def test_what_ptdeco_writes_is_read(case, names, tmp_path):
     config = {path: theirs.get_module_config(factored.get_submodule(path)) for path in CASES[case][2]}
     (tmp_path / ptdeco.CONFIG).write_text(json.dumps(config))
     torch.save(factored.state_dict(), tmp_path / ptdeco.WEIGHTS)  # noqa: TID251
-    edit, tensors = ptdeco.read(tmp_path, dense)
+    edit, tensors = ptdeco.read_decomposition(tmp_path, dense)
     images = torch.randn(2, 3, 32, 32)
 
     assert edit == plan.edits[0]
@@ -95,7 +95,7 @@ def test_a_configuration_that_does_not_fit_the_base_is_refused(config, message, 
     (tmp_path / ptdeco.CONFIG).write_text(json.dumps(config))
     torch.save(models("vit")[2].state_dict(), tmp_path / ptdeco.WEIGHTS)  # noqa: TID251
     with pytest.raises(CheckpointError, match=message):
-        ptdeco.read(tmp_path, models("vit")[0])
+        ptdeco.read_decomposition(tmp_path, models("vit")[0])
 
 
 def test_a_strided_convolution_that_lost_its_stride_is_refused(tmp_path):
@@ -107,14 +107,14 @@ def test_a_strided_convolution_that_lost_its_stride_is_refused(tmp_path):
     dense, _, factored = models("kernel first")
     torch.save(factored.state_dict(), tmp_path / ptdeco.WEIGHTS)  # noqa: TID251
     with pytest.raises(CheckpointError, match=r"layer2\.0\.downsample\.0 isn't the base's layer in two"):
-        ptdeco.read(tmp_path, dense)
+        ptdeco.read_decomposition(tmp_path, dense)
 
 
 @pytest.mark.parametrize("damage", ["no configuration", "no weights", "cut", "a list"])
 def test_a_damaged_checkpoint_is_refused(damage, tmp_path):
     dense, plan, factored = models("vit")
     folder = tmp_path / "out"
-    ptdeco.write(folder, factored, plan)
+    ptdeco.write_decomposition(folder, factored, plan)
     if damage == "no configuration":
         (folder / ptdeco.CONFIG).unlink()
     elif damage == "no weights":
@@ -124,15 +124,15 @@ def test_a_damaged_checkpoint_is_refused(damage, tmp_path):
     else:
         torch.save([torch.zeros(2)], folder / ptdeco.WEIGHTS)  # noqa: TID251
     with pytest.raises(CheckpointError, match="isn't imported"):
-        ptdeco.read(folder, dense)
+        ptdeco.read_decomposition(folder, dense)
 
 
 def test_what_ptdeco_cannot_say_is_not_exported(tmp_path):
     dense, plan, factored = models("vit")
     with pytest.raises(StructureError, match="the plan has a drop"):
-        ptdeco.write(tmp_path / "out", factored, plan + Plan((Drop({"blocks.0": "identity"}),)))
+        ptdeco.write_decomposition(tmp_path / "out", factored, plan + Plan((Drop({"blocks.0": "identity"}),)))
     with pytest.raises(StructureError, match="isn't decomposed"):
-        ptdeco.write(tmp_path / "out", dense, Plan())
+        ptdeco.write_decomposition(tmp_path / "out", dense, Plan())
     assert not (tmp_path / "out").exists()
 
 
@@ -140,7 +140,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     _, plan, factored = models("vit")
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(RepositoryError):
-        ptdeco.write(tmp_path, factored, plan)
+        ptdeco.write_decomposition(tmp_path, factored, plan)
     assert (tmp_path / "letter.txt").read_text() == "dear"
 
 

@@ -248,18 +248,18 @@ def test_the_front_matter_on_the_hub_tells_base_relation_tags_and_accuracy(endpo
 def test_only_tagged_repositories_are_listed_with_what_is_known_of_them(tmp_path, monkeypatch, capsys):
     with serving(tmp_path / "served") as address:
         point(monkeypatch, address, tmp_path / "cache")
-        assert list(remote.listing()) == []
+        assert list(remote.models_on_hub()) == []
         for name in ("org/first", "org/second", "other/third"):
             saving.push(OTHER if name == "org/first" else SMALL, name)
         publish(address, "org/foreign", SMALL, ["config.json"])
         first = ask(address, "GET", "/api/models/org/first").json()["sha"]
 
-        found = {each.repo: each for each in remote.listing()}
+        found = {each.repo: each for each in remote.models_on_hub()}
         assert sorted(found) == ["org/first", "org/second", "other/third"]
         assert found["org/first"].commit == first
         assert found["org/first"].methods == ("pruned", "channel-pruning", "distillation")
-        assert [each.repo for each in remote.listing("other")] == ["other/third"]
-        assert list(remote.listing("nobody")) == []
+        assert [each.repo for each in remote.models_on_hub("other")] == ["other/third"]
+        assert list(remote.models_on_hub("nobody")) == []
 
         code, out, _ = command(capsys, "list", "--hub", "other", "--json")
         rows = json.loads(out)["models"]
@@ -280,7 +280,7 @@ def test_a_listing_goes_through_all_pages(tmp_path, monkeypatch):
         (tmp_path / "served" / "org" / f"m{number}" / "README.md").write_text(text)
     with serving(tmp_path / "served") as address:
         point(monkeypatch, address, tmp_path / "cache")
-        found = [each.repo for each in remote.listing("org")]
+        found = [each.repo for each in remote.models_on_hub("org")]
 
         assert sorted(found) == sorted(f"org/m{number}" for number in range(1003) if number != 7)
         assert [path for _, path in requests(address)].count("/api/models") == 3  # one that asks whether it answers

@@ -64,7 +64,7 @@ WRONG = {
 def test_a_cut_that_is_wrong_fails_the_check(how, monkeypatch):
     model = Net().eval()
     analysis = analysed(model, IMAGE)
-    units, run = halves(analysis), checking.reference.run
+    units, run = halves(analysis), checking.reference.run_program
     program = cut(analysis, units)
 
     def spoilt(which, *rest):
@@ -72,7 +72,7 @@ def test_a_cut_that_is_wrong_fails_the_check(how, monkeypatch):
         return [WRONG[how](y) for y in found] if which is program else found
 
     assert difference(model, analysis, units, program, IMAGE) < 1e-12
-    monkeypatch.setattr(checking.reference, "run", spoilt)
+    monkeypatch.setattr(checking.reference, "run_program", spoilt)
     assert difference(model, analysis, units, program, IMAGE) > CLOSE
 
 

@@ -190,7 +190,7 @@ def test_a_branch_that_was_cut_is_dropped_by_the_plan(case, tmp_path, disturb, m
     assert found.zoo_entry.graph is None
     assert found.zoo_entry.plan.edits == (Drop(drops),)
     assert off(found, expected) <= 1e-5
-    repository.write(tmp_path / "saved", found, found.zoo_entry, {})
+    repository.write_repository(tmp_path / "saved", found, found.zoo_entry, {})
     again = repository.rebuild(tmp_path / "saved")
     assert off(again, expected) <= 1e-5
     gone = tuple(f"{path}." for path in drops)
@@ -256,13 +256,13 @@ MIXER = ("stages_2_blocks_0_norm1", "stages_2_blocks_0_token_mixer_pool", "sub_2
 )
 def test_a_branch_beside_a_scaled_shortcut_becomes_zero(metaformer, published, names, silent, drops):
     folder = published("poolformerv2_tiny_pruned", *names)
-    _, whole = torch_dag.timm_view(*torch_dag.read(FOLDER / folder.name), metaformer, (3, 64, 64))
+    _, whole = torch_dag.timm_view(*torch_dag.read_checkpoint(FOLDER / folder.name), metaformer, (3, 64, 64))
     for name in silent:
         whole.stages[2].blocks[0].get_submodule(name).forward = torch.zeros_like
     with torch.no_grad():
         expected = whole(images())
 
-    plan, model = torch_dag.timm_view(*torch_dag.read(folder), metaformer, (3, 64, 64))
+    plan, model = torch_dag.timm_view(*torch_dag.read_checkpoint(folder), metaformer, (3, 64, 64))
 
     assert plan.edits[0] == Drop({f"stages.2.blocks.0.{name}": "zero" for name in drops})
     assert off(model, expected) <= 1e-5
@@ -285,7 +285,7 @@ def test_a_branch_beside_a_shortcut_of_another_shape_stays_a_graph(tmp_path, dis
 
 def test_a_plan_with_drops_that_gives_other_outputs_is_not_taken(published):
     """The same tensors in a network that norms with another epsilon."""
-    graph, tensors = torch_dag.read(published("convnextv2_atto_tiny_pruned", "stages_2_blocks_1_"))
+    graph, tensors = torch_dag.read_checkpoint(published("convnextv2_atto_tiny_pruned", "stages_2_blocks_1_"))
     other = Base(CONVNEXT.id, {**CONVNEXT.args, "norm_eps": 0.5})
 
     assert torch_dag.timm_view(graph, tensors, CONVNEXT, (3, 64, 64)) is not None

@@ -23,7 +23,7 @@ from zoo.hub.foreign import torch_dag, unpickle
 from zoo.hub.foreign.torch_dag import checkpoint
 from zoo.measurement.conventions import torch_dag as counted
 from zoo.measurement.macs import measure
-from zoo.structure.graph.graph import build
+from zoo.structure.graph.graph import graph_module
 from zoo.structure.tensors import assign_
 from zoo.verbs.converting import converted
 
@@ -75,7 +75,7 @@ def test_other_batch_sizes_give_the_same(name):
 @every
 def test_a_saved_conversion_gives_the_same_bytes(name, tmp_path):
     model = converted(FOLDER / name, name)
-    repository.write(tmp_path / name, model, model.zoo_entry, {})
+    repository.write_repository(tmp_path / name, model, model.zoo_entry, {})
     again = zoo.load(tmp_path / name)
     images, _ = reference(name)
 
@@ -102,7 +102,7 @@ def test_parameters_classes_and_counts_are_those_of_the_checkpoint(name):
 
 @every
 def test_no_node_fixes_the_batch_or_refers_to_other_packages(name):
-    graph, tensors = torch_dag.read(FOLDER / name)
+    graph, tensors = torch_dag.read_checkpoint(FOLDER / name)
     model = converted(FOLDER / name, name)
 
     assert {type(module).__module__.partition(".")[0] for module in model.modules()} <= {"torch", "zoo", "abc"}
@@ -239,7 +239,7 @@ BASES = {
 def test_a_checkpoint_that_is_a_narrowed_timm_model_becomes_a_plan(name, tmp_path):
     source = replace(entry(), name=name, base=BASES[name])
     model = converted(FOLDER / name, name, source)
-    repository.write(tmp_path / name, model, model.zoo_entry, {})
+    repository.write_repository(tmp_path / name, model, model.zoo_entry, {})
     again = zoo.load(tmp_path / name)
     images, expected = reference(name)
 
@@ -251,7 +251,7 @@ def test_a_checkpoint_that_is_a_narrowed_timm_model_becomes_a_plan(name, tmp_pat
 def test_such_a_model_takes_a_new_head_and_gives_features(tmp_path):
     name = "convnextv2_atto_tiny_pruned"
     model = converted(FOLDER / name, name, replace(entry(), name=name, base=BASES[name]))
-    repository.write(tmp_path / name, model, model.zoo_entry, {})
+    repository.write_repository(tmp_path / name, model, model.zoo_entry, {})
     images, _ = reference(name)
 
     assert zoo.load(tmp_path / name, num_classes=3)(images).shape == (2, 3)
@@ -267,7 +267,7 @@ def test_heads_of_uneven_widths_stay_a_graph():
 def test_a_plan_that_gives_other_outputs_is_not_taken():
     """The same tensors in a network that norms with another epsilon."""
     name = "convnextv2_atto_tiny_pruned"
-    graph, tensors = torch_dag.read(FOLDER / name)
+    graph, tensors = torch_dag.read_checkpoint(FOLDER / name)
     other = Base(BASES[name].id, {**BASES[name].args, "norm_eps": 0.5})
 
     assert torch_dag.timm_view(graph, tensors, BASES[name], (3, 64, 64)) is not None
@@ -298,7 +298,7 @@ def test_a_plan_that_gives_other_outputs_is_not_taken():
 )
 def test_a_graph_that_is_not_one_is_refused(damaged, change, message):
     with pytest.raises(CheckpointError) as caught:
-        torch_dag.read(damaged(change))
+        torch_dag.read_checkpoint(damaged(change))
 
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -316,7 +316,7 @@ def test_a_graph_within_itself_without_end_is_refused(damaged):
         config["5"].update(is_atomic=False, module_dict=inner)
 
     with pytest.raises(CheckpointError, match="nested 9 deep"):
-        torch_dag.read(damaged(nest))
+        torch_dag.read_checkpoint(damaged(nest))
 
 
 @pytest.mark.parametrize(("file", "keep"), [("modules.pt", 0.5), ("modules.pt", 0.95), ("config.dict.json", 0.5)])
@@ -325,7 +325,7 @@ def test_a_truncated_file_is_refused(damaged, file, keep):
     path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
 
     with pytest.raises(CheckpointError, match="isn't imported"):
-        torch_dag.read(path.parent)
+        torch_dag.read_checkpoint(path.parent)
 
 
 @pytest.mark.parametrize("file", ["modules.pt", "config.dict.json"])
@@ -334,7 +334,7 @@ def test_a_missing_file_is_named(damaged, file):
     (folder / file).unlink()
 
     with pytest.raises(CheckpointError, match=f"has no {file}"):
-        torch_dag.read(folder)
+        torch_dag.read_checkpoint(folder)
 
 
 def mutated(value, rng):
@@ -360,8 +360,8 @@ def test_a_random_graph_is_read_or_refused(seed, monkeypatch):
     rng = random.Random(seed)  # noqa: S311
     folder = FOLDER / "convnextv2_atto_tiny_pruned"
     config = json.loads((folder / "config.dict.json").read_text())
-    modules = unpickle.read(folder / "modules.pt", checkpoint.NAMES)
-    monkeypatch.setattr(checkpoint.unpickle, "read", lambda *_: modules)
+    modules = unpickle.load_pickle(folder / "modules.pt", checkpoint.NAMES)
+    monkeypatch.setattr(checkpoint.unpickle, "load_pickle", lambda *_: modules)
     kept, refusals = 0, []
     for _ in range(60):
         changed = config
@@ -369,8 +369,8 @@ def test_a_random_graph_is_read_or_refused(seed, monkeypatch):
             changed = mutated(changed, rng)
         monkeypatch.setattr(checkpoint, "read_json", lambda _, data=changed: data)
         try:
-            graph, tensors = torch_dag.read(folder)
-            assign_(build(graph), tensors, "net")
+            graph, tensors = torch_dag.read_checkpoint(folder)
+            assign_(graph_module(graph), tensors, "net")
             kept += 1
         except (CheckpointError, StructureError, WeightsError) as error:
             refusals.append(str(error))

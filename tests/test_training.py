@@ -19,7 +19,7 @@ import zoo
 from zoo.errors import DataError, StorageError
 from zoo.measurement.divergence import kl
 from zoo.training import frozen_zeros
-from zoo.training.distillation import Distil, distil_step, seen, shares_of, task_step, teacher_at
+from zoo.training.distillation import Distil, distil_step, renormalised, shares_of, task_step, teacher_at
 from zoo.training.losses import distillation
 from zoo.training.schedule import Schedule, learning_rate
 from zoo.training.trainer import train
@@ -94,15 +94,15 @@ def test_a_teacher_that_was_normalised_otherwise_sees_the_same_pixels():
     mine, its = (
         torch.stack([(pixels[:, i] - c["mean"][i]) / c["std"][i] for i in range(3)], 1) for c in (HALVES, IMAGENET)
     )
-    torch.testing.assert_close(seen(mine, HALVES, {**IMAGENET, "input_size": (3, 4, 4)}), its)
-    assert seen(mine, HALVES, dict(HALVES)) is mine, "and what it takes is left alone"
+    torch.testing.assert_close(renormalised(mine, HALVES, {**IMAGENET, "input_size": (3, 4, 4)}), its)
+    assert renormalised(mine, HALVES, dict(HALVES)) is mine, "and what it takes is left alone"
 
 
 def test_a_teacher_of_another_size_has_images_that_are_tensors_resized():
     images = torch.randn(2, 3, 4, 4)
     larger = {**HALVES, "input_size": (3, 8, 8)}
     expected = F.interpolate(images, (8, 8), mode="bicubic", antialias=True)
-    assert torch.equal(seen(images, HALVES, larger), expected)
+    assert torch.equal(renormalised(images, HALVES, larger), expected)
     teacher = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 4)).eval()
     teacher.pretrained_cfg = larger
     student = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
@@ -139,7 +139,7 @@ def test_zeros_that_are_held_stay_zero_through_momentum_and_decay_while_the_othe
         model[1].weight[:, ::3] = 0
     start, zeros = model[1].weight.detach().clone(), model[1].weight == 0
     task_step(model, next(iter(batches(0))), 0).backward()  # a gradient from before is no excuse
-    with frozen_zeros.held(model, ["1"]):
+    with frozen_zeros.zeros_held(model, ["1"]):
         train(model, task_step, batches, Schedule(epochs=3, batch_size=4, weight_decay=0.1, lr=0.01))
     assert torch.equal(zeros, model[1].weight == 0)
     assert (model[1].weight - start)[~zeros].abs().min() > 0

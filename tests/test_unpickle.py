@@ -15,7 +15,7 @@ import torch
 
 from zoo.errors import WeightsError
 from zoo.hub.foreign import unpickle
-from zoo.hub.foreign.unpickle import Global, read
+from zoo.hub.foreign.unpickle import Global, load_pickle
 
 LEAF_NAME = "it.Leaf"
 NAMES = {LEAF_NAME}
@@ -93,7 +93,7 @@ def test_strides_and_byte_orders_read_as_written_down_by_hand(size, stride, offs
     values = struct.pack(">12f" if order == "big" else "<12f", *range(12))
     data = program(tensor(size, stride, offset))
     order = order and order.encode()
-    found = read(write(tmp_path / "it", data, byteorder=order, storage0=values), ())
+    found = load_pickle(write(tmp_path / "it", data, byteorder=order, storage0=values), ())
     expected = [
         float(offset + sum(at * step for at, step in zip(index, stride, strict=True)))
         for index in itertools.product(*map(range, size))
@@ -105,7 +105,7 @@ def test_strides_and_byte_orders_read_as_written_down_by_hand(size, stride, offs
 
 def test_values_of_a_bool_are_true_or_false(tmp_path):
     data = program(tensor((4,), (1,), of=storage("Bool", numel=4)))
-    found = read(write(tmp_path / "it", data, storage0=b"\0\1\2\xff"), ())
+    found = load_pickle(write(tmp_path / "it", data, storage0=b"\0\1\2\xff"), ())
     assert found.view(torch.uint8).tolist() == [0, 1, 1, 1]
 
 
@@ -114,7 +114,7 @@ def test_names_of_both_protocols_are_known(tmp_path):
              for n, a in (("set", [b"](" + i(1) + i(2) + b"e"]), ("slice", [i(1), b"N", i(-1)]))]  # fmt: skip
     parts += [g("__builtin__.Ellipsis"), g("builtins.Ellipsis")]
     expected = ({1, 2}, slice(1, None, -1), {1, 2}, slice(1, None, -1), ..., ...)
-    assert read(write(tmp_path / "it", program(t(*parts))), ()) == expected
+    assert load_pickle(write(tmp_path / "it", program(t(*parts))), ()) == expected
 
 
 # Pickles that can't be read
@@ -134,7 +134,7 @@ def test_an_opcode_that_modules_do_not_need_is_refused_before_its_argument_is_re
     code = REFUSED[opcode]
     data = program(g(LEAF_NAME), b"(", g(LEAF_NAME), s("a"), t(), b"}", code + ARGUMENT)
     with pytest.raises(WeightsError, match=re.escape(f"it has the opcode {code!r}, expected those of protocol 2 for")):
-        read(write(tmp_path / "it", data), NAMES)
+        load_pickle(write(tmp_path / "it", data), NAMES)
 
 
 def test_the_opcodes_are_all_that_there_are():
@@ -302,7 +302,7 @@ def attack(path, name):
 def test_a_pickle_that_wants_more_than_data_is_refused_with_the_reason(name, tmp_path):
     path = attack(tmp_path / "it", name)
     with pytest.raises(WeightsError, match=re.escape(ATTACKS[name][1])) as caught:
-        read(path, NAMES)
+        load_pickle(path, NAMES)
     message = str(caught.value)
     assert message.startswith(f"{path} is refused: data.pkl")
     assert message.endswith(": fetch it again; if that doesn't help, don't trust it")
@@ -315,14 +315,14 @@ def test_names_that_the_caller_allows_stay_names(tmp_path):
     data = program(
         t(g("os.system"), call("builtins.eval", s("1")), call("torch.Size", t(i(3))) + b"}" + s("a") + b"Nsb")
     )
-    function, result, size = read(write(tmp_path / "it", data), allowed)
+    function, result, size = load_pickle(write(tmp_path / "it", data), allowed)
     assert function == Global("os.system")
     assert (result.name, result.args, result.state) == ("builtins.eval", ("1",), {})
     assert (size.name, size.args, size.state) == ("torch.Size", ((3,),), {"a": None})
 
 
 def test_containers_as_deep_as_allowed_are_read(tmp_path):
-    found = read(write(tmp_path / "it", program(nested(unpickle.MAX_DEPTH))), ())
+    found = load_pickle(write(tmp_path / "it", program(nested(unpickle.MAX_DEPTH))), ())
     for _ in range(unpickle.MAX_DEPTH):
         (found,) = found
     assert found is None
@@ -332,10 +332,10 @@ WATCH = """
 import json, os, pickle, resource, sys, time
 from pathlib import Path
 from zoo.errors import WeightsError
-from zoo.hub.foreign.unpickle import read
+from zoo.hub.foreign.unpickle import load_pickle
 
 folder, names = Path(sys.argv[1]), json.loads(sys.argv[2])
-read(folder / "good", names)  # what is imported late is imported now
+load_pickle(folder / "good", names)  # what is imported late is imported now
 events, watching = [], False
 
 def watch(event, arguments):
@@ -355,7 +355,7 @@ for path in sorted(folder.iterdir()):
     start = time.process_time()
     watching = True
     try:
-        read(path, names)
+        load_pickle(path, names)
         outcome = "read"
     except WeightsError as error:
         outcome = "refused"

@@ -6,10 +6,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from zoo.errors import StructureError
-from zoo.hub.foreign.torch_dag.vertices import convert
+from zoo.hub.foreign.torch_dag.vertices import convert_vertex
 from zoo.hub.foreign.torch_dag.writer import Writer
 from zoo.hub.foreign.unpickle import Global, Record
-from zoo.structure.graph.graph import Graph, build
+from zoo.structure.graph.graph import Graph, graph_module
 from zoo.structure.tensors import tensors_of
 
 SWIN = "timm.models.swin_transformer_v2_cr."
@@ -25,8 +25,8 @@ def run(module, *inputs):
     """What a vertex of this module makes of its inputs."""
     writer = Writer()
     names = [f"x{number}" for number in range(len(inputs))]
-    value = convert(writer, "vertex", module, list(names))
-    model = build(Graph(tuple(names), tuple(writer.nodes), (value,) if isinstance(value, str) else value))
+    value = convert_vertex(writer, "vertex", module, list(names))
+    model = graph_module(Graph(tuple(names), tuple(writer.nodes), (value,) if isinstance(value, str) else value))
     for path in tensors_of(model):
         parent, _, name = path.rpartition(".")
         held = writer.tensors[path]
@@ -128,28 +128,28 @@ def test_a_module_computes_what_the_source_s_does(module, inputs, expected):
 
 def test_chunks_are_taken_apart_by_their_number():
     writer = Writer()
-    chunks = convert(writer, "chunks", record("ChunkModule", chunks=2, dim=1), ["x"])
-    second = convert(writer, "second", record("TensorExtractorModule", index=1), [chunks])
+    chunks = convert_vertex(writer, "chunks", record("ChunkModule", chunks=2, dim=1), ["x"])
+    second = convert_vertex(writer, "second", record("TensorExtractorModule", index=1), [chunks])
     x = image()
 
-    assert torch.equal(x[:, 2:], build(Graph(("x",), tuple(writer.nodes), (second,)))(x))
+    assert torch.equal(x[:, 2:], graph_module(Graph(("x",), tuple(writer.nodes), (second,)))(x))
 
 
 def test_a_shape_is_asked_for_when_the_model_runs():
     writer = Writer()
-    shape = convert(writer, "shape", record("GetShapeModuleV2"), ["x"])
-    batch = convert(writer, "batch", record("TensorExtractorModule", index=0), [shape])
+    shape = convert_vertex(writer, "shape", record("GetShapeModuleV2"), ["x"])
+    batch = convert_vertex(writer, "batch", record("TensorExtractorModule", index=0), [shape])
     spec = {0: "predecessor", 1: -1}
-    flat = convert(writer, "flat", record("ReshapeWithSpecModule", spec=spec, target_shape=None), ["x", batch])
-    model = build(Graph(("x",), tuple(writer.nodes), (flat,)))
+    flat = convert_vertex(writer, "flat", record("ReshapeWithSpecModule", spec=spec, target_shape=None), ["x", batch])
+    model = graph_module(Graph(("x",), tuple(writer.nodes), (flat,)))
 
     assert [model(image(n, 4, 6, 6)).shape for n in (1, 3)] == [(1, 144), (3, 144)]
 
 
 def test_a_token_is_expanded_to_the_batch():
     writer = Writer()
-    expanded = convert(writer, "expanded", record("ExpandTokenModule", sizes=(-1, -1)), ["token", "batch"])
-    model = build(Graph(("token", "batch"), tuple(writer.nodes), (expanded,)))
+    expanded = convert_vertex(writer, "expanded", record("ExpandTokenModule", sizes=(-1, -1)), ["token", "batch"])
+    model = graph_module(Graph(("token", "batch"), tuple(writer.nodes), (expanded,)))
     token = image(1, 1, 4)
 
     assert torch.equal(token.expand(3, -1, -1), model(token, 3))
@@ -186,6 +186,6 @@ def test_the_two_known_functions_are_written_out(function):
 )
 def test_what_is_not_known_is_refused(module, inputs, message):
     with pytest.raises(StructureError) as caught:
-        convert(Writer(), "vertex", module, inputs)
+        convert_vertex(Writer(), "vertex", module, inputs)
 
     assert message in str(caught.value)

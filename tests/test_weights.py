@@ -40,9 +40,9 @@ def header(path):
 
 def rewrite(folder, change):
     """Change the tensors of a repository, and its sha256 with them."""
-    values = weights.read(folder / "model.safetensors")
+    values = weights.load_weights(folder / "model.safetensors")
     change(values)
-    digest = weights.write(folder / "model.safetensors", {name: value.clone() for name, value in values.items()})
+    digest = weights.save_weights(folder / "model.safetensors", {name: value.clone() for name, value in values.items()})
     reconfigure(folder, lambda config: config["zoo"].update(weights_sha256=digest))
 
 
@@ -62,9 +62,9 @@ def test_what_is_written_any_reader_of_the_format_reads(tmp_path_factory, shapes
     values = {
         f"t{i}": torch.randint(0, 2, shape, generator=generator).to(dtype) for i, (dtype, shape) in enumerate(shapes)
     }
-    digest = weights.write(path, values)
+    digest = weights.save_weights(path, values)
     assert digest == sha256(path)
-    for read in (safetensors.torch.load_file(path), weights.read(path)):
+    for read in (safetensors.torch.load_file(path), weights.load_weights(path)):
         assert read.keys() == values.keys()
         for name, value in values.items():
             assert read[name].dtype == value.dtype
@@ -74,7 +74,7 @@ def test_what_is_written_any_reader_of_the_format_reads(tmp_path_factory, shapes
     assert (8 + length) % 64 == 0
     assert [begin for begin, _ in spans] == [0, *(end for _, end in spans)][: len(spans)], "gaps"
     assert size == 8 + length + (spans[-1][1] if spans else 0)
-    for name, value in weights.read(path).items():
+    for name, value in weights.load_weights(path).items():
         assert value.data_ptr() % 64 == 0, f"{name} of {value.nbytes} bytes isn't aligned"
     for name, entry in entries.items():
         if name != "__metadata__" and values[name].nbytes % 64 == 0:
@@ -97,7 +97,7 @@ def test_what_is_written_any_reader_of_the_format_reads(tmp_path_factory, shapes
     ids=["transposed", "sliced", "expanded", "channels last", "0-d", "0-d bool", "empty", "no numbers", "parameter"],
 )
 def test_tensors_of_any_stride_are_written_as_they_read(value, tmp_path):
-    weights.write(tmp_path / "it", {"it": value, "again": value})
+    weights.save_weights(tmp_path / "it", {"it": value, "again": value})
     for read in safetensors.torch.load_file(tmp_path / "it").values():
         torch.testing.assert_close(value.detach(), read, rtol=0, atol=0, equal_nan=True)
 
@@ -105,7 +105,7 @@ def test_tensors_of_any_stride_are_written_as_they_read(value, tmp_path):
 @pytest.mark.parametrize("value", [torch.ones(2, device="meta"), torch.ones(2, dtype=torch.complex64)], ids=str)
 def test_what_the_format_cannot_hold_is_refused_by_name(value, tmp_path):
     with pytest.raises(WeightsError, match=r"^layer.weight can't be saved: it is torch\.\w+ on \w+, expected plain"):
-        weights.write(tmp_path / "it", {"layer.weight": value})
+        weights.save_weights(tmp_path / "it", {"layer.weight": value})
     assert not list(tmp_path.iterdir())
 
 
@@ -116,8 +116,8 @@ def test_a_shared_tensor_is_written_once_and_shared_again(tmp_path):
         return model
 
     model = tied()
-    weights.write(tmp_path / "it", tensors_of(model))
-    read = weights.read(tmp_path / "it")
+    weights.save_weights(tmp_path / "it", tensors_of(model))
+    read = weights.load_weights(tmp_path / "it")
     assert {"0.weight", "0.bias", "1.bias"} == read.keys()
     with torch.device("meta"):
         again = tied()
@@ -146,7 +146,7 @@ def test_loaded_weights_belong_to_the_one_who_loaded_them(saved):
 def test_a_file_of_another_writer_is_aligned_when_read(tmp_path):
     values = {f"t{i}": torch.randn(i + 1) for i in range(9)}
     safetensors.torch.save_file(values, tmp_path / "it", metadata={"odd": "header"})
-    for name, value in weights.read(tmp_path / "it").items():
+    for name, value in weights.load_weights(tmp_path / "it").items():
         assert value.data_ptr() % 64 == 0, name
         assert torch.equal(value, values[name])
 
@@ -301,7 +301,7 @@ def test_a_full_disk_leaves_the_former_file_and_nothing_else(step, tmp_path, mon
     with pytest.raises(
         StorageError, match="can't be written: the disk is full; nothing half-written was left"
     ) as caught:
-        weights.write(path, {"t": torch.ones(3)})
+        weights.save_weights(path, {"t": torch.ones(3)})
     assert caught.value.errno == errno.ENOSPC
     assert [path] == list(path.parent.iterdir())
     assert path.read_bytes() == b"former"

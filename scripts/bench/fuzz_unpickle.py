@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 from zoo.errors import WeightsError
-from zoo.hub.foreign.unpickle import STORAGES, read
+from zoo.hub.foreign.unpickle import STORAGES, load_pickle
 
 MEMORY = 512 * 1024**2  # bytes of address space beyond what the process has when it starts
 SECONDS = 10
@@ -240,7 +240,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="fuzz-unpickle-"))
     path, seed, watch = folder / "it.pt", good(), Watch()
     path.write_bytes(seed)
-    read(path, NAMES)  # what is imported late is imported now
+    load_pickle(path, NAMES)  # what is imported late is imported now
     limit_memory()
     modules, counts, slowest = set(sys.modules), collections.Counter(), 0.0
     start, number = time.monotonic(), 0
@@ -251,7 +251,7 @@ def main() -> int:
         began, problem = time.perf_counter(), ""
         watch.on = True
         try:
-            read(path, NAMES)
+            load_pickle(path, NAMES)
             outcome = "read"
         except WeightsError as error:
             text = str(error).removeprefix(f"{path} is refused: ").rpartition(": fetch")[0].rpartition(": ")[2]

@@ -71,7 +71,7 @@ def main() -> None:
                 return torch.no_grad()(lambda: load()(image))
 
             def floor(file: Path = repository / "model.safetensors") -> object:
-                return weights.read(file)
+                return weights.load_weights(file)
 
             t, z, floor_ms = medians(rounds, theirs, ours, floor)
             t1, z1 = medians(rounds, first(theirs), first(ours))

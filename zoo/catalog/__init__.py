@@ -18,7 +18,7 @@ from typing import Any
 
 from zoo.catalog.entry import STATUSES, Entry
 from zoo.catalog.methods import METHODS, available
-from zoo.catalog.reader import read
+from zoo.catalog.reader import read_catalog
 from zoo.errors import CatalogError, UnknownName
 
 _HERE = Path(__file__).parent
@@ -145,7 +145,7 @@ def obstacle(entry: Entry) -> str | None:
 
 def results(entry: Entry) -> Mapping[str, Any]:
     """What we measured of a model: its `model_cards/results/<name>.json`; empty if nothing was."""
-    if read(_HERE).get(entry.name) != entry:  # a user's own of that name
+    if read_catalog(_HERE).get(entry.name) != entry:  # a user's own of that name
         return {}
     installed = _HERE / "results"
     folder = installed if installed.is_dir() else _HERE.parent.parent / "model_cards" / "results"
@@ -154,7 +154,7 @@ def results(entry: Entry) -> Mapping[str, Any]:
 
 def stand_in(entry: Entry) -> Mapping[str, Any]:
     """A structure of the wheel in the place of one that is known only after conversion: base and plan; or empty."""
-    return _results(PLANS / f"{entry.name}.json") if read(_HERE).get(entry.name) == entry else {}
+    return _results(PLANS / f"{entry.name}.json") if read_catalog(_HERE).get(entry.name) == entry else {}
 
 
 @functools.cache
@@ -209,4 +209,4 @@ def matches(name: str, pattern: str) -> bool:
 
 def _entries() -> Mapping[str, Entry]:
     own = os.environ.get("ZOO_CATALOG")
-    return read(_HERE) if not own else ChainMap(read(Path(own)), read(_HERE))
+    return read_catalog(_HERE) if not own else ChainMap(read_catalog(Path(own)), read_catalog(_HERE))

@@ -25,7 +25,7 @@ class _Family(Struct, forbid_unknown_fields=True):
 
 
 @functools.cache
-def read(folder: Path) -> dict[str, Entry]:
+def read_catalog(folder: Path) -> dict[str, Entry]:
     """Read a catalog.
 
     Args:

@@ -60,10 +60,10 @@ def _targets(names: tuple[str, ...], as_json: bool) -> None:
     """Build each structure, save it, and let a fresh process load all of them again."""
     from tqdm import tqdm
 
-    from zoo.verbs.coverage import built, targets
+    from zoo.verbs.coverage import build_target, targets
 
     with tempfile.TemporaryDirectory() as place:
-        rows = [built(name, Path(place) / name) for name in tqdm(names or targets(), disable=None, leave=False)]
+        rows = [build_target(name, Path(place) / name) for name in tqdm(names or targets(), disable=None, leave=False)]
         code = "import sys, json, zoo.verbs.coverage as c; print(json.dumps([c.outputs_of(f) for f in sys.argv[1:]]))"
         folders = [str(Path(place) / row.name) for row in rows]
         done = subprocess.run([sys.executable, "-c", code, *folders], capture_output=True, text=True, check=True)

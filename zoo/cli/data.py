@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 
-def reading(command: Callable[..., Any]) -> Callable[..., Any]:
+def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options `--skip-damaged` and `--labels`, of which the command gets what the file says."""
     skip = click.option("--skip-damaged", is_flag=True, help="Leave out images that can't be decoded, and list them.")
     labels = click.option(

@@ -44,11 +44,11 @@ def export_model(model: str, ptdeco: bool, out: Path) -> None:
     MODEL is a name of the list, ORG/NAME on the Hub, or a repository's folder. ptdeco has decomposed models alone, over
     a timm model that whoever reads the folder must know.
     """
-    from zoo.hub.foreign import ptdeco as format
+    from zoo.hub.foreign.ptdeco import write_decomposition
     from zoo.structure.describing import describe
     from zoo.verbs.loading import load
 
     loaded = load(model)
     description = describe(loaded)
-    format.write(out, loaded, description.plan)
+    write_decomposition(out, loaded, description.plan)
     click.echo(f"{out}, over {description.base.id if description.base else description.name}")

@@ -15,7 +15,7 @@ from zoo import catalog
 from zoo.catalog.entry import STATUSES, Entry, Recipe, Reported
 from zoo.catalog.methods import METHODS
 from zoo.catalog.papers import papers
-from zoo.cli.tables import UNITS, as_json, count, table
+from zoo.cli.tables import UNITS, as_json, table, three_digits
 from zoo.declarations import validated
 from zoo.errors import RepositoryError
 from zoo.files import read_json
@@ -127,7 +127,7 @@ def _show_repository(name: str, as_json: bool) -> None:
     from zoo.verbs.verification import results_of
 
     folder = folder_of(name, files=(repository.CONFIG, repository.RESULTS))
-    config, results = repository.read(folder), results_of(folder)
+    config, results = repository.read_config(folder), results_of(folder)
     ours, plan = config["zoo"], repository.describe_folder(folder, config).plan
     if as_json:
         click.echo(json.dumps({**ours, "results": results.to_json()}, indent=2))
@@ -173,7 +173,7 @@ def _making(recipe: Mapping[str, Any]) -> dict[str, str]:
 
 def _published(organisation: str | None, pattern: str, wanted: Mapping[str, Any]) -> "list[Listed]":
     """What the Hub has and the catalog doesn't know; of its models only name and base are known to filter by."""
-    from zoo.hub.remote import listing
+    from zoo.hub.remote import models_on_hub
 
     if any(value is not None for key, value in wanted.items() if key not in ("base", "sort")):
         return []
@@ -181,7 +181,7 @@ def _published(organisation: str | None, pattern: str, wanted: Mapping[str, Any]
     known = {catalog.info(name).repo for name in catalog.names(all=True)}
     return [
         each
-        for each in listing(organisation)
+        for each in models_on_hub(organisation)
         if each.repo not in known
         and catalog.matches(each.repo.partition("/")[2], pattern)
         and catalog.matches(each.base or "", base)
@@ -210,7 +210,7 @@ def _row(entry: Entry) -> list[str]:
     figures = (
         "reported" if known == set(size.reported) else ", ".join(size.reported) + " reported" * bool(size.reported)
     )
-    costs = [count(size.params), count(size.macs), accuracy, (figures or "measured") if known else ""]
+    costs = [three_digits(size.params), three_digits(size.macs), accuracy, (figures or "measured") if known else ""]
     return [entry.name, entry.recipe.method or "dense", share, *costs, entry.status]
 
 

@@ -10,7 +10,7 @@ import click
 from zoo import catalog
 from zoo.catalog.entry import Budget, Entry
 from zoo.catalog.methods import METHODS, available, budgeted
-from zoo.cli.data import reading
+from zoo.cli.data import data_options
 from zoo.errors import ZooError
 
 LOSS = ("alpha", "temperature", "divergence")  # of the options, those of the loss
@@ -53,7 +53,7 @@ class Share(click.FloatRange):
 @click.option("--divergence", type=click.Choice(("kl", "symmetric")), help="The teacher's term.  [default: kl]")
 @click.option("--augment", multiple=True, metavar="KEY=VALUE", help="Of timm's training transform, e.g. hflip=0.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of order and augmentation.")
-@reading
+@data_options
 def compress(
     base: str,
     method: str,
@@ -114,7 +114,7 @@ def compress(
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the repository.  [default: build/NAME]")
 @click.option("--data", help="Another data set than the recipe's.")
 @click.option("--steps", type=click.IntRange(1), help="Train for so many steps at most.  [default: the recipe's]")
-@reading
+@data_options
 def build(name: str, out: Path | None, data: str | None, steps: int | None, skip_damaged: bool, labels: Any) -> None:
     """Make the model NAME by its recipe.
 

@@ -16,7 +16,7 @@ def figure(value: float | None) -> str:
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) > 1 else f"{value:.4f}"
 
 
-def count(value: float | None) -> str:
+def three_digits(value: float | None) -> str:
     """A count in three digits: 1.5G."""
     if value is None:
         return "-"

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from zoo.catalog.report import Verification
-from zoo.cli.data import reading
+from zoo.cli.data import data_options
 from zoo.cli.tables import as_json, figure, table
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -29,7 +29,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 @click.option("--crop-pct", type=click.FloatRange(0, 1, min_open=True), help="Share of the shorter side that is seen.")
 @click.option("--batch-size", type=click.IntRange(1), help="Images of a forward pass.  [default: 32 on the CPU, 256]")
 @click.option("--workers", type=click.IntRange(0), help="Processes that load images.  [default: by their number]")
-@reading
+@data_options
 @as_json
 def verify(
     names: tuple[str, ...],

@@ -201,12 +201,12 @@ def running(kept: Kept) -> Run:
         kept: what stays.
     """
     traced = kept.traced
-    program, known = cutting.cut(kept), places(traced)
+    program, known = cutting.cut_program(kept), places(traced)
 
     def run(tensors: Mapping[str, Tensor], batch: Tensor, look: Look) -> Tensor:
         held = {path: tensor.to(batch.device) for path, tensor in {**traced.program.constants, **tensors}.items()}
         how = _Showing(program.graph_module, known, look)
-        return reference.leaves(reference.run(program, traced.paths, held, batch, how))[0]
+        return reference.leaves(reference.run_program(program, traced.paths, held, batch, how))[0]
 
     return run
 

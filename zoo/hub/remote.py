@@ -33,7 +33,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type:
 from zoo.errors import HubError, RepositoryError, UnknownName, WeightsError
 from zoo.files import sha256_stamped
 from zoo.hub.errors import explained, refused, unreachable
-from zoo.hub.repository import CONFIG, FILES, GRAPH, WEIGHTS, read
+from zoo.hub.repository import CONFIG, FILES, GRAPH, WEIGHTS, read_config
 
 # The tag by which our repositories are found, and their library_name: were that timm, the Hub would show a snippet that
 # fails on changed widths.
@@ -111,7 +111,7 @@ def fetch(repo: str, revision: str | None = None, *, access: Access = DEFAULT, f
         if config == _ABSENT:
             raise RepositoryError(f"{repo} at {(revision or 'main')[:7]} has no {CONFIG}: not written by zoo")
         folder, commit = config.parent, config.parent.name
-        graph = "graph" in read(folder)["zoo"]  # refuses what isn't ours before the weights are fetched
+        graph = "graph" in read_config(folder)["zoo"]  # refuses what isn't ours before the weights are fetched
         for name in dict.fromkeys((*files, GRAPH)):
             if name == CONFIG or (name == GRAPH and not graph):
                 continue
@@ -225,7 +225,7 @@ def push(
     return str(page)
 
 
-def listing(organisation: str | None = None) -> Iterator[Listed]:
+def models_on_hub(organisation: str | None = None) -> Iterator[Listed]:
     """The compressed models on the endpoint.
 
     Args:

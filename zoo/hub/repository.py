@@ -16,7 +16,15 @@ from zoo.errors import RepositoryError, WeightsError
 from zoo.files import read_json, sha256, sha256_stamped, write_json, writing_folder
 from zoo.hub import timm_folder, weights
 from zoo.structure.base import fingerprint, skeleton, tag
-from zoo.structure.description import DEFAULT_TASK, Description, Structure, config_of, configure_, dense_of, skeleton_of
+from zoo.structure.description import (
+    DEFAULT_TASK,
+    Description,
+    Structure,
+    config_of,
+    configure_,
+    dense_skeleton,
+    skeleton_of,
+)
 from zoo.structure.graph import bounds
 from zoo.structure.graph.graph import Graph
 from zoo.structure.plan import Plan
@@ -101,7 +109,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def write(folder: Path, model: nn.Module, description: Description, files: Mapping[str, str]) -> None:
+def write_repository(folder: Path, model: nn.Module, description: Description, files: Mapping[str, str]) -> None:
     """Write a repository; it appears whole or not at all.
 
     Args:
@@ -119,13 +127,13 @@ def write(folder: Path, model: nn.Module, description: Description, files: Mappi
     rebuilt = skeleton_of(description)
     config = config_of(model)
     if description.graph is not None:
-        bounds.check(description.graph, rebuilt, config.get("input_size"))
+        bounds.check_memory(description.graph, rebuilt, config.get("input_size"))
     computed = computable(rebuilt)
     assign_(rebuilt, {path: value for path, value in values.items() if path not in computed}, description.name)
     config = {key: value for key, value in config.items() if key not in _ELSEWHERE and value is not None}
     names = config.pop("label_names", None)  # where timm keeps them too
     with writing_folder(folder) as new:
-        digest = weights.write(new / WEIGHTS, dict(stored(rebuilt, values)))
+        digest = weights.save_weights(new / WEIGHTS, dict(stored(rebuilt, values)))
         for name, text in files.items():
             (new / name).write_text(text, encoding="utf-8")
         if description.graph is not None:
@@ -156,12 +164,12 @@ def _structure(description: Description) -> dict[str, Any]:
     base = description.base and {"id": description.base.id, "args": dict(description.base.args)}
     if description.graph is not None:
         return {"base": base, "graph": GRAPH}
-    saved = fingerprint(dense_of(description), description.plan.paths())
+    saved = fingerprint(dense_skeleton(description), description.plan.paths())
     mark = {"structure": description.structure} if description.structure != "exact" else {}
     return {"base": base, "plan": description.plan.to_json(), "fingerprint": saved, **mark}
 
 
-def read(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
     """Read and check a repository's config.json.
 
     Args:
@@ -252,7 +260,7 @@ def structure_of(config: Mapping[str, Any], description: Description) -> nn.Modu
     ours = config["zoo"]
     model = skeleton_of(description, ours.get("fingerprint"), ours.get("versions", {}).get("timm", "unknown"))
     if description.graph is not None:
-        bounds.check(description.graph, model, config.get("pretrained_cfg", {}).get("input_size"))
+        bounds.check_memory(description.graph, model, config.get("pretrained_cfg", {}).get("input_size"))
         model.num_classes = int(config.get("num_classes", 0))  # type: ignore[assignment]
     return model
 
@@ -263,7 +271,7 @@ def rebuild(folder: Path, device: str | torch.device = "cpu", *, mmap: bool = Tr
     Args:
         folder: the repository.
         device: where the weights shall lie.
-        mmap: as for `weights.read`.
+        mmap: as for `weights.load_weights`.
 
     Returns:
         The model in eval mode, with `pretrained_cfg` and its description as `zoo_entry`.
@@ -271,11 +279,11 @@ def rebuild(folder: Path, device: str | torch.device = "cpu", *, mmap: bool = Tr
     Raises:
         RepositoryError, StructureError, FingerprintError, WeightsError: whatever doesn't fit, named.
     """
-    config = read(folder)
+    config = read_config(folder)
     description = describe_folder(folder, config)
     model = structure_of(config, description)
     path, expected = folder / WEIGHTS, config["zoo"]["weights_sha256"]
-    values = weights.read(path, device, mmap=mmap)
+    values = weights.load_weights(path, device, mmap=mmap)
     if (digest := sha256_stamped(path)) != expected:
         raise _altered(path, expected, digest)
     assign_(model, values, str(path))
@@ -289,7 +297,7 @@ def check_sha256(folder: Path) -> None:
     Raises:
         WeightsError: they were altered.
     """
-    expected, found = read(folder)["zoo"]["weights_sha256"], sha256(folder / WEIGHTS)
+    expected, found = read_config(folder)["zoo"]["weights_sha256"], sha256(folder / WEIGHTS)
     if found != expected:
         raise _altered(folder / WEIGHTS, expected, found)
 

@@ -36,7 +36,7 @@ _DTYPES = {
 }
 
 
-def write(path: Path, values: Mapping[str, Tensor]) -> str:
+def save_weights(path: Path, values: Mapping[str, Tensor]) -> str:
     """Write tensors to a safetensors file.
 
     Args:
@@ -74,7 +74,7 @@ def _bytes(value: Tensor) -> Any:
     return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def read(path: Path, device: str | torch.device = "cpu", *, mmap: bool = True) -> dict[str, Tensor]:
+def load_weights(path: Path, device: str | torch.device = "cpu", *, mmap: bool = True) -> dict[str, Tensor]:
     """Read a safetensors file.
 
     Args:

@@ -67,19 +67,19 @@ def render(
         place=description.name if entry.status != "recipe" else f"path/to/{description.name}",
         beside=base is not None,
         figures=figures.measured(report, base, description.task),
-        preprocessing=figures.preprocessing(report, pretrained_cfg),
+        preprocessing=figures.preparation(report, pretrained_cfg),
         conditions=figures.conditions(report),
         reported=[figures.reported(row, entry) for row in (*entry.reported, *entry.baselines)],
         base=description.base.id if description.base else None,
         args=words.settings(description.base.args) if description.base else "",
         graph=description.graph,
         stand_in=description.structure == "stand-in",
-        edits=[edits.summary(edit) for edit in plan.edits],
-        layers=[(path, edit.edit, result) for edit in plan.edits for path, result in edits.results(edit).items()],
+        edits=[edits.edit_in_words(edit) for edit in plan.edits],
+        layers=[(path, edit.edit, result) for edit in plan.edits for path, result in edits.outcomes(edit).items()],
         recipe=history.made(catalogued if converted else recipe),
         came=history.conversion(came, entry),
         buildable=entry.base is not None and entry.recipe.data is not None,
-        origin=history.origin(entry, recipe.get("method")),
+        origin=history.provenance(entry, recipe.get("method")),
     )
     return f"---\n{front_matter.metadata(entry, description, recipe, report).to_yaml()}\n---\n\n{body}"
 

@@ -7,7 +7,7 @@ from zoo.structure.plan import Drop, Edit, Factor, Heads, Mask, Narrow, Rank, Wi
 EDITED = {"narrow": "narrowed", "factor": "factored", "mask": "masked", "drop": "dropped", "swap": "swapped"}
 
 
-def results(edit: Edit) -> dict[str, str]:
+def outcomes(edit: Edit) -> dict[str, str]:
     """What each module that an edit addresses becomes."""
     match edit:
         case Narrow():
@@ -33,11 +33,11 @@ def _result(item: Width | Heads | Rank) -> str:
             return f"rank {item.rank}" + (", kernel in the last factor" if item.spatial == "last" else "")
 
 
-def summary(edit: Edit) -> str:
+def edit_in_words(edit: Edit) -> str:
     """An edit in one line."""
     if isinstance(edit, Narrow):
         counts = {"layer": len(edit.widths), "attention module": len(edit.heads)}
     else:
-        counts = {"layer" if isinstance(edit, Factor | Mask) else "module": len(results(edit))}
+        counts = {"layer" if isinstance(edit, Factor | Mask) else "module": len(outcomes(edit))}
     parts = [f"{count} {noun}{'s' if count != 1 else ''}" for noun, count in counts.items() if count]
     return f"{EDITED[edit.edit]}: {', '.join(parts) or 'nothing'}"

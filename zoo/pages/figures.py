@@ -50,7 +50,7 @@ def _label(label: str, data: Mapping[str, Any]) -> str:
 
 def _value(key: str, value: float, leads: bool) -> str:
     if key in ("params", "macs"):
-        return f"{words.readable(value)} ({value:,})" if value >= 1000 else f"{value:,}"
+        return f"{words.short_count(value)} ({value:,})" if value >= 1000 else f"{value:,}"
     return f"{100 * value:.2f} %" if leads else f"{value:.4g} nats" if key == "kl" else str(value)
 
 
@@ -60,7 +60,7 @@ def _against(key: str, value: float, dense: float, leads: bool) -> str:
     return words.percent(value / dense) if key in ("params", "macs", "kmapp") and dense else ""
 
 
-def preprocessing(report: Report, pretrained_cfg: Mapping[str, Any]) -> str:
+def preparation(report: Report, pretrained_cfg: Mapping[str, Any]) -> str:
     """How images were prepared: as the report says, and where it doesn't, timm's keys."""
     found = {"input": pretrained_cfg.get("input_size"), **pretrained_cfg, **report.data}
     parts = ["x".join(str(size) for size in found["input"])] if found["input"] else []

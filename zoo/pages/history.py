@@ -68,7 +68,7 @@ def conversion(came: Mapping[str, Any], entry: Entry) -> list[tuple[str, str]]:
     return [("checkpoint", f"{place}{commit} ({came['format']})"), *hashes, *more]
 
 
-def origin(entry: Entry, method: str | None) -> list[tuple[str, str]]:
+def provenance(entry: Entry, method: str | None) -> list[tuple[str, str]]:
     """Licence, sources and papers of an entry's model, made by a method."""
     rows = {"licence": entry.license, "base": front_matter.dense_id(entry.base), "source": entry.source}
     if entry.origin is not None:

@@ -7,7 +7,7 @@ from typing import Any
 from zoo.tasks.datasets import HUB_ID
 
 
-def readable(count: float) -> str:
+def short_count(count: float) -> str:
     """A count in three digits: 1.5 G."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= 0.9995 * size:  # what three digits would round up to 1000 takes the next unit

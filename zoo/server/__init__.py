@@ -49,8 +49,8 @@ def serve(
     if token is None and not listening.is_loopback(host):
         raise ZooError(f"{host} can be reached from other machines, which could write here: pass a token")
     folder = Path(folder).absolute()
-    with listening.held(folder), listening.ports(host, port) as (api, cdn):
-        origin, second = (listening.origin(host, socket) for socket in (api, cdn))
+    with listening.locked(folder), listening.ports(host, port) as (api, cdn):
+        origin, second = (listening.address(host, socket) for socket in (api, cdn))
         application = app(folder, token=token, origin=origin, cdn=second)
         say(origin)
-        listening.run(application, api, cdn)
+        listening.answer(application, api, cdn)

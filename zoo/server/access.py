@@ -41,7 +41,7 @@ def is_owner(authorization: str | None, token: str | None) -> bool:
     return True
 
 
-def see(repository: Repository, owner: bool) -> None:
+def authorize_view(repository: Repository, owner: bool) -> None:
     """Check that someone may know of a repository.
 
     Raises:
@@ -56,19 +56,19 @@ def hidden() -> HiddenRepo:
     return HiddenRepo("Repository not found")
 
 
-def read(repository: Repository, owner: bool) -> None:
+def authorize_read(repository: Repository, owner: bool) -> None:
     """Check that someone may have a repository's files.
 
     Raises:
         HiddenRepo: they may not know of it.
         GatedRepo: they may know of it, no more.
     """
-    see(repository, owner)
+    authorize_view(repository, owner)
     if repository.gated and not owner:
         raise GatedRepo(f"Access to {repository.name.kind} {repository.name.id} is restricted: send the owner's token")
 
 
-def write(owner: bool) -> None:
+def authorize_write(owner: bool) -> None:
     """Check that someone may change things.
 
     Raises:

@@ -68,7 +68,7 @@ def changing(request: Request) -> None:
     """
     if request.headers.get("origin", hub(request).origin) != hub(request).origin:
         raise Forbidden("a page of another site may change nothing here")
-    access.write(owner(request))
+    access.authorize_write(owner(request))
 
 
 def name(request: Request) -> RepoId:
@@ -93,7 +93,7 @@ def readable(request: Request) -> Repository:
         GatedRepo: they may know of it, no more.
     """
     repository = _found(request)
-    access.read(repository, owner(request))
+    access.authorize_read(repository, owner(request))
     return repository
 
 
@@ -117,7 +117,7 @@ def _found(request: Request) -> Repository:
         if asking:
             raise
         raise access.hidden() from None
-    access.see(repository, asking)
+    access.authorize_view(repository, asking)
     return repository
 
 

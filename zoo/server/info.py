@@ -47,7 +47,7 @@ def summary(root: Path, repository: Repository, commit: Commit) -> Json:
         data["library_name"] = next(iter(metadata.strings(card.get("library_name"))), None)
         data["model-index"] = card.get("model-index")
         if "model.safetensors" in files:
-            counts = metadata.parameters(location(root, repository, commit, "model.safetensors"))
+            counts = metadata.parameter_counts(location(root, repository, commit, "model.safetensors"))
             data["safetensors"] = counts and {"parameters": counts, "total": sum(counts.values())}
     if kind == "space":
         data["sdk"] = card.get("sdk")
@@ -183,7 +183,7 @@ def refs(repository: Repository) -> Json:
     return {**rows, "converts": [], "pullRequests": []}
 
 
-def matches(data: Json, query: Mapping[str, list[str]]) -> bool:
+def asked_for(data: Json, query: Mapping[str, list[str]]) -> bool:
     """Whether a repository is among those that a listing's query asks for: every condition holds."""
     first = {key: values[0] for key, values in query.items()}
     return (

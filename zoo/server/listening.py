@@ -24,7 +24,7 @@ def is_loopback(host: str) -> bool:
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[Path]:
+def locked(folder: Path) -> Iterator[Path]:
     """Keep other servers off a folder, and tidy up what the last one left; the lock dies with the process.
 
     Yields:
@@ -70,13 +70,13 @@ def ports(host: str, port: int) -> Iterator[tuple[socket.socket, socket.socket]]
         yield api, cdn
 
 
-def origin(host: str, listener: socket.socket) -> str:
+def address(host: str, listener: socket.socket) -> str:
     """The address of a port as clients write it."""
     name = socket.gethostname() if host in ("", "0.0.0.0", "::") else host
     return f"http://{f'[{name}]' if ':' in name else name}:{listener.getsockname()[1]}"
 
 
-def run(application: ASGIApp, *listeners: socket.socket) -> None:
+def answer(application: ASGIApp, *listeners: socket.socket) -> None:
     """Answer connections until Ctrl-C; what is being sent then has three seconds to end."""
     config = uvicorn.Config(
         application,

@@ -62,7 +62,7 @@ def _card(path: Path, size: int, modified: int) -> dict[str, Any]:
         return {}
 
 
-def parameters(path: Path) -> dict[str, int] | None:
+def parameter_counts(path: Path) -> dict[str, int] | None:
     """Elements by dtype as the head of a safetensors file gives them; None if it isn't one."""
     status = path.stat()
     return _parameters(path, status.st_size, status.st_mtime_ns)

@@ -45,7 +45,7 @@ class Files(Mapping[str, File]):
         return len(self._found)
 
 
-def names(folder: Path) -> Iterator[str]:
+def repository_names(folder: Path) -> Iterator[str]:
     """The names of the plain repositories of a folder."""
     for pattern in ("*/config.json", "*/*/config.json"):
         for path in folder.glob(pattern):

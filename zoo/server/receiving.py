@@ -58,16 +58,16 @@ async def form(request: Request) -> dict[str, list[str]]:
     """A request's form fields, or the same as JSON."""
     data = await body(request)
     if "json" in request.headers.get("content-type", ""):
-        return {key: listed(value) for key, value in parsed(data).items()}
+        return {key: as_list(value) for key, value in parsed(data).items()}
     return parse_qs(data.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=100_000)
 
 
-def listed(value: Any) -> list[str]:
+def as_list(value: Any) -> list[str]:
     """One value or several, as texts."""
     return [str(each) for each in value] if isinstance(value, list) else [str(value)]
 
 
-def text(data: dict[str, Any], key: str, default: str | None = None) -> str:
+def text_field(data: dict[str, Any], key: str, default: str | None = None) -> str:
     """A field of a JSON object that must be text.
 
     Raises:

@@ -27,7 +27,7 @@ def listing(request: Request) -> Response:
     for repository in store.listing(root, request.path_params["kind"]):
         if asking or not repository.private:
             row = info.listed(root, repository)
-            if info.matches(row, query):
+            if info.asked_for(row, query):
                 rows.append(row)
                 found[row["id"]] = repository
     rows.sort(key=lambda row: row[sort], reverse=True)

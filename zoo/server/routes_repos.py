@@ -10,7 +10,7 @@ from zoo.server import changes, metadata
 from zoo.server.errors import BadRequest, Conflict, Unauthorized
 from zoo.server.hub import OWNER, changeable, changing, hub, owner, parameter, url
 from zoo.server.names import new_repo_id, repo_id
-from zoo.server.receiving import json_body, text
+from zoo.server.receiving import json_body, text_field
 
 
 def whoami(request: Request) -> Response:
@@ -23,7 +23,7 @@ def whoami(request: Request) -> Response:
 
 async def validate_yaml(request: Request) -> Response:
     """Whether a card's front matter can be read."""
-    content = text(await json_body(request), "content")
+    content = text_field(await json_body(request), "content")
     try:
         found = await run_in_threadpool(metadata.front_matter, content)
     except BadRequest as error:
@@ -33,7 +33,7 @@ async def validate_yaml(request: Request) -> Response:
 
 
 def _named(data: dict[str, Any]) -> tuple[str, str]:
-    name, namespace = text(data, "name"), data.get("organization") or None
+    name, namespace = text_field(data, "name"), data.get("organization") or None
     if namespace is None and "/" not in name:
         namespace = OWNER
     return data.get("type") or "model", name if namespace is None else f"{namespace}/{name}"
@@ -74,7 +74,7 @@ async def move(request: Request) -> Response:
     changing(request)
     data = await json_body(request)
     kind = data.get("type") or "model"
-    old, new = repo_id(kind, text(data, "fromRepo")), new_repo_id(kind, text(data, "toRepo"))
+    old, new = repo_id(kind, text_field(data, "fromRepo")), new_repo_id(kind, text_field(data, "toRepo"))
     await run_in_threadpool(changes.move, hub(request).root, old, new)
     return JSONResponse({"url": url(hub(request), new)})
 
@@ -96,13 +96,13 @@ async def settings(request: Request) -> Response:
 
 async def add_branch(request: Request) -> Response:
     """Make a branch where another revision is."""
-    start = text(await json_body(request), "startingPoint", "main")
+    start = text_field(await json_body(request), "startingPoint", "main")
     return await _add(request, "branches", parameter(request, "ref"), start)
 
 
 async def add_tag(request: Request) -> Response:
     """Make a tag where a revision is."""
-    new = text(await json_body(request), "tag")
+    new = text_field(await json_body(request), "tag")
     return await _add(request, "tags", new, parameter(request, "ref"))
 
 

@@ -16,7 +16,7 @@ from zoo.server import access, blobs, changes, receiving, store
 from zoo.server.errors import BadRequest, TooLarge
 from zoo.server.hub import Hub, changeable, hub, parameter, url
 from zoo.server.names import SHA256, RepoId, file_path
-from zoo.server.receiving import json_body, text
+from zoo.server.receiving import json_body, text_field
 from zoo.server.values import LARGE, Change, File, git_oid, is_large, pointer
 
 LINE = LARGE // 3 * 4 + (1 << 16)  # bytes; a file of the largest size that isn't an LFS object, in base64
@@ -37,15 +37,15 @@ async def preupload(request: Request) -> Response:
     def answer() -> Response:
         repository = store.find(hub(request).root, changeable(request))
         commit = store.resolved(repository, parameter(request, "rev"))
-        return JSONResponse({"files": [_mode(commit.files.get(text(file, "path")), file) for file in wanted]})
+        return JSONResponse({"files": [_mode(commit.files.get(text_field(file, "path")), file) for file in wanted]})
 
     return await run_in_threadpool(answer)
 
 
 def _mode(there: File | None, file: dict[str, Any]) -> dict[str, Any]:
-    path = file_path(text(file, "path"))
+    path = file_path(text_field(file, "path"))
     try:
-        sample = base64.b64decode(text(file, "sample", ""))
+        sample = base64.b64decode(text_field(file, "sample", ""))
     except binascii.Error:
         raise BadRequest(f"{path}: the sample isn't base64") from None
     mode = "lfs" if is_large(path, _size(file), sample) else "regular"
@@ -68,7 +68,7 @@ def _size(data: dict[str, Any]) -> int:
 
 
 def _sha256(data: dict[str, Any]) -> str:
-    if not SHA256.fullmatch(oid := text(data, "oid")):
+    if not SHA256.fullmatch(oid := text_field(data, "oid")):
         raise BadRequest(f"oid: expected a sha256, found {oid!r:.100}")
     return oid
 
@@ -78,7 +78,7 @@ async def lfs_batch(request: Request) -> Response:
     data = await json_body(request)
     if data.get("operation") != "upload" or data.get("hash_algo", "sha256") != "sha256":
         raise BadRequest("only uploads of objects named by sha256 are answered here")
-    several = "multipart" in receiving.listed(data.get("transfers", []))
+    several = "multipart" in receiving.as_list(data.get("transfers", []))
 
     def answer() -> Response:
         name = changeable(request)
@@ -164,9 +164,9 @@ def _read(root: Path, lines: Iterable[bytes]) -> Message:
             raise BadRequest(f"a line of the commit has the value {value!r:.100}, expected an object")
         if key == "header":
             message = Message(
-                text(value, "summary"),
-                text(value, "description", ""),
-                value.get("parentCommit") and text(value, "parentCommit"),
+                text_field(value, "summary"),
+                text_field(value, "description", ""),
+                value.get("parentCommit") and text_field(value, "parentCommit"),
             )
         elif message is None:
             raise BadRequest("the commit doesn't begin with its header")
@@ -178,7 +178,7 @@ def _read(root: Path, lines: Iterable[bytes]) -> Message:
 
 
 def _change(root: Path, key: Any, value: dict[str, Any]) -> Change:
-    path = text(value, "path")
+    path = text_field(value, "path")
     if key in ("deletedFile", "deletedFolder"):
         return Change(path, folder=key == "deletedFolder")
     file_path(path)
@@ -192,7 +192,7 @@ def _change(root: Path, key: Any, value: dict[str, Any]) -> Change:
     if key != "file" or value.get("encoding", "base64") not in ("base64", "utf-8"):
         raise BadRequest(f"a commit has no lines {json.dumps(key)[:100]} of encoding {value.get('encoding')!r:.100}")
     try:
-        content = text(value, "content")
+        content = text_field(value, "content")
         data = content.encode() if value.get("encoding") == "utf-8" else base64.b64decode(content, validate=True)
     except ValueError:
         raise BadRequest(f"{path}: the content isn't {value.get('encoding', 'base64')}") from None

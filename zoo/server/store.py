@@ -74,7 +74,9 @@ def find(root: Path, name: RepoId) -> Repository:
 def listing(root: Path, kind: str) -> Iterator[Repository]:
     """Every repository of a kind."""
     stored = [path.parent.relative_to(root / f"{kind}s") for path in root.glob(f"{kind}s/*/*/repository.json")]
-    names = {path.as_posix() for path in stored} | (set(plain.names(root.parent)) if kind == "model" else set())
+    names = {path.as_posix() for path in stored}
+    if kind == "model":
+        names |= set(plain.repository_names(root.parent))
     for name in sorted(names):
         with contextlib.suppress(RepoNotFound):  # it went away meanwhile
             yield find(root, repo_id(kind, name))

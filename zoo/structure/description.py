@@ -13,7 +13,7 @@ from torch import nn
 from zoo.catalog.entry import Base
 from zoo.errors import StructureError
 from zoo.structure.base import check_fingerprint, skeleton
-from zoo.structure.graph.graph import Graph, build
+from zoo.structure.graph.graph import Graph, graph_module
 from zoo.structure.plan import Plan, apply_
 
 Structure = Literal["exact", "stand-in"]
@@ -66,7 +66,7 @@ def attach_(model: nn.Module, description: Description) -> None:
     model.zoo_entry = description  # type: ignore[assignment]
 
 
-def dense_of(description: Description) -> nn.Module:
+def dense_skeleton(description: Description) -> nn.Module:
     """The base of a description on the meta device.
 
     Raises:
@@ -91,9 +91,9 @@ def skeleton_of(description: Description, saved: Mapping[str, str] | None = None
     """
     model: nn.Module
     if description.graph is not None:
-        model = build(description.graph, description.name)
+        model = graph_module(description.graph, description.name)
     else:
-        dense = dense_of(description)
+        dense = dense_skeleton(description)
         if saved is not None and description.base is not None:
             check_fingerprint(description.base, dense, saved, timm)
         model = apply_(dense, description.plan)

@@ -1,6 +1,6 @@
 """States: files that are written whole, and that a run, and no other, goes on from bit for bit.
 
-`store`, `stored` and `digest` are for any method; `write` and `resume_` for a training.
+`save_state`, `load_state` and `digest` are for any method; `save_training` and `resume_` for a training.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from zoo.files import writing
 from zoo.structure.tensors import tensors_of
 
 
-def store(path: Path, run: str, tensors: Mapping[str, Tensor], found: Mapping[str, Any]) -> None:
+def save_state(path: Path, run: str, tensors: Mapping[str, Tensor], found: Mapping[str, Any]) -> None:
     """Write a state.
 
     Args:
@@ -39,8 +39,8 @@ def store(path: Path, run: str, tensors: Mapping[str, Tensor], found: Mapping[st
         file.write(data)
 
 
-def stored(path: Path, run: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `store` wrote: tensors, and what was found.
+def load_state(path: Path, run: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_state` wrote: tensors, and what was found.
 
     Raises:
         StorageError: the file can't be read or is damaged.
@@ -72,7 +72,7 @@ def _bytes(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
-def write(
+def save_training(
     path: Path,
     run: str,
     done: int,
@@ -99,7 +99,7 @@ def write(
     for index, parameter in enumerate(_parameters(optimizer)):
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimizer.{index}.{key}"] = value
-    store(path, run, tensors, {"steps": done, "scaler": scaler.state_dict() if scaler else {}})
+    save_state(path, run, tensors, {"steps": done, "scaler": scaler.state_dict() if scaler else {}})
 
 
 @torch.no_grad()
@@ -111,7 +111,7 @@ def resume_(
     average: Mapping[str, Tensor] | None = None,
     scaler: Any = None,
 ) -> int:
-    """Set everything as a state says; arguments are those of `write`.
+    """Set everything as a state says; arguments are those of `save_training`.
 
     Returns:
         The steps that are done.
@@ -120,7 +120,7 @@ def resume_(
         StorageError: the file can't be read or is damaged.
         DataError: it belongs to another run.
     """
-    tensors, found = stored(path, run)
+    tensors, found = load_state(path, run)
     held = _held(model, average)
     shapes = {name: value.shape for name, value in tensors.items() if not name.startswith("optimizer.")}
     if shapes != {name: value.shape for name, value in held.items()}:

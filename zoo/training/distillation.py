@@ -88,7 +88,7 @@ def distil_step(
         student: its `pretrained_cfg`, which says how the images are normalised; None gives them to teachers as they
             are.
         views: which of a batch's images each teacher is given; 0, which all have if None, are the student's, which are
-            made the teacher's by `seen`.
+            made the teacher's by `renormalised`.
         loss: what is minimised.
 
     Returns:
@@ -107,14 +107,14 @@ def distil_step(
         with torch.no_grad():
             given = every[view]
             if view == 0 and student:
-                given = seen(given, student, config_of(teacher))
+                given = renormalised(given, student, config_of(teacher))
             target = teacher(given)
         return loss(model(every[0]), target, targets, how.alpha, how.temperature, how.divergence)
 
     return step
 
 
-def seen(images: Tensor, student: Mapping[str, Any], teacher: Mapping[str, Any]) -> Tensor:
+def renormalised(images: Tensor, student: Mapping[str, Any], teacher: Mapping[str, Any]) -> Tensor:
     """The student's images as a teacher takes them: (x·σ + μ - μ')/σ', and resized where its size is another.
 
     Args:

@@ -7,7 +7,7 @@ from torch import nn
 
 
 @contextlib.contextmanager
-def held(model: nn.Module, paths: Iterable[str]) -> Iterator[None]:
+def zeros_held(model: nn.Module, paths: Iterable[str]) -> Iterator[None]:
     """Hold the zeros of weights: their gradient is zero, and so is every step that momentum and decay make of it.
 
     Args:

@@ -83,7 +83,7 @@ def train(
 
         def keep() -> None:
             if state and accelerator.is_main_process:
-                checkpoint.write(state, run, done, *held)
+                checkpoint.save_training(state, run, done, *held)
 
         while done < total:
             with _interruptible(accelerator, keep):

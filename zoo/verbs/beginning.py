@@ -30,7 +30,7 @@ from zoo.training.schedule import Machine, check_shares
 from zoo.verbs.compressing import compress
 from zoo.verbs.distilling import training_images, training_of
 from zoo.verbs.loading import pretrained
-from zoo.verbs.recipes import check, declarations_of, distillation_of, plain
+from zoo.verbs.recipes import check_recipe, declarations_of, distillation_of, plain
 from zoo.verbs.training_costs import learning_costs
 from zoo.verbs.verification import weights_of
 
@@ -79,7 +79,7 @@ def ready(entry: Entry, folder: Path) -> tuple[Base, str]:
     if entry.recipe.data is None or entry.base is None:
         what = "data set is named: pass --data" if entry.base else "base is named: it can't be built"
         raise UnknownName(f"{entry.name}: no {what}")
-    check(entry.name, entry.recipe)
+    check_recipe(entry.name, entry.recipe)
     task_named(entry.task)
     free(folder)
     require("jinja2", "build")  # the card comes last; its template had better be missed first
@@ -162,7 +162,7 @@ def _start(base: nn.Module, recipe: Recipe, work: Path, follows: Mapping[str, st
     try:
         start = _compressed(base, recipe, work / STATE, machine)  # by every process, as some methods train
         if here.is_main_process:
-            repository.write(work / "start", start, describe(start), {})
+            repository.write_repository(work / "start", start, describe(start), {})
     except ZooError:
         if here.is_main_process and not (work / STATE).exists():
             shutil.rmtree(work)

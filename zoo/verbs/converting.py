@@ -23,7 +23,7 @@ from zoo.hub.foreign import ptdeco, torch_dag
 from zoo.structure.base import initialised, skeleton
 from zoo.structure.description import Description, attach_, config_of, configure_
 from zoo.structure.graph import bounds
-from zoo.structure.graph.graph import Graph, Node, build
+from zoo.structure.graph.graph import Graph, Node, graph_module
 from zoo.structure.plan import Plan, apply_
 from zoo.structure.tensors import assign_
 
@@ -82,12 +82,12 @@ def _format(folder: Path, entry: Entry | None) -> str:
 def _torch_dag(
     folder: Path, name: str, entry: Entry | None, base: Base | None, probabilities: bool
 ) -> tuple[nn.Module, Description]:
-    graph, tensors = torch_dag.read(folder)
+    graph, tensors = torch_dag.read_checkpoint(folder)
     softmax = None if probabilities else _last_softmax(graph)
     if softmax is not None:
         graph = structs.replace(graph, nodes=tuple(n for n in graph.nodes if n is not softmax), outputs=softmax.inputs)
     classes = _classes(graph, tensors)
-    built = build(graph, name)
+    built = graph_module(graph, name)
     config = preprocessing(entry, base, classes)
     config["input_size"] = _runs_at(graph, built, config["input_size"])
     logits = ["the softmax at the end is left out: outputs are logits"] * (softmax is not None)
@@ -112,7 +112,7 @@ def _ptdeco(
 ) -> tuple[nn.Module, Description]:
     if base is None:
         raise CheckpointError(f"{folder} doesn't say what was decomposed: name it, --base timm/ARCHITECTURE.TAG")
-    edit, tensors = ptdeco.read(folder, skeleton(base))
+    edit, tensors = ptdeco.read_decomposition(folder, skeleton(base))
     computed = {path: buffer for path, buffer in initialised(base).named_buffers() if path not in tensors}
     plan = Plan((edit,))
     try:
@@ -133,7 +133,7 @@ def _timm(
     base = Base(entry.origin.repo)
     model, path = skeleton(base), folder / WEIGHTS["timm"]
     try:
-        tensors = weights.read(path)
+        tensors = weights.load_weights(path)
         missing = {n: b for n, b in model.named_buffers() if n.endswith("num_batches_tracked") and n not in tensors}
         assign_(model, {**tensors, **{n: torch.zeros_like(b, device="cpu") for n, b in missing.items()}}, str(path))
     except WeightsError as error:
@@ -181,12 +181,12 @@ def preprocessing(entry: Entry | None, base: Base | None, num_classes: int) -> d
 def _runs_at(graph: Graph, model: nn.Module, stated: tuple[int, int, int]) -> tuple[int, int, int]:
     """The size that is stated, or the first of `SIDES` where the graph doesn't run at that: a checkpoint tells none."""
     try:
-        bounds.check(graph, model, stated)
+        bounds.check_memory(graph, model, stated)
         return stated
     except StructureError:
         for side in SIDES:
             with contextlib.suppress(StructureError):
-                bounds.check(graph, model, other := (stated[0], side, side))
+                bounds.check_memory(graph, model, other := (stated[0], side, side))
                 return other
         raise
 

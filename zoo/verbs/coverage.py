@@ -112,7 +112,7 @@ def targets() -> list[str]:
     return [name for name in names if catalog.info(name).recipe.budget is not None]
 
 
-def stand_in(entry: Entry) -> Description:
+def find_stand_in(entry: Entry) -> Description:
     """The structure over an entry's base that keeps the published shares of macs and params.
 
     Which widths were published isn't known before the model is converted: these are the ones that `allocation.prior`
@@ -138,7 +138,7 @@ def stand_in(entry: Entry) -> Description:
     return Description(entry.name, entry.base, describe(narrowed).plan, structure="stand-in")
 
 
-def built(name: str, folder: Path) -> Target:
+def build_target(name: str, folder: Path) -> Target:
     """Make the structure of a target and save it with random weights.
 
     Args:
@@ -146,10 +146,10 @@ def built(name: str, folder: Path) -> Target:
         folder: the new repository.
 
     Raises:
-        BudgetError, StructureError: as for `stand_in`.
+        BudgetError, StructureError: as for `find_stand_in`.
     """
     entry, started = catalog.info(name), time.perf_counter()
-    description = stand_in(entry)
+    description = find_stand_in(entry)
     seconds = time.perf_counter() - started
     assert description.base is not None
     assert entry.recipe.budget is not None
@@ -157,7 +157,7 @@ def built(name: str, folder: Path) -> Target:
     whole = measure(dense, entry.input)
     model = apply_(dense, description.plan)
     counts = measure(model, entry.input)
-    repository.write(folder, model, description, {})
+    repository.write_repository(folder, model, description, {})
     budget, shares = entry.recipe.budget, (counts.macs / whole.macs, counts.params / whole.params)
     return Target(name, shares[0], budget.macs, shares[1], budget.params, seconds, outputs_of(folder))
 

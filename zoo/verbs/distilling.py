@@ -109,7 +109,7 @@ def distil(
     batches = epochs(task, training.images, training.transform, training.schedule, seed, machine)
     running: dict[str, Any] = {"seed": seed, "state": state, "about": about, "evaluate": evaluate, "machine": machine}
     zeros = [path for edit in describe(model).plan.edits if isinstance(edit, Mask) for path in edit.paths]
-    with frozen_zeros.held(model, zeros):
+    with frozen_zeros.zeros_held(model, zeros):
         train(model, step, batches, training.schedule, progress="distil" if teachers else "train", **running)
     return given.eval()
 

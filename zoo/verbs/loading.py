@@ -278,7 +278,7 @@ def _converted(entry: Entry, revision: str | None, access: Access) -> Path:
         if not (folder / repository.CONFIG).is_file():
             log.info("converting %s, a %s checkpoint", origin.repo, origin.format)
             model = converted(checkpoint, entry.name, entry)
-            repository.write(folder, model, describe(model), {})
+            repository.write_repository(folder, model, describe(model), {})
     return folder
 
 
@@ -350,8 +350,9 @@ def _description(name: str | os.PathLike[str]) -> tuple[Description, Any]:
         entry = _entry(str(name))
         if entry.origin is not None and entry.origin.format == "timm":
             return Description(entry.name, Base(entry.origin.repo), task=entry.task), None
-        if (found := converted_before(entry)) is not None:
-            return repository.describe_folder(found, config := repository.read(found)), config.get("pretrained_cfg")
+        if (folder := converted_before(entry)) is not None:
+            config = repository.read_config(folder)
+            return repository.describe_folder(folder, config), config.get("pretrained_cfg")
         if plan := catalog.stand_in(entry):
             log.warning(
                 "%s is a stand-in of the published macs and params; its widths are known once it was converted",
@@ -367,7 +368,7 @@ def _description(name: str | os.PathLike[str]) -> tuple[Description, Any]:
                 raise RepositoryError(f"the structure of {name} isn't known yet: {obstacle}")
             return Description(entry.name, entry.base, task=entry.task), None
     folder = folder_of(name, files=(repository.CONFIG, repository.GRAPH))
-    config = repository.read(folder)
+    config = repository.read_config(folder)
     description = repository.describe_folder(folder, config)
     repository.structure_of(config, description)  # refuses what this timm builds otherwise, or what is absurd
     return description, config.get("pretrained_cfg")

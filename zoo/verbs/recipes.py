@@ -84,7 +84,7 @@ def recipe_for(
     )
 
 
-def check(name: str, recipe: Recipe) -> None:
+def check_recipe(name: str, recipe: Recipe) -> None:
     """Check that a recipe's method is there, has a budget just where it needs one, and options that it may have.
 
     Args:
@@ -158,7 +158,7 @@ def at_most(entry: Entry, steps: int | None) -> Entry:
     return replace(entry, recipe=recipe)
 
 
-def built(entry: Entry, folder: Path) -> bool:
+def is_built(entry: Entry, folder: Path) -> bool:
     """Whether a folder holds the model of an entry, made by this very recipe."""
     if not all((folder / file).is_file() for file in (repository.CONFIG, repository.WEIGHTS, repository.RESULTS)):
         return False
@@ -182,7 +182,7 @@ def finished(entry: Entry, folder: Path) -> bool:
     if not (folder / repository.CONFIG).is_file():
         return False
     free(folder)
-    if not built(entry, folder):
+    if not is_built(entry, folder):
         name = read_json(folder / repository.CONFIG)["zoo"].get("name")
         raise RepositoryError(
             f"{folder} holds {name}, made by another recipe or of other weights, or not all of it: choose another "

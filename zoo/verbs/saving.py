@@ -57,7 +57,7 @@ def save(
     config = config_of(model)
     card = render(_entry(description, config), description, report, config, dense)
     results = json.dumps(report.to_json(), indent=2) + "\n"
-    repository.write(Path(folder), model, description, {repository.CARD: card, repository.RESULTS: results})
+    repository.write_repository(Path(folder), model, description, {repository.CARD: card, repository.RESULTS: results})
     return Path(folder)
 
 
@@ -139,7 +139,7 @@ def push(
     if isinstance(to, str) and remote.ID.fullmatch(to):
         if Path(to).exists():
             raise RepositoryError(f"{to} is a folder here and a name on the Hub: for the folder say ./{to}")
-        task = repository.read(source)["zoo"].get("task", DEFAULT_TASK)
+        task = repository.read_config(source)["zoo"].get("task", DEFAULT_TASK)
         return remote.push(source, to, private=private, tag=tag, files=eval_results(results_of(source), task))
     if private or tag:
         raise RepositoryError(f"{to} is a folder, which is neither private nor tagged: expected org/name on the Hub")

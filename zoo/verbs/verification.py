@@ -173,7 +173,7 @@ def weights_of(name: str) -> str:
     """The sha256 of a model's weights; nothing of a timm id."""
     if name == "" or name.startswith("timm/"):
         return ""
-    return str(repository.read(folder_of(name))["zoo"]["weights_sha256"])
+    return str(repository.read_config(folder_of(name))["zoo"]["weights_sha256"])
 
 
 def results_of(folder: Path) -> Report:

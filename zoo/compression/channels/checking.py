@@ -17,7 +17,7 @@ from zoo.compression.channels.analysis import Whole, analyse
 from zoo.compression.channels.groups import Analysis, Group
 from zoo.errors import StructureError
 from zoo.structure.graph.exported import lift
-from zoo.structure.graph.graph import build
+from zoo.structure.graph.graph import graph_module
 from zoo.structure.tensors import assign_, tensors_of
 
 _log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def difference(
 
     def run(tensors: Mapping[str, Tensor], batch: Tensor) -> Any:
         if isinstance(cut, ExportedProgram):
-            return reference.run(cut, kept.traced.paths, tensors, batch, reference.Double(cut.graph_module))
+            return reference.run_program(cut, kept.traced.paths, tensors, batch, reference.Double(cut.graph_module))
         with reference.DoubleCalls():
             return torch.func.functional_call(cut, {path: tensors[path] for path in tensors_of(cut)}, (batch,))
 
@@ -71,11 +71,11 @@ def graph_difference(model: nn.Module, analysis: Analysis, units: Sequence[Tenso
         StructureError: the cut program can't be written as a graph.
     """
     kept = analysis.kept(units)
-    program = cutting.cut(kept)
+    program = cutting.cut_program(kept)
 
     def run(tensors: Mapping[str, Tensor], batch: Tensor) -> Any:
         graph, held = lift(program, tensors)
-        return assign_(build(graph), held, "cut")(batch)
+        return assign_(graph_module(graph), held, "cut")(batch)
 
     return reference.compare(kept, tensors_of(model), run, image)
 
@@ -90,7 +90,7 @@ def cut(analysis: Analysis, units: Sequence[Tensor]) -> ExportedProgram:
     Returns:
         A program for the tensors that `analysis.kept(units).select` returns.
     """
-    return cutting.cut(analysis.kept(units))
+    return cutting.cut_program(analysis.kept(units))
 
 
 def rescaled(analysis: Analysis, units: Sequence[Tensor]) -> bool:

@@ -83,7 +83,7 @@ class Kept:
         return {path: self.compact(t, held[path]) if path in held else t for path, t in tensors.items()}
 
 
-def cut(kept: Kept) -> ExportedProgram:
+def cut_program(kept: Kept) -> ExportedProgram:
     """Cut a program.
 
     Args:

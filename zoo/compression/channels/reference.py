@@ -114,7 +114,7 @@ def perturbed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return other
 
 
-def run(
+def run_program(
     program: ExportedProgram,
     paths: Mapping[Node, str],
     tensors: Mapping[str, Tensor],
@@ -170,7 +170,7 @@ def compare(kept: Kept, tensors: Mapping[str, Tensor], cut: Cut, image: Tensor) 
         return float("inf")
 
     def expected(batch: Tensor) -> list[Tensor]:
-        return leaves(run(traced.program, traced.paths, dense, batch, Masked(kept)))
+        return leaves(run_program(traced.program, traced.paths, dense, batch, Masked(kept)))
 
     halves = [each for both, one in zip(together, alone, strict=False) if (each := _halves(both, one))]
     if len(halves) == len(together) == len(alone):

@@ -155,7 +155,7 @@ def getitem(walk: Walk, node: Node) -> Any:
     return value[index] if isinstance(value, list) and isinstance(index, int) and index < len(value) else None
 
 
-def unchanged(walk: Walk, node: Node) -> Axes:
+def identity(walk: Walk, node: Node) -> Axes:
     """Every value stays where it is."""
     return list(walk.axes(walk.tensors(node)[0]))
 
@@ -175,7 +175,7 @@ RULES: Mapping[Any, Rule] = {
     **_named(
         """dropout dropout_ feature_dropout alpha_dropout clone contiguous to alias detach detach_ lift_fresh_copy
         _to_copy type_as""",
-        unchanged,
+        identity,
     ),
     **_named(
         """gelu_ hardswish hardswish_ mish_ relu6 relu6_ silu_ elu_ leaky_relu_ hardsigmoid_ selu selu_ celu celu_

@@ -33,7 +33,7 @@ class Walk:
     def __init__(self, program: ExportedProgram, model: nn.Module, choices: Mapping[str, int]) -> None:
         self.program, self.choices, self.ids = program, choices, Ids()
         self.values: dict[Node, Any] = {}
-        self.paths = parameters(program, model)
+        self.paths = parameter_paths(program, model)
         self.held: dict[str, Axes] = {}
         self.images = {n for n in program.graph.find_nodes(op="placeholder") if n not in self.paths}
         self.constants: dict[Node, Tensor] = {}
@@ -206,7 +206,7 @@ def _takers(node: Node) -> list[Node]:
     return [user for user in node.users if user.target not in _SIZES]
 
 
-def parameters(program: ExportedProgram, model: nn.Module) -> dict[Node, str]:
+def parameter_paths(program: ExportedProgram, model: nn.Module) -> dict[Node, str]:
     """Path of the tensor that each placeholder stands for; one path for all names of one tensor."""
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     first = {id(tensor): path for path, tensor in reversed(named)}

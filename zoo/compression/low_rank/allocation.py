@@ -54,7 +54,7 @@ def choice(layer: nn.Linear | nn.Conv2d, spectrum: Spectrum, round_to: int) -> C
     return Choice([*ranks, 0], damage, params * spectrum.positions, params)
 
 
-def allocate(choices: Mapping[str, Choice], macs: int, params: int, budget: Budget) -> dict[str, int]:
+def allocate_ranks(choices: Mapping[str, Choice], macs: int, params: int, budget: Budget) -> dict[str, int]:
     """Choose the ranks that do the least damage within a budget.
 
     Args:

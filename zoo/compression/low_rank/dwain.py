@@ -141,7 +141,7 @@ def dwain(
             first = number * max(1, schedule.epochs)  # each training sees other epochs
             _finetune_(smaller, trained, data, first, schedule, seed, machine)
         if state:
-            states.store(state, run, _factors(smaller, ranks), ranks)
+            states.save_state(state, run, _factors(smaller, ranks), ranks)
     edit = Factor({path: Rank(k) for path in layers if (k := ranks[path]) is not None})
     return edit, replaced(model, _factors(smaller, ranks), edit.layers)
 
@@ -225,7 +225,7 @@ def _check_labels(batches: Sequence[tuple[Tensor, Tensor]], logits: Sequence[Ten
 
 def _resume_(path: Path, run: str, model: nn.Module) -> dict[str, int | None]:
     """Replace the layers that were replaced before."""
-    tensors, ranks = states.stored(path, run)
+    tensors, ranks = states.load_state(path, run)
     for layer, k in ranks.items():
         if k is not None:
             _assign_(model, layer, k, tensors)

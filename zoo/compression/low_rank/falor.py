@@ -93,7 +93,7 @@ def falor(
     logits, probed = dense_logits(model, batches)[: how.metric_steps], batches[: how.metric_steps]
     layers = matrices(model, batches[0], how.exclude, "falor")
     run = states.digest("falor", how, model, batches) if state else ""
-    ranks: dict[str, int | None] = states.stored(state, run)[1] if state and state.exists() else {}
+    ranks: dict[str, int | None] = states.load_state(state, run)[1] if state and state.exists() else {}
     tensors: dict[str, Tensor] = {}
     for path in require("tqdm", "eval").tqdm(layers, desc="falor", unit="layer", leave=False):
         if path in ranks and ranks[path] is None:
@@ -103,7 +103,7 @@ def falor(
         if path not in ranks:
             ranks[path] = _search(model, path, U, probed, logits, how, divergence) if U is not None else None
             if state:
-                states.store(state, run, {}, ranks)
+                states.save_state(state, run, {}, ranks)
         if U is not None and (k := ranks[path]) is not None:
             tensors |= factored(layer, *factors(layer, U, k), path)
     accepted = {path: Rank(k) for path in layers if (k := ranks[path]) is not None}

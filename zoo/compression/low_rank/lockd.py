@@ -118,7 +118,7 @@ def lockd(
     weight = next(frozen.parameters())
     batches = [images.to(weight.device, weight.dtype) for images, *_ in islice(data(0), how.start_steps)]
     dense_logits(frozen, batches)
-    pairs = started(frozen, batches[0], how, seed)
+    pairs = starting_pairs(frozen, batches[0], how, seed)
     if how.start == "decomposition":
         _decompose_(frozen, pairs, batches)
     student = Pairs(frozen, pairs, how)
@@ -132,7 +132,7 @@ def lockd(
     return _edit(model, pairs, list(student.logits), how)
 
 
-def started(model: nn.Module, image: Tensor, how: Lockd, seed: int = 0) -> dict[str, nn.Sequential]:
+def starting_pairs(model: nn.Module, image: Tensor, how: Lockd, seed: int = 0) -> dict[str, nn.Sequential]:
     """The pairs of all layers that can be factored, at full rank and at random, by path.
 
     Args:
@@ -255,7 +255,7 @@ def _edit(
 def trained(model: nn.Module, image: Tensor, how: Lockd) -> Trained:
     """The pairs of all layers, beside the frozen model."""
     frozen = copy.deepcopy(model).requires_grad_(False)
-    return Trained(Pairs(frozen, started(frozen, image, how), how), beside=True)
+    return Trained(Pairs(frozen, starting_pairs(frozen, image, how), how), beside=True)
 
 
 def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:

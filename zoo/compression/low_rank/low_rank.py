@@ -40,7 +40,7 @@ from zoo.catalog.entry import Budget
 from zoo.compression import Algorithm, Given
 from zoo.compression.calibration import dealt
 from zoo.compression.channels.analysis import analyse, exported
-from zoo.compression.low_rank.allocation import allocate, choice
+from zoo.compression.low_rank.allocation import allocate_ranks, choice
 from zoo.compression.low_rank.factorable import chosen, factorable
 from zoo.compression.low_rank.fisher import MAX_BYTES, Spectrum, spectra
 from zoo.compression.low_rank.kfac import logits_of, mean_divergence, newton_
@@ -132,7 +132,7 @@ def low_rank(
     known = _spectra(dense, layers, batches, how)
     choices = {path: choice(layers[path], spectrum, how.round_to) for path, spectrum in known.items()}
     counts = measure(model, tuple(batches[0].shape[1:]))
-    ranks = allocate(choices, counts.macs, counts.params, budget)
+    ranks = allocate_ranks(choices, counts.macs, counts.params, budget)
     edit = Factor({path: Rank(rank) for path, rank in ranks.items() if rank})
     factored = _factored(dense, edit, known)
     if edit.layers:

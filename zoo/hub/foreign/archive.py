@@ -57,7 +57,7 @@ class Storage:
 
 
 @contextmanager
-def opened(path: Path) -> "Iterator[Archive]":
+def open_archive(path: Path) -> "Iterator[Archive]":
     """Open a file of torch.save; whatever is wrong with it in the block is told as WeightsError with its path.
 
     Raises:

@@ -24,7 +24,7 @@ WEIGHTS = "decompose_state_dict.pt"
 _CONV2D = ("in_channels", "out_channels", "kernel_size", "groups", "padding", "padding_mode", "stride", "dilation")
 
 
-def read(folder: Path, base: nn.Module) -> tuple[Factor, dict[str, Tensor]]:
+def read_decomposition(folder: Path, base: nn.Module) -> tuple[Factor, dict[str, Tensor]]:
     """Read a checkpoint; nothing in it is run.
 
     Args:
@@ -41,14 +41,14 @@ def read(folder: Path, base: nn.Module) -> tuple[Factor, dict[str, Tensor]]:
         if not (folder / CONFIG).is_file():
             raise StructureError(f"it has no {CONFIG}: not a ptdeco checkpoint")
         config = read_json(folder / CONFIG)
-        tensors = unpickle.read(folder / WEIGHTS, ())
+        tensors = unpickle.load_pickle(folder / WEIGHTS, ())
         ranks = {path: _rank(base, path, entry) for path, entry in config.items()}
         return Factor(ranks), _renamed(tensors, config)
     except (RepositoryError, StructureError, WeightsError) as error:
         raise CheckpointError(f"{folder} isn't imported: {error}") from error
 
 
-def write(folder: Path, model: nn.Module, plan: Plan) -> None:
+def write_decomposition(folder: Path, model: nn.Module, plan: Plan) -> None:
     """Write a checkpoint that ptdeco reads; it appears whole or not at all.
 
     Args:

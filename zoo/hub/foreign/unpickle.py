@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from zoo.errors import WeightsError
-from zoo.hub.foreign.archive import STORAGES, Archive, Storage, natural, opened, refuse, short
+from zoo.hub.foreign.archive import STORAGES, Archive, Storage, natural, open_archive, refuse, short
 
 MAX_PICKLE = 8 * 1024**2  # bytes; the largest checkpoints have less than 1 MB
 MAX_STEPS = 1_000_000  # opcodes, each of which may take 200 bytes; the largest checkpoints have about 200,000
@@ -83,7 +83,7 @@ class Record:
         return dict(self.state.get("_modules", {}))
 
 
-def read(path: Path, names: Collection[str]) -> Any:
+def load_pickle(path: Path, names: Collection[str]) -> Any:
     """Read a file of torch.save in the zip format (torch >= 1.6), running nothing in it.
 
     Args:
@@ -102,7 +102,7 @@ def read(path: Path, names: Collection[str]) -> Any:
         WeightsError: the file is missing, truncated or damaged, asks for more than its size allows, or holds anything
             else.
     """
-    with opened(path) as archive:
+    with open_archive(path) as archive:
         return _Machine(archive, frozenset(names)).run()
 
 

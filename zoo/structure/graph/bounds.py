@@ -38,7 +38,7 @@ _PARTS: Mapping[Any, Callable[..., int]] = {  # one tensor's, counted before the
 }
 
 
-def check(graph: Graph, model: nn.Module, input: Any) -> None:
+def check_memory(graph: Graph, model: nn.Module, input: Any) -> None:
     """Bound the memory that a graph's model takes, in eval mode without gradients, for one image and for `BATCH`.
 
     At any time the storages made so far and still in use, with the tensor made last as if it were contiguous, are at

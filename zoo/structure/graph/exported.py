@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from zoo.errors import StructureError, in_one_line
 from zoo.structure.graph.aten import ATEN, SAME
-from zoo.structure.graph.graph import OPS, Graph, Node, check
+from zoo.structure.graph.graph import OPS, Graph, Node, check_graph
 from zoo.structure.graph.layers import layers
 from zoo.structure.graph.ops import DTYPES
 from zoo.structure.graph.program import (
@@ -174,7 +174,7 @@ class _Lifting:
                 needed |= {*node.inputs, node.module or node.name}
                 nodes.append(node)
         graph = Graph(tuple(self.inputs), tuple(reversed(nodes)), tuple(self.outputs))
-        check(graph)
+        check_graph(graph)
         return graph, {path: tensor for node in graph.nodes for path, tensor in self.kept.get(node.name, {}).items()}
 
     def _call(self, node: fx.Node, key: str) -> None:

@@ -75,11 +75,11 @@ class Graph(Struct, frozen=True, forbid_unknown_fields=True):
             StructureError: a key, a type or a name isn't what it must be; the message names the node.
         """
         graph: Graph = validated(cls, data, f"{where}:", StructureError)
-        check(graph, where)
+        check_graph(graph, where)
         return graph
 
 
-def check(graph: Graph, where: str = "graph") -> None:
+def check_graph(graph: Graph, where: str = "graph") -> None:
     """Check that every operation is known and reads only what stands before it.
 
     Raises:
@@ -126,7 +126,7 @@ def check(graph: Graph, where: str = "graph") -> None:
         raise StructureError(f"{where} has no input or no output")
 
 
-def build(graph: Graph, name: str = "Graph") -> fx.GraphModule:
+def graph_module(graph: Graph, name: str = "Graph") -> fx.GraphModule:
     """Build the model that a graph describes, on the meta device.
 
     Args:
@@ -139,7 +139,7 @@ def build(graph: Graph, name: str = "Graph") -> fx.GraphModule:
     Raises:
         StructureError: a node can't be built, or asks for something absurd.
     """
-    check(graph, name)
+    check_graph(graph, name)
     root, program = nn.Module(), fx.Graph()
     # What a file says never becomes code: fx writes the names of inputs into the source that it compiles.
     values: dict[str, Any] = {each: program.placeholder(f"x{i or ''}") for i, each in enumerate(graph.inputs)}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zoo.errors import StructureError
 from zoo.hub.foreign.torch_dag.leaves import LEAVES, leaf
-from zoo.hub.foreign.torch_dag.writer import Writer, attribute, child, pair, tensor, weights
+from zoo.hub.foreign.torch_dag.writer import Writer, attribute, child, required_tensor, two_ints, weights
 from zoo.hub.foreign.unpickle import Record
 
 Block = Callable[..., str]
@@ -43,11 +43,13 @@ class _Steps:
 
     def parameter(self, key: str, value: Tensor | None = None) -> str:
         """A parameter of the block's own."""
-        return self.writer.parameter(f"{self.name}.{key}", tensor(self.record, key) if value is None else value)
+        return self.writer.parameter(
+            f"{self.name}.{key}", required_tensor(self.record, key) if value is None else value
+        )
 
     def buffer(self, key: str) -> str:
         """A buffer of the block's own."""
-        return self.writer.buffer(f"{self.name}.{key}", tensor(self.record, key))
+        return self.writer.buffer(f"{self.name}.{key}", required_tensor(self.record, key))
 
     def has(self, path: str) -> bool:
         """Whether the block has such a module."""
@@ -93,7 +95,7 @@ def _beit_attention(writer: Writer, name: str, record: Record, x: str) -> str:
     q, k, v = (do("item", qkv, index=i) for i in range(3))
     inputs = [q, k, v]
     if "relative_position_bias_table" in weights(record):
-        N = math.prod(pair(record.state.get("window_size"), f"{name}.window_size")) + 1
+        N = math.prod(two_ints(record.state.get("window_size"), f"{name}.window_size")) + 1
         inputs.append(_position_bias(do, "relative_position_bias_table", "relative_position_index", N))
     x = do("attention", *inputs, scale=attribute(record, "scale", float))
     x = do("flatten", do("transpose", x, dim0=1, dim1=2), start_dim=2, end_dim=-1)
@@ -123,7 +125,7 @@ def _attention_2d(writer: Writer, name: str, record: Record, x: str) -> str:
     heads, dh = attribute(record, "num_heads", int), attribute(record, "dh", int)
     down = "N2" in record.state
     N, N_q = attribute(record, "N", int), attribute(record, "N2" if down else "N", int)
-    height, width = pair(record.state.get("resolution2" if down else "resolution"), f"{name}.resolution")
+    height, width = two_ints(record.state.get("resolution2" if down else "resolution"), f"{name}.resolution")
     if do.has("stride_conv"):
         x = do.module("stride_conv", x)
     q = do("transpose", do("reshape", do.module("q", x), shape=["batch", heads, -1, N_q]), dim0=2, dim1=3)
@@ -158,7 +160,7 @@ def _window_attention(writer: Writer, name: str, record: Record, x: str, mask: s
     """Cosine attention in windows, with a position bias that a small network makes of log-spaced coordinates."""
     do = _Steps(writer, name, record)
     heads = attribute(record, "num_heads", int)
-    L = math.prod(pair(record.state.get("window_size"), f"{name}.window_size"))
+    L = math.prod(two_ints(record.state.get("window_size"), f"{name}.window_size"))
     if record.state.get("sequential_attn"):
         raise StructureError(f"{name}: sequential attention isn't known")
     qkv = do("permute", do("reshape", do.module("qkv", x), shape=["batch", L, 3, heads, -1]), dims=[2, 0, 3, 1, 4])

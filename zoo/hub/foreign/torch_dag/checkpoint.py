@@ -18,10 +18,10 @@ from zoo.files import read_json
 from zoo.hub.foreign import unpickle
 from zoo.hub.foreign.torch_dag.blocks import BLOCKS
 from zoo.hub.foreign.torch_dag.leaves import LEAVES
-from zoo.hub.foreign.torch_dag.vertices import VERTICES, convert
+from zoo.hub.foreign.torch_dag.vertices import VERTICES, convert_vertex
 from zoo.hub.foreign.torch_dag.writer import Value, Writer
 from zoo.hub.foreign.unpickle import Record
-from zoo.structure.graph.graph import MAX_NODES, Graph, check
+from zoo.structure.graph.graph import MAX_NODES, Graph, check_graph
 
 CONFIG = "config.dict.json"
 MODULES = "modules.pt"
@@ -40,7 +40,7 @@ NAMES = frozenset(
 """All that may be named in a checkpoint's pickle."""
 
 
-def read(folder: Path) -> tuple[Graph, dict[str, Tensor]]:
+def read_checkpoint(folder: Path) -> tuple[Graph, dict[str, Tensor]]:
     """Read a checkpoint.
 
     Args:
@@ -67,7 +67,7 @@ def _read(folder: Path) -> tuple[Graph, dict[str, Tensor]]:
     if not (folder / CONFIG).is_file():
         raise StructureError(f"it has no {CONFIG}: not a torch-dag checkpoint")
     config = read_json(folder / CONFIG)
-    modules = unpickle.read(folder / MODULES, NAMES)
+    modules = unpickle.load_pickle(folder / MODULES, NAMES)
     if not isinstance(modules, Record) or modules.name != "torch.nn.modules.container.ModuleList":
         raise StructureError(f"{folder / MODULES} isn't a list of modules: not a torch-dag checkpoint")
     writer = Writer()
@@ -76,7 +76,7 @@ def _read(folder: Path) -> tuple[Graph, dict[str, Tensor]]:
     if not isinstance(outputs, tuple):
         raise StructureError(f"{folder / CONFIG}: the output is a shape, expected a tensor")
     graph = Graph(tuple(inputs), tuple(writer.nodes), outputs)
-    check(graph, str(folder / CONFIG))
+    check_graph(graph, str(folder / CONFIG))
     return graph, writer.tensors
 
 
@@ -102,7 +102,7 @@ def _graph(
             continue
         read_from = _predecessors(vertex, number, values, here)
         if vertex.get("is_atomic"):
-            values.append(convert(writer, name, _module(vertex, modules, here), read_from))
+            values.append(convert_vertex(writer, name, _module(vertex, modules, here), read_from))
         else:
             _, value = _graph(writer, vertex.get("module_dict"), modules, read_from, f"{name}_", depth + 1)
             values.append(value)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from zoo.errors import StructureError
-from zoo.hub.foreign.torch_dag.writer import Writer, attribute, pair, tensor, weights
+from zoo.hub.foreign.torch_dag.writer import Writer, attribute, required_tensor, two_ints, weights
 from zoo.hub.foreign.unpickle import Record
 
 Attributes = Callable[[Record], dict[str, Any]]
@@ -29,7 +29,7 @@ def leaf(writer: Writer, name: str, record: Record, x: str) -> str:
     if op is None:
         return x
     if op == "conv2d_same":
-        sizes = {key: pair(record.state.get(key), f"{name}.{key}") for key in ("kernel_size", "stride", "dilation")}
+        sizes = {key: two_ints(record.state.get(key), f"{name}.{key}") for key in ("kernel_size", "stride", "dilation")}
         x = writer.function("pad_same", f"{name}.pad", x, **sizes)
         return writer.module("conv2d", name, record, x, **attributes(record))
     if weights(record) or op == "dropout":
@@ -42,7 +42,7 @@ def _none(record: Record) -> dict[str, Any]:
 
 
 def _conv2d(record: Record) -> dict[str, Any]:
-    weight, groups = tensor(record, "weight"), attribute(record, "groups", int)
+    weight, groups = required_tensor(record, "weight"), attribute(record, "groups", int)
     if record.state.get("padding_mode") != "zeros" or record.state.get("transposed"):
         raise StructureError(f"{record.name}: padding {record.state.get('padding_mode')!r:.40} isn't known")
     padding = record.state.get("padding")
@@ -50,36 +50,41 @@ def _conv2d(record: Record) -> dict[str, Any]:
         "in_channels": weight.shape[1] * groups,
         "out_channels": weight.shape[0],
         "kernel_size": list(weight.shape[2:]),
-        "stride": pair(record.state.get("stride"), "stride"),
-        "padding": padding if isinstance(padding, str) else pair(padding, "padding"),
-        "dilation": pair(record.state.get("dilation"), "dilation"),
+        "stride": two_ints(record.state.get("stride"), "stride"),
+        "padding": padding if isinstance(padding, str) else two_ints(padding, "padding"),
+        "dilation": two_ints(record.state.get("dilation"), "dilation"),
         "groups": groups,
         "bias": "bias" in weights(record),
     }
 
 
 def _linear(record: Record) -> dict[str, Any]:
-    outputs, inputs = tensor(record, "weight").shape
+    outputs, inputs = required_tensor(record, "weight").shape
     return {"in_features": inputs, "out_features": outputs, "bias": "bias" in weights(record)}
 
 
 def _batch_norm(record: Record) -> dict[str, Any]:
     held = weights(record)
     eps, momentum = attribute(record, "eps", float), attribute(record, "momentum", float)
-    channels = len(tensor(record, "running_mean"))
+    channels = len(required_tensor(record, "running_mean"))
     return {"num_features": channels, "eps": eps, "momentum": momentum, "affine": "weight" in held}
 
 
 def _layer_norm(record: Record) -> dict[str, Any]:
     held = weights(record)
-    shape = list(tensor(record, "weight").shape)
+    shape = list(required_tensor(record, "weight").shape)
     return {"normalized_shape": shape, "eps": attribute(record, "eps", float), "bias": "bias" in held}
 
 
 def _group_norm(record: Record) -> dict[str, Any]:
     held = weights(record)
     groups, eps = attribute(record, "num_groups", int), attribute(record, "eps", float)
-    return {"num_groups": groups, "num_channels": len(tensor(record, "weight")), "eps": eps, "bias": "bias" in held}
+    return {
+        "num_groups": groups,
+        "num_channels": len(required_tensor(record, "weight")),
+        "eps": eps,
+        "bias": "bias" in held,
+    }
 
 
 def _of(*names: str) -> Attributes:

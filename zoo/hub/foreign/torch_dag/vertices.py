@@ -15,13 +15,13 @@ from torch import Tensor
 from zoo.errors import StructureError
 from zoo.hub.foreign.torch_dag import blocks
 from zoo.hub.foreign.torch_dag.leaves import LEAVES, leaf
-from zoo.hub.foreign.torch_dag.writer import Shape, Value, Writer, attribute, pair, tensor, weights
+from zoo.hub.foreign.torch_dag.writer import Shape, Value, Writer, attribute, required_tensor, two_ints, weights
 from zoo.hub.foreign.unpickle import Global, Record
 
 Convert = Callable[[Writer, str, Record, list[Value]], Value]
 
 
-def convert(writer: Writer, name: str, record: Record, inputs: list[Value]) -> Value:
+def convert_vertex(writer: Writer, name: str, record: Record, inputs: list[Value]) -> Value:
     """Write what one vertex does.
 
     Args:
@@ -152,7 +152,7 @@ def _expand(writer: Writer, name: str, record: Record, inputs: list[Value]) -> V
 
 
 def _token(writer: Writer, name: str, record: Record, inputs: list[Value]) -> Value:
-    token = writer.parameter(f"{name}.token", tensor(record, "token").reshape(1, 1, -1))
+    token = writer.parameter(f"{name}.token", required_tensor(record, "token").reshape(1, 1, -1))
     return writer.function("prepend", f"{name}.tokens", token, _one(name, inputs))
 
 
@@ -175,7 +175,7 @@ def _affine(writer: Writer, name: str, record: Record, inputs: list[Value]) -> V
 
 
 def _layer_scale(writer: Writer, name: str, record: Record, inputs: list[Value]) -> Value:
-    gamma = writer.parameter(f"{name}.gamma", tensor(record, "gamma"))
+    gamma = writer.parameter(f"{name}.gamma", required_tensor(record, "gamma"))
     return writer.function("mul", f"{name}.scaled", _one(name, inputs), gamma)
 
 
@@ -195,7 +195,7 @@ def _matmul(writer: Writer, name: str, record: Record, inputs: list[Value]) -> V
 def _wrapped(writer: Writer, name: str, record: Record, inputs: list[Value]) -> Value:
     """A function that the source pickled by its name; two are known, nothing is imported."""
     function, spec = record.state.get("function"), attribute(record, "spec", dict)
-    sizes = [pair(list(item.values()), name) for item in spec.values() if isinstance(item, dict)]
+    sizes = [two_ints(list(item.values()), name) for item in spec.values() if isinstance(item, dict)]
     swin = "timm.models.swin_transformer_v2_cr."
     match (function.name if isinstance(function, Global) else ""), sizes:
         case known, [window] if known == f"{swin}window_partition":

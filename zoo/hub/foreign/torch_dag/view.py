@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from zoo.catalog.entry import Base
 from zoo.errors import StructureError, UnknownName, WeightsError
 from zoo.structure.base import skeleton
-from zoo.structure.graph.graph import Graph, build
+from zoo.structure.graph.graph import Graph, graph_module
 from zoo.structure.plan import Drop, Narrow, Plan, Remnant, Width, apply_
 from zoo.structure.tensors import assign_, tensors_of
 
@@ -54,7 +54,7 @@ def timm_view(
         values = {path: tensors[name].reshape(_like(tensors[name], model, path)) for path, name in names.items()}
         images = torch.randn(2, *input, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            expected = assign_(build(graph), tensors, base.id)(images)
+            expected = assign_(graph_module(graph), tensors, base.id)(images)
     except _UNFIT:
         return None
     for drops in itertools.islice(_drops(model, missing), MAX_TRIES):

@@ -86,7 +86,7 @@ def attribute(record: Record, name: str, kind: type | tuple[type, ...]) -> Any:
     return value
 
 
-def tensor(record: Record, name: str) -> Tensor:
+def required_tensor(record: Record, name: str) -> Tensor:
     """A tensor that a module must hold.
 
     Raises:
@@ -110,7 +110,7 @@ def child(record: Record, name: str) -> Record:
     return found
 
 
-def pair(value: Any, where: str) -> list[int]:
+def two_ints(value: Any, where: str) -> list[int]:
     """Two whole numbers, as torch takes them: one for both, or each.
 
     Raises:
