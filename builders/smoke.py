@@ -7,17 +7,17 @@ architecture takes them so, and noise. What comes out is named and marked so tha
 from pathlib import Path
 from typing import Any
 
-import timm
 from msgspec.structs import replace
 
 from zoo.catalog.entry import Base, Entry, Recipe
 from zoo.catalog.methods import METHODS
-from zoo.errors import StructureError, UnknownName
+from zoo.errors import StructureError
 from zoo.files import writing
 from zoo.hub import repository
 from zoo.measurement.macs import measure
-from zoo.structure.base import initialised, skeleton
-from zoo.structure.description import Description, configure_
+from zoo.structure.base import check_tag, initialised, skeleton
+from zoo.structure.description import Description, config_of, configure_
+from zoo.structure.sources import is_base_id
 from zoo.verbs.beginning import processes
 from zoo.verbs.recipes import declarations_of
 
@@ -86,9 +86,9 @@ def _recipe(recipe: Recipe, teachers: tuple[str, ...]) -> Recipe:
 
 def _takes(base: Base, entry: Entry, side: int) -> bool:
     """Whether an architecture takes images of that side; teachers of a fixed size have theirs resized."""
-    if not base.id.startswith("timm/"):
+    if not is_base_id(base.id):
         return side == entry.input[-1]
-    if _config(base)["fixed_input_size"]:
+    if _config(base).get("fixed_input_size"):
         return base != entry.base
     try:
         measure(skeleton(base), (entry.input[0], side, side))
@@ -99,12 +99,12 @@ def _takes(base: Base, entry: Entry, side: int) -> bool:
 
 def _dense(base: Base, folder: Path, size: tuple[int, int, int]) -> str:
     """A dense model's stand-in, as a repository's folder; what lies in the wheel stands for itself."""
-    if not base.id.startswith("timm/"):
+    if not is_base_id(base.id):
         return base.id
-    place = folder / f"{base.id.removeprefix('timm/')}_{size[-1]}"
+    place = folder / f"{base.id.partition('/')[2]}_{size[-1]}"
     if processes().is_main_process and not (place / repository.CONFIG).is_file():
         model, config = initialised(base), _config(base)
-        config["input_size"] = config["input_size"] if config["fixed_input_size"] else size
+        config["input_size"] = config["input_size"] if config.get("fixed_input_size") else size
         configure_(model, config)
         repository.write_repository(place, model, Description(base.architecture, base), {})
     processes().wait_for_everyone()
@@ -112,7 +112,5 @@ def _dense(base: Base, folder: Path, size: tuple[int, int, int]) -> str:
 
 
 def _config(base: Base) -> dict[str, Any]:
-    config = timm.get_pretrained_cfg(base.id.removeprefix("timm/"))
-    if config is None:
-        raise UnknownName(f"timm knows no weights of the name {base.id}")
-    return dict(config.to_dict())
+    check_tag(base)
+    return config_of(skeleton(base))

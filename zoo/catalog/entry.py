@@ -7,9 +7,10 @@ from msgspec import Meta, Struct
 
 from zoo.catalog.methods import METHODS
 from zoo.declarations import Count, Finite, Positive, Share, Whole, one_of, validate
-from zoo.errors import BudgetError, StructureError
+from zoo.errors import BudgetError
 
 STATUSES = ("published", "origin", "embedded", "recipe")
+LIBRARIES = ("timm", "torchvision", "zoo")  # of dense architectures; zoo.structure.sources builds what it can
 COUNTINGS = ("ptdeco", "torch-dag")  # published ways of counting kmapp; zoo.measurement.conventions does them
 
 # Shares are 0..1. `map` is COCO's mAP50-95, `map50` VOC's; `speedup` is the share of the latency that is saved;
@@ -51,25 +52,25 @@ class Base(Struct, frozen=True, forbid_unknown_fields=True):
     """A dense architecture, and its weights, by id.
 
     Args:
-        id: `timm/<architecture>[.<tag>]` (the tag names the dense weights), or the name of an entry of the catalog;
-            `torchvision/<architecture>` stands in the catalog and can't be built yet.
-        args: keyword arguments of `timm.create_model` for that architecture.
+        id: `timm/<architecture>[.<tag>]` (the tag names the dense weights), `zoo/<architecture>` of `zoo.models`, or
+            the name of an entry of the catalog; `torchvision/<architecture>` stands in the catalog and can't be built
+            yet.
+        args: keyword arguments of that architecture, as `timm.create_model` takes them.
     """
 
     id: str
     args: Mapping[str, Any] = {}
 
     @property
-    def architecture(self) -> str:
-        """The id without source and tag.
+    def source(self) -> str:
+        """The library that has the architecture; empty where the id is that of an entry, a folder or a repository."""
+        source, slash, _ = self.id.partition("/")
+        return source if slash and source in LIBRARIES else ""
 
-        Raises:
-            StructureError: the id doesn't name a timm architecture.
-        """
-        source, _, name = self.id.partition("/")
-        if source != "timm" or not name.replace("_", "").replace("-", "").replace(".", "").isalnum():
-            raise StructureError(f"base {self.id!r} isn't known, expected timm/<architecture>")
-        return name.partition(".")[0]
+    @property
+    def architecture(self) -> str:
+        """The id without source and tag."""
+        return self.id.partition("/")[2].partition(".")[0]
 
 
 class Budget(Struct, frozen=True, forbid_unknown_fields=True):

@@ -30,7 +30,7 @@ _ARCHITECTURES = {
     "mobilenetv2": ("MobileNetV2: Inverted Residuals and Linear Bottlenecks", "1801.04381"),
     "mobilevitv2": ("Separable Self-attention for Mobile Vision Transformers", "2206.02680"),
     "poolformer(v2)?": ("MetaFormer Is Actually What You Need for Vision", "2111.11418"),
-    "resnet(aa|blur)?": ("Deep Residual Learning for Image Recognition", "1512.03385"),
+    "(cifar_)?resnet(aa|blur)?": ("Deep Residual Learning for Image Recognition", "1512.03385"),
     "rexnetr?": ("Rethinking Channel Dimensions for Efficient Model Design", "2007.00992"),
     "swinv2": ("Swin Transformer V2: Scaling Up Capacity and Resolution", "2111.09883"),
     "tf_efficientnetv2": ("EfficientNetV2: Smaller Models and Faster Training", "2104.00298"),
@@ -49,8 +49,7 @@ def papers(entry: Entry, method: str | None = None) -> dict[str, str]:
     Returns:
         `architecture` and `method` → title and address; what isn't known is left out.
     """
-    timm = entry.base is not None and entry.base.id.startswith("timm/")
-    architecture = entry.base.architecture if entry.base and timm else entry.architecture
+    architecture = entry.base.architecture if entry.base and entry.base.source else entry.architecture
     found = {}
     if fits := [name for name in _ARCHITECTURES if re.match(rf"{name}(?=\d|_|$)", architecture)]:
         title, number = _ARCHITECTURES[max(fits, key=len)]

@@ -255,10 +255,10 @@ def structure_of(config: Mapping[str, Any], description: Description) -> nn.Modu
 
     Raises:
         UnknownName, StructureError: it can't be built.
-        FingerprintError: this timm builds another base.
+        FingerprintError: its source builds another base now.
     """
     ours = config["zoo"]
-    model = skeleton_of(description, ours.get("fingerprint"), ours.get("versions", {}).get("timm", "unknown"))
+    model = skeleton_of(description, ours.get("fingerprint"), ours.get("versions", {}))
     if description.graph is not None:
         bounds.check_memory(description.graph, model, config.get("pretrained_cfg", {}).get("input_size"))
         model.num_classes = int(config.get("num_classes", 0))  # type: ignore[assignment]

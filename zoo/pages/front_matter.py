@@ -12,6 +12,7 @@ from zoo.catalog.report import Report
 from zoo.hub.remote import LIBRARY
 from zoo.pages import words
 from zoo.structure.description import Description
+from zoo.structure.sources import is_base_id
 from zoo.tasks import TASKS
 from zoo.tasks.datasets import HUB_ID
 from zoo.tasks.task import Leading
@@ -80,5 +81,5 @@ def metadata(entry: Entry, description: Description, recipe: Mapping[str, Any], 
 
 
 def dense_id(base: Base | None) -> str | None:
-    """The id of the dense weights; a timm id without a tag names an architecture alone."""
-    return None if base is None or (base.id.startswith("timm/") and "." not in base.id) else base.id
+    """The id of the dense weights; a base id without a tag names an architecture alone."""
+    return None if base is None or (is_base_id(base.id) and "." not in base.id) else base.id

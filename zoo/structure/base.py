@@ -7,20 +7,18 @@ lock and nothing to restore. Why one mode and not two: each call passes through 
 call.
 """
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
-import timm
 import torch
-from timm.models import get_arch_pretrained_cfgs
 from torch import Tensor, nn
 from torch.utils._device import DeviceContext, _device_constructors
 
 from zoo.catalog.entry import Base
 from zoo.declarations import validated
 from zoo.errors import FingerprintError, StructureError, UnknownName, in_one_line
+from zoo.structure.sources import source_of
 
 MAX_PARAMS = 100_000_000_000  # ten times the largest vision model that timm knows
 MAX_TENSORS = 20_000  # as many as two seconds build
@@ -33,9 +31,6 @@ _Argument: Any = Plain
 for _ in range(4):  # lists and dicts within each other
     _Argument = Plain | Annotated[list[_Argument], msgspec.Meta(max_length=1000)] | dict[str, _Argument]
 _Arguments = msgspec.defstruct("_Arguments", [("args", dict[str, _Argument])])  # as a struct it is read in microseconds
-
-# What `timm.create_model` takes for itself: weights, files and the network. A base is an architecture alone.
-_REFUSED = {*inspect.signature(timm.create_model).parameters, "features_only", "device", "dtype"} - {"kwargs"}
 
 _CONSTRUCTORS: set[Callable[..., Any]] = _device_constructors()
 _INITIALISERS: set[Callable[..., Any]] = {
@@ -86,7 +81,7 @@ def skeleton(base: Base) -> nn.Module:
         The model; every parameter and buffer is a meta tensor.
 
     Raises:
-        UnknownName: the installed timm has no such architecture.
+        UnknownName: the source has no such architecture in the installed version.
         StructureError: an argument isn't one of the architecture's, or asks for something absurd.
     """
     with Meta():
@@ -112,46 +107,40 @@ def initialised(base: Base, seed: int = 0) -> nn.Module:
 
 
 def tag(base: Base) -> str | None:
-    """The tag of a base's id, where timm has weights of that name."""
-    architecture, _, named = base.id.partition("/")[2].partition(".")
-    return named if named in _tags(architecture) else None
+    """The tag of a base's id, where its source has weights of that name."""
+    named = base.id.partition(".")[2]
+    return named if named in source_of(base).tags(base.architecture) else None
 
 
 def check_tag(base: Base) -> None:
-    """Check that an id which someone wrote names weights that timm knows.
+    """Check that an id which someone wrote names weights that its source knows.
 
     Raises:
         UnknownName: it has no such tag.
     """
-    named = base.id.partition(".")[2]
-    if named and tag(base) is None and timm.is_model(base.architecture):
-        known = ", ".join(sorted(_tags(base.architecture))) or "none"
-        raise UnknownName(f"base {base.id}: timm {timm.__version__} has no weights {named!r} of it; known are {known}")
-
-
-def _tags(architecture: str) -> set[str]:
-    return {name.partition(".")[2] for name in get_arch_pretrained_cfgs(architecture)}
+    source, named = source_of(base), base.id.partition(".")[2]
+    if named and tag(base) is None and source.has(base.architecture):
+        known = ", ".join(sorted(source.tags(base.architecture))) or "none"
+        has = f"{source.package} {source.version} has no weights {named!r} of it"
+        raise UnknownName(f"base {base.id}: {has}; known are {known}")
 
 
 def _create(base: Base) -> nn.Module:
-    architecture = base.architecture
+    source, architecture = source_of(base), base.architecture
     plain = validated(_Arguments, {"args": base.args}, f"base {base.id}:", StructureError)
     args = {key: _argument(base, key, value) for key, value in plain.args.items()}
-    if not timm.is_model(architecture):
+    if not source.has(architecture):
         raise UnknownName(
-            f"base {base.id}: timm {timm.__version__} has no architecture {architecture!r}; pip install -U timm, "
-            f"or list them with timm.list_models()"
+            f"base {base.id}: {source.package} {source.version} has no architecture {architecture!r}; "
+            f"pip install -U {source.package}, or list them with {source.listing}"
         )
-    known = tag(base)
     with in_one_line(f"base {base.id} can't be built with {dict(base.args)}"):
-        model = timm.create_model(f"{architecture}.{known}" if known else architecture, **args)
-    assert isinstance(model, nn.Module)
-    return model
+        return source.create(architecture, tag(base), **args)
 
 
 def _argument(base: Base, key: str, value: Any) -> Any:
     """An argument as timm takes it, lists as tuples."""
-    if key in _REFUSED:
+    if key in source_of(base).refused:
         raise StructureError(f"base {base.id}: argument {key!r} isn't part of an architecture; remove it")
     if isinstance(value, list):
         return tuple(_argument(base, key, item) for item in value)
@@ -187,23 +176,25 @@ def _persistent(module: nn.Module) -> set[str]:
     return set(module._buffers) - module._non_persistent_buffers_set
 
 
-def check_fingerprint(base: Base, model: nn.Module, saved: Mapping[str, str], saved_timm: str) -> None:
+def check_fingerprint(base: Base, model: nn.Module, saved: Mapping[str, str], version: str) -> None:
     """Compare a base built here with the fingerprint written when the model was saved.
 
     Args:
         base: its id, for the message.
         model: the dense model, before any edit.
         saved: what `fingerprint` returned then.
-        saved_timm: timm's version then.
+        version: its source's, then.
 
     Raises:
-        FingerprintError: naming the first module that differs and both versions of timm.
+        FingerprintError: naming the first module that differs and both versions of the source.
     """
     built = fingerprint(model, saved)
     if built == saved:
         return
     path = next(path for path in (*saved, *built) if saved.get(path) != built.get(path))
+    source = source_of(base)
     raise FingerprintError(
-        f"base {base.id}: {path or 'the model itself'} is {built.get(path, 'absent')!r} in timm {timm.__version__}, "
-        f"expected {saved.get(path, 'absent')!r} as in timm {saved_timm}; pip install timm=={saved_timm}"
+        f"base {base.id}: {path or 'the model itself'} is {built.get(path, 'absent')!r} in {source.package} "
+        f"{source.version}, expected {saved.get(path, 'absent')!r} as in {source.package} {version}; "
+        f"pip install {source.package}=={version}"
     )

@@ -14,6 +14,7 @@ from zoo.errors import StructureError, WeightsError, in_one_line
 from zoo.measurement.macs import input_size, unchanged, unwrapped
 from zoo.structure.base import fingerprint, skeleton, tag
 from zoo.structure.description import Description, config_of, configure_, description_of, skeleton_of
+from zoo.structure.sources import SOURCES
 from zoo.structure.tensors import assign_, tensors_of
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ def _reparametrizing(hook: Callable[..., Any]) -> tuple[str, str] | None:
     return None if remove is None else (str(getattr(hook, "name")), remove)  # noqa: B009
 
 
-# What timm's own model is
+# What a library's own model is
 
 
 def _dense(model: nn.Module) -> Description:
@@ -119,22 +120,23 @@ def _dense(model: nn.Module) -> Description:
             "the model doesn't say what it was made from; pass base='timm/<architecture>' to zoo.save, or load its "
             "weights into a model of timm.create_model"
         )
-    tagged = Base(f"timm/{architecture}.{named}")
-    base = tagged if tag(tagged) else Base(f"timm/{architecture}")
+    source = next((source for source, row in SOURCES.items() if row.has(architecture)), "timm")
+    tagged = Base(f"{source}/{architecture}.{named}")
+    base = tagged if tag(tagged) else Base(f"{source}/{architecture}")
     base = Base(base.id, _arguments(model, base))
     rebuilt = skeleton(base)
     held = {path for each in (model, rebuilt) for path in fingerprint(each)}
-    if differing := [(path, differs) for path, differs in _structural(model, rebuilt) if path in held]:
+    if differing := [(path, differs) for path, differs in _structural(model, rebuilt, source) if path in held]:
         path, differs = differing[0]
         raise StructureError(
-            f"the model isn't what timm builds as {architecture}: {differs}; {_remedy(model, base, path)}"
+            f"the model isn't what {source} builds as {architecture}: {differs}; {_remedy(model, base, path)}"
         )
     return Description(architecture, base)
 
 
 def _arguments(model: nn.Module, base: Base) -> dict[str, Any]:
     """Classes, channels and image size where they are others than the architecture's, or its tag's, in any version."""
-    tagged, usual = skeleton(base), skeleton(Base(f"timm/{base.architecture}"))
+    tagged, usual = skeleton(base), skeleton(Base(f"{base.source}/{base.architecture}"))
     known = [_sizes(each, each) for each in (tagged, usual)]
     own = _sizes(model, usual)
     return {k: size for k, size in own.items() if size is not None and any(size != sizes[k] for sizes in known)}
@@ -195,16 +197,16 @@ def _settle_(model: nn.Module, description: Description) -> None:
 # What differs, and what to do
 
 
-def _structural(model: nn.Module, rebuilt: nn.Module) -> Iterator[tuple[str, str]]:
+def _structural(model: nn.Module, rebuilt: nn.Module, source: str) -> Iterator[tuple[str, str]]:
     """Path and words for each module that has another class or other tensors than what is rebuilt."""
     found, expected = (fingerprint(each, dict(each.named_modules())) for each in (model, rebuilt))
     for path in dict.fromkeys((*expected, *found)):
         same = sorted(found.get(path, "").split()) == sorted(expected.get(path, "").split())
         if path and not same:
-            yield path, f"{path} is {found.get(path, 'absent')!r}, timm's is {expected.get(path, 'absent')!r}"
+            yield path, f"{path} is {found.get(path, 'absent')!r}, {source}'s is {expected.get(path, 'absent')!r}"
 
 
-def _attributes(model: nn.Module, rebuilt: nn.Module) -> Iterator[tuple[str, str]]:
+def _attributes(model: nn.Module, rebuilt: nn.Module, source: str) -> Iterator[tuple[str, str]]:
     """The same for attributes of modules of the same class, as far as they are plain values."""
     others = dict(rebuilt.named_modules())
     for path, module in model.named_modules():
@@ -215,21 +217,21 @@ def _attributes(model: nn.Module, rebuilt: nn.Module) -> Iterator[tuple[str, str
             plain = isinstance(value, bool | int | float | str | tuple)
             if plain and name not in ("training", "p", "drop_rate", "drop_prob") and there.get(name, value) != value:
                 where = f"{path}.{name}" if path else name
-                yield path, f"{where} is {value!r}, timm's is {there[name]!r}"
+                yield path, f"{where} is {value!r}, {source}'s is {there[name]!r}"
 
 
 def _remedy(model: nn.Module, base: Base, path: str) -> str:
     """What to do about a module that differs."""
     given = {key: value for key, value in getattr(model, "_model_args", {}).items() if key not in base.args}
-    if given and not next(_structural(model, skeleton(Base(base.id, {**base.args, **given}))), None):
+    if given and not next(_structural(model, skeleton(Base(base.id, {**base.args, **given})), base.source), None):
         return f"pass base=Base({base.id!r}, {dict(base.args) | given}) to zoo.save and load that"
     config = config_of(model)
     heads = config.get("classifier") or ()
     if any(f"{path}.".startswith(f"{head}.") for head in ((heads,) if isinstance(heads, str) else heads)):
         return _own_head("model")
     return (
-        f"put timm's module back, or, if it was created with arguments, pass base=Base({base.id!r}, {{the arguments}}) "
-        f"to zoo.save and load that"
+        f"put {base.source}'s module back, or, if it was created with arguments, pass base=Base({base.id!r}, {{the "
+        f"arguments}}) to zoo.save and load that"
     )
 
 
@@ -264,11 +266,12 @@ def check_outputs(model: nn.Module, description: Description) -> None:
     same = [each.shape for each in found] == [each.shape for each in expected]
     off = float((a - b).abs().max() / a.abs().max().clamp(min=1e-30)) if same else float("inf")
     if not off <= max(1e-4, 8 * torch.finfo(weight.dtype).eps):
-        differing = (*_structural(model, rebuilt), *_attributes(model, rebuilt))
+        source = description.base.source if description.base else "timm"
+        differing = (*_structural(model, rebuilt, source), *_attributes(model, rebuilt, source))
         where = differing[0][1] if differing else "modules or attributes were changed"
         raise StructureError(
             f"{name} gives something else than what is rebuilt of it (by {off:.2g} of the largest output): {where}; "
-            f"put timm's own back, or, if it was created with arguments, save(model, FOLDER, base=Base(id, {{the "
+            f"put {source}'s own back, or, if it was created with arguments, save(model, FOLDER, base=Base(id, {{the "
             f"arguments}})) takes these, and load(FOLDER) gives a model that knows them"
         )
 

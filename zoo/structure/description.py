@@ -6,6 +6,7 @@ of its input and classes, and `zoo_entry`, the Description from which its struct
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 from torch import nn
@@ -77,17 +78,19 @@ def dense_skeleton(description: Description) -> nn.Module:
     return skeleton(description.base)
 
 
-def skeleton_of(description: Description, saved: Mapping[str, str] | None = None, timm: str = "unknown") -> nn.Module:
+def skeleton_of(
+    description: Description, saved: Mapping[str, str] | None = None, versions: Mapping[str, str] = MappingProxyType({})
+) -> nn.Module:
     """The structure that a description gives, on the meta device.
 
     Args:
         description: of the model, which carries it.
         saved: the fingerprint of its base when it was saved; None compares nothing.
-        timm: the version of timm that built it then.
+        versions: of the libraries then; the base's source is one of them.
 
     Raises:
         UnknownName, StructureError: it can't be built.
-        FingerprintError: this timm builds another base.
+        FingerprintError: its source builds another base now.
     """
     model: nn.Module
     if description.graph is not None:
@@ -95,7 +98,7 @@ def skeleton_of(description: Description, saved: Mapping[str, str] | None = None
     else:
         dense = dense_skeleton(description)
         if saved is not None and description.base is not None:
-            check_fingerprint(description.base, dense, saved, timm)
+            check_fingerprint(description.base, dense, saved, versions.get(description.base.source, "unknown"))
         model = apply_(dense, description.plan)
     attach_(model, description)
     return model.eval()

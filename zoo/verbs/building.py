@@ -23,6 +23,7 @@ from zoo.measurement.macs import measure
 from zoo.structure.base import initialised
 from zoo.structure.describing import describe
 from zoo.structure.description import attach_
+from zoo.structure.sources import is_base_id
 from zoo.tasks import task_named
 from zoo.tasks.task import Labels
 from zoo.training.schedule import Machine
@@ -134,7 +135,7 @@ def plan(
     entry, machine = read_as(entry, data=data), machine or Machine()
     (dense, _), (work, _) = ready(entry, folder), work_of(entry, folder)
     if declarations_of(entry.recipe)[1] and not (work / "start").is_dir():
-        model = seen_as(entry, initialised(dense) if dense.id.startswith("timm/") else create(dense.id))
+        model = seen_as(entry, initialised(dense) if is_base_id(dense.id) else create(dense.id))
         found = learning_costs(model, entry.recipe, machine, processes())
         say(f"{found}; it learns the plan, which isn't known before")
         _say_training(entry.recipe, model, say, machine, "then, at most: ")

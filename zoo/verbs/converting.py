@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from msgspec import structs
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from zoo.structure.description import Description, attach_, config_of, configure
 from zoo.structure.graph import bounds
 from zoo.structure.graph.graph import Graph, Node, graph_module
 from zoo.structure.plan import Plan, apply_
+from zoo.structure.sources import is_base_id
 from zoo.structure.tensors import assign_
 
 SIDES = (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512, 640, 768, 896, 1024)  # pixels
@@ -91,7 +91,7 @@ def _torch_dag(
     config = preprocessing(entry, base, classes)
     config["input_size"] = _runs_at(graph, built, config["input_size"])
     logits = ["the softmax at the end is left out: outputs are logits"] * (softmax is not None)
-    if base is not None and base.id.startswith("timm/"):
+    if base is not None and base.source == "timm":
         timm_base = Base(base.id, {**base.args, "num_classes": classes})
         if view := torch_dag.timm_view(graph, tensors, timm_base, config["input_size"]):
             plan, narrowed = view
@@ -169,8 +169,7 @@ def preprocessing(entry: Entry | None, base: Base | None, num_classes: int) -> d
     Returns:
         The keys of timm's `pretrained_cfg` that preprocessing follows from.
     """
-    known = timm.get_pretrained_cfg(base.id.removeprefix("timm/")) if base and base.id.startswith("timm/") else None
-    config: dict[str, Any] = {} if known is None else known.to_dict()
+    config = config_of(skeleton(base)) if base and is_base_id(base.id) else {}
     kept = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
     found = {"input_size": (3, 224, 224)} | {key: config[key] for key in kept if config.get(key) is not None}
     if entry is not None:

@@ -25,6 +25,7 @@ from zoo.structure.base import MAX_ARGUMENT, check_tag, initialised, skeleton
 from zoo.structure.describing import describe
 from zoo.structure.description import Description, attach_, config_of, configure_
 from zoo.structure.plan import Plan, apply_
+from zoo.structure.sources import is_base_id
 from zoo.tasks import task_of
 from zoo.verbs import adaptation
 from zoo.verbs.converting import FILES, checked_hashes, converted, preprocessing
@@ -82,7 +83,7 @@ def load(
     """
     _check_options(device, dtype, num_classes=num_classes, in_chans=in_chans)
     access = Access(Path(cache_dir) if cache_dir else None, token, local_files_only, refresh)
-    if _is_dense(name):
+    if is_base_id(name):
         model = pretrained(Base(str(name)), revision, access).to(device)
     else:
         model = repository.rebuild(folder_of(name, revision, namespace, access), device, mmap=mmap)
@@ -96,11 +97,12 @@ def load(
     return adaptation.features(model).eval() if features_only else model
 
 
-def create(name: str | os.PathLike[str], *, seed: int = 0) -> nn.Module:
+def create(name: str | os.PathLike[str] | Base, *, seed: int = 0) -> nn.Module:
     """Build a model with random weights; no weights are fetched.
 
     Args:
-        name: of the catalog, `org/name` on the Hub, the folder of a repository, or a base id such as `timm/resnet18`.
+        name: of the catalog, `org/name` on the Hub, the folder of a repository, a base id such as `timm/resnet18` or
+            `zoo/cifar_resnet20`, or a base with arguments, `Base("zoo/cifar_resnet20", {"shortcut": "B"})`.
         seed: of the random weights. They come from the base's own initialiser, of which the plan keeps the first
             channels.
 
@@ -138,10 +140,14 @@ def pretrained(base: Base, revision: str | None = None, access: Access = DEFAULT
         HubError, RepositoryError: the weights can't be fetched.
         UnknownName, StructureError: no such base.
     """
-    if not base.id.startswith("timm/"):
+    if not is_base_id(base.id):
         return repository.rebuild(folder_of(base.id, revision, None, access))
     check_tag(base)
     skeleton(base)  # says what is wrong with the arguments before anything is fetched
+    if base.source != "timm":
+        raise RepositoryError(
+            f"{base.id} has no weights of its own: put yours into zoo.create({base.id!r}) and zoo.save that"
+        )
     name = base.id.removeprefix("timm/")
     overlay = _weights_of(name, revision, access)
     try:
@@ -206,10 +212,6 @@ def _check_options(device: Any, dtype: Any, **counts: Any) -> None:
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         raise StructureError(f"load: device {device!r} can't be used here: {first_line(error)}") from None
-
-
-def _is_dense(name: str | os.PathLike[str]) -> bool:
-    return isinstance(name, str) and name.startswith("timm/")
 
 
 def _is_path(name: str | os.PathLike[str]) -> bool:
@@ -341,9 +343,9 @@ def _entry(name: str) -> Entry:
         raise error
 
 
-def _description(name: str | os.PathLike[str]) -> tuple[Description, Any]:
-    if _is_dense(name):
-        base = Base(str(name))
+def _description(name: str | os.PathLike[str] | Base) -> tuple[Description, Any]:
+    if isinstance(name, Base) or is_base_id(name):
+        base = name if isinstance(name, Base) else Base(str(name))
         check_tag(base)
         return Description(base.id.partition("/")[2], base), None
     if not _is_path(name) and "/" not in str(name):

@@ -17,6 +17,7 @@ from zoo.files import read_json
 from zoo.hub import repository
 from zoo.measurement.conventions import COUNTINGS
 from zoo.structure.describing import describe
+from zoo.structure.sources import is_base_id
 from zoo.tasks.datasets import HUB_ID, NAMED, limited
 from zoo.tasks.task import Labels
 from zoo.verbs.loading import folder_of, load
@@ -123,7 +124,7 @@ def _claimed(
     dtype: torch.dtype | None,
 ) -> tuple[Report, nn.Module]:
     """What is claimed of a model, and the model."""
-    if str(name).startswith("timm/"):
+    if is_base_id(name):
         return Report(str(name), {}), load(name, revision=revision, device=device, dtype=dtype)
     folder = folder_of(name, revision, namespace)
     claimed = results_of(folder)
@@ -170,8 +171,8 @@ def _another(claimed: Report, base: str) -> str:
 
 
 def weights_of(name: str) -> str:
-    """The sha256 of a model's weights; nothing of a timm id."""
-    if name == "" or name.startswith("timm/"):
+    """The sha256 of a model's weights; nothing of a base id."""
+    if name == "" or is_base_id(name):
         return ""
     return str(repository.read_config(folder_of(name))["zoo"]["weights_sha256"])
 
