@@ -94,9 +94,9 @@ def free(folder: Path) -> None:
     with _refusals(folder):
         if not folder.exists():
             return
-        found = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
-    foreign = sorted(found - REPOSITORY)
-    if foreign or (found and "zoo" not in read_json(folder / "config.json")):
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    foreign = sorted(names - REPOSITORY)
+    if foreign or (names and "zoo" not in read_json(folder / "config.json")):
         what = foreign[0] if foreign else "config.json"
         raise RepositoryError(
             f"{folder} exists and isn't a model repository: choose another folder or remove it (found {what})"

@@ -95,7 +95,7 @@ def names(
         if value is not None and value not in known:
             raise UnknownName(f"no {what} {value!r}, known are {', '.join(sorted(known))}")
     wanted = {"task": task, "status": status, "project": project}
-    found = [
+    chosen = [
         entry
         for entry in _entries().values()
         if matches(entry.name, pattern)
@@ -106,7 +106,7 @@ def names(
         and (max_macs is None or _macs(entry) <= max_macs)
         and (max_params is None or _params(entry) <= max_params)
     ]
-    return [entry.name for entry in sorted(found, key=lambda entry: (ORDERS[sort](entry), entry.name))]
+    return [entry.name for entry in sorted(chosen, key=lambda entry: (ORDERS[sort](entry), entry.name))]
 
 
 def info(name: str) -> Entry:
@@ -160,12 +160,12 @@ def stand_in(entry: Entry) -> Mapping[str, Any]:
 @functools.cache
 def _results(path: Path) -> Mapping[str, Any]:
     try:
-        found: Mapping[str, Any] = json.loads(path.read_bytes())
+        content: Mapping[str, Any] = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise CatalogError(f"{path}: {error}") from None
-    return found
+    return content
 
 
 def size(entry: Entry) -> Size:

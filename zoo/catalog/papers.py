@@ -50,10 +50,10 @@ def papers(entry: Entry, method: str | None = None) -> dict[str, str]:
         `architecture` and `method` → title and address; what isn't known is left out.
     """
     architecture = entry.base.architecture if entry.base and entry.base.source else entry.architecture
-    found = {}
+    titles = {}
     if fits := [name for name in _ARCHITECTURES if re.match(rf"{name}(?=\d|_|$)", architecture)]:
         title, number = _ARCHITECTURES[max(fits, key=len)]
-        found["architecture"] = f"{title}, https://arxiv.org/abs/{number}"
+        titles["architecture"] = f"{title}, https://arxiv.org/abs/{number}"
     if known := METHODS.get(method or entry.recipe.method or ""):
-        found["method"] = f"{known.title}, {known.url}"
-    return found
+        titles["method"] = f"{known.title}, {known.url}"
+    return titles

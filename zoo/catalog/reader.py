@@ -59,8 +59,8 @@ def _family(file: Path) -> list[Entry]:
 
 def entries(file: Path, data: Any) -> list[Entry]:
     """The models of one file: what a family shares, each with what differs from it."""
-    found = validated(_Family, data, f"{file}:", CatalogError)
-    return [_entry(file, _merge(found.family, model)) for model in found.model]
+    table = validated(_Family, data, f"{file}:", CatalogError)
+    return [_entry(file, _merge(table.family, model)) for model in table.model]
 
 
 def _merge(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

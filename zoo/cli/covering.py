@@ -31,9 +31,9 @@ def coverage(models: tuple[str, ...], targets: bool, macs: float, as_json: bool)
         raise click.UsageError("name a model, such as timm/resnet18, or say --targets")
     from zoo.verbs.coverage import coverage
 
-    found = [coverage(name, macs) for name in models]
+    reports = [coverage(name, macs) for name in models]
     if as_json:
-        click.echo(json.dumps([asdict(each) for each in found], indent=2))
+        click.echo(json.dumps([asdict(each) for each in reports], indent=2))
         return
     head = ["model", "groups", "prunable", "residual", "heads", "macs left", "saved as", "off", "seconds"]
     rows = [
@@ -45,10 +45,10 @@ def coverage(models: tuple[str, ...], targets: bool, macs: float, as_json: bool)
             f"{each.off:.0e}",
             f"{each.seconds:.1f}",
         ]
-        for each in found
+        for each in reports
     ]
     table(head, rows)
-    for each in found:
+    for each in reports:
         if each.error:
             click.echo(f"{each.name}: {each.error}")
         for reason, count in Counter(each.frozen.values()).most_common():
@@ -70,8 +70,8 @@ def _targets(names: tuple[str, ...], as_json: bool) -> None:
         again = json.loads(done.stdout.splitlines()[-1])
     same = [row.outputs == other for row, other in zip(rows, again, strict=True)]
     if as_json:
-        found = [{**asdict(row), "rebuilt_equal": equal} for row, equal in zip(rows, same, strict=True)]
-        click.echo(json.dumps(found, indent=2))
+        plain = [{**asdict(row), "rebuilt_equal": equal} for row, equal in zip(rows, same, strict=True)]
+        click.echo(json.dumps(plain, indent=2))
     else:
         head = ["model", "macs", "published", "off", "params", "published", "off", "seconds", "rebuilt"]
         table(

@@ -59,19 +59,19 @@ def list_models(pattern: str, everything: bool, hub: str | None, as_json: bool, 
     are marked so.
     """
     entries = [catalog.info(name) for name in catalog.names(pattern, all=everything, **wanted)]
-    found = [] if hub is None else _published(hub or None, pattern, wanted)
+    on_hub = [] if hub is None else _published(hub or None, pattern, wanted)
     if as_json:
-        models = [*(_listed(entry) for entry in entries), *(asdict(each) for each in found)]
+        models = [*(_listed(entry) for entry in entries), *(asdict(each) for each in on_hub)]
         click.echo(json.dumps({"counts": _counts(entries), "models": models}, indent=2))
         return
     head = ["name", "method", "macs kept", "params", "macs", "accuracy", "figures", "status"]
-    published = [[each.repo, ", ".join(each.methods), *[""] * 5, f"on the Hub at {each.commit[:7]}"] for each in found]
+    published = [[each.repo, ", ".join(each.methods), *[""] * 5, f"on the Hub at {each.commit[:7]}"] for each in on_hub]
     table(head, [*map(_row, entries), *published])
     left = 0 if everything else len(catalog.names(pattern, all=True, **wanted)) - len(entries)
     counts = Counter(entry.status for entry in entries)
     parts = [f"{count} {status}" for status, count in counts.items()] + [f"{left} more with --all"] * bool(left)
-    parts += [f"{len(found)} on the Hub"] * (hub is not None)
-    click.echo(f"{len(entries) + len(found)} models: {', '.join(parts)}" if parts else "no model fits")
+    parts += [f"{len(on_hub)} on the Hub"] * (hub is not None)
+    click.echo(f"{len(entries) + len(on_hub)} models: {', '.join(parts)}" if parts else "no model fits")
 
 
 @click.command(epilog="\b\nzoo show digits_cnn_pruned_25")

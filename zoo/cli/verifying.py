@@ -54,35 +54,35 @@ def verify(
     if data is None and (skip_damaged or labels):
         raise click.UsageError("--skip-damaged and --labels are of a data set: name it by --data")
     options |= {"skip_damaged": skip_damaged, "labels": labels}
-    found = [verify(name, data=data, **options) for name in names]
+    verifications = [verify(name, data=data, **options) for name in names]
     if os.environ.get("RANK", "0") == "0":  # of several processes one prints
-        _print(found, as_json)
-    if not all(each.passed for each in found):
+        _print(verifications, as_json)
+    if not all(each.passed for each in verifications):
         raise SystemExit(1)
 
 
-def _print(found: list[Verification], as_json: bool) -> None:
+def _print(verifications: list[Verification], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps([each.to_json() for each in found], indent=2))
-    elif len(found) == 1:
+        click.echo(json.dumps([each.to_json() for each in verifications], indent=2))
+    elif len(verifications) == 1:
         rows = [
             [row.figure, figure(row.reported), figure(row.measured), figure(row.difference), row.verdict]
-            for row in found[0].rows
+            for row in verifications[0].rows
         ]
-        table([found[0].name, "claimed", "measured", "difference", "verdict"], rows)
+        table([verifications[0].name, "claimed", "measured", "difference", "verdict"], rows)
     else:
-        figures = list(dict.fromkeys(row.figure for each in found for row in each.rows))
-        table(["name", *figures, "verdict"], [_summary(each, figures) for each in found])
+        figures = list(dict.fromkeys(row.figure for each in verifications for row in each.rows))
+        table(["name", *figures, "verdict"], [_summary(each, figures) for each in verifications])
 
 
-def _summary(found: Verification, figures: list[str]) -> list[str]:
+def _summary(verification: Verification, figures: list[str]) -> list[str]:
     """One model in one row: what was measured, and what differs from the claim."""
-    measured = {row.figure: figure(row.measured) for row in found.rows}
+    measured = {row.figure: figure(row.measured) for row in verification.rows}
     wrong = [
         f"{row.figure} {row.verdict}, claimed {figure(row.reported)}"
-        for row in found.rows
+        for row in verification.rows
         if row.verdict not in ("agrees", "measured", row.note)
     ]
-    claimed = any(row.verdict == "agrees" for row in found.rows)
+    claimed = any(row.verdict == "agrees" for row in verification.rows)
     verdict = "; ".join(wrong) or ("agrees" if claimed else "nothing claimed")
-    return [found.name, *(measured.get(figure, "-") for figure in figures), verdict]
+    return [verification.name, *(measured.get(figure, "-") for figure in figures), verdict]

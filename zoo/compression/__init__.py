@@ -104,5 +104,5 @@ def algorithm(method: str) -> Algorithm:
     Raises:
         UnknownName: there is no such method here.
     """
-    found: Algorithm = importlib.import_module(str(runnable(method).module)).ALGORITHM
-    return found
+    loaded: Algorithm = importlib.import_module(str(runnable(method).module)).ALGORITHM
+    return loaded

@@ -34,11 +34,11 @@ def rebuilt(model: nn.Module, description: Description, tensors: Mapping[str, Te
         description: of what is built.
         tensors: path → tensor of it, which are copied.
     """
-    found = skeleton_of(description)
-    assign_(found, {path: tensor.detach().clone() for path, tensor in tensors.items()}, description.name)
-    found.num_classes = model.num_classes
-    configure_(found, config_of(model))
-    return found.to(next(model.parameters()).device).eval()
+    smaller = skeleton_of(description)
+    assign_(smaller, {path: tensor.detach().clone() for path, tensor in tensors.items()}, description.name)
+    smaller.num_classes = model.num_classes
+    configure_(smaller, config_of(model))
+    return smaller.to(next(model.parameters()).device).eval()
 
 
 def alike_(smaller: nn.Module, model: nn.Module) -> nn.Module:

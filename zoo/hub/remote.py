@@ -140,9 +140,9 @@ def fetch_files(repo: str, revision: str | None, files: Sequence[str], *, access
     """
     with explained(repo, revision):
         revision = _commit_of(repo, revision, access)
-        found = [_cached(repo, name, revision, access) for name in files]
-        if not access.refresh and found[0] and all(path and path != _ABSENT for path in found):
-            return found[0].parent
+        cached = [_cached(repo, name, revision, access) for name in files]
+        if not access.refresh and cached[0] and all(path and path != _ABSENT for path in cached):
+            return cached[0].parent
         paths = [_file(repo, files[0], revision, access)]
         commit = (revision or "main") if paths[0] == _ABSENT else paths[0].parent.name
         paths += [_file(repo, name, commit, access) for name in files[1:]]
@@ -257,20 +257,20 @@ def _commit_of(repo: str, revision: str | None, access: Access) -> str | None:
     home = Path(access.cache_dir or constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
     if (home / "refs" / revision).is_file():
         return revision
-    found = [path.name for path in home.glob(f"snapshots/{revision}*")]
-    if not found and not access.local_files_only:
+    commits = [path.name for path in home.glob(f"snapshots/{revision}*")]
+    if not commits and not access.local_files_only:
         log.info("asking %s for %s", constants.ENDPOINT, repo)
         api = HfApi(token=access.token)
         try:
             api.model_info(repo, revision=revision, timeout=TIMEOUT)
             return revision
         except RevisionNotFoundError:
-            found = [c.commit_id for c in api.list_repo_commits(repo) if c.commit_id.startswith(revision)]
-            if not found:
+            commits = [c.commit_id for c in api.list_repo_commits(repo) if c.commit_id.startswith(revision)]
+            if not commits:
                 raise
-    if len(found) > 1:
-        raise UnknownName(f"{len(found)} commits of {repo} begin with {revision}: give more digits")
-    return found[0] if found else revision
+    if len(commits) > 1:
+        raise UnknownName(f"{len(commits)} commits of {repo} begin with {revision}: give more digits")
+    return commits[0] if commits else revision
 
 
 def _offline(access: Access) -> bool:
@@ -297,10 +297,10 @@ def _file(repo: str, name: str, revision: str | None, access: Access) -> Path:
 
 def _cached(repo: str, name: str, revision: str | None, access: Access) -> Path | None:
     """A file in the cache, `_ABSENT` if the commit is known to lack it; one that was damaged there is removed."""
-    found = try_to_load_from_cache(repo, name, revision=revision, cache_dir=access.cache_dir)
-    if not isinstance(found, str):
-        return None if found is None else _ABSENT
-    return Path(found) if _kept(Path(found)) else None
+    path = try_to_load_from_cache(repo, name, revision=revision, cache_dir=access.cache_dir)
+    if not isinstance(path, str):
+        return None if path is None else _ABSENT
+    return Path(path) if _kept(Path(path)) else None
 
 
 def _download(repo: str, name: str, revision: str | None, access: Access) -> Path:

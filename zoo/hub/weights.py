@@ -91,9 +91,9 @@ def load_weights(path: Path, device: str | torch.device = "cpu", *, mmap: bool =
     """
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
     except FileNotFoundError:
         raise WeightsError(f"{path.parent} has no {path.name}: fetch or save the repository again") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path} is damaged ({error}): fetch or save it again") from None
-    return {n: value if mmap and not value.data_ptr() % ALIGNMENT else value.clone() for n, value in found.items()}
+    return {n: value if mmap and not value.data_ptr() % ALIGNMENT else value.clone() for n, value in tensors.items()}

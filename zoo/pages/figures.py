@@ -62,12 +62,12 @@ def _against(key: str, value: float, dense: float, leads: bool) -> str:
 
 def preparation(report: Report, pretrained_cfg: Mapping[str, Any]) -> str:
     """How images were prepared: as the report says, and where it doesn't, timm's keys."""
-    found = {"input": pretrained_cfg.get("input_size"), **pretrained_cfg, **report.data}
-    parts = ["x".join(str(size) for size in found["input"])] if found["input"] else []
-    if found.get("interpolation"):
-        parts.append(str(found["interpolation"]))
+    settings = {"input": pretrained_cfg.get("input_size"), **pretrained_cfg, **report.data}
+    parts = ["x".join(str(size) for size in settings["input"])] if settings["input"] else []
+    if settings.get("interpolation"):
+        parts.append(str(settings["interpolation"]))
     names = {"crop_pct": "crop", "crop_mode": "crop mode", "mean": "mean", "std": "std"}
-    parts += [f"{name} {words.text(found[key])}" for key, name in names.items() if found.get(key) is not None]
+    parts += [f"{name} {words.text(settings[key])}" for key, name in names.items() if settings.get(key) is not None]
     return ", ".join(parts)
 
 

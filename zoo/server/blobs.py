@@ -32,11 +32,11 @@ def put(root: Path, sha256: str, size: int, chunks: Iterable[bytes]) -> Path:
     """
     path = location(root, sha256)
     with writing(path) as file:
-        found, written = _copy(file, chunks, size, f"object {sha256}: more than the announced {size} bytes")
+        digest, written = _copy(file, chunks, size, f"object {sha256}: more than the announced {size} bytes")
         if written != size:
             raise BadRequest(f"object {sha256}: expected {size} bytes, found {written}")
-        if found != sha256:
-            raise BadRequest(f"object {sha256}: the bytes have sha256 {found}")
+        if digest != sha256:
+            raise BadRequest(f"object {sha256}: the bytes have sha256 {digest}")
     return path
 
 

@@ -21,12 +21,12 @@ def download(request: Request) -> Response:
     """The bytes of a commit's file."""
     _permitted(request)
     root, path = hub(request).root, parameter(request, "path")
-    found = store.find(root, name(request))
-    commit = revision(request, found)
+    repository = store.find(root, name(request))
+    commit = revision(request, repository)
     if path not in commit.files:
-        raise EntryNotFound(f"{found.name.id} has no file {path!r} at {commit.id}", commit.id)
+        raise EntryNotFound(f"{repository.name.id} has no file {path!r} at {commit.id}", commit.id)
     file = commit.files[path]
-    return FileAnswer(store.location(root, found, commit, path), file.size, file.sha256, {})
+    return FileAnswer(store.location(root, repository, commit, path), file.size, file.sha256, {})
 
 
 async def upload(request: Request) -> Response:

@@ -112,10 +112,10 @@ def tree(commit: Commit, folder: str = "", recursive: bool = False) -> list[Json
     """The files and folders below a folder, by path; empty if there is no such folder."""
     prefix = f"{folder}/" if folder else ""
     folders = _folders(commit.files)
-    found = sorted(path for path in [*commit.files, *folders] if path.startswith(prefix))
+    paths = sorted(path for path in [*commit.files, *folders] if path.startswith(prefix))
     if not recursive:
-        found = [path for path in found if "/" not in path[len(prefix) :]]
-    return [_entry(commit, folders, path) for path in found]
+        paths = [path for path in paths if "/" not in path[len(prefix) :]]
+    return [_entry(commit, folders, path) for path in paths]
 
 
 def entries(commit: Commit, paths: Iterable[str]) -> list[Json]:
@@ -177,8 +177,10 @@ def commits(repository: Repository, commit: Commit, author: str) -> list[Json]:
 def refs(repository: Repository) -> Json:
     """Branches and tags."""
     rows = {
-        kind: [{"name": name, "ref": f"refs/{folder}/{name}", "targetCommit": at} for name, at in sorted(found.items())]
-        for kind, folder, found in (("branches", "heads", repository.branches), ("tags", "tags", repository.tags))
+        kind: [
+            {"name": name, "ref": f"refs/{folder}/{name}", "targetCommit": at} for name, at in sorted(commits.items())
+        ]
+        for kind, folder, commits in (("branches", "heads", repository.branches), ("tags", "tags", repository.tags))
     }
     return {**rows, "converts": [], "pullRequests": []}
 

@@ -23,20 +23,20 @@ def front_matter(text: str) -> dict[str, Any]:
         BadRequest: it isn't YAML, isn't a mapping, is too long, is nested too deep, or holds aliases
             (a few of them can mean gigabytes).
     """
-    if not (found := _FRONT.match(text)):
+    if not (match := _FRONT.match(text)):
         return {}
-    if len(found[1]) > FRONT_MATTER:
+    if len(match[1]) > FRONT_MATTER:
         raise BadRequest(f"the metadata are longer than {FRONT_MATTER} bytes")
     yaml = require("yaml", "serve")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         depth = 0
-        for event in yaml.parse(found[1], loader):
+        for event in yaml.parse(match[1], loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > NESTED or isinstance(event, yaml.AliasEvent):
                 what = "an alias" if depth <= NESTED else "deeper"
                 raise ValueError(f"line {event.start_mark.line + 2} is {what}")
-        data = yaml.load(found[1], loader)
+        data = yaml.load(match[1], loader)
         data = json.loads(json.dumps({} if data is None else data, default=str, allow_nan=False))
     except Exception as error:  # PyYAML lets nearly any error of a malformed scalar through, and has limits of its own
         detail = " ".join(str(error).split())
@@ -89,7 +89,7 @@ def _parameters(path: Path, size: int, modified: int) -> dict[str, int] | None:
 
 def tags(card: dict[str, Any], paths: Iterator[str]) -> list[str]:
     """The tags by which a repository is found: the card's own and those that follow from its other fields."""
-    found = [
+    tags = [
         *strings(card.get("tags")),
         *strings(card.get("library_name")),
         *strings(card.get("pipeline_tag")),
@@ -100,10 +100,10 @@ def tags(card: dict[str, Any], paths: Iterator[str]) -> list[str]:
         *[f"base_model:{each}" for each in strings(card.get("base_model"))],
     ]
     for relation in strings(card.get("base_model_relation")):
-        found += [f"base_model:{relation}:{each}" for each in strings(card.get("base_model"))]
+        tags += [f"base_model:{relation}:{each}" for each in strings(card.get("base_model"))]
     if any(path.endswith(".safetensors") for path in paths):
-        found.append("safetensors")
-    return list(dict.fromkeys(found))
+        tags.append("safetensors")
+    return list(dict.fromkeys(tags))
 
 
 def strings(value: Any) -> list[str]:

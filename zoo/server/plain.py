@@ -58,12 +58,12 @@ def commit(folder: Path, name: str) -> Commit | None:
     """The only commit of a plain repository; None if there is no such repository."""
     if not _is_repository(folder, name):
         return None
-    found = dict(sorted(_walk(folder / name)))
-    stamps = [[path, status.st_size, status.st_mtime_ns] for path, status in found.items()]
+    files = dict(sorted(_walk(folder / name)))
+    stamps = [[path, status.st_size, status.st_mtime_ns] for path, status in files.items()]
     sha1 = hashlib.sha1(json.dumps([name, stamps]).encode(), usedforsecurity=False).hexdigest()
-    newest = max((status.st_mtime for status in found.values()), default=0)
+    newest = max((status.st_mtime for status in files.values()), default=0)
     date = datetime.fromtimestamp(newest, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    return Commit(sha1, None, "the folder as it lies", "", date, Files(folder / name, found))
+    return Commit(sha1, None, "the folder as it lies", "", date, Files(folder / name, files))
 
 
 def _is_repository(folder: Path, name: str) -> bool:

@@ -46,12 +46,12 @@ def parsed(data: bytes) -> dict[str, Any]:
         BadRequest: it isn't one.
     """
     try:
-        found = json.loads(data or b"{}")
+        value = json.loads(data or b"{}")
     except (ValueError, RecursionError):
         raise BadRequest("the body isn't JSON") from None
-    if not isinstance(found, dict):
-        raise BadRequest(f"the body is a {type(found).__name__}, expected an object")
-    return found
+    if not isinstance(value, dict):
+        raise BadRequest(f"the body is a {type(value).__name__}, expected an object")
+    return value
 
 
 async def form(request: Request) -> dict[str, list[str]]:

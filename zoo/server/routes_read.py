@@ -79,9 +79,9 @@ def _page(request: Request, rows: list[Any], size: int, mark: Any, show: Any = l
 
 def repository(request: Request) -> Response:
     """What is known of a repository at a revision."""
-    found = seen(request)
-    commit = revision(request, found)
-    data = info.summary(hub(request).root, found, commit)
+    repo = seen(request)
+    commit = revision(request, repo)
+    data = info.summary(hub(request).root, repo, commit)
     if request.query_params.get("blobs", "").lower() == "true":
         data["siblings"] = info.siblings(commit)
     expand = request.query_params.getlist("expand")
@@ -95,8 +95,8 @@ def refs(request: Request) -> Response:
 
 def commits(request: Request) -> Response:
     """The history of a revision, newest first."""
-    found = seen(request)
-    rows = info.commits(found, revision(request, found), OWNER)
+    repository = seen(request)
+    rows = info.commits(repository, revision(request, repository), OWNER)
     after = request.query_params.get("cursor")
     ids = [row["id"] for row in rows]
     return _page(request, rows[ids.index(after) + 1 if after in ids else 0 :], 1000, lambda row: row["id"])
@@ -104,17 +104,17 @@ def commits(request: Request) -> Response:
 
 def tree(request: Request) -> Response:
     """The files and folders of a revision, or of a folder in it."""
-    found = seen(request)
-    commit = revision(request, found)
+    repository = seen(request)
+    commit = revision(request, repository)
     folder = parameter(request, "path").strip("/") if "path" in request.path_params else ""
     asked = {key: request.query_params.get(key, "").lower() == "true" for key in ("recursive", "expand")}
     rows = info.tree(commit, folder, asked["recursive"])
     if folder and not rows:
-        raise EntryNotFound(f"{found.name.id} has no folder {folder!r}", commit.id)
+        raise EntryNotFound(f"{repository.name.id} has no folder {folder!r}", commit.id)
     after = request.query_params.get("cursor", "")
     rows = [row for row in rows if row["path"] > after]
     if asked["expand"]:
-        rows = info.with_last_commits(found, commit, rows)
+        rows = info.with_last_commits(repository, commit, rows)
     return _page(request, rows, 1000, lambda row: row["path"])
 
 
@@ -123,28 +123,28 @@ async def paths_info(request: Request) -> Response:
     fields = await receiving.form(request)
 
     def answer() -> Response:
-        found = seen(request)
-        commit = revision(request, found)
+        repository = seen(request)
+        commit = revision(request, repository)
         rows = info.entries(commit, dict.fromkeys(path.strip("/") for path in fields.get("paths", [])))
         expand = fields.get("expand", [""])[0].lower() == "true"
-        return JSONResponse(info.with_last_commits(found, commit, rows) if expand else rows)
+        return JSONResponse(info.with_last_commits(repository, commit, rows) if expand else rows)
 
     return await run_in_threadpool(answer)
 
 
 def resolve(request: Request) -> Response:
     """A file: its bytes if it is a regular one, the address on the CDN if it is an LFS object."""
-    served, found = hub(request), readable(request)
-    commit = revision(request, found)
+    served, repository = hub(request), readable(request)
+    commit = revision(request, repository)
     path = parameter(request, "path")
     if path not in commit.files:
-        raise EntryNotFound(f"{found.name.id} has no file {path!r} at {commit.id}", commit.id)
+        raise EntryNotFound(f"{repository.name.id} has no file {path!r} at {commit.id}", commit.id)
     file = commit.files[path]
     name = quote(path.rpartition("/")[2])
     headers = {"X-Repo-Commit": commit.id, "Content-Disposition": f"inline; filename*=UTF-8''{name}"}
     if not file.lfs:
-        return FileAnswer(store.location(served.root, found, commit, path), file.size, file.oid, headers)
+        return FileAnswer(store.location(served.root, repository, commit, path), file.size, file.oid, headers)
     headers["X-Linked-ETag"] = f'"{file.sha256}"'
     headers["X-Linked-Size"] = str(file.size)
-    headers["Location"] = served.cdn + access.signed(served.key, "GET", cdn_path(found.name, commit, path))
+    headers["Location"] = served.cdn + access.signed(served.key, "GET", cdn_path(repository.name, commit, path))
     return Response(status_code=302, headers=headers)

@@ -25,10 +25,10 @@ async def validate_yaml(request: Request) -> Response:
     """Whether a card's front matter can be read."""
     content = text_field(await json_body(request), "content")
     try:
-        found = await run_in_threadpool(metadata.front_matter, content)
+        header = await run_in_threadpool(metadata.front_matter, content)
     except BadRequest as error:
         return JSONResponse({"errors": [{"message": str(error)}], "warnings": [], "error": str(error)}, 400)
-    warnings = [] if found else [{"message": "empty or missing yaml metadata in repo card"}]
+    warnings = [] if header else [{"message": "empty or missing yaml metadata in repo card"}]
     return JSONResponse({"errors": [], "warnings": warnings})
 
 

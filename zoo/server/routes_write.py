@@ -54,10 +54,10 @@ def _mode(there: File | None, file: dict[str, Any]) -> dict[str, Any]:
 
 
 def _objects(data: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    found = data.get(key)
-    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+    items = data.get(key)
+    if not isinstance(items, list) or not all(isinstance(each, dict) for each in items):
         raise BadRequest(f"{key}: expected a list of objects")
-    return found
+    return items
 
 
 def _size(data: dict[str, Any]) -> int:

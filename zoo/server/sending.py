@@ -25,10 +25,10 @@ def wanted(header: str | None, size: int) -> tuple[int, int] | None:
     Raises:
         NotSatisfiable: the range begins beyond the end.
     """
-    found = _RANGE.fullmatch((header or "").replace(" ", ""))
-    if not found or found[0] == "bytes=-":
+    match = _RANGE.fullmatch((header or "").replace(" ", ""))
+    if not match or match[0] == "bytes=-":
         return None
-    first, last = found.groups()
+    first, last = match.groups()
     if not first:
         start, stop = max(size - int(last), 0), size
     else:

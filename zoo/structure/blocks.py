@@ -158,13 +158,13 @@ class Layout:
 
     def patterns(self, module: nn.Module) -> dict[tuple[str, int], str]:
         """(tensor path, dimension) → pattern, of the tensors that a module has."""
-        found: dict[tuple[str, int], str] = {}
+        by_tensor: dict[tuple[str, int], str] = {}
         for name, patterns in self.tensors.items():
             if tensor(module, name) is not None:
-                found |= {(name, dim): pattern for dim, pattern in enumerate(patterns) if pattern != "."}
+                by_tensor |= {(name, dim): pattern for dim, pattern in enumerate(patterns) if pattern != "."}
         if getattr(module, "head_first", False):  # timm's flag: each head's q, k and v lie side by side
-            return {place: "h3d" if pattern == "3hd" else pattern for place, pattern in found.items()}
-        return found
+            return {place: "h3d" if pattern == "3hd" else pattern for place, pattern in by_tensor.items()}
+        return by_tensor
 
 
 def coordinate(pattern: str, letter: str, sizes: Sizes) -> Tensor:
@@ -289,9 +289,9 @@ def layout(module: nn.Module, path: str) -> Layout:
     Raises:
         StructureError: its class isn't in the table.
     """
-    found = LAYOUTS.get(class_name(module))
-    if found is None:
+    known = LAYOUTS.get(class_name(module))
+    if known is None:
         replaced = SWAPS.get(class_name(module))
         hint = f"swap it for {replaced} first" if replaced else "narrow its layers by widths"
         raise StructureError(f"narrow: {path} is a {class_name(module)}, whose heads aren't known; {hint}")
-    return found
+    return known

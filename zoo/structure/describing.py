@@ -35,11 +35,11 @@ def described(model: nn.Module, base: Base | None = None) -> tuple[nn.Module, De
         StructureError: it isn't a model that can be rebuilt: which module is in the way, and what to do.
     """
     model = unwrapped(model)
-    found = description_of(model)
+    carried = description_of(model)
     for refuse in (_features, _holder, _parametrized):
         refuse(model)
-    if base is None and found is not None:
-        return model, found
+    if base is None and carried is not None:
+        return model, carried
     description = _dense(model) if base is None else Description(base.architecture, base)
     _settle_(model, description)
     return model, description
@@ -166,8 +166,8 @@ def _channels(model: nn.Module, usual: nn.Module) -> int | None:
     """Channels of the images, read off the first convolution: some read each channel several times."""
     config = config_of(usual)
     path, channels = config.get("first_conv"), config["input_size"][0]
-    found = [getattr(_at(each, path), "in_channels", None) for each in (model, usual)]
-    return found[0] * channels // found[1] if found[0] and found[1] else None
+    both = [getattr(_at(each, path), "in_channels", None) for each in (model, usual)]
+    return both[0] * channels // both[1] if both[0] and both[1] else None
 
 
 def _at(model: nn.Module, path: Any) -> nn.Module | None:

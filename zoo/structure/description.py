@@ -58,8 +58,8 @@ def configure_(model: nn.Module, config: Mapping[str, Any]) -> None:
 
 def description_of(model: nn.Module) -> Description | None:
     """The description that a model carries."""
-    found = getattr(model, "zoo_entry", None)
-    return found if isinstance(found, Description) else None
+    carried = getattr(model, "zoo_entry", None)
+    return carried if isinstance(carried, Description) else None
 
 
 def attach_(model: nn.Module, description: Description) -> None:

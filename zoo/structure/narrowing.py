@@ -257,8 +257,8 @@ def followed(model: nn.Module) -> Iterator[None]:
     order = list(before)
 
     def width(old: int, end: int) -> int:
-        found = next((path for path in reversed(order[:end]) if before[path] == old and path in after), None)
-        return old if found is None else after[found] or old
+        last_path = next((path for path in reversed(order[:end]) if before[path] == old and path in after), None)
+        return old if last_path is None else after[last_path] or old
 
     info: Any = getattr(model, "feature_info", None)
     for row in getattr(info, "info", info) or ():
@@ -282,7 +282,7 @@ def _outputs(model: nn.Module) -> dict[str, int]:
 def _classifier(model: nn.Module) -> str:
     """The path of the classifier with a dot behind it, or what no path begins with."""
     get: Any = getattr(model, "get_classifier", None)
-    found = get() if callable(get) else None
-    if isinstance(found, tuple | list):
-        found = found[0]
-    return next((f"{path}." for path, module in model.named_modules() if module is found and path), "\n")
+    classifier = get() if callable(get) else None
+    if isinstance(classifier, tuple | list):
+        classifier = classifier[0]
+    return next((f"{path}." for path, module in model.named_modules() if module is classifier and path), "\n")

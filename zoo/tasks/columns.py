@@ -38,13 +38,13 @@ def columns_of(spec: str, data: "Data") -> tuple[str, str]:
     Raises:
         DataError: there are none of a known name.
     """
-    found = data.column_names or list(next(iter(data)))
-    image = next((name for name in IMAGE_COLUMNS if name in found), None)
-    label = next((name for name in LABEL_COLUMNS if name in found), None)
+    names = data.column_names or list(next(iter(data)))
+    image = next((name for name in IMAGE_COLUMNS if name in names), None)
+    label = next((name for name in LABEL_COLUMNS if name in names), None)
     if image is None or label is None:
         raise DataError(
             f"{spec}: expected a column {' or '.join(IMAGE_COLUMNS)} and a column {' or '.join(LABEL_COLUMNS)}, "
-            f"found {', '.join(found)}; rename them where the data is made"
+            f"found {', '.join(names)}; rename them where the data is made"
         )
     return image, label
 
@@ -123,18 +123,18 @@ def relabelled(data: Any, numbers: Mapping[Any, int], kind: Any) -> Any:
     if not _rendered(data) and data.features["label"].dtype != kind.dtype:
         return _encoded(data, numbers, kind)
     before = data.format["format_kwargs"]["transform"] if _rendered(data) else None
-    found = data.with_transform(partial(_renumbered, numbers=numbers, before=before))
-    found.info.features["label"] = kind  # cast_column would write all rows anew
-    return found
+    renumbered = data.with_transform(partial(_renumbered, numbers=numbers, before=before))
+    renumbered.info.features["label"] = kind  # cast_column would write all rows anew
+    return renumbered
 
 
 def numbers_of(data: "Dataset") -> list[Mapping[Any, int]]:
     """The new numbers of the old ones of each `relabelled` that map-style data went through, first to last."""
-    transform, found = data.format["format_kwargs"].get("transform"), []
+    transform, numberings = data.format["format_kwargs"].get("transform"), []
     while isinstance(transform, partial) and transform.func is _renumbered:
-        found.append(transform.keywords["numbers"])
+        numberings.append(transform.keywords["numbers"])
         transform = transform.keywords["before"]
-    return found[::-1]
+    return numberings[::-1]
 
 
 def _rendered(data: "Dataset") -> bool:

@@ -71,8 +71,8 @@ def dataset(spec: Any, split: str, *, limit: int | None = None, seed: int = 0, s
 
 def limited(spec: Any) -> tuple[Any, int | None]:
     """What `SPEC[:N]` names, and N; of anything else itself and None."""
-    found = LIMITED.fullmatch(spec) if isinstance(spec, str) else None
-    return (found[1], int(found[2])) if found else (spec, None)
+    match = LIMITED.fullmatch(spec) if isinstance(spec, str) else None
+    return (match[1], int(match[2])) if match else (spec, None)
 
 
 def on_hub(spec: Any) -> bool:

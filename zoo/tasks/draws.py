@@ -119,14 +119,14 @@ def _say(spec: str, limit: int, images: int, labels: NDArray[Any] | None, chosen
 
 def undamaged(data: "Dataset", spec: str) -> "Dataset":
     """Map-style data without the images that can't be decoded, which are counted and listed."""
-    found = damaged(data, spec)
-    if not found:
+    messages = damaged(data, spec)
+    if not messages:
         return data
-    named = ", ".join(list(found.values())[:NAMED]) + (", ..." if len(found) > NAMED else "")
-    log.warning("%s: %d of %d images can't be decoded and are left out: %s", spec, len(found), len(data), named)
-    for message in found.values():
+    named = ", ".join(list(messages.values())[:NAMED]) + (", ..." if len(messages) > NAMED else "")
+    log.warning("%s: %d of %d images can't be decoded and are left out: %s", spec, len(messages), len(data), named)
+    for message in messages.values():
         log.debug("left out: %s", message)
-    return data.select([number for number in range(len(data)) if number not in found])
+    return data.select([number for number in range(len(data)) if number not in messages])
 
 
 def whole(image: Any) -> bool:
@@ -145,24 +145,24 @@ def check_whole(data: Any, spec: str) -> None:
     """
     if not hasattr(data, "__len__") or len(data) > FEW:
         return
-    if found := damaged(data, spec):
-        first, *others = found.values()
+    if messages := damaged(data, spec):
+        first, *others = messages.values()
         also = f", and {len(others)} others of {spec}" if others else ""
         raise DataError(f"{first}{also}; --skip-damaged leaves them out")
 
 
 def damaged(data: "Dataset", spec: str) -> dict[int, str]:
     """What can't be decoded: the number of each such image, and what is wrong with it."""
-    found: dict[int, str] = {}
+    problems: dict[int, str] = {}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     bar = require("tqdm", "eval").tqdm(total=len(data), desc=f"decode {spec}", disable=None)
     with bar, ThreadPoolExecutor(cores) as pool:
         for start in range(0, len(data), SCANNED):
             images = data[start : start + SCANNED]["image"]
             messages = pool.map(_damage, [placed(image, start + i) for i, image in enumerate(images)])
-            found |= {start + i: message for i, message in enumerate(messages) if message}
+            problems |= {start + i: message for i, message in enumerate(messages) if message}
             bar.update(len(images))
-    return found
+    return problems
 
 
 def _damage(image: Any) -> str | None:

@@ -58,9 +58,9 @@ def evaluate(
             rows.append({key: part.cpu() for key, part in gathered.items()})
     if not rows:
         raise DataError("expected images to evaluate on, found none; check the data set and its limit")
-    found = {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
-    apart = {} if against is None else {"kl": found.pop("kl").mean().item()}
-    return {**task.figures(found), **apart, "images": len(next(iter(found.values())))}
+    kept = {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
+    apart = {} if against is None else {"kl": kept.pop("kl").mean().item()}
+    return {**task.figures(kept), **apart, "images": len(next(iter(kept.values())))}
 
 
 def _outputs(model: nn.Module, images: Tensor) -> Tensor:

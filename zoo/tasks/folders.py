@@ -87,9 +87,9 @@ def _of_library(folder: Path, split: str) -> "Dataset":
     except (ValueError, OSError) as error:
         raise DataError(f"{folder}: no images could be read ({first_line(error)}); {expected(folder)}") from error
     try:
-        found: Dataset = split_of(str(folder), splits, split)
+        opened: Dataset = split_of(str(folder), splits, split)
     except DataError as error:
         raise DataError(f"{error}; {expected(folder)}") from None
-    if not rows and not any(name in found.column_names for name in LABEL_COLUMNS):
+    if not rows and not any(name in opened.column_names for name in LABEL_COLUMNS):
         raise DataError(f"{folder}: no classes were found; {expected(folder)}")
-    return found
+    return opened

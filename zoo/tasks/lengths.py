@@ -127,5 +127,5 @@ def _row_groups(files: tuple[str, ...]) -> list[list[int]]:
 def _of_file(file: str) -> list[int]:
     files, path = require("fsspec", "eval").core.url_to_fs(file)
     with files.open(path) as opened:
-        found = require("pyarrow.parquet", "eval").ParquetFile(opened).metadata
-        return [found.row_group(number).num_rows for number in range(found.num_row_groups)]
+        metadata = require("pyarrow.parquet", "eval").ParquetFile(opened).metadata
+        return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]

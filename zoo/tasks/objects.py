@@ -49,17 +49,17 @@ def _of_torch(data: Any) -> Any:
     datasets = require("datasets", "eval")
     count, (names, labels) = len(data), _told(data)
     unknown = labels is None or len(labels) != count
-    found: list[Any] = [None] * count if unknown else torch.as_tensor(labels).tolist()
+    numbers: list[Any] = [None] * count if unknown else torch.as_tensor(labels).tolist()
     kind = datasets.Value("int64")
     if names:
         whole = len(set(names)) == len(names)  # ImageNet's have two cranes
         kind = datasets.ClassLabel(names=names) if whole else datasets.ClassLabel(num_classes=len(names))
-        wrong = [] if unknown else [label for label in found if not HIDDEN <= label < len(names)]
+        wrong = [] if unknown else [label for label in numbers if not HIDDEN <= label < len(names)]
         if wrong:
             what = f"the {type(data).__name__} has label {wrong[0]}"
             raise DataError(f"{what}, expected 0 to {len(names) - 1} as it has {len(names)} classes: use other data")
     features = datasets.Features({"image": datasets.Value("int64"), "label": kind})
-    table = datasets.Dataset.from_dict({"image": list(range(count)), "label": found}, features)
+    table = datasets.Dataset.from_dict({"image": list(range(count)), "label": numbers}, features)
     return table.with_transform(partial(_read, data=_Shared(data)))
 
 

@@ -51,9 +51,9 @@ def decode(image: Pixels, mode: str = "RGB") -> Image.Image:
     99
     """
     try:
-        found = image if isinstance(image, Image.Image) else Image.open(BytesIO(_content(image)))
-        found.load()
-        return _of_mode(_upright(found), mode)
+        opened = image if isinstance(image, Image.Image) else Image.open(BytesIO(_content(image)))
+        opened.load()
+        return _of_mode(_upright(opened), mode)
     except Exception as error:  # Pillow's readers raise whatever they stumble over
         raise DataError(f"{named(image)}: no image that can be decoded: {_reason(error)}") from None
 

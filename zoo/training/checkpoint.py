@@ -19,28 +19,28 @@ from zoo.files import writing
 from zoo.structure.tensors import tensors_of
 
 
-def save_state(path: Path, run: str, tensors: Mapping[str, Tensor], found: Mapping[str, Any]) -> None:
+def save_state(path: Path, run: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write a state.
 
     Args:
         path: of the file.
         run: what identifies the run.
         tensors: by name.
-        found: what else the run has come to, as JSON takes it.
+        facts: what else the run has come to, as JSON takes it.
 
     Raises:
         StorageError: the disk is full or refuses.
     """
     data = save(
         {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
-        {"run": run, "found": json.dumps(found)},
+        {"run": run, "found": json.dumps(facts)},
     )
     with writing(path) as file:
         file.write(data)
 
 
 def load_state(path: Path, run: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_state` wrote: tensors, and what was found.
+    """Read what `save_state` wrote: tensors, and facts.
 
     Raises:
         StorageError: the file can't be read or is damaged.
@@ -59,13 +59,13 @@ def load_state(path: Path, run: str) -> tuple[dict[str, Tensor], dict[str, Any]]
 
 def digest(method: str, how: Any, model: nn.Module, batches: Iterable[Tensor] = ()) -> str:
     """What a run is made of, as a hash: a state must not be resumed by another run."""
-    found = hashlib.sha256(f"{method} {how}".encode())
+    hashed = hashlib.sha256(f"{method} {how}".encode())
     for path, tensor in tensors_of(model).items():
-        found.update(path.encode())
-        found.update(_bytes(tensor))
+        hashed.update(path.encode())
+        hashed.update(_bytes(tensor))
     for batch in batches:
-        found.update(_bytes(batch))
-    return found.hexdigest()
+        hashed.update(_bytes(batch))
+    return hashed.hexdigest()
 
 
 def _bytes(tensor: Tensor) -> bytes:
@@ -120,7 +120,7 @@ def resume_(
         StorageError: the file can't be read or is damaged.
         DataError: it belongs to another run.
     """
-    tensors, found = load_state(path, run)
+    tensors, facts = load_state(path, run)
     held = _held(model, average)
     shapes = {name: value.shape for name, value in tensors.items() if not name.startswith("optimizer.")}
     if shapes != {name: value.shape for name, value in held.items()}:
@@ -135,8 +135,8 @@ def resume_(
             like = value.clone() if value.ndim == 0 else torch.empty_like(parameter, dtype=value.dtype).copy_(value)
             optimizer.state[parameter][name.removeprefix(prefix)] = like
     if scaler:
-        scaler.load_state_dict(found["scaler"])
-    return int(found["steps"])
+        scaler.load_state_dict(facts["scaler"])
+    return int(facts["steps"])
 
 
 def _held(model: nn.Module, average: Mapping[str, Tensor] | None) -> dict[str, Tensor]:

@@ -176,9 +176,9 @@ def _speed(batch_size: int, done: int) -> Callable[[int], float]:
     def speed(done: int) -> float:
         nonlocal since, asked
         now = time.monotonic()
-        found = (done - since) * batch_size / (now - asked)
+        rate = (done - since) * batch_size / (now - asked)
         since, asked = done, now
-        return found
+        return rate
 
     return speed
 

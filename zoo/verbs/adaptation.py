@@ -135,6 +135,6 @@ def features(model: nn.Module) -> nn.Module:
     on_meta = {name: value.detach().to("meta") for name, value in tensors_of(wrapped).items()}
     with torch.no_grad():  # the base's widths stand in timm's own list
         maps = torch.func.functional_call(wrapped.eval(), on_meta, (image,))
-    for index, found in zip(wrapped.feature_info.out_indices, maps, strict=True):
-        wrapped.feature_info.info[index]["num_chs"] = found.shape[1]
+    for index, output in zip(wrapped.feature_info.out_indices, maps, strict=True):
+        wrapped.feature_info.info[index]["num_chs"] = output.shape[1]
     return wrapped

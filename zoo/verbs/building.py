@@ -136,8 +136,8 @@ def plan(
     (dense, _), (work, _) = ready(entry, folder), work_of(entry, folder)
     if declarations_of(entry.recipe)[1] and not (work / "start").is_dir():
         model = seen_as(entry, initialised(dense) if is_base_id(dense.id) else create(dense.id))
-        found = learning_costs(model, entry.recipe, machine, processes())
-        say(f"{found}; it learns the plan, which isn't known before")
+        costs = learning_costs(model, entry.recipe, machine, processes())
+        say(f"{costs}; it learns the plan, which isn't known before")
         _say_training(entry.recipe, model, say, machine, "then, at most: ")
         return None, []
     begin(entry, folder, say, machine)

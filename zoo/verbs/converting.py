@@ -171,10 +171,10 @@ def preprocessing(entry: Entry | None, base: Base | None, num_classes: int) -> d
     """
     config = config_of(skeleton(base)) if base and is_base_id(base.id) else {}
     kept = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
-    found = {"input_size": (3, 224, 224)} | {key: config[key] for key in kept if config.get(key) is not None}
+    settings = {"input_size": (3, 224, 224)} | {key: config[key] for key in kept if config.get(key) is not None}
     if entry is not None:
-        found |= {**entry.preprocessing, "input_size": entry.input, "license": entry.license}
-    return {**found, "num_classes": num_classes}
+        settings |= {**entry.preprocessing, "input_size": entry.input, "license": entry.license}
+    return {**settings, "num_classes": num_classes}
 
 
 def _runs_at(graph: Graph, model: nn.Module, stated: tuple[int, int, int]) -> tuple[int, int, int]:

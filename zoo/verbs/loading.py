@@ -286,8 +286,8 @@ def _converted(entry: Entry, revision: str | None, access: Access) -> Path:
 
 def converted_before(entry: Entry) -> Path | None:
     """The repository that an origin was converted to last on this machine, if it was."""
-    found = (cache() / "converted").glob(f"{entry.name}-*/{repository.CONFIG}") if entry.origin else iter(())
-    return max((path.parent for path in found), key=lambda folder: folder.stat().st_mtime, default=None)
+    configs = (cache() / "converted").glob(f"{entry.name}-*/{repository.CONFIG}") if entry.origin else iter(())
+    return max((path.parent for path in configs), key=lambda folder: folder.stat().st_mtime, default=None)
 
 
 def origin_of(

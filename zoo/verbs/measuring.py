@@ -73,10 +73,10 @@ def report_of(
         workers = workers_for(rows) if workers is None else workers
         batch_size = batch_size or (32 if device.type == "cpu" else 256)
         batches = task.loader(rows, task.evaluation_transform(config), batch_size, workers=workers)
-        found = evaluate(model, batches, task=task, against=against, progress="evaluate")
-        where = _where(data, config, int(found.pop("images")), skip_damaged, left_out, labels)
+        measured = evaluate(model, batches, task=task, against=against, progress="evaluate")
+        where = _where(data, config, int(measured.pop("images")), skip_damaged, left_out, labels)
         where |= {"against": describe(against).name} if against is not None else {}
-        figures.update(found)
+        figures.update(measured)
     return Report(name or describe(model).name, figures, where, versions(), _hardware(device))
 
 

@@ -180,9 +180,9 @@ def training_costs(model: nn.Module, teachers: Sequence[nn.Module], recipe: Reci
     (schedule, how), data, read = distillation_of(recipe), recipe.data, reading(recipe)
     training = training_of(model, teachers, data, how=how, schedule=schedule, augment=recipe.augment, **read)
     where: Any = {"machine": machine, "processes": here.num_processes, "device": here.device}
-    found = cost(model, teachers, training.images, training.transform, training.schedule, how=how, **where)
+    costs = cost(model, teachers, training.images, training.transform, training.schedule, how=how, **where)
     doing = f"distil from {', '.join(recipe.teachers)}" if teachers else "train"
-    return f"{doing}, {schedule.epochs} epochs of {data}{f': {found}' if found else ''}"
+    return f"{doing}, {schedule.epochs} epochs of {data}{f': {costs}' if costs else ''}"
 
 
 def learning_costs(base: nn.Module, recipe: Recipe, machine: Machine, here: Any) -> str:
@@ -195,8 +195,8 @@ def learning_costs(base: nn.Module, recipe: Recipe, machine: Machine, here: Any)
     transform = task_of(base).training_transform(config_of(base), recipe.augment)
     where: Any = {"machine": machine, "processes": here.num_processes, "device": here.device}
     images, schedule = training_images(base, recipe.data, schedule, **reading(recipe))
-    found = cost_of_learning(base, trained, how, images, transform, schedule, **where)
-    return f"{recipe.method}: {found}" if found else recipe.method
+    costs = cost_of_learning(base, trained, how, images, transform, schedule, **where)
+    return f"{recipe.method}: {costs}" if costs else recipe.method
 
 
 def _steps(data: Any, schedule: Schedule) -> int | None:

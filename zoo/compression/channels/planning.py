@@ -30,8 +30,8 @@ def swapped(model: nn.Module) -> nn.Module:
         StructureError: the model doesn't say what it was made from.
     """
     description = describe(model)
-    found = {path: blocks.SWAPS.get(blocks.class_name(module)) for path, module in model.named_modules()}
-    classes = {path: name for path, name in found.items() if name}
+    swaps = {path: blocks.SWAPS.get(blocks.class_name(module)) for path, module in model.named_modules()}
+    classes = {path: name for path, name in swaps.items() if name}
     plan = description.plan + Plan((Swap(classes),)) if classes else description.plan
     return rebuilt(model, replace(description, plan=plan), tensors_of(model))
 

@@ -73,10 +73,10 @@ def open_archive(path: Path) -> "Iterator[Archive]":
     except FileNotFoundError:
         raise WeightsError(f"{path.parent} has no {path.name}: fetch it again") from None
     except WeightsError as error:
-        found = str(error)
+        problem = str(error)
     except (zipfile.BadZipFile, EOFError, OSError, OverflowError, RuntimeError, ValueError, struct.error) as error:
-        found = f"the archive can't be read, {short(error)}"
-    raise WeightsError(f"{path} is refused: {found}: fetch it again; if that doesn't help, don't trust it")
+        problem = f"the archive can't be read, {short(error)}"
+    raise WeightsError(f"{path} is refused: {problem}: fetch it again; if that doesn't help, don't trust it")
 
 
 def _check_directory(file: IO[bytes], size: int) -> None:

@@ -92,8 +92,8 @@ def _rank(base: nn.Module, path: str, entry: Any) -> Rank:
     layers = entry.get("modules") if isinstance(entry, dict) and entry.get("type") == "Sequential" else None
     if not isinstance(layers, dict) or len(layers) != 2 or not all(isinstance(each, dict) for each in layers.values()):
         raise StructureError(f"{CONFIG}: {path} isn't a Sequential of two layers")
-    found = list(layers.values())
-    rank = found[1].get("in_features", found[1].get("in_channels"))
+    modules = list(layers.values())
+    rank = modules[1].get("in_features", modules[1].get("in_channels"))
     for spatial in get_args(Spatial):
         holder = nn.Module()
         try:
@@ -101,7 +101,7 @@ def _rank(base: nn.Module, path: str, entry: Any) -> Rank:
         except AttributeError:
             raise StructureError(f"{CONFIG}: the base has no module {path!r}") from None
         factors = apply_(holder, Plan((Factor({"layer": Rank(rank, spatial)}),))).layer
-        if [_listed(_config(layer)) for layer in _children(factors)] == [_listed(each) for each in found]:
+        if [_listed(_config(layer)) for layer in _children(factors)] == [_listed(each) for each in modules]:
             return Rank(rank, spatial)
     raise StructureError(f"{CONFIG}: {path} isn't the base's layer in two: another size, stride, padding or bias")
 

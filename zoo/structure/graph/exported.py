@@ -150,7 +150,7 @@ class _Lifting:
         self.layers = layers(program.graph, self.paths, tensors)
         self.taken = {*self.paths.values(), *(layer.path for layer in self.layers.values())}
         for path in list(self.taken):
-            self.taken |= {path[: found.start()] for found in re.finditer(r"\.", path)}
+            self.taken |= {path[: dot.start()] for dot in re.finditer(r"\.", path)}
 
     def visit(self, node: fx.Node) -> None:
         """Write one node of the program."""
@@ -342,10 +342,10 @@ class _Lifting:
     def _plain(self, value: Any, inputs: list[str]) -> Any:
         """An attribute as plain data; a node in it becomes a further input, `"$1"`."""
         if isinstance(value, fx.Node):
-            found = self._read(value)
-            if isinstance(found, int):
-                return found
-            inputs.append(found)
+            operand = self._read(value)
+            if isinstance(operand, int):
+                return operand
+            inputs.append(operand)
             return f"${len(inputs) - 1}"
         if isinstance(value, _Words):
             return list(value)

@@ -69,22 +69,22 @@ def layers(graph: fx.Graph, paths: Mapping[fx.Node, str], tensors: Mapping[str, 
     Returns:
         Operation → layer. Weights that anything else reads too belong to no layer.
     """
-    found: dict[fx.Node, Layer] = {}
+    by_node: dict[fx.Node, Layer] = {}
     for node in graph.nodes:
         if node.op == "call_function" and (layer := _layer(node, paths, tensors)) is not None:
-            found[node] = layer
+            by_node[node] = layer
     forms: dict[str, set[str]] = {}
     foreign: set[str] = set()
     for placeholder, path in paths.items():
         for user in placeholder.users:
-            layer = found.get(user)
+            layer = by_node.get(user)
             if layer is None or not path.startswith(f"{layer.path}."):
                 foreign.add(path)
             else:
                 forms.setdefault(layer.path, set()).add(f"{layer.op} {sorted(layer.attributes.items())}")
     return {
         node: layer
-        for node, layer in found.items()
+        for node, layer in by_node.items()
         if len(forms[layer.path]) == 1 and not any(f"{layer.path}.{name}" in foreign for name in layer.tensors)
     }
 

@@ -44,11 +44,11 @@ def in_place(node: fx.Node) -> bool:
 
 def live(graph: fx.Graph) -> set[fx.Node]:
     """What the output or an operation in place depends on: not the assertions, nor sizes that only they read."""
-    found = set[fx.Node]()
+    nodes = set[fx.Node]()
     for node in reversed(graph.nodes):
-        if node.op == "output" or in_place(node) or not found.isdisjoint(node.users):
-            found.add(node)
-    return found
+        if node.op == "output" or in_place(node) or not nodes.isdisjoint(node.users):
+            nodes.add(node)
+    return nodes
 
 
 def module_path(node: fx.Node) -> str:
@@ -60,8 +60,8 @@ def module_path(node: fx.Node) -> str:
 
 def dtype_of(value: Any) -> torch.dtype:
     """The type that a value had when it was traced."""
-    found = value.meta.get("val") if isinstance(value, fx.Node) else None
-    return found.dtype if isinstance(found, Tensor) else torch.int64
+    result = value.meta.get("val") if isinstance(value, fx.Node) else None
+    return result.dtype if isinstance(result, Tensor) else torch.int64
 
 
 def is_whole(key: str, args: Mapping[str, Any]) -> bool:

@@ -68,13 +68,13 @@ def read_labels(path: Path) -> Labels:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        found = json.loads(text) if text.lstrip().startswith(("{", "[")) else text.splitlines()
+        labels = json.loads(text) if text.lstrip().startswith(("{", "[")) else text.splitlines()
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: no labels could be read: {error}") from None
-    if isinstance(found, list) and found and all(isinstance(name, str) for name in found):
-        return [name.strip() for name in found]
-    if isinstance(found, dict) and found and all(type(name) in (str, int) for name in found.values()):
-        return found
+    if isinstance(labels, list) and labels and all(isinstance(name, str) for name in labels):
+        return [name.strip() for name in labels]
+    if isinstance(labels, dict) and labels and all(type(name) in (str, int) for name in labels.values()):
+        return labels
     raise DataError(f"{path}: expected a list of names, one a line or as JSON, or a JSON object of names")
 
 
@@ -142,19 +142,19 @@ def _names(data: "Data") -> list[str] | None:
 
 
 def _check_labels(data: "Data", spec: str) -> None:
-    found, classes = labels_of(data) if hasattr(data, "__len__") else None, num_classes(data)
-    if found is not None and len(found) and classes is not None and found.max() >= classes:
-        raise DataError(f"{spec} has labels up to {found.max()}, but {classes} classes: use other data")
+    labels, classes = labels_of(data) if hasattr(data, "__len__") else None, num_classes(data)
+    if labels is not None and len(labels) and classes is not None and labels.max() >= classes:
+        raise DataError(f"{spec} has labels up to {labels.max()}, but {classes} classes: use other data")
 
 
 def _by_order(data: "Data", count: int | None, own: list[str] | None, spec: str) -> "Data":
-    found = num_classes(data)
-    if None not in (found, count) and found != count:
+    classes = num_classes(data)
+    if None not in (classes, count) and classes != count:
         raise DataError(
-            f"{spec} has {found} classes, the model {count}: choose other data, or load with num_classes, or map them "
-            "by --labels FILE"
+            f"{spec} has {classes} classes, the model {count}: choose other data, or load with num_classes, or map "
+            "them by --labels FILE"
         )
-    if found is None and count is not None and hasattr(data, "__len__"):
+    if classes is None and count is not None and hasattr(data, "__len__"):
         labels = labels_of(data)
         if labels is not None and len(labels) and labels.max() >= count:
             raise DataError(f"{spec} has labels up to {labels.max()}, the model {count} classes: choose other data")
@@ -166,10 +166,10 @@ def _by_order(data: "Data", count: int | None, own: list[str] | None, spec: str)
 def _of_nameless(theirs: list[str], count: int | None, spec: str) -> list[int]:
     """Numbers of names for a model that has none: ImageNet's, or in the names' order."""
     if count == 1000:
-        found = [_found(name, _tables(_imagenet())) for name in theirs]
-        if None not in found and len(set(found)) == len(found):
+        numbers = [_found(name, _tables(_imagenet())) for name in theirs]
+        if None not in numbers and len(set(numbers)) == len(numbers):
             log.info("the model has 1000 classes and no names for them: taken for ImageNet's, as %s names them", spec)
-            return [number for number in found if number is not None]
+            return [number for number in numbers if number is not None]
     if count is not None and count != len(theirs):
         raise DataError(
             f"{spec} has {len(theirs)} classes, the model {count} without names: choose other data, or load with "
@@ -189,17 +189,17 @@ def _by_name(theirs: list[str], own: list[str], spec: str) -> list[int]:
         tables = _tables(known, _imagenet())
     else:
         tables = _tables(known)
-    found = [_found(name, tables) for name in theirs]
-    missing = [name for name, number in zip(theirs, found, strict=True) if number is None]
-    meant = {number: name for name, number in zip(theirs, found, strict=True)}
-    twice = [name for name, number in zip(theirs, found, strict=True) if meant[number] != name]
+    numbers = [_found(name, tables) for name in theirs]
+    missing = [name for name, number in zip(theirs, numbers, strict=True) if number is None]
+    meant = {number: name for name, number in zip(theirs, numbers, strict=True)}
+    twice = [name for name, number in zip(theirs, numbers, strict=True) if meant[number] != name]
     if missing or twice:
-        lacking = [name for number, name in enumerate(own) if number not in found]
+        lacking = [name for number, name in enumerate(own) if number not in numbers]
         raise DataError(
             f"{spec} has classes that the model hasn't, or more than once: {_some(missing or twice)}; of the model's "
             f"there remain {_some(lacking)}: choose other data, or map them by --labels FILE"
         )
-    return [number for number in found if number is not None]
+    return [number for number in numbers if number is not None]
 
 
 # What a class is known by, surest first: name and WordNet id as written, first synonym as written, name in any case,

@@ -53,5 +53,5 @@ def figures(rows: Mapping[str, Tensor]) -> dict[str, float]:
     # The metric creates a folder when it is made, though it keeps everything in memory.
     with TemporaryDirectory() as folder:
         metric = Accuracy(keep_in_memory=True, cache_dir=folder)
-        found = metric.compute(predictions=predictions.numpy(), references=labels.numpy())
-    return {"top1": found["top1"]} | ({"top5": rows["top5"].mean().item()} if "top5" in rows else {})
+        accuracy = metric.compute(predictions=predictions.numpy(), references=labels.numpy())
+    return {"top1": accuracy["top1"]} | ({"top5": rows["top5"].mean().item()} if "top5" in rows else {})

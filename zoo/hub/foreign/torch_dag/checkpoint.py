@@ -123,13 +123,13 @@ def _given(given: list[Value], number: int, where: str) -> Value:
 
 
 def _predecessors(vertex: Mapping[str, Any], number: int, values: list[Value], where: str) -> list[Value]:
-    found = vertex.get("predecessor_indices")
-    if not isinstance(found, list) or len(found) > MAX_NODES:
+    indices = vertex.get("predecessor_indices")
+    if not isinstance(indices, list) or len(indices) > MAX_NODES:
         raise StructureError(f"{where}: predecessor_indices isn't a list")
-    for index in found:
+    for index in indices:
         if type(index) is not int or not 0 <= index < number:
             raise StructureError(f"{where} reads vertex {index!r:.40}, expected one before it, 0 to {number - 1}")
-    return [values[index] for index in found]
+    return [values[index] for index in indices]
 
 
 def _module(vertex: Mapping[str, Any], modules: list[Any], where: str) -> Record:

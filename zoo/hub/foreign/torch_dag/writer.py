@@ -92,10 +92,10 @@ def required_tensor(record: Record, name: str) -> Tensor:
     Raises:
         StructureError: it holds none of that name.
     """
-    found = weights(record).get(name)
-    if found is None:
+    tensor = weights(record).get(name)
+    if tensor is None:
         raise StructureError(f"{record.name} has no tensor {name!r}")
-    return found
+    return tensor
 
 
 def child(record: Record, name: str) -> Record:
@@ -104,10 +104,10 @@ def child(record: Record, name: str) -> Record:
     Raises:
         StructureError: there is none of that name.
     """
-    found = record.state.get("_modules", {}).get(name)
-    if not isinstance(found, Record):
+    module = record.state.get("_modules", {}).get(name)
+    if not isinstance(module, Record):
         raise StructureError(f"{record.name} has no module {name!r}")
-    return found
+    return module
 
 
 def two_ints(value: Any, where: str) -> list[int]:
