@@ -7,7 +7,6 @@ reads `<project>/<family>.toml`, this file looks models up. What was measured he
 import difflib
 import fnmatch
 import functools
-import json
 import math
 import os
 from collections import ChainMap
@@ -19,7 +18,8 @@ from typing import Any
 from zoo.catalog.entry import STATUSES, Entry
 from zoo.catalog.methods import METHODS, available
 from zoo.catalog.reader import read_catalog
-from zoo.errors import CatalogError, UnknownName
+from zoo.errors import UnknownName
+from zoo.files import read_json
 
 _HERE = Path(__file__).parent
 EMBEDDED = _HERE / "embedded"
@@ -159,13 +159,7 @@ def stand_in(entry: Entry) -> Mapping[str, Any]:
 
 @functools.cache
 def _results(path: Path) -> Mapping[str, Any]:
-    try:
-        content: Mapping[str, Any] = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise CatalogError(f"{path}: {error}") from None
-    return content
+    return read_json(path) if path.exists() else {}
 
 
 def size(entry: Entry) -> Size:

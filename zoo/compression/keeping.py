@@ -38,7 +38,7 @@ def rebuilt(model: nn.Module, description: Description, tensors: Mapping[str, Te
     assign_(smaller, {path: tensor.detach().clone() for path, tensor in tensors.items()}, description.name)
     smaller.num_classes = model.num_classes
     configure_(smaller, config_of(model))
-    return smaller.to(next(model.parameters()).device).eval()
+    return smaller.to(next(model.parameters()).device)
 
 
 def alike_(smaller: nn.Module, model: nn.Module) -> nn.Module:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from zoo.errors import WeightsError
 from zoo.files import writing
+from zoo.structure.tensors import bytes_of
 
 ALIGNMENT = 64
 
@@ -64,14 +65,10 @@ def save_weights(path: Path, values: Mapping[str, Tensor]) -> str:
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     digest = hashlib.sha256()
     with writing(path) as file:
-        for chunk in (struct.pack("<Q", len(text)), text, *map(_bytes, (values[name] for name in order))):
+        for chunk in (struct.pack("<Q", len(text)), text, *map(bytes_of, (values[name] for name in order))):
             digest.update(chunk)
             file.write(chunk)
     return digest.hexdigest()
-
-
-def _bytes(value: Tensor) -> Any:
-    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def load_weights(path: Path, device: str | torch.device = "cpu", *, mmap: bool = True) -> dict[str, Tensor]:

@@ -23,6 +23,11 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
+def bytes_of(tensor: Tensor) -> Any:
+    """A tensor's values as they lie in a file, a buffer."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
 def assign_(model: nn.Module, values: Mapping[str, Tensor], where: str) -> nn.Module:
     """Put tensors in the place of a model's own, without a copy.
 

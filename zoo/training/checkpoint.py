@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zoo.errors import DataError, StorageError
 from zoo.files import writing
-from zoo.structure.tensors import tensors_of
+from zoo.structure.tensors import bytes_of, tensors_of
 
 
 def save_state(path: Path, run: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -62,14 +62,10 @@ def digest(method: str, how: Any, model: nn.Module, batches: Iterable[Tensor] = 
     hashed = hashlib.sha256(f"{method} {how}".encode())
     for path, tensor in tensors_of(model).items():
         hashed.update(path.encode())
-        hashed.update(_bytes(tensor))
+        hashed.update(bytes_of(tensor))
     for batch in batches:
-        hashed.update(_bytes(batch))
+        hashed.update(bytes_of(batch))
     return hashed.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def save_training(

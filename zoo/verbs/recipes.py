@@ -12,7 +12,7 @@ from zoo.catalog.entry import Base, Budget, Entry, Recipe
 from zoo.catalog.methods import runnable, suffix
 from zoo.declarations import validated
 from zoo.errors import BudgetError, DataError, RepositoryError, UnknownName
-from zoo.files import free, read_json, sha256_stamped
+from zoo.files import free, sha256_stamped
 from zoo.hub import repository
 from zoo.structure.describing import describe
 from zoo.structure.description import config_of
@@ -159,11 +159,15 @@ def at_most(entry: Entry, steps: int | None) -> Entry:
 
 
 def is_built(entry: Entry, folder: Path) -> bool:
-    """Whether a folder holds the model of an entry, made by this very recipe."""
+    """Whether a folder holds the model of an entry, made by this very recipe.
+
+    Raises:
+        RepositoryError: its config.json is none.
+    """
     if not all((folder / file).is_file() for file in (repository.CONFIG, repository.WEIGHTS, repository.RESULTS)):
         return False
     recipe = plain(entry.recipe)
-    made = read_json(folder / repository.CONFIG).get("zoo", {})
+    made = repository.read_config(folder)["zoo"]
     then, now = ({**each, "note": None} for each in (made.get("recipe", {}), json.loads(json.dumps(recipe))))
     if made.get("name") != entry.name or then != now:
         return False
@@ -183,7 +187,7 @@ def finished(entry: Entry, folder: Path) -> bool:
         return False
     free(folder)
     if not is_built(entry, folder):
-        name = read_json(folder / repository.CONFIG)["zoo"].get("name")
+        name = repository.read_config(folder)["zoo"]["name"]
         raise RepositoryError(
             f"{folder} holds {name}, made by another recipe or of other weights, or not all of it: choose another "
             "folder or remove it"

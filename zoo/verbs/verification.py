@@ -16,7 +16,6 @@ from zoo.errors import RepositoryError
 from zoo.files import read_json
 from zoo.hub import repository
 from zoo.measurement.conventions import COUNTINGS
-from zoo.structure.describing import describe
 from zoo.structure.sources import is_base_id
 from zoo.tasks.datasets import HUB_ID, NAMED, limited
 from zoo.tasks.task import Labels
@@ -95,7 +94,7 @@ def verify(
     rows = _compared(claimed, found, changed, _another(claimed, str(base)) if against else "")
     left = claimed.measured.keys() - found.measured.keys() - (set() if against else {"kl"})
     rows += [Row(figure, claimed.measured[figure], None) for figure in sorted(left) if not structure_only]
-    return Verification(describe(model).name, (*rows, *_reported(name, model, found, images, changed)), found)
+    return Verification(found.name, (*rows, *_reported(name, model, found, images, changed)), found)
 
 
 def _compared(claimed: Report, found: Report, changed: str, another: str) -> list[Row]:

@@ -30,7 +30,7 @@ from zoo.compression.activations import Draw, observe, portions, rows, thinned
 from zoo.errors import DataError, StructureError
 
 STILL = 1e-12  # share of a mean square, or of the largest variance, that a variance must exceed
-MAX_BYTES = 4 * 2**30  # of statistics held at once; a larger model is watched in several passes
+MAX_STATISTICS = 4 * 2**30  # of statistics held at once; a larger model is watched in several passes
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def spectra(
     smoothing: float,
     draws: int,
     seed: int,
-    max_bytes: int = MAX_BYTES,
+    max_bytes: int = MAX_STATISTICS,
 ) -> dict[str, Spectrum]:
     """Collect the spectra of layers.
 

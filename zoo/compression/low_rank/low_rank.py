@@ -42,7 +42,7 @@ from zoo.compression.calibration import dealt
 from zoo.compression.channels.analysis import analyse, exported
 from zoo.compression.low_rank.allocation import allocate_ranks, choice
 from zoo.compression.low_rank.factorable import chosen, factorable
-from zoo.compression.low_rank.fisher import MAX_BYTES, Spectrum, spectra
+from zoo.compression.low_rank.fisher import MAX_STATISTICS, Spectrum, spectra
 from zoo.compression.low_rank.kfac import logits_of, mean_divergence, newton_
 from zoo.compression.low_rank.least_squares import correct_
 from zoo.compression.repair import calling, located, repair, watch
@@ -85,7 +85,7 @@ class LowRank:
     steps: Count = 1
     seed: Whole = 0
     exclude: str | Sequence[str] = ()
-    max_bytes: Count = MAX_BYTES
+    max_bytes: Count = MAX_STATISTICS
 
     def __post_init__(self) -> None:
         validate(self, "low_rank", BudgetError)

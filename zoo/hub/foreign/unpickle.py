@@ -183,16 +183,20 @@ class _Machine:
         elif code == pickle.BINPERSID:
             self._stack.append(_storage(self._pop(tuple)))
         elif code == pickle.GLOBAL:
-            name = ".".join(self._file.readline().rstrip(b"\n").decode() for _ in range(2))
-            if name not in self._names and name not in _CALLS and name not in STORAGES:
-                refuse(f"it names {short(name)}, which isn't among the classes and functions expected")
-            self._stack.append(... if _CALLS.get(name) == "Ellipsis" else Global(name))
+            self._stack.append(self._named())
         elif code == pickle.LONG1:
             if number > 8:
                 refuse("an integer takes more than 64 bits")
             self._stack.append(int.from_bytes(self._take(number), "little", signed=True))
         elif code != pickle.STOP and (code != pickle.PROTO or number != 2):
             refuse(f"it has the opcode {code!r}, expected those of protocol 2 for modules")
+
+    def _named(self) -> Any:
+        """A class or function by its module and name, which stand on two lines."""
+        name = ".".join(self._file.readline().rstrip(b"\n").decode() for _ in range(2))
+        if name not in self._names and name not in _CALLS and name not in STORAGES:
+            refuse(f"it names {short(name)}, which isn't among the classes and functions expected")
+        return ... if _CALLS.get(name) == "Ellipsis" else Global(name)
 
     def _take(self, count: int) -> bytes:
         data = self._file.read(count)
