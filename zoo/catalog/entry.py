@@ -98,7 +98,7 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
         method: one of `zoo.catalog.methods.METHODS`; None for a dense model trained from scratch.
         budget: what the method may keep.
         options: fields of the method's own declaration that differ from its defaults, and as `zoo.compress` takes them
-            `images` and, of a method that trains, `schedule`.
+            `images`, `calibrate_steps` and, of a method that trains, `schedule`.
         data: the data set trained and evaluated on, as `--data` takes it.
         skip_damaged: leave out its images that can't be decoded.
         labels: {class of the data: class of the model}, or the names of the model's classes in order.

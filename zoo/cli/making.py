@@ -39,6 +39,9 @@ class Share(click.FloatRange):
 @click.option("--data", required=True, help="digits, digit_pairs, a folder, or a Hub id ORG/NAME.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new repository.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Option of the method, e.g. round_to=16.")
+@click.option(
+    "--calibrate-steps", type=click.IntRange(0), help="Then bring it nearer to BASE without labels.  [default: 0]"
+)
 @click.option("--epochs", type=click.IntRange(0), help="Distil for so many passes over the data.  [default: 0]")
 @click.option("--steps", type=click.IntRange(1), help="Distil for so many steps at most, or without --epochs.")
 @click.option("--batch-size", type=click.IntRange(1), help="Images of a step, over all processes.  [default: 64]")
@@ -62,6 +65,7 @@ def compress(
     data: str,
     out: Path,
     settings: tuple[str, ...],
+    calibrate_steps: int | None,
     epochs: int | None,
     steps: int | None,
     teachers: tuple[str, ...],
@@ -95,7 +99,7 @@ def compress(
         kept,
         data,
         (steps or 0) if epochs is None else epochs,  # an epoch has a step at least
-        _settings(settings, "--set"),
+        _settings(settings, "--set") | ({"calibrate_steps": calibrate_steps} if calibrate_steps else {}),
         teachers=teachers,
         schedule={key: value for key, value in said.items() if key not in LOSS},
         distil={key: value for key, value in said.items() if key in LOSS},

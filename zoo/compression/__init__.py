@@ -8,7 +8,8 @@ Each method is one file, which reads like its paper, and one row of `zoo.catalog
 2. write its row, which names the file and says the words of listings, cards and the command line.
 
 `zoo.compress`, recipes, the command line, costs, cards and smoke tests then know it. To read on: `prune/prune.py` or
-`low_rank/falor.py`, and what they share: `activations`, `calibration`, `repair`, and in `channels/` the groups.
+`low_rank/falor.py`, and what they share: `activations`, `calibration`, `repair`, and in `channels/` the groups; and
+`refinement`, which may follow any of them.
 """
 
 import importlib

@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 
 FEW = 64  # images, below which the statistics of wide layers are mostly noise
 TOGETHER = 32  # images in one pass: beyond, a CPU is busy with fresh pages of memory
+HELD_BACK = 4  # one image in so many, where some are
+PARTED = 2 * HELD_BACK  # images at least: one has no variance
 EXPECTED = "expected a list of batches [B, C, H, W]"
 
 
@@ -73,6 +75,28 @@ def dealt(batches: Sequence[Tensor]) -> list[Tensor]:
     parts, images = -(-sum(sizes) // TOGETHER), sum(sizes)
     even = [images // parts + (number < images % parts) for number in range(parts)]
     return list(batches) if sizes == even else list(torch.cat([*batches]).split(even))
+
+
+def parted(batches: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Images shown and others held back, one in four, whatever order and batches they came in.
+
+    Args:
+        batches: images [B, C, H, W].
+
+    Returns:
+        Batches of each.
+
+    Raises:
+        DataError: there are too few.
+    """
+    images = torch.cat([*batches])
+    if len(images) < PARTED:
+        raise DataError(f"calibration: {len(images)} images, expected at least {PARTED} where some are held back")
+    sums = torch.tensor([float(image.double().sum()) for image in images], dtype=torch.float64)
+    order = sums.argsort(stable=True)[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
+    back = torch.arange(len(images)) % HELD_BACK == 0
+    shown, held = (images[order[which].to(images.device)] for which in (~back, back))
+    return dealt([shown]), dealt([held])
 
 
 def _batches(data: Iterable[Any]) -> Iterable[Any]:

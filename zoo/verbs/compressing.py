@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader
 from zoo.catalog.entry import Budget
 from zoo.catalog.methods import METHODS, check_task, suffix
 from zoo.compression import Given, algorithm
-from zoo.compression.calibration import batched, check_finite
+from zoo.compression.calibration import batched, check_finite, parted
 from zoo.compression.keeping import alike_, rebuilt, single
+from zoo.compression.refinement import refine_
 from zoo.declarations import Count, Whole, validated
 from zoo.errors import BudgetError, DataError, StructureError, UnknownName
 from zoo.measurement.macs import unchanged
@@ -42,6 +43,7 @@ class Apart(Struct, frozen=True):
     seed: Whole = 0
     schedule: Mapping[str, Any] = {}
     augment: Mapping[str, Any] = {}
+    calibrate_steps: Whole = 0
 
 
 @torch.inference_mode(False)  # gradients, whatever the caller's mode
@@ -59,6 +61,7 @@ def compress(
     schedule: Mapping[str, Any] | None = None,
     augment: Mapping[str, Any] | None = None,
     machine: Machine | None = None,
+    calibrate_steps: int = 0,
     **options: Any,
 ) -> nn.Module:
     """Compress a model.
@@ -79,6 +82,8 @@ def compress(
         schedule: fields of the schedule that differ from the method's own, for a method that trains.
         augment: keyword arguments of timm's training transform, for a method that trains.
         machine: how a method that trains runs here.
+        calibrate_steps: of distillation on the calibration images alone that follow, without labels, as
+            `zoo.compression.refinement` says; one image in four is then held back, which the method doesn't see either.
         options: fields of the method's declaration (`zoo.compression.prune.prune.Prune`, ...) that differ from its
             defaults.
 
@@ -91,7 +96,8 @@ def compress(
         DataError, StructureError: an argument, the images or the model can't be used.
     """
     schedule, augment = ({} if said is None else said for said in (schedule, augment))
-    apart = {"images": images, "seed": seed, "schedule": schedule, "augment": augment}
+    apart: dict[str, Any] = {"images": images, "seed": seed, "schedule": schedule, "augment": augment}
+    apart["calibrate_steps"] = calibrate_steps
     how, own = declarations(method, {**options, **apart})
     budget = checked_budget(method, budget)
     original, dense = described(model)
@@ -101,16 +107,15 @@ def compress(
     check_finite(original)
     check_outputs(original, dense)
     model = original if own else single(original)
-    said = {**options, "schedule": schedule} if schedule else options
-    recipe = {"method": method, "options": dict(said), **({} if budget is None else {"budget": structs.asdict(budget)})}
+    said = {**options, **{key: apart[key] for key in ("schedule", "calibrate_steps") if apart[key]}}
+    recipe = {"method": method, "options": said, **({} if budget is None else {"budget": structs.asdict(budget)})}
     about = replace(dense, name=f"{dense.name}_{suffix(method, budget)}", recipe=recipe, source="")
     far = task_of(model).divergence
     given = Given(model, about, how, (), budget, seed, state, far, schedule=own, machine=machine)
     read: dict[str, Any] = {"skip_damaged": skip_damaged, "labels": labels}
     given = _learning(given, data, images, augment, read) if own else _looking(given, data, images, skip_damaged)
     with unchanged(model):
-        description, tensors = algorithm(method).run(given)
-    smaller = rebuilt(model, description, tensors)
+        smaller = _refined(given, calibrate_steps) if calibrate_steps else _smaller(given)
     if _shapes(smaller) == _shapes(model) and (advice := METHODS[method].advice):
         log.warning("%s: no layer was decomposed; %s", method, advice)
     return alike_(smaller, original)
@@ -199,6 +204,25 @@ def _learning(given: Given, data: Any, images: int, augment: Mapping[str, Any], 
     batches = batched(model, [batch for batch, _ in few])
     labels = torch.cat([classes for _, classes in few]).to(weight.device).split([len(batch) for batch in batches])
     return replace(given, batches=batches, labels=labels, epoch=epoch, schedule=schedule)
+
+
+def _smaller(given: Given) -> nn.Module:
+    description, tensors = algorithm(given.description.recipe["method"]).run(given)
+    return rebuilt(given.model, description, tensors)
+
+
+def _refined(given: Given, steps: int) -> nn.Module:
+    """What a method makes of the images that aren't held back, nearer to the dense model if they help."""
+    shown, held = parted(given.batches)
+    smaller = _smaller(given if given.labels else replace(given, batches=shown))  # labels go by the batches
+    where: dict[str, Any] = {"far": given.divergence, "seed": given.seed, "machine": given.machine}
+    before, after = refine_(smaller, given.model, shown, held, steps, **where)
+    images = sum(map(len, held))
+    if after < before:
+        log.info("calibrate: %.4g nats, before %.4g, on %d images held back", after, before, images)
+    else:
+        log.warning("calibrate: the model stays as it was, %.4g nats on %d images held back", before, images)
+    return smaller
 
 
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from zoo.catalog.entry import Recipe, reading
 from zoo.compression import Trained, algorithm
+from zoo.compression.refinement import SCHEDULE
 from zoo.measurement.macs import measure
 from zoo.structure.description import config_of
 from zoo.tasks import task_of
@@ -189,6 +190,24 @@ def learning_costs(base: nn.Module, recipe: Recipe, machine: Machine, here: Any)
     """What a recipe's method is, and what it costs where it trains, in a line; arguments as for `training_costs`."""
     if recipe.method is None:
         return "initialise"
+    return _method_costs(base, recipe, machine, here) + _calibration_costs(base, recipe, machine, here)
+
+
+def _calibration_costs(base: nn.Module, recipe: Recipe, machine: Machine, here: Any) -> str:
+    """What the calibration that may follow costs at most: the smaller model isn't known yet."""
+    steps, size = recipe.options.get("calibrate_steps", 0), SCHEDULE.batch_size
+    if not steps:
+        return ""
+    config, share = config_of(base), max(1, size // here.num_processes)
+    speed = here.num_processes * _trained(
+        copy.deepcopy(base).to(here.device), config, (base,), (1.0,), share, machine, here.device
+    )
+    return f"; then calibrate, {steps:,} steps of {size} images: at most about {steps * size / speed:,.0f} s here"
+
+
+def _method_costs(base: nn.Module, recipe: Recipe, machine: Machine, here: Any) -> str:
+    if recipe.method is None:
+        return ""
     trained, (how, schedule) = algorithm(recipe.method).trained, declarations_of(recipe)
     if trained is None or schedule is None or not schedule.epochs:
         return recipe.method
