@@ -25,7 +25,7 @@ from zoo.training.distillation import Distil
 from zoo.training.schedule import Machine, Schedule
 from zoo.verbs import recipes
 from zoo.verbs.compressing import declared
-from zoo.verbs.training_costs import Cost, cost, cost_of_learning
+from zoo.verbs.training_costs import TrainingCost, cost, cost_of_learning
 
 FOLDER = Path(family.__file__).parent
 IMAGENET = [name for name in FAMILIES if name != "digits"]
@@ -248,7 +248,7 @@ def test_help_names_every_option_and_every_family():
 
 
 def test_a_cost_is_counted_by_hand():
-    cost = Cost(steps=10, batch_size=32, forward=1000, teachers=500, images_per_s=4.0, loaded_per_s=2.0)
+    cost = TrainingCost(steps=10, batch_size=32, forward=1000, teachers=500, images_per_s=4.0, loaded_per_s=2.0)
     assert cost.macs == 10 * 32 * (1000 + 2000 + 500)
     assert cost.seconds == 10 * 32 / 2
     assert str(cost).endswith("the loader alone 2: about 160 s")

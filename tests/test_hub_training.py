@@ -38,7 +38,7 @@ from zoo.verbs.recipes import recipe_for
 
 torch.set_num_threads(1)
 datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0.1  # seconds, after a stream that was shuffled
-lengths.WHOLE = 0  # so that everything is streamed
+lengths.READ_WHOLE = 0  # so that everything is streamed
 building.training_costs = beginning.learning_costs = lambda *_: "untimed"
 BASE, DATA = "digits_cnn_pruned_25", "org/digits"
 SHORT = {"batch_size": 32, "checkpoint_seconds": 0}

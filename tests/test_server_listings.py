@@ -110,7 +110,7 @@ def test_a_listing_reads_no_repository_twice_that_it_does_not_show(tmp_path, mon
     made = [changes.create(root, repo_id("model", f"org/{number}"), private=False) for number in range(5)]
     read = info.summary
     monkeypatch.setattr(info, "summary", lambda *given: reads.append(given[1].name.id) or read(*given))
-    looked = [[info.listed(root, each) for each in store.listing(root, "model")] for _ in range(2)]
+    looked = [[info.listed(root, each) for each in store.repositories(root, "model")] for _ in range(2)]
     assert sorted(reads) == [f"org/{number}" for number in range(5)]
     assert looked[0] == looked[1]
 
@@ -118,7 +118,7 @@ def test_a_listing_reads_no_repository_twice_that_it_does_not_show(tmp_path, mon
     changes.commit(root, made[3].name, "main", [Change("README.md", new)], "t")
     changes.delete(root, made[4].name)
     changes.create(root, made[4].name, private=False)
-    again = {row["id"]: row for row in (info.listed(root, each) for each in store.listing(root, "model"))}
+    again = {row["id"]: row for row in (info.listed(root, each) for each in store.repositories(root, "model"))}
     assert sorted(reads[5:]) == ["org/3", "org/4"]
     assert again["org/3"]["tags"] == ["new"]
     assert again["org/4"]["lastModified"] > looked[0][4]["lastModified"]

@@ -11,7 +11,7 @@ from zoo.errors import BudgetError
 
 STATUSES = ("published", "origin", "embedded", "recipe")
 LIBRARIES = ("timm", "torchvision", "zoo")  # of dense architectures; zoo.structure.sources builds what it can
-COUNTINGS = ("ptdeco", "torch-dag")  # published ways of counting kmapp; zoo.measurement.conventions does them
+COUNTING_NAMES = ("ptdeco", "torch-dag")  # published ways of counting kmapp; zoo.measurement.conventions does them
 
 # Shares are 0..1. `map` is COCO's mAP50-95, `map50` VOC's; `speedup` is the share of the latency that is saved;
 # `params_size` is MRT's "Params Size" in the source's M, which it doesn't say are parameters or bytes.
@@ -151,7 +151,7 @@ class Reported(Struct, frozen=True, forbid_unknown_fields=True):
     batch: Count | None = None
     device: str | None = None
     runtime: str | None = None
-    counting: Annotated[str, one_of(COUNTINGS)] | None = None
+    counting: Annotated[str, one_of(COUNTING_NAMES)] | None = None
     source: str | None = None
 
 

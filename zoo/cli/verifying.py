@@ -10,7 +10,7 @@ from zoo.catalog.report import Verification
 from zoo.cli.data import data_options
 from zoo.cli.tables import as_json, figure, table
 
-DTYPES = ("float32", "float16", "bfloat16")
+DTYPE_NAMES = ("float32", "float16", "bfloat16")
 
 
 @click.command(
@@ -24,7 +24,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 @click.option("--structure", "structure_only", is_flag=True, help="Only params and macs; needs no data.")
 @click.option("--revision", help="Of models on the Hub: a commit, tag or branch.")
 @click.option("--device", default="cpu", show_default=True, help="Where to compute, e.g. cuda.")
-@click.option("--dtype", type=click.Choice(DTYPES), help="Precision of the weights.  [default: as stored]")
+@click.option("--dtype", type=click.Choice(DTYPE_NAMES), help="Precision of the weights.  [default: as stored]")
 @click.option("--size", type=click.IntRange(1), help="Side of the images in pixels.  [default: the model's]")
 @click.option("--crop-pct", type=click.FloatRange(0, 1, min_open=True), help="Share of the shorter side that is seen.")
 @click.option("--batch-size", type=click.IntRange(1), help="Images of a forward pass.  [default: 32 on the CPU, 256]")

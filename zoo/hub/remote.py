@@ -30,6 +30,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
+from zoo.catalog.methods import METHODS
 from zoo.errors import HubError, RepositoryError, UnknownName, WeightsError
 from zoo.files import sha256_stamped
 from zoo.hub.errors import explained, refused, unreachable
@@ -38,7 +39,7 @@ from zoo.hub.repository import CONFIG, FILES, GRAPH, WEIGHTS, read_config
 # The tag by which our repositories are found, and their library_name: were that timm, the Hub would show a snippet that
 # fails on changed widths.
 LIBRARY = "compressed-zoo"
-METHOD_TAGS = ("dense", "pruned", "channel-pruning", "low-rank", "unstructured", "quantized", "int8", "distillation")
+METHOD_TAGS = {"dense", "distillation", *(tag for method in METHODS.values() for tag in method.tags)}
 ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 TIMEOUT = 10.0  # seconds for the first answer
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -168,7 +169,7 @@ def fetch_weights(repo: str, name: str, revision: str | None, *, access: Access 
     return None if path == _ABSENT else path
 
 
-def resolve(repo: str, revision: str) -> str:
+def full_commit(repo: str, revision: str) -> str:
     """The full hash of a commit that is given shortened; whatever else is left as it is.
 
     Raises:
@@ -178,7 +179,7 @@ def resolve(repo: str, revision: str) -> str:
         return str(_commit_of(repo, revision, DEFAULT))
 
 
-def push(
+def publish(
     folder: Path,
     repo: str,
     *,

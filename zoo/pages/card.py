@@ -71,7 +71,7 @@ def render(
         conditions=figures.conditions(report),
         reported=[figures.reported(row, entry) for row in (*entry.reported, *entry.baselines)],
         base=description.base.id if description.base else None,
-        args=words.settings(description.base.args) if description.base else "",
+        args=words.settings_text(description.base.args) if description.base else "",
         graph=description.graph,
         stand_in=description.structure == "stand-in",
         edits=[edits.edit_in_words(edit) for edit in plan.edits],

@@ -13,7 +13,7 @@ LABELS = {
     "kmapp": "kmapp = 2·macs/(1000·H·W)",
     "kl": "KL divergence from the dense base",
 }
-SOURCES = {
+SOURCE_NAMES = {
     "top1": "top-1",
     "top5": "top-5",
     "map": "mAP 50-95",
@@ -44,7 +44,7 @@ def measured(report: Report, base: Report | None, task: str) -> list[list[str]]:
 def _label(label: str, data: Mapping[str, Any]) -> str:
     if not data.get("dataset"):
         return label
-    where = ", ".join(part for part in (words.dataset(data["dataset"]), data.get("split")) if part)
+    where = ", ".join(part for part in (words.dataset_name(data["dataset"]), data.get("split")) if part)
     return f"{label} on {data['images']:,} images ({where})" if "images" in data else f"{label} ({where})"
 
 
@@ -79,7 +79,7 @@ def conditions(report: Report) -> str:
 
 def reported(row: Reported, entry: Entry) -> list[str]:
     """A row of what the source reports: of which model, figures, conditions, and where it says so."""
-    figures = ", ".join(f"{SOURCES.get(key, key)} {_claim(key, value)}" for key, value in row.figures.items())
+    figures = ", ".join(f"{SOURCE_NAMES.get(key, key)} {_claim(key, value)}" for key, value in row.figures.items())
     conditions = {"px": row.input, "images": row.images, "in a batch": row.batch}
     holds = [f"{count:,} {what}" for what, count in conditions.items() if count is not None]
     holds += [text for text in (row.device, row.runtime, row.counting and f"{row.counting}'s counting") if text]

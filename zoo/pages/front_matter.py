@@ -55,7 +55,7 @@ def metadata(entry: Entry, description: Description, recipe: Mapping[str, Any], 
     if (dense := dense_id(entry.base)) and HUB_ID.fullmatch(dense):
         more = {"base_model": dense, "base_model_relation": method.relation if method else "finetune"}
     if (leading := leading_of(report, description.task)) and report.data.get("dataset"):
-        dataset = words.dataset(report.data["dataset"])
+        dataset = words.dataset_name(report.data["dataset"])
         figure = EvalResult(
             task_type=description.task,
             dataset_type=dataset,

@@ -24,8 +24,8 @@ def sentence(entry: Entry, plan: Plan, recipe: Mapping[str, Any], report: Report
         how += f" to a budget of {words.budget(budget)} of {dense}"
     if teachers:
         how += f" and distilled from {'it' if budget and teachers == [dense] else ', '.join(teachers)}"
-    trained = words.dataset(recipe["data"]) if recipe.get("data") else None
-    measured = words.dataset(report.data["dataset"]) if report.data.get("dataset") else None
+    trained = words.dataset_name(recipe["data"]) if recipe.get("data") else None
+    measured = words.dataset_name(report.data["dataset"]) if report.data.get("dataset") else None
     if trained == measured:
         where = f"; trained and measured on {trained}" if trained else ""
     else:
@@ -42,12 +42,12 @@ def made(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = {
         "method": str(recipe.get("method") or ""),
         "budget": f"{words.budget(recipe['budget'])} of the base" if recipe.get("budget") else "",
-        "options": words.settings(recipe.get("options", {})),
+        "options": words.settings_text(recipe.get("options", {})),
         "teachers": ", ".join(recipe.get("teachers", ())),
-        "distillation": words.settings(recipe.get("distil", {})),
-        "data": words.dataset(recipe["data"]) if recipe.get("data") else "",
-        "schedule": words.settings(recipe.get("schedule", {})),
-        "augmentation": words.settings(recipe.get("augment", {})),
+        "distillation": words.settings_text(recipe.get("distil", {})),
+        "data": words.dataset_name(recipe["data"]) if recipe.get("data") else "",
+        "schedule": words.settings_text(recipe.get("schedule", {})),
+        "augmentation": words.settings_text(recipe.get("augment", {})),
         "seed": str(recipe.get("seed", 0)) if recipe.get("data") else "",
     }
     return [(what, how) for what, how in rows.items() if how]

@@ -26,12 +26,12 @@ def budget(kept: Mapping[str, float | None]) -> str:
     return " and ".join(f"{percent(share)} of the {what}" for what, share in shares if share is not None)
 
 
-def dataset(spec: str) -> str:
+def dataset_name(spec: str) -> str:
     """A data set's name on the Hub, or its folder's: the folder's parents are its owner's business."""
     return spec if HUB_ID.fullmatch(spec) else PurePath(spec).name
 
 
-def settings(values: Mapping[str, Any]) -> str:
+def settings_text(values: Mapping[str, Any]) -> str:
     """Keys and values, one after the other."""
     return ", ".join(f"{key} {text(value)}" for key, value in values.items())
 

@@ -118,7 +118,7 @@ def tree(commit: Commit, folder: str = "", recursive: bool = False) -> list[Json
     return [_entry(commit, folders, path) for path in paths]
 
 
-def entries(commit: Commit, paths: Iterable[str]) -> list[Json]:
+def path_entries(commit: Commit, paths: Iterable[str]) -> list[Json]:
     """The files and folders among some paths that are there."""
     folders = _folders(commit.files)
     return [_entry(commit, folders, path) for path in paths if path in commit.files or path in folders]
@@ -148,7 +148,7 @@ def with_last_commits(repository: Repository, commit: Commit, rows: list[Json]) 
     last: dict[str, Commit] = {}
     newer = commit
     for older in history(repository, commit):
-        now = {row["path"]: row["oid"] for row in entries(older, states)}
+        now = {row["path"]: row["oid"] for row in path_entries(older, states)}
         for path in [path for path, oid in states.items() if now.get(path) != oid]:
             last[path] = newer
             del states[path]

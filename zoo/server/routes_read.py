@@ -24,7 +24,7 @@ def listing(request: Request) -> Response:
         raise BadRequest(f"can't sort by {sort!r}, known are {sorted(SORTS)}")
     root, asking = hub(request).root, owner(request)
     rows, found = [], {}
-    for repository in store.listing(root, request.path_params["kind"]):
+    for repository in store.repositories(root, request.path_params["kind"]):
         if asking or not repository.private:
             row = info.listed(root, repository)
             if info.asked_for(row, query):
@@ -125,7 +125,7 @@ async def paths_info(request: Request) -> Response:
     def answer() -> Response:
         repository = seen(request)
         commit = revision(request, repository)
-        rows = info.entries(commit, dict.fromkeys(path.strip("/") for path in fields.get("paths", [])))
+        rows = info.path_entries(commit, dict.fromkeys(path.strip("/") for path in fields.get("paths", [])))
         expand = fields.get("expand", [""])[0].lower() == "true"
         return JSONResponse(info.with_last_commits(repository, commit, rows) if expand else rows)
 

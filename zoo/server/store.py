@@ -71,7 +71,7 @@ def find(root: Path, name: RepoId) -> Repository:
     raise RepoNotFound(f"no {name.kind} {name.id!r}")
 
 
-def listing(root: Path, kind: str) -> Iterator[Repository]:
+def repositories(root: Path, kind: str) -> Iterator[Repository]:
     """Every repository of a kind."""
     stored = [path.parent.relative_to(root / f"{kind}s") for path in root.glob(f"{kind}s/*/*/repository.json")]
     names = {path.as_posix() for path in stored}

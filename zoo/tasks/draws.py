@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 HELD = 10_000  # the largest draw of a stream that is held in memory: 1 GB of ImageNet
 THROUGH = 50_000  # the largest stream that is read through for a draw
 BUFFER = 2_000  # images, undecoded, that a longer stream is shuffled in: 200 MB of ImageNet
-FEW = 10_000  # images that are all looked at before a long computation begins
+LOOKED_THROUGH = 10_000  # images that are all looked at before a long computation begins
 SCANNED = 256  # images in memory during a scan
-NAMED = 3  # of those left out
+MOST_LISTED = 3  # of those left out
 
 
 def order(labels: Sequence[Any] | NDArray[Any], seed: int) -> NDArray[np.int64]:
@@ -122,7 +122,7 @@ def undamaged(data: "Dataset", spec: str) -> "Dataset":
     messages = damaged(data, spec)
     if not messages:
         return data
-    named = ", ".join(list(messages.values())[:NAMED]) + (", ..." if len(messages) > NAMED else "")
+    named = ", ".join(list(messages.values())[:MOST_LISTED]) + (", ..." if len(messages) > MOST_LISTED else "")
     log.warning("%s: %d of %d images can't be decoded and are left out: %s", spec, len(messages), len(data), named)
     for message in messages.values():
         log.debug("left out: %s", message)
@@ -143,7 +143,7 @@ def check_whole(data: Any, spec: str) -> None:
     Raises:
         DataError: some can't be decoded.
     """
-    if not hasattr(data, "__len__") or len(data) > FEW:
+    if not hasattr(data, "__len__") or len(data) > LOOKED_THROUGH:
         return
     if messages := damaged(data, spec):
         first, *others = messages.values()

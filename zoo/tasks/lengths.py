@@ -18,7 +18,7 @@ from zoo.tasks.streams import Stream
 if TYPE_CHECKING:
     from zoo.tasks.columns import Data
 
-WHOLE = 2 << 30  # bytes of a data set of the Hub that is downloaded rather than streamed
+READ_WHOLE = 2 << 30  # bytes of a data set of the Hub that is downloaded rather than streamed
 
 
 def training_set(
@@ -40,7 +40,7 @@ def training_set(
     """
     name, most = limited(spec)
     builder = _builder(name) if on_hub(name) else None
-    if builder is not None and _size(builder) <= WHOLE:
+    if builder is not None and _size(builder) <= READ_WHOLE:
         return dataset(_downloaded(name), "train", limit=most, skip_damaged=skip_damaged)
     data = dataset(spec, "train", skip_damaged=skip_damaged)
     if not is_stream(data):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from zoo.tasks.columns import Data
 
 Transform = Callable[[Pixels], Any]
-FEW = 10_000  # images that one process loads before workers would have started
+SINGLE_PROCESS = 10_000  # images that one process loads before workers would have started
 PREFETCH = 4  # batches per worker
 
 
@@ -93,7 +93,7 @@ def _deaf_to_ctrl_c(worker: int) -> None:
 
 def workers_for(data: "Data | Stream") -> int:
     """How many processes should load images here: a core each, shared with the other training processes."""
-    if not hasattr(data, "__len__") or len(data) < FEW:
+    if not hasattr(data, "__len__") or len(data) < SINGLE_PROCESS:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -36,7 +36,7 @@ def converted(
     """Convert a checkpoint.
 
     Args:
-        folder: holds its files; which they are, `FILES` says for each format.
+        folder: holds its files; which they are, `CHECKPOINT_FILES` says for each format.
         name: of the model.
         entry: what the catalog knows of it; without one the files tell the format.
         base: the dense model that it was made from, where no entry says so.
@@ -66,7 +66,7 @@ def checked_hashes(folder: Path, entry: Entry | None) -> dict[str, str]:
         CheckpointError: they are others.
     """
     format = _format(folder, entry)
-    hashes = {file: sha256_stamped(folder / file) for file in FILES[format] if (folder / file).is_file()}
+    hashes = {file: sha256_stamped(folder / file) for file in CHECKPOINT_FILES[format] if (folder / file).is_file()}
     known = entry.origin.sha256 if entry and entry.origin else None
     if known is not None and hashes.get(WEIGHTS[format]) != known:
         raise CheckpointError(f"{folder / WEIGHTS[format]} isn't the file that the catalog knows: sha256 {known[:12]}…")
@@ -191,13 +191,13 @@ def _runs_at(graph: Graph, model: nn.Module, stated: tuple[int, int, int]) -> tu
 
 
 WEIGHTS: Mapping[str, str] = {
-    "torch-dag": torch_dag.MODULES,
+    "torch-dag": torch_dag.MODULES_FILE,
     "ptdeco": ptdeco.WEIGHTS,
     "timm": "model.safetensors",
 }
 """Format → the file with the weights."""
-FILES: Mapping[str, tuple[str, ...]] = {
-    "torch-dag": (torch_dag.CONFIG, torch_dag.MODULES),
+CHECKPOINT_FILES: Mapping[str, tuple[str, ...]] = {
+    "torch-dag": (torch_dag.CONFIG, torch_dag.MODULES_FILE),
     "ptdeco": (ptdeco.CONFIG, ptdeco.WEIGHTS),
     "timm": (WEIGHTS["timm"],),
 }

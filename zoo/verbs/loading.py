@@ -28,7 +28,7 @@ from zoo.structure.plan import Plan, apply_
 from zoo.structure.sources import is_base_id
 from zoo.tasks import task_of
 from zoo.verbs import adaptation
-from zoo.verbs.converting import FILES, checked_hashes, converted, preprocessing
+from zoo.verbs.converting import CHECKPOINT_FILES, checked_hashes, converted, preprocessing
 
 log = logging.getLogger(__name__)
 
@@ -314,7 +314,9 @@ def origin_of(
     origin = entry.origin if entry else Origin(str(source), "torch-dag")
     if origin is None:
         raise RepositoryError(f"{source} has no origin to be converted from: it is no other project's checkpoint")
-    return entry, remote.fetch_files(origin.repo, revision or origin.commit, FILES[origin.format], access=access)
+    return entry, remote.fetch_files(
+        origin.repo, revision or origin.commit, CHECKPOINT_FILES[origin.format], access=access
+    )
 
 
 def _place(name: str, namespace: str | None) -> tuple[str | None, str | None]:

@@ -140,7 +140,7 @@ def push(
         if Path(to).exists():
             raise RepositoryError(f"{to} is a folder here and a name on the Hub: for the folder say ./{to}")
         task = repository.read_config(source)["zoo"].get("task", DEFAULT_TASK)
-        return remote.push(source, to, private=private, tag=tag, files=eval_results(results_of(source), task))
+        return remote.publish(source, to, private=private, tag=tag, files=eval_results(results_of(source), task))
     if private or tag:
         raise RepositoryError(f"{to} is a folder, which is neither private nor tagged: expected org/name on the Hub")
     with writing_folder(Path(to)) as new:

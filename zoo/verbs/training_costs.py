@@ -29,7 +29,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Cost:
+class TrainingCost:
     """What a training costs.
 
     Args:
@@ -85,7 +85,7 @@ def cost(
     machine: Machine | None = None,
     processes: int = 1,
     device: torch.device | str = "cpu",
-) -> Cost | None:
+) -> TrainingCost | None:
     """Count and time a training before it begins.
 
     Args:
@@ -112,7 +112,7 @@ def cost(
     share = max(1, schedule.batch_size // processes)
     student = copy.deepcopy(model).to(device).train()
     trained = _trained(student, config, teachers, shares, share, machine, torch.device(device))
-    return Cost(
+    return TrainingCost(
         steps,
         schedule.batch_size,
         measure(model).macs,
@@ -134,7 +134,7 @@ def cost_of_learning(
     machine: Machine | None = None,
     processes: int = 1,
     device: torch.device | str = "cpu",
-) -> Cost | None:
+) -> TrainingCost | None:
     """Count and time what a method trains before the structure is known.
 
     `trained` is the method's, as `Algorithm` has it, `how` its declaration; the other arguments are those of `cost`.
@@ -153,7 +153,7 @@ def cost_of_learning(
     beside = measure(model).macs if counted.beside else 0
     student = trained(dense.to(device), image.to(device), how).student.to(device).train()
     share = max(1, schedule.batch_size // processes)
-    return Cost(
+    return TrainingCost(
         counted.times * steps,
         schedule.batch_size,
         measure(counted.student, size).macs - beside,

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from zoo.errors import StructureError
-from zoo.hub.foreign.torch_dag.leaves import LEAVES, leaf
+from zoo.hub.foreign.torch_dag.leaves import LEAF_CONVERTERS, leaf
 from zoo.hub.foreign.torch_dag.writer import Writer, attribute, child, required_tensor, two_ints, weights
 from zoo.hub.foreign.unpickle import Record
 
@@ -35,11 +35,11 @@ class _Steps:
         record = self.record
         for part in path.split("."):
             record = child(record, part)
-        if record.name in LEAVES:
+        if record.name in LEAF_CONVERTERS:
             return leaf(self.writer, f"{self.name}.{path}", record, x)
-        if record.name not in BLOCKS:
+        if record.name not in BLOCK_CONVERTERS:
             raise StructureError(f"{self.name}.{path} is a {record.name}, which isn't known")
-        return BLOCKS[record.name](self.writer, f"{self.name}.{path}", record, x)
+        return BLOCK_CONVERTERS[record.name](self.writer, f"{self.name}.{path}", record, x)
 
     def parameter(self, key: str, value: Tensor | None = None) -> str:
         """A parameter of the block's own."""
@@ -176,7 +176,7 @@ def _window_attention(writer: Writer, name: str, record: Record, x: str, mask: s
     return do.module("proj_drop", do.module("proj", x))
 
 
-BLOCKS: Mapping[str, Block] = {
+BLOCK_CONVERTERS: Mapping[str, Block] = {
     "timm.layers.patch_embed.PatchEmbed": _patch_embed,
     "timm.layers.grn.GlobalResponseNorm": _grn,
     "timm.layers.mlp.Mlp": _mlp,

@@ -16,21 +16,21 @@ from torch import Tensor
 from zoo.errors import FOREIGN, CheckpointError, RepositoryError, StructureError, WeightsError, first_line
 from zoo.files import read_json
 from zoo.hub.foreign import unpickle
-from zoo.hub.foreign.torch_dag.blocks import BLOCKS
-from zoo.hub.foreign.torch_dag.leaves import LEAVES
-from zoo.hub.foreign.torch_dag.vertices import VERTICES, convert_vertex
+from zoo.hub.foreign.torch_dag.blocks import BLOCK_CONVERTERS
+from zoo.hub.foreign.torch_dag.leaves import LEAF_CONVERTERS
+from zoo.hub.foreign.torch_dag.vertices import VERTEX_CONVERTERS, convert_vertex
 from zoo.hub.foreign.torch_dag.writer import Value, Writer
 from zoo.hub.foreign.unpickle import Record
 from zoo.structure.graph.graph import MAX_NODES, Graph, check_graph
 
 CONFIG = "config.dict.json"
-MODULES = "modules.pt"
+MODULES_FILE = "modules.pt"
 MAX_NESTING = 8
 NAMES = frozenset(
     {
-        *LEAVES,
-        *BLOCKS,
-        *VERTICES,
+        *LEAF_CONVERTERS,
+        *BLOCK_CONVERTERS,
+        *VERTEX_CONVERTERS,
         "torch.nn.modules.container.ModuleList",
         "timm.layers.format.Format",
         "timm.models.swin_transformer_v2_cr.window_partition",
@@ -67,9 +67,9 @@ def _read(folder: Path) -> tuple[Graph, dict[str, Tensor]]:
     if not (folder / CONFIG).is_file():
         raise StructureError(f"it has no {CONFIG}: not a torch-dag checkpoint")
     config = read_json(folder / CONFIG)
-    modules = unpickle.load_pickle(folder / MODULES, NAMES)
+    modules = unpickle.load_pickle(folder / MODULES_FILE, NAMES)
     if not isinstance(modules, Record) or modules.name != "torch.nn.modules.container.ModuleList":
-        raise StructureError(f"{folder / MODULES} isn't a list of modules: not a torch-dag checkpoint")
+        raise StructureError(f"{folder / MODULES_FILE} isn't a list of modules: not a torch-dag checkpoint")
     writer = Writer()
     inputs, value = _graph(writer, config, list(modules.modules.values()), None, "", 0)
     outputs = (value,) if isinstance(value, str) else value
@@ -137,6 +137,6 @@ def _module(vertex: Mapping[str, Any], modules: list[Any], where: str) -> Record
     if type(index) is not int or not 0 <= index < len(modules):
         raise StructureError(f"{where}: module_index is {index!r:.40}, expected 0 to {len(modules) - 1}")
     if not isinstance(modules[index], Record):
-        raise StructureError(f"{where}: entry {index} of {MODULES} isn't a module")
+        raise StructureError(f"{where}: entry {index} of {MODULES_FILE} isn't a module")
     module: Record = modules[index]
     return module

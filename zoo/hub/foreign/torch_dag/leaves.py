@@ -25,7 +25,7 @@ def leaf(writer: Writer, name: str, record: Record, x: str) -> str:
     Raises:
         StructureError: an attribute isn't what it must be.
     """
-    op, attributes = LEAVES[record.name]
+    op, attributes = LEAF_CONVERTERS[record.name]
     if op is None:
         return x
     if op == "conv2d_same":
@@ -91,7 +91,7 @@ def _of(*names: str) -> Attributes:
     return lambda record: {name: record.state.get(name) for name in names}
 
 
-LEAVES: Mapping[str, tuple[str | None, Attributes]] = {
+LEAF_CONVERTERS: Mapping[str, tuple[str | None, Attributes]] = {
     "torch.nn.modules.activation.GELU": ("gelu", _of("approximate")),
     "torch.nn.modules.activation.Hardsigmoid": ("hardsigmoid", _none),
     "torch.nn.modules.activation.Hardswish": ("hardswish", _none),

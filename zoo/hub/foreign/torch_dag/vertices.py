@@ -1,4 +1,4 @@
-"""How each class of a checkpoint's modules becomes nodes. One function per class; `VERTICES` is the closed list.
+"""How each class of a checkpoint's modules becomes nodes. One function a class: `VERTEX_CONVERTERS`, a closed list.
 
 Attributes were written by torch-dag, torch 2.1 and timm 0.9; widths are taken from the weights all the same. Where
 torch-dag's own forward has a quirk, the node has it too, and the comment says so.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zoo.errors import StructureError
 from zoo.hub.foreign.torch_dag import blocks
-from zoo.hub.foreign.torch_dag.leaves import LEAVES, leaf
+from zoo.hub.foreign.torch_dag.leaves import LEAF_CONVERTERS, leaf
 from zoo.hub.foreign.torch_dag.writer import Shape, Value, Writer, attribute, required_tensor, two_ints, weights
 from zoo.hub.foreign.unpickle import Global, Record
 
@@ -36,13 +36,13 @@ def convert_vertex(writer: Writer, name: str, record: Record, inputs: list[Value
     Raises:
         StructureError: a class or a combination that isn't known.
     """
-    if record.name in LEAVES:
+    if record.name in LEAF_CONVERTERS:
         return leaf(writer, name, record, _one(name, inputs))
-    if record.name in blocks.BLOCKS:
-        return blocks.BLOCKS[record.name](writer, name, record, *_names(name, inputs)[:2])
-    if record.name not in VERTICES:
+    if record.name in blocks.BLOCK_CONVERTERS:
+        return blocks.BLOCK_CONVERTERS[record.name](writer, name, record, *_names(name, inputs)[:2])
+    if record.name not in VERTEX_CONVERTERS:
         raise StructureError(f"{name} is a {record.name}, which isn't known")
-    return VERTICES[record.name](writer, name, record, inputs)
+    return VERTEX_CONVERTERS[record.name](writer, name, record, inputs)
 
 
 def _one(name: str, inputs: list[Value]) -> str:
@@ -238,7 +238,7 @@ _STRUCTURED: Mapping[str, Convert] = {
     "RollModule": _with("roll", shifts=_DIM, dims=_DIM),
     "AutoWrapFunctionModule": _wrapped,
 }
-VERTICES: Mapping[str, Convert] = {
+VERTEX_CONVERTERS: Mapping[str, Convert] = {
     **{f"torch_dag.structured_modules.{name}": convert for name, convert in _STRUCTURED.items()},
     "timm.models.vision_transformer.LayerScale": _layer_scale,
 }
