@@ -202,6 +202,15 @@ def test_a_cut_model_is_the_dense_one_whose_norms_are_zero_in_the_channels_that_
     assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in model.parameters())
 
 
+def test_one_with_projections_is_saved_and_loaded_as_it_is(tmp_path):
+    base = zoo.Base("zoo/cifar_resnet20", {"shortcut": "B"})
+    model = disturbed(base)
+    again = zoo.load(zoo.save(model, tmp_path / "projected"))
+    assert again.zoo_entry.base == base
+    with torch.no_grad():
+        assert torch.equal(again(images()), model(images()))
+
+
 @pytest.mark.parametrize(
     ("method", "options"),
     [

@@ -116,7 +116,6 @@ class CifarResNet(nn.Module):
         super().__init__()
         if shortcut not in SHORTCUTS:
             raise ValueError(f"shortcut is {shortcut!r}, expected {' or '.join(SHORTCUTS)}")
-        self.num_classes, self.in_chans = num_classes, in_chans
         self.num_features = self.head_hidden_size = WIDTHS[-1]
         self.conv1 = nn.Conv2d(in_chans, WIDTHS[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
@@ -144,8 +143,7 @@ class CifarResNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images [B, C, H, W] → feature maps [B, 64, H/4, W/4]."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        return self.layer3(self.layer2(self.layer1(x)))  # type: ignore[no-any-return]
+        return self._maps(x)[-1]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Feature maps → logits [B, num_classes], or the features that the classifier reads [B, 64]."""
@@ -160,13 +158,16 @@ class CifarResNet(nn.Module):
         self, x: Tensor, indices: int | list[int] | None = None, intermediates_only: bool = False, **_: Any
     ) -> Any:
         """Feature maps of the stages that `indices` names, as timm's models give them."""
-        wanted, _last = feature_take_indices(3, indices)
-        maps = []
-        x = F.relu(self.bn1(self.conv1(x)))
+        maps = self._maps(x)
+        wanted = [maps[i] for i in feature_take_indices(len(maps), indices)[0]]
+        return wanted if intermediates_only else (maps[-1], wanted)
+
+    def _maps(self, x: Tensor) -> list[Tensor]:
+        """Images → the feature maps of each stage."""
+        x, maps = F.relu(self.bn1(self.conv1(x))), []
         for stage in (self.layer1, self.layer2, self.layer3):
             maps.append(x := stage(x))
-        maps = [maps[i] for i in wanted]
-        return maps if intermediates_only else (x, maps)
+        return maps
 
 
 def _config(architecture: str, num_classes: int, in_chans: int) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from zoo.structure.base import MAX_ARGUMENT, check_tag, initialised, skeleton
 from zoo.structure.describing import describe
 from zoo.structure.description import Description, attach_, config_of, configure_
 from zoo.structure.plan import Plan, apply_
-from zoo.structure.sources import is_base_id
+from zoo.structure.sources import is_base_id, source_of
 from zoo.tasks import task_of
 from zoo.verbs import adaptation
 from zoo.verbs.converting import CHECKPOINT_FILES, checked_hashes, converted, preprocessing
@@ -144,7 +144,7 @@ def pretrained(base: Base, revision: str | None = None, access: Access = DEFAULT
         return repository.rebuild(folder_of(base.id, revision, None, access))
     check_tag(base)
     skeleton(base)  # says what is wrong with the arguments before anything is fetched
-    if base.source != "timm":
+    if not source_of(base).tags(base.architecture):
         raise RepositoryError(
             f"{base.id} has no weights of its own: put yours into zoo.create({base.id!r}) and zoo.save that"
         )
