@@ -27,22 +27,22 @@ class Files(Mapping[str, File]):
 
     Args:
         folder: where they lie.
-        found: what is known of each without reading it.
+        status: what is known of each without reading it.
     """
 
-    def __init__(self, folder: Path, found: dict[str, os.stat_result]) -> None:
+    def __init__(self, folder: Path, status: dict[str, os.stat_result]) -> None:
         self._folder = folder
-        self._found = found
+        self._status = status
 
     def __getitem__(self, path: str) -> File:
-        status = self._found[path]
-        return _hashed(self._folder, path, status.st_ino, status.st_size, status.st_mtime_ns)
+        stat = self._status[path]
+        return _hashed(self._folder, path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._found)
+        return iter(self._status)
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._status)
 
 
 def repository_names(folder: Path) -> Iterator[str]:

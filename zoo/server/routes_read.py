@@ -23,13 +23,13 @@ def listing(request: Request) -> Response:
     if sort not in SORTS:
         raise BadRequest(f"can't sort by {sort!r}, known are {sorted(SORTS)}")
     root, asking = hub(request).root, owner(request)
-    rows, found = [], {}
+    rows, by_id = [], {}
     for repository in store.repositories(root, request.path_params["kind"]):
         if asking or not repository.private:
             row = info.listed(root, repository)
             if info.asked_for(row, query):
                 rows.append(row)
-                found[row["id"]] = repository
+                by_id[row["id"]] = repository
     rows.sort(key=lambda row: row[sort], reverse=True)
     if "cursor" in query:
         value, after = _cursor(query["cursor"][0])
@@ -38,7 +38,7 @@ def listing(request: Request) -> Response:
     fields = set(query.get("expand", [])) or _fields(request.path_params["kind"], query)
 
     def whole(row: dict[str, Any]) -> dict[str, Any] | None:
-        repository = found[row["id"]]
+        repository = by_id[row["id"]]
         try:
             return info.picked(info.summary(root, repository, store.resolved(repository, "main")), fields)
         except RevisionNotFound:  # it went away meanwhile

@@ -132,16 +132,16 @@ def declarations(method: str, options: Mapping[str, Any]) -> tuple[Any, Schedule
         UnknownName: this version has no such method, or that has no such option.
         DataError: an option isn't of its type.
     """
-    found, names = algorithm(method), Apart.__struct_fields__
+    chosen, names = algorithm(method), Apart.__struct_fields__
     said = {key: value for key, value in options.items() if key in names}
     schedule = validated(Apart, said, f"{method}:", DataError).schedule
     own = {key: value for key, value in options.items() if key not in names}
-    if found.schedule is None and schedule:
+    if chosen.schedule is None and schedule:
         own["schedule"] = schedule  # which no declaration has
-    how = declared(found.declaration, own, method)
-    if found.schedule is None:
+    how = declared(chosen.declaration, own, method)
+    if chosen.schedule is None:
         return how, None
-    return how, declared(Schedule, {**asdict(found.schedule), **schedule}, f"{method}'s schedule")
+    return how, declared(Schedule, {**asdict(chosen.schedule), **schedule}, f"{method}'s schedule")
 
 
 def checked_budget(method: str, budget: float | Budget | None) -> Budget | None:
