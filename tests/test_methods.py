@@ -128,6 +128,13 @@ def test_it_says_what_to_change_where_it_left_a_model_as_it_was(halved, caplog):
     assert "halved: no layer was decomposed; name a layer by ending" in caplog.messages
 
 
+def test_it_says_so_too_where_it_left_a_model_hardly_smaller(halved, caplog):
+    smaller = zoo.compress(zoo.load("digits_vit"), data=IMAGES, method=halved, ending="0.mlp.fc1")
+    left = zoo.measure(smaller).macs / zoo.measure(zoo.load("digits_vit")).macs
+    assert 0.95 < left < 1
+    assert f"halved: {100 * left:.1f} % of the macs are left; name a layer by ending" in caplog.messages
+
+
 def test_its_costs_are_said_before_it_trains(halved):
     recipe = recipe_for("digits_vit", halved, None, IMAGES, 0, {}).recipe
     said = learning_costs(zoo.load("digits_vit"), recipe, Machine(workers=0), processes())

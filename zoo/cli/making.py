@@ -2,15 +2,19 @@
 
 import json
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
+from msgspec import to_builtins
 
 from zoo import catalog
 from zoo.catalog.entry import Budget, Entry
 from zoo.catalog.methods import METHODS, available, budgeted
 from zoo.cli.data import data_options
+from zoo.cli.tables import as_json, table
 from zoo.errors import ZooError
 
 LOSS = ("alpha", "temperature", "divergence")  # of the options, those of the loss
@@ -36,6 +40,9 @@ class Share(click.FloatRange):
 @click.option("--method", type=click.Choice(available()), default="prune", show_default=True, help="How.")
 @click.option("--budget", type=Share(), metavar="SHARE", help=f"{', '.join(budgeted())}: share of the macs that stays.")
 @click.option("--params", type=Share(), metavar="SHARE", help="Share of the params that stays, if that matters too.")
+@click.option("--sweep", metavar="SHARES", help="Several budgets, e.g. 0.9,0.7,0.5: a table, a plot, the knee.")
+@click.option("--lose-at-most", type=click.FloatRange(0, 100), help="Smallest budget that loses so many points.")
+@as_json
 @click.option("--data", required=True, help="digits, digit_pairs, a folder, or a Hub id ORG/NAME.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new repository.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Option of the method, e.g. round_to=16.")
@@ -62,6 +69,9 @@ def compress(
     method: str,
     budget: float | None,
     params: float | None,
+    sweep: str | None,
+    lose_at_most: float | None,
+    as_json: bool,
     data: str,
     out: Path,
     settings: tuple[str, ...],
@@ -87,30 +97,63 @@ def compress(
     """
     from zoo.verbs.recipes import declarations_of, read_as, recipe_for
 
-    if METHODS[method].budgeted and budget is None:
-        raise click.UsageError(f"--method {method} needs --budget SHARE")
-    if not METHODS[method].budgeted and (budget, params) != (None, None):
+    asked = [each for each in (budget, sweep, lose_at_most) if each is not None]
+    if METHODS[method].budgeted and len(asked) != 1:
+        raise click.UsageError(f"--method {method} needs --budget SHARE, or one of --sweep and --lose-at-most instead")
+    if not METHODS[method].budgeted and (asked or params is not None):
         raise click.UsageError(f"--method {method} has thresholds, which --set sets, and takes no --budget or --params")
-    kept = None if budget is None else Budget(budget, params)
     said = {key: value for key, value in {"steps": steps, **fields}.items() if value is not None}
-    entry = recipe_for(
-        base,
-        method,
-        kept,
-        data,
-        (steps or 0) if epochs is None else epochs,  # an epoch has a step at least
-        _settings(settings, "--set") | ({"calibrate_steps": calibrate_steps} if calibrate_steps else {}),
-        teachers=teachers,
-        schedule={key: value for key, value in said.items() if key not in LOSS},
-        distil={key: value for key, value in said.items() if key in LOSS},
-        augment=_settings(augment, "--augment"),
-        seed=seed,
-    )
+    options = _settings(settings, "--set") | ({"calibrate_steps": calibrate_steps} if calibrate_steps else {})
+    augmented = _settings(augment, "--augment")
+
+    def at(kept: float | None) -> Entry:
+        entry = recipe_for(
+            base,
+            method,
+            None if kept is None else Budget(kept, params),
+            data,
+            (steps or 0) if epochs is None else epochs,  # an epoch has a step at least
+            options,
+            teachers=teachers,
+            schedule={key: value for key, value in said.items() if key not in LOSS},
+            distil={key: value for key, value in said.items() if key in LOSS},
+            augment=augmented,
+            seed=seed,
+        )
+        return read_as(entry, data, skip_damaged, labels)
+
+    shares = [Share().convert(each, None, None) for each in (sweep or "").split(",") if sweep]
+    entry = at(budget or (shares or [1.0])[0] if METHODS[method].budgeted else None)
     learns = declarations_of(entry.recipe)[1] is not None
     if not entry.recipe.schedule["epochs"] and (said or teachers or (augment and not learns)):
         own = f"; {method}'s own training is set by --set 'schedule={{\"lr\": 0.1}}'" if learns else ""
         raise click.UsageError(f"nothing is distilled: say how long, by --epochs or --steps{own}")
-    _build(read_as(entry, data, skip_damaged, labels), out)
+    if shares or lose_at_most is not None:
+        _swept(at, shares, lose_at_most, out, as_json)
+    else:
+        _build(entry, out)
+
+
+def _swept(at: Callable[[float], Entry], shares: list[float], lost: float | None, out: Path, as_json: bool) -> None:
+    from zoo.verbs.sweeping import kept, knee, plot, smallest, sweep
+
+    with _saying() as say:
+        points = sweep(at, shares, out, say) if lost is None else smallest(at, lost / 100, out, say)
+    named = knee(points) if lost is None else kept(points, lost / 100)
+    plot(points, named, out / "sweep.png")
+    mark = named.name if named else None
+    if as_json:
+        click.echo(json.dumps({"points": to_builtins(points), "knee" if lost is None else "smallest": mark}, indent=2))
+        return
+    head = ["model", "budget", "macs", "params", points[0].leading, "kl", ""]
+    word = "the knee" if lost is None else f"loses at most {lost:g} points"
+    table(head, [[*_cells(point), word if point.name == mark else ""] for point in points])
+    click.echo(f"plot: {out / 'sweep.png'}", err=True)
+
+
+def _cells(point: Any) -> list[str]:
+    counts = f"{point.budget:g}", f"{point.macs:,.0f}", f"{point.params:,.0f}"
+    return [point.name, *counts, f"{point.figure:.4f}", f"{point.kl:.4f}"]
 
 
 @click.command(epilog="\b\nzoo build digits_cnn_pruned_25 --out build/mine")
@@ -134,6 +177,15 @@ def _build(entry: Entry, out: Path) -> None:
     from zoo.verbs.beginning import processes
     from zoo.verbs.building import make
 
+    with _saying() as say:
+        folder = make(entry, out, say=say)
+    if processes().is_main_process:
+        click.echo(str(folder))
+
+
+@contextmanager
+def _saying() -> Iterator[Callable[[str], None]]:
+    """What is said as each step begins, and how long the one before it took, on stderr."""
     begun: list[float] = []  # when the step under way began
 
     def say(line: str) -> None:
@@ -145,13 +197,11 @@ def _build(entry: Entry, out: Path) -> None:
             begun.append(time.monotonic())
 
     try:
-        folder = make(entry, out, say=say)
+        yield say
     except ZooError:
         if begun:
             click.echo(err=True)  # the error stands on a line of its own
         raise
-    if processes().is_main_process:
-        click.echo(str(folder))
 
 
 @click.command(epilog="\b\nzoo push build/mine me/digits_vit_half --tag v1")

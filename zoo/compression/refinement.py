@@ -103,7 +103,7 @@ def refine_(
         KeyboardInterrupt: Ctrl-C, after the step under way.
         MissingExtra: accelerate isn't installed.
     """
-    teacher, learner = (copy.deepcopy(each).eval().requires_grad_(False) for each in (dense, model))
+    teacher, learner = (_frozen(each) for each in (dense, model))
     student = Relative(learner, units_of(learner, held[0]))
     wanted = _outputs(teacher, held)
     before = least = float(far(_outputs(learner, held), wanted).mean())
@@ -120,6 +120,7 @@ def refine_(
     schedule = replace(SCHEDULE, epochs=steps, steps=steps, batch_size=min(len(images), SCHEDULE.batch_size))
     loader = partial(_loader, images, schedule.batch_size, seed)
     step = _step(learner, teacher, shared(learner, teacher, held[0]), far)
+    machine = replace(machine or Machine(), channels_last=True)  # a third faster on a CPU too
     train(student, step, loader, schedule, seed=seed, evaluate=evaluate, progress="calibrate", machine=machine)
     evaluate()
     with torch.no_grad():
@@ -201,9 +202,15 @@ def reading(model: nn.Module, paths: Collection[str]) -> Iterator[dict[str, Tens
         yield read
 
 
+def _frozen(model: nn.Module) -> nn.Module:
+    """A copy, laid out as it trains."""
+    found: nn.Module = copy.deepcopy(model).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    return found
+
+
 def _step(learner: nn.Module, teacher: nn.Module, paths: Sequence[str], far: Divergence) -> Step:
     def step(student: nn.Module, batch: Batch, progress: float) -> Tensor:
-        seen = views(batch[0])
+        seen = views(batch[0]).contiguous(memory_format=torch.channels_last)
         with torch.no_grad(), reading(teacher.to(seen.device), paths) as theirs:
             target = teacher(seen)
         with reading(learner, paths) as ours:

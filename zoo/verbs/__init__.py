@@ -2,5 +2,6 @@
 
 Start with `loading` (create, load; a new head by `adaptation`), `compressing` and `distilling`, `saving` (save, convert
 by `converting`, push), `verification` (by `measuring`). A model of the catalog is made by `beginning` and `building`,
-whose `recipes` say how and whose `training_costs` say how long; `coverage` tells what can be pruned.
+whose `recipes` say how and whose `training_costs` say how long; `sweeping` makes several; `coverage` tells what can be
+pruned.
 """

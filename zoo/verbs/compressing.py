@@ -20,7 +20,7 @@ from zoo.compression.keeping import alike_, rebuilt, single
 from zoo.compression.refinement import refine_
 from zoo.declarations import Count, Whole, validated
 from zoo.errors import BudgetError, DataError, StructureError, UnknownName
-from zoo.measurement.macs import unchanged
+from zoo.measurement.macs import measure, unchanged
 from zoo.structure.describing import check_outputs, described
 from zoo.structure.description import config_of
 from zoo.structure.tensors import tensors_of
@@ -34,6 +34,7 @@ from zoo.verbs.distilling import data_name, epochs, training_images
 log = logging.getLogger(__name__)
 
 CALIBRATION_IMAGES = 512
+LITTLE = 0.95  # of the macs, that are left of a model which is hardly smaller
 
 
 class Apart(Struct, frozen=True):
@@ -116,8 +117,8 @@ def compress(
     given = _learning(given, data, images, augment, read) if own else _looking(given, data, images, skip_damaged)
     with unchanged(model):
         smaller = _refined(given, calibrate_steps) if calibrate_steps else _smaller(given)
-    if _shapes(smaller) == _shapes(model) and (advice := METHODS[method].advice):
-        log.warning("%s: no layer was decomposed; %s", method, advice)
+    if advice := METHODS[method].advice:
+        _say_if_little(method, measure(smaller).macs / measure(model).macs, _shapes(smaller) == _shapes(model), advice)
     return alike_(smaller, original)
 
 
@@ -223,6 +224,14 @@ def _refined(given: Given, steps: int) -> nn.Module:
     else:
         log.warning("calibrate: the model stays as it was, %.4g nats on %d images held back", before, images)
     return smaller
+
+
+def _say_if_little(method: str, left: float, same: bool, advice: str) -> None:
+    """Say what to change where a method left a model as it was, or hardly smaller."""
+    if same:
+        log.warning("%s: no layer was decomposed; %s", method, advice)
+    elif left > LITTLE:
+        log.warning("%s: %.1f %% of the macs are left; %s", method, 100 * left, advice)
 
 
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:

@@ -1,0 +1,144 @@
+"""`sweep`: a model made for several budgets, what each costs in accuracy, and the smallest that costs little enough."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from msgspec import Struct
+
+from zoo.catalog.entry import Entry, reading
+from zoo.catalog.report import Report
+from zoo.errors import BudgetError, require
+from zoo.tasks import task_named
+from zoo.verbs.beginning import Say, seen_as
+from zoo.verbs.building import make
+from zoo.verbs.loading import pretrained
+from zoo.verbs.measuring import report_of
+from zoo.verbs.verification import results_of
+
+STEPS = 100  # budgets that are told apart
+At = Callable[[float], Entry]
+"""A budget → the entry of the model that is made for it."""
+
+
+class Point(Struct, frozen=True):
+    """What one budget comes to.
+
+    Args:
+        budget: share of the macs that may stay; 1 of the dense model.
+        name: of the model.
+        macs: of one image.
+        params: of the model.
+        leading: name of the figure that the task leads with.
+        figure: its value, 0..1.
+        kl: mean divergence from the dense model, in nats.
+    """
+
+    budget: float
+    name: str
+    macs: float
+    params: float
+    leading: str
+    figure: float
+    kl: float = 0.0
+
+
+def sweep(at: At, budgets: Sequence[float], folder: Path, say: Say) -> list[Point]:
+    """Make a model for each budget, where it isn't made already.
+
+    Args:
+        at: a budget's entry.
+        budgets: shares of the macs.
+        folder: of the repositories, each by its name.
+        say: called with a line as each step begins.
+
+    Returns:
+        A point of the dense model and one of each, from larger to smaller.
+
+    Raises:
+        ZooError: whatever a step ran into.
+    """
+    return [dense_point(at(1.0)), *(_point(at, budget, folder, say) for budget in sorted(budgets)[::-1])]
+
+
+def dense_point(entry: Entry) -> Point:
+    """What the base of an entry costs and is good for, evaluated here."""
+    assert entry.base is not None
+    report = report_of(seen_as(entry, pretrained(entry.base)), entry.recipe.data, **reading(entry.recipe))
+    return _read(1.0, entry, report)
+
+
+def _point(at: At, budget: float, folder: Path, say: Say) -> Point:
+    entry = at(budget)
+    return _read(budget, entry, results_of(make(entry, folder / entry.name, say=say)))
+
+
+def _read(budget: float, entry: Entry, report: Report) -> Point:
+    found = report.measured
+    leading = task_named(entry.task).leading.figure
+    return Point(budget, report.name, found["macs"], found["params"], leading, found[leading], found.get("kl", 0.0))
+
+
+def smallest(at: At, lost: float, folder: Path, say: Say) -> list[Point]:
+    """Look for the smallest budget that loses at most so much, by halving what is in question.
+
+    Args:
+        at: a budget's entry.
+        lost: share of the task's figure, 0..1, that may be lost.
+        folder: as for `sweep`.
+        say: as for `sweep`.
+
+    Returns:
+        The points looked at, from larger to smaller; `kept` tells which one it is.
+
+    Raises:
+        ZooError: whatever a step ran into, but that a budget can't be met.
+    """
+    points = [dense_point(at(1.0))]
+    low, high = 0, STEPS
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            points.append(_point(at, middle / STEPS, folder, say))
+        except BudgetError as error:  # no model is as small
+            say(str(error))
+            low = middle
+            continue
+        low, high = (low, middle) if points[0].figure - points[-1].figure <= lost else (middle, high)
+    return sorted(points, key=lambda point: -point.budget)
+
+
+def kept(points: Sequence[Point], lost: float) -> Point:
+    """The smallest of points that loses at most so much of the first one's figure."""
+    return [point for point in points if points[0].figure - point.figure <= lost][-1]
+
+
+def knee(points: Sequence[Point]) -> Point | None:
+    """The point that lies highest above the line from the first to the last one; None where none does.
+
+    Source: Satopää et al., "Finding a 'Kneedle' in a Haystack: Detecting Knee Points in System Behavior" (2011).
+    """
+    first, last = points[0], points[-1]
+    width = first.macs - last.macs
+
+    def above(point: Point) -> float:
+        return point.figure - last.figure - (first.figure - last.figure) * (point.macs - last.macs) / width
+
+    found = max(points[1:-1], key=above, default=None)
+    return found if found is not None and above(found) > 0 else None
+
+
+def plot(points: Sequence[Point], marked: Point | None, file: Path) -> None:
+    """Draw the task's figure over the macs, with one point marked.
+
+    Raises:
+        MissingExtra: matplotlib isn't installed.
+    """
+    figure = require("matplotlib.figure", "build").Figure(figsize=(5, 3.5), layout="constrained")
+    axis = figure.subplots()
+    shares = {point.name: 100 * point.macs / points[0].macs for point in points}
+    axis.plot(list(shares.values()), [point.figure for point in points], "o-")
+    if marked is not None:
+        axis.plot(shares[marked.name], marked.figure, "o", markersize=12, fillstyle="none", color="tab:red")
+    axis.set(xlabel="macs kept, %", ylabel=points[0].leading, title=points[0].name)
+    axis.grid(alpha=0.3)
+    figure.savefig(file, dpi=150)
