@@ -24,7 +24,7 @@ from zoo.catalog.entry import Entry
 from zoo.catalog.report import Report, Row
 from zoo.errors import CatalogError, CheckpointError, ZooError
 from zoo.files import read_json, write_json, writing
-from zoo.verbs.converting import WEIGHTS, checked_hashes
+from zoo.verbs.converting import CHECKPOINT_FILES, checked_hashes
 from zoo.verbs.loading import origin_of
 
 CATALOG = Path(catalog.__file__).parent
@@ -65,7 +65,7 @@ def contact(entry: Entry, results: Path, data: str | None, images: int, *, again
     The structure is compared each time; images are evaluated once, unless asked for again.
     """
     _, checkpoint = origin_of(entry.name)
-    sha256 = checked_hashes(checkpoint, entry)[WEIGHTS[_origin(entry.name).format]]
+    sha256 = checked_hashes(checkpoint, entry)[CHECKPOINT_FILES[_origin(entry.name).format][-1]]
     known = Report.from_json(read_json(results)) if results.is_file() and not again else None
     classifies = data is not None and entry.task == "image-classification"
     evaluate = classifies and (known is None or "top1" not in known.measured)

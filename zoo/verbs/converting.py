@@ -68,8 +68,8 @@ def checked_hashes(folder: Path, entry: Entry | None) -> dict[str, str]:
     format = _format(folder, entry)
     hashes = {file: sha256_stamped(folder / file) for file in CHECKPOINT_FILES[format] if (folder / file).is_file()}
     known = entry.origin.sha256 if entry and entry.origin else None
-    if known is not None and hashes.get(WEIGHTS[format]) != known:
-        raise CheckpointError(f"{folder / WEIGHTS[format]} isn't the file that the catalog knows: sha256 {known[:12]}…")
+    if known is not None and hashes.get(weights := CHECKPOINT_FILES[format][-1]) != known:
+        raise CheckpointError(f"{folder / weights} isn't the file that the catalog knows: sha256 {known[:12]}…")
     return hashes
 
 
@@ -131,7 +131,7 @@ def _timm(
     assert entry is not None  # that is how the format is known
     assert entry.origin is not None
     base = Base(entry.origin.repo)
-    model, path = skeleton(base), folder / WEIGHTS["timm"]
+    model, path = skeleton(base), folder / CHECKPOINT_FILES["timm"][-1]
     try:
         tensors = weights.load_weights(path)
         missing = {n: b for n, b in model.named_buffers() if n.endswith("num_batches_tracked") and n not in tensors}
@@ -190,18 +190,12 @@ def _runs_at(graph: Graph, model: nn.Module, stated: tuple[int, int, int]) -> tu
         raise
 
 
-WEIGHTS: Mapping[str, str] = {
-    "torch-dag": torch_dag.MODULES_FILE,
-    "ptdeco": ptdeco.WEIGHTS,
-    "timm": "model.safetensors",
-}
-"""Format → the file with the weights."""
 CHECKPOINT_FILES: Mapping[str, tuple[str, ...]] = {
     "torch-dag": (torch_dag.CONFIG, torch_dag.MODULES_FILE),
     "ptdeco": (ptdeco.CONFIG, ptdeco.WEIGHTS),
-    "timm": (WEIGHTS["timm"],),
+    "timm": ("model.safetensors",),
 }
-"""Format → the files that a checkpoint consists of."""
+"""Format → the files that a checkpoint consists of, that with the weights last."""
 _READERS: Mapping[str, Callable[[Path, str, Entry | None, Base | None, bool], tuple[nn.Module, Description]]] = {
     "torch-dag": _torch_dag,
     "ptdeco": _ptdeco,
