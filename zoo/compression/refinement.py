@@ -7,8 +7,8 @@ model nearer to the dense model's p, and what its layers read nearer to what the
 
 x_l being what layer l reads in the dense model, x̂_l in the smaller one, where both are as wide. The outputs for some
 hundred images say little about so many weights; what layers read says more, as each position counts. Both models are
-shown the same random crops and mirror images. A learning rate is a share: rows of weights and biases count in units of
-their own, so that it makes no difference whether batch norms are folded.
+shown the same images, shifted and mirrored at random. A learning rate is a share: rows of weights and biases count in
+units of their own, so that it makes no difference whether batch norms are folded.
 
 Whether it helps is seen on images held back, one in four. The weights that stay are those of the pass over the others
 after which D was least there, and those from before if it never was less. Batch norms keep their statistics, masked
@@ -39,9 +39,8 @@ from zoo.training.distillation import Batch, Step
 from zoo.training.schedule import Machine, Schedule
 from zoo.training.trainer import train
 
-SCHEDULE = Schedule(batch_size=16, lr=2e-4, warmup=0.1, weight_decay=0.0)
-AREA = 0.5  # of an image, that a crop shows at least
-ASPECT = 4 / 3  # of a crop, at most
+SCHEDULE = Schedule(batch_size=16, lr=1e-4, warmup=0.1, weight_decay=0.0)
+SHIFT = 8  # of an image's side, the part by which it is shifted at most
 TINY = 1e-12
 
 
@@ -72,6 +71,7 @@ class Relative(nn.Module):
         return outputs
 
 
+@torch.enable_grad()
 def refine_(
     model: nn.Module,
     dense: nn.Module,
@@ -173,21 +173,24 @@ def shared(model: nn.Module, dense: nn.Module, images: Tensor) -> list[str]:
 
 
 def views(images: Tensor) -> Tensor:
-    """Random crops of images, every second one mirrored, at the images' own size.
+    """Images shifted at random by whole pixels, mirrored beyond their edges, and every second one mirrored.
+
+    Nothing is interpolated: a model that learned from blurred images would be worse at sharp ones.
 
     Args:
         images: [B, C, H, W].
     """
-    count = len(images)
-    area, lean, x, y = torch.rand(4, count).to(images)
-    area, aspect = AREA + (1 - AREA) * area, ASPECT ** (2 * lean - 1)
-    width, height = ((area * by).sqrt().clamp(max=1) for by in (aspect, 1 / aspect))
-    grid = torch.zeros(count, 2, 3).to(images)
-    grid[:, 0, 0] = width * (1 - 2 * torch.randint(2, (count,)).to(images))
-    grid[:, 1, 1] = height
-    grid[:, 0, 2], grid[:, 1, 2] = (1 - width) * (2 * x - 1), (1 - height) * (2 * y - 1)
-    places = F.affine_grid(grid, list(images.shape), align_corners=False)
-    return F.grid_sample(images, places, padding_mode="reflection", align_corners=False)
+    down, right = (_shifted(size, len(images)) for size in images.shape[2:])
+    right = torch.where(torch.rand(len(images), 1) < 0.5, right.flip(1), right)
+    at = (down[:, :, None] * images.shape[3] + right[:, None, :]).flatten(1).to(images.device)
+    return images.flatten(2).gather(2, at[:, None].expand(-1, images.shape[1], -1)).view(images.shape)
+
+
+def _shifted(size: int, count: int) -> Tensor:
+    """Of each of so many images, which row or column stands at each place [count, size]."""
+    most = size // SHIFT
+    at = (torch.arange(size) + torch.randint(-most, most + 1, (count, 1))).abs()
+    return size - 1 - (size - 1 - at).abs()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from msgspec import structs
 from torch import nn
 
 from zoo.catalog.entry import Base, Entry, Recipe, reading
+from zoo.compression import refinement
 from zoo.errors import RepositoryError, UnknownName, ZooError, require
 from zoo.files import free, read_json, write_json
 from zoo.hub import repository
@@ -119,6 +120,8 @@ def _check_training(base: nn.Module, teachers: Sequence[nn.Module], recipe: Reci
     if own := declarations_of(recipe)[1]:
         task_of(base).training_transform(config_of(base), augment)
         schedules.append(training_images(base, recipe.data, own, **read)[1])
+    if recipe.options.get("calibrate_steps"):
+        schedules.append(refinement.SCHEDULE)
     for each in schedules:
         check_shares(each, processes().num_processes)
 
