@@ -255,6 +255,6 @@ def test_a_method_that_decomposed_nothing_returns_the_model_and_says_what_to_loo
 
 
 def test_a_method_that_decomposed_something_says_no_such_thing(model, caplog):
-    zoo.compress(model, method="falor", data=X)
+    zoo.compress(model, method="falor", data=X, nsr_final_threshold=0.9, kl_final_threshold=9.0)
     zoo.compress(model, method="low_rank", budget=1, data=X)
     assert not [record for record in caplog.records if record.name.startswith("zoo")]

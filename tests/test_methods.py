@@ -129,9 +129,9 @@ def test_it_says_what_to_change_where_it_left_a_model_as_it_was(halved, caplog):
 
 
 def test_it_says_so_too_where_it_left_a_model_hardly_smaller(halved, caplog):
-    smaller = zoo.compress(zoo.load("digits_vit"), data=IMAGES, method=halved, ending="0.mlp.fc1")
+    smaller = zoo.compress(zoo.load("digits_vit"), data=IMAGES, method=halved, ending="head")
     left = zoo.measure(smaller).macs / zoo.measure(zoo.load("digits_vit")).macs
-    assert 0.95 < left < 1
+    assert 0.99 < left < 1
     assert f"halved: {100 * left:.1f} % of the macs are left; name a layer by ending" in caplog.messages
 
 

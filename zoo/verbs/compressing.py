@@ -34,7 +34,7 @@ from zoo.verbs.distilling import data_name, epochs, training_images
 log = logging.getLogger(__name__)
 
 CALIBRATION_IMAGES = 512
-LITTLE = 0.95  # of the macs, that are left of a model which is hardly smaller
+LITTLE = 0.99  # of the macs, that are left of a model which is hardly smaller
 
 
 class Apart(Struct, frozen=True):
