@@ -126,7 +126,7 @@ def test_a_covariance_of_rounding_alone_is_made_definite_and_no_other_is_touched
     assert torch.linalg.eigvalsh(seen["second"].covariance).min() < 0
     tensors = dict(hidden.named_parameters())
     with torch.no_grad():
-        order, damage = eliminate(tensors, group, seen, 1e-4)
+        order, damage, _ = eliminate(tensors, group, seen, 1e-4)
         assert sorted(order.tolist()) == list(range(32))
         assert all(0 <= each < float("inf") for each in damage)
         monkeypatch.setattr(refit, "ROUNDING", 0.0)
@@ -134,7 +134,7 @@ def test_a_covariance_of_rounding_alone_is_made_definite_and_no_other_is_touched
             eliminate(tensors, group, seen, 1e-4)
     C = torch.tensor([[3.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
     monkeypatch.undo()
-    assert ridged(Moments(torch.zeros(2), C, C.diagonal()), 1e-4).tolist() == pytest.approx([3e-4, 1e-4], rel=1e-12)
+    assert ridged(Moments(torch.zeros(2), C, C.diagonal(), 9), 1e-4).tolist() == pytest.approx([3e-4, 1e-4], rel=1e-12)
 
 
 @pytest.mark.parametrize("method", ["prune", "low_rank"])

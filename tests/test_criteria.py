@@ -8,11 +8,10 @@ from analysed import analysed
 from torch import nn
 from torch.nn import functional as F
 
-from zoo.catalog.entry import Budget
-from zoo.compression.prune import prune
 from zoo.compression.prune.criteria import CRITERIA, Evidence
+from zoo.compression.prune.damage import ranked
 from zoo.compression.prune.dense import dense_of
-from zoo.compression.prune.prune import Prune, choose
+from zoo.compression.prune.prune import Prune
 from zoo.measurement.divergence import divergence
 
 
@@ -57,7 +56,7 @@ def test_a_layer_scores_what_the_same_computation_scores_as_a_convolution(criter
 
 
 @torch.no_grad()
-def test_units_that_write_nothing_cost_nothing_where_no_reader_can_be_fitted(monkeypatch):
+def test_units_that_write_nothing_cost_nothing_where_no_reader_can_be_fitted():
     """Half of the units write zeros; a transposed convolution reads them, and norms stand behind it."""
     torch.manual_seed(0)
     writer, reader = nn.Conv2d(3, 16, 3), nn.ConvTranspose2d(16, 6, 3, bias=False)
@@ -67,19 +66,12 @@ def test_units_that_write_nothing_cost_nothing_where_no_reader_can_be_fitted(mon
     )
     images = torch.randn(48, 3, 8, 8)
     dense = dense_of(model.eval(), analysed(model, images[:2]), [images], Prune().ridge, divergence)
-    curves = []
-
-    def allocate(analysis, damage, *rest):
-        curves.append(damage)
-        return [group.units for group in analysis.groups]
-
-    monkeypatch.setattr(prune, "allocate", allocate)
-    choose(dense, Budget(0.5), Prune())
     (group,) = [g for g, each in enumerate(dense.analysis.groups) if "2" in each.unfitted and not each.readers]
-    damage = curves[0][group]
+    damage = [*ranked(dense, "obs")][group].damage
     assert damage[16] == 0
     assert max(damage[k] for k in range(8, 16)) < 1e-8
     masked, weakest = copy.deepcopy(model), writer.weight.flatten(1).square().sum(1).argsort()[:12]
     masked[2].weight[weakest] = 0
-    target, found = (net(images).double().log_softmax(1) for net in (model, masked))
+    held = torch.cat([*dense.held])
+    target, found = (net(held).double().log_softmax(1) for net in (model, masked))
     assert damage[4] == pytest.approx(float((target.exp() * (target - found)).sum(1).mean()), rel=1e-4)

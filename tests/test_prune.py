@@ -1,22 +1,24 @@
 """Pruning: damage against refits, allocation against every combination, and compress from end to end."""
 
+import math
+
 import pytest
 import torch
-from analysed import analysed
+from analysed import analysed, refitted
 from torch import nn
 
 import zoo
 from zoo.catalog.entry import Base, Budget
-from zoo.compression.channels.groups import Analysis, narrow
-from zoo.compression.prune import allocation, obs
+from zoo.compression.channels.groups import Analysis, Group, narrow
+from zoo.compression.prune import damage, obs
 from zoo.compression.prune import prune as pruning
 from zoo.compression.prune import refit as refitting
 from zoo.compression.prune.criteria import CRITERIA, Evidence, gradients
-from zoo.compression.prune.damage import scaled
+from zoo.compression.prune.damage import Ranking, scaled
 from zoo.compression.prune.dense import dense_of
 from zoo.compression.prune.obs import eliminate, inputs
 from zoo.compression.prune.prune import Prune, choose, prune
-from zoo.compression.prune.refit import columns, moments, refit
+from zoo.compression.prune.refit import columns, moments
 from zoo.errors import BudgetError, DataError, UnknownName
 from zoo.measurement.divergence import divergence
 from zoo.measurement.macs import measure
@@ -69,7 +71,7 @@ def test_the_damage_of_a_width_is_the_noise_that_refitted_readers_leave(kind, cr
     for group in groups:
         tensors = {path: tensor.detach() for path, tensor in model.named_parameters()}
         score = rank and rank(group, Evidence(tensors, seen, slopes))
-        order, damage = eliminate(tensors, group, seen, 1e-9, score)
+        order, damage, _ = eliminate(tensors, group, seen, 1e-9, score)
         assert sorted(order.tolist()) == list(range(group.units))
         assert damage[-1] == 0
         assert damage == sorted(damage, reverse=True)
@@ -78,7 +80,7 @@ def test_the_damage_of_a_width_is_the_noise_that_refitted_readers_leave(kind, cr
             for path in group.readers:
                 weight = model.get_parameter(f"{path}.weight")
                 positions = inputs(group, path)[order[:k]].flatten().sort().values
-                ratio += refit(weight, seen[path], columns(weight, positions), 1e-9)[2]
+                ratio += refitted(weight, seen[path], columns(weight, positions), 1e-9)[2]
             assert damage[k] == pytest.approx(ratio, rel=1e-3, abs=1e-6)
 
 
@@ -100,7 +102,7 @@ class Pair(nn.Module):
 def test_units_that_repeat_others_are_removed_first_and_the_outputs_stay_equal():
     model, batches = Pair().eval(), [torch.randn(64, 3, 2, 2, dtype=torch.float64)]
     (group,) = analysed(model, batches[0]).groups
-    _, damage = eliminate(dict(model.named_parameters()), group, moments(model, ["second"], batches), 1e-10)
+    _, damage, _ = eliminate(dict(model.named_parameters()), group, moments(model, ["second"], batches), 1e-10)
     assert damage[6] < 1e-6 < 1e-4 < damage[5]
     analysis = analysed(model, batches[0])
     found = prune(model, analysis, batches, Budget(0.75), Prune(round_to=1, ridge=1e-10))
@@ -123,29 +125,82 @@ FINE = Prune(round_to=1)
 
 
 @pytest.mark.parametrize("kind", ["cnn", "vit"])
-def test_of_all_allocations_the_one_nearest_to_the_dense_model_is_taken(kind, network, monkeypatch):
-    """The oracle builds every candidate by its plan and compares outputs itself."""
-    model, batches, tried = network(kind), images(SIZES[kind]), []
+def test_of_all_cuts_the_one_nearest_to_the_dense_model_on_images_held_back_is_taken(kind, network, monkeypatch):
+    """The oracle builds every cut by its plan and compares outputs itself."""
+    model, cuts = network(kind), []
+    cut_to = pruning.cut_to
+    monkeypatch.setattr(pruning, "cut_to", lambda *rest: cuts.append(cut_to(*rest)) or cuts[-1])
+    analysis = analysed(model, images(SIZES[kind])[0][:2])
+    dense = dense_of(model, analysis, images(SIZES[kind]), Prune().ridge, divergence)
+    chosen, held = choose(dense, Budget(0.4), FINE), torch.cat([*dense.held])
+    target = outputs(model, held).log_softmax(1)
+    for each in cuts:
+        plan = Plan((narrow(model, analysis, each.units),))
+        tensors = dense.cut(each.units, each.fitted)
+        logits = outputs(assign_(apply_(initialised(BASES[kind]), plan).eval(), tensors, "cut"), held).log_softmax(1)
+        assert each.nats == pytest.approx(float((target.exp() * (target - logits)).sum(1).mean()), rel=1e-2)
+    assert len(cuts) > 3
+    assert chosen.nats == min(each.nats for each in cuts) < cuts[0].nats
 
-    def noted(*arguments):
-        tried.append(allocation.allocate(*arguments))
-        return tried[-1]
 
-    monkeypatch.setattr(pruning, "allocate", noted)
-    analysis = analysed(model, batches[0][:2])
-    chosen = tuple(map(len, prune(model, analysis, batches, Budget(0.4), FINE).units))
-    target = outputs(model, torch.cat(batches)).log_softmax(1)
-    nats = {}
-    for kept in {tuple(each) for each in tried}:
-        monkeypatch.setattr(pruning, "allocate", lambda *arguments, kept=kept: list(kept))
-        found = prune(model, analysis, batches, Budget(0.4), FINE)
-        plan = Plan((narrow(model, analysis, [torch.arange(k) for k in kept]),))
-        cut = assign_(apply_(initialised(BASES[kind]), plan).eval(), found.tensors, "cut")
-        logits = outputs(cut, torch.cat(batches)).log_softmax(1)
-        nats[kept] = float((target.exp() * (target - logits)).sum(1).mean())
+@torch.no_grad()
+def test_what_images_held_back_miss_is_measured_at_the_outputs_of_the_fitted_layer():
+    model = Pair().eval()
+    shown, others = torch.randn(2, 64, 3, 2, 2, dtype=torch.float64)
+    (group,) = analysed(model, shown).groups
+    fit, held = (moments(model, ["second"], [batch]) for batch in (shown, others + 0.3))
+    order, noise, judged = eliminate(dict(model.named_parameters()), group, fit, 1e-6, None, held)
+    assert len(judged) == len(obs.JUDGED)
+    x = model.first((others + 0.3).flatten(1))
+    signal = model.second(model.first(shown.flatten(1))).var(0, correction=0)
+    for own, missed in judged:
+        k = min(range(8), key=lambda k: abs(noise[k] - own))
+        kept = order[:k].sort().values
+        weight, shift, _ = refitted(model.second.weight, fit["second"], kept, 1e-6)
+        off = x[:, kept] @ weight.T + model.second.bias + shift - model.second(x)
+        assert missed == pytest.approx(float((off.square().mean(0) / signal).mean()), rel=1e-6, abs=1e-9)
 
-    assert len(nats) > 2
-    assert nats[chosen] == pytest.approx(min(nats.values()), rel=1e-4)
+
+@pytest.mark.parametrize("kind", ["cnn", "vit"])
+def test_the_part_of_a_group_is_half_the_slope_of_the_divergence_in_its_error(kind, network):
+    """The oracle scales the change of one group's readers a little up and down, and takes the difference."""
+    model, batches = network(kind).double(), [batch.double() for batch in images(SIZES[kind], 64)]
+    dense = dense_of(model, analysed(model, batches[0][:2]), batches, 1e-6, divergence)
+    units = [torch.arange(max(1, group.units // 2)) for group in dense.analysis.groups]
+    fitted, held = dense.fitted(units), torch.cat([*dense.held])
+    parts, slopes = damage.together(dense, units, fitted), []
+    for group in dense.analysis.groups:
+        nats = []
+        for alpha in (1 + 1e-4, 1 - 1e-4):
+            tensors = {path: tensor.detach().clone() for path, tensor in model.state_dict().items()}
+            for path, (weight, mean) in fitted.items():
+                change = weight - tensors[f"{path}.weight"]
+                if path in group.readers:
+                    change[:, inputs(group, path).flatten()] *= alpha
+                tensors[f"{path}.weight"] += change
+                shift = change.flatten(1).double() @ mean
+                norm = dense.analysis.normalised.get(path)
+                tensors[norm or f"{path}.bias"] += shift if norm else -shift
+            logits = torch.func.functional_call(model, tensors, (held,))
+            nats.append(float(divergence(logits, dense.target).mean()))
+        slopes.append(0.5 * (nats[0] - nats[1]) / 2e-4)
+    for part, slope in zip(parts.tolist(), slopes, strict=True):
+        assert part >= slope - 1e-6
+        assert part == pytest.approx(slope, rel=1e-3) or part < parts.max()  # raised to its standard error
+    assert parts.max() == pytest.approx(max(slopes), rel=1e-3)
+
+
+def test_a_round_weighs_halfway_and_lets_no_width_change_by_more_than_a_half():
+    rankings = [Ranking(torch.arange(2), {1: 0.5, 2: 0.0}, True), Ranking(torch.arange(2), {1: 0.1, 2: 0.0}, True)]
+    unknown, e = torch.full((2,), torch.nan, dtype=torch.float64), math.e
+    first = damage.weighed(rankings, (1, 1), torch.tensor([0.5, 0.1 * e], dtype=torch.float64), unknown)
+    assert first.tolist() == pytest.approx([0, 1])
+    then = damage.weighed(rankings, (1, 1), torch.tensor([0.5 * e**2, 0.1 * e], dtype=torch.float64), first)
+    assert then.tolist() == pytest.approx([1.5, 1.5])  # what both have in common, and half of the rest
+    assert damage.curves(rankings, torch.tensor([torch.nan, 1.0]))[0] == {1: pytest.approx(0.5 * e), 2: 0.0}
+    group, curve = Group("g", 96, (), (), ()), dict.fromkeys(range(1, 97), 1.0)
+    assert [*pruning.near(group, curve, 40, 8)] == [24, 32, 40, 48, 56, 64]
+    assert [*pruning.near(group, curve, 33, 8)] == [16, 24, 32, 33, 40, 48, 56]
 
 
 @pytest.mark.parametrize(
@@ -299,16 +354,20 @@ def test_moments_that_do_not_fit_together_are_collected_in_portions_and_choose_t
     model, batches = network("cnn"), images(32)
     analysis = analysed(model, batches[0][:2])
 
+    collected, collect = [], refitting.moments
+    monkeypatch.setattr(refitting, "moments", lambda *rest: collected.append(rest[1]) or collect(*rest))
+
     def chosen():
+        collected.clear()
         dense = dense_of(model, analysis, batches, Prune().ridge, divergence)
-        found = choose(dense, Budget(0.5), Prune())
-        return [units.tolist() for units in found], dense.seen.forwards
+        return [units.tolist() for units in choose(dense, Budget(0.5), Prune()).units], len(collected)
 
     together, once = chosen()
     monkeypatch.setattr(refitting, "MAX_BYTES", 1)
     portions, often = chosen()
     assert together == portions
-    assert often >= once + 24 * (len(analysis.groups) - 1)
+    assert once == 2
+    assert often > 2 * len(analysis.groups)
 
 
 def test_a_model_is_whole_again_after_its_outputs_failed(network):

@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
-from analysed import analysed
+from analysed import analysed, refitted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from zoo.compression.prune.refit import Moments, columns, fit, moments, refit
+from zoo.compression.prune.refit import Moments, Parts, columns, fit, moments
 from zoo.errors import DataError
 
 LAYERS = {
@@ -71,7 +71,7 @@ def norm(name):
 def test_a_refitted_layer_is_the_least_squares_solution_on_the_raw_rows(name):
     model, x = drawn(name)
     layer = model[0]
-    weight, shift, ratio = refit(
+    weight, shift, ratio = refitted(
         layer.weight, moments(model, ["0"], [x], norm(name))["0"], columns(layer.weight, KEPT), 1e-13
     )
     expected_weight, intercept, expected_ratio = without(layer, x, shifts(name))
@@ -88,7 +88,7 @@ def test_a_refitted_layer_is_the_least_squares_solution_on_the_raw_rows(name):
 def test_the_noise_to_signal_ratio_is_the_one_measured_at_the_outputs(name):
     model, x = drawn(name)
     layer, narrow = model[0], copy.deepcopy(model[0])
-    weight, shift, ratio = refit(
+    weight, shift, ratio = refitted(
         layer.weight, moments(model, ["0"], [x], norm(name))["0"], columns(layer.weight, KEPT), 0.05
     )
     narrow.weight = nn.Parameter(weight.view(4, 3, *layer.weight.shape[2:]))
@@ -115,7 +115,7 @@ def test_a_unit_that_repeats_others_costs_nothing():
     model, x = drawn("linear")
     x[:, 1] = 2 * x[:, 0] - x[:, 2] + 3
     kept = torch.tensor([0, 2, 3, 4, 5])
-    weight, shift, ratio = refit(model[0].weight, moments(model, ["0"], [x])["0"], kept, 1e-12)
+    weight, shift, ratio = refitted(model[0].weight, moments(model, ["0"], [x])["0"], kept, 1e-12)
     assert ratio < 1e-9
     torch.testing.assert_close(x[:, kept] @ weight.T + model[0].bias + shift, model(x), rtol=0, atol=1e-8)
 
@@ -123,7 +123,7 @@ def test_a_unit_that_repeats_others_costs_nothing():
 def test_kept_whole_a_layer_stays_as_it_is():
     model, x = drawn("3 x 3")
     layer = model[0]
-    weight, shift, ratio = refit(
+    weight, shift, ratio = refitted(
         layer.weight, moments(model, ["0"], [x])["0"], columns(layer.weight, torch.arange(6)), 1e-13
     )
     torch.testing.assert_close(weight, layer.weight.flatten(1), rtol=0, atol=1e-8)
@@ -161,6 +161,15 @@ def test_a_batch_norm_elsewhere_does_not_take_up_the_shift_of_a_layer_that_none_
 
 def test_where_no_cholesky_factor_exists_the_fit_is_still_that_of_the_equations():
     weight, C = torch.randn(4, 3, dtype=torch.float64), torch.diag(torch.tensor([2.0, -1.0, 3.0], dtype=torch.float64))
-    fitted, shift = fit(weight, Moments(torch.ones(3).double(), C, C.diagonal().abs()), torch.tensor([0, 1]), 1e-13)
+    fitted = fit(weight, Moments(torch.ones(3).double(), C, C.diagonal().abs(), 9), torch.tensor([0, 1]), 1e-13)
     torch.testing.assert_close(fitted, weight[:, :2], rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(shift, weight[:, 2], rtol=1e-6, atol=1e-9)
+
+
+def test_moments_of_two_parts_are_those_of_all_images_together():
+    for name in ("3 x 3", "linear without bias"):
+        model, x = drawn(name)
+        each = [moments(model, ["0"], [part])["0"] for part in (x, x[:13], x[13:])]
+        whole = Parts(*each[1:]).whole
+        for part in ("mean", "covariance", "power"):
+            torch.testing.assert_close(getattr(whole, part), getattr(each[0], part), rtol=1e-9, atol=1e-12)
+        assert whole.rows == each[0].rows

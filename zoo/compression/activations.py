@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 MAX_ROWS = 16_384  # of a layer over all images: patches overlap, so more of them tell nothing new;
-PER_IMAGE = 256  # of each image, where that makes more
+PER_IMAGE = 64  # of each image, where that makes more
 
 
 @dataclass(frozen=True)

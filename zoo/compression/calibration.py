@@ -14,9 +14,10 @@ from zoo.structure.tensors import tensors_of
 log = logging.getLogger(__name__)
 
 FEW = 64  # images, below which the statistics of wide layers are mostly noise
-TOGETHER = 32  # images in one pass: beyond, a CPU is busy with fresh pages of memory
+TOGETHER = (8, 32)  # images in one pass, of large ones and of small ones:
+PIXELS = 8 * 224 * 224  # about so many of one channel, as beyond a CPU is busy with fresh pages of memory
 HELD_BACK = 4  # one image in so many, where some are
-PARTED = 2 * HELD_BACK  # images at least: one has no variance
+PARTED = 4 * HELD_BACK  # images at least: less tells nothing
 EXPECTED = "expected a list of batches [B, C, H, W]"
 
 
@@ -71,8 +72,9 @@ def dealt(batches: Sequence[Tensor]) -> list[Tensor]:
     Args:
         batches: images [B, C, H, W].
     """
-    sizes = [*map(len, batches)]
-    parts, images = -(-sum(sizes) // TOGETHER), sum(sizes)
+    sizes, (least, most) = [*map(len, batches)], TOGETHER
+    images, pixels = sum(sizes), batches[0].shape[-2:].numel()
+    parts = -(-images // max(least, min(most, PIXELS // pixels)))
     even = [images // parts + (number < images % parts) for number in range(parts)]
     return list(batches) if sizes == even else list(torch.cat([*batches]).split(even))
 

@@ -1,4 +1,4 @@
-"""Dense: what is pruned, by which images, and cuts of it."""
+"""Dense: what is pruned, the images it is pruned by, and cuts of it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zoo.compression.calibration import dealt
+from zoo.compression.calibration import PARTED, dealt, parted
 from zoo.compression.channels.groups import Analysis
-from zoo.compression.prune.readers import fits, fittable, readers_of, written
+from zoo.compression.prune.readers import Fits, fits, fittable, readers_of, written
 from zoo.compression.prune.refit import Seen
-from zoo.compression.repair import Watched, narrowed, running, watch
+from zoo.compression.repair import outputs, running
 from zoo.errors import BudgetError
 from zoo.measurement.divergence import Divergence
 from zoo.structure.tensors import tensors_of
@@ -18,14 +18,16 @@ from zoo.structure.tensors import tensors_of
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """A model, and the images that it is pruned by.
+    """A model and the images that it is pruned by.
 
     Args:
         model: in eval mode.
         analysis: what can be cut of it; readers that can't be fitted are told apart.
         tensors: path → tensor, on the CPU, like the linear algebra, wherever the model is.
-        batches: images [B, C, H, W].
+        fit: batches of the images [B, C, H, W] that readers are fitted to while widths are chosen.
+        held: of those held back, which say what a cut does.
         seen: moments of its readers.
+        target: what it puts out for the images held back, in double precision.
         ridge: of the refit.
         divergence: of outputs from the model's own.
     """
@@ -33,8 +35,10 @@ class Dense:
     model: nn.Module
     analysis: Analysis
     tensors: Mapping[str, Tensor]
-    batches: Sequence[Tensor]
+    fit: Sequence[Tensor]
+    held: Sequence[Tensor]
     seen: Seen
+    target: Tensor
     ridge: float
     divergence: Divergence
 
@@ -43,44 +47,34 @@ class Dense:
         """Of each group, all its units."""
         return [torch.arange(group.units) for group in self.analysis.groups]
 
-    def first(self, images: int) -> list[Tensor]:
-        """The first so many images, in batches."""
-        return dealt([torch.cat([*self.batches])[:images]])
+    def fitted(self, units: Sequence[Tensor], *, whole: bool = False) -> Fits:
+        """The readers of what is cut, fitted to the units that stay of each group.
 
-    def fitted(self, units: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Path → tensor of the narrowed model, its readers fitted to the units that stay of each group."""
-        groups, tensors = self.analysis.groups, dict(self.tensors)
-        cut = {p for group, kept in zip(groups, units, strict=True) if len(kept) < group.units for p in group.readers}
-        paths = [path for path in self.seen.bytes if path in cut]
-        for portion, moments in self.seen.portions([[path] for path in paths]):
-            asked = {path: moments[path] for path in paths[portion]}
-            tensors = written(self.analysis, tensors, fits(self.tensors, groups, units, asked, self.ridge))
-        return self.analysis.kept(units).select(tensors)
+        Args:
+            units: of each group, those that stay [k].
+            whole: on all images, not on those alone that widths are chosen by.
+        """
+        groups, fitted = self.analysis.groups, dict[str, tuple[Tensor, Tensor]]()
+        cut = readers_of([group for group, kept in zip(groups, units, strict=True) if len(kept) < group.units])
+        for portion, parts in self.seen.portions([[path] for path in cut]):
+            asked = {path: parts[path].whole if whole else parts[path].fit for path in cut[portion]}
+            fitted |= fits(self.tensors, groups, units, asked, self.ridge)
+        return fitted
 
-    def watched(self, batches: Sequence[Tensor]) -> Watched:
-        """What the model itself gives for images."""
-        return watch(running(self.analysis.kept(self.every)), self.tensors, batches)
+    def cut(self, units: Sequence[Tensor], fitted: Fits) -> dict[str, Tensor]:
+        """Path → tensor of the narrowed model."""
+        return self.analysis.kept(units).select(written(self.analysis, self.tensors, fitted))
 
-    def output(
-        self,
-        units: Sequence[Tensor],
-        tensors: Mapping[str, Tensor],
-        batches: Sequence[Tensor],
-        repaired: Watched | None = None,
-    ) -> Tensor:
-        """What a narrowed model gives for images, repaired by what the dense one gave for them where that is known."""
-        kept = self.analysis.kept(units)
-        return watch(running(kept), tensors, batches, repaired and narrowed(repaired, kept)).output
-
-    def far(self, output: Tensor, target: Tensor) -> float:
-        """Mean divergence of outputs, in nats."""
-        return float(self.divergence(output, target).mean())
+    def nats(self, units: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> float:
+        """Mean divergence of a narrowed model's outputs on the images held back."""
+        found = outputs(running(self.analysis.kept(units)), tensors, self.held)
+        return float(self.divergence(found, self.target).mean())
 
 
 def dense_of(
     model: nn.Module, analysis: Analysis, batches: Sequence[Tensor], ridge: float, divergence: Divergence
 ) -> Dense:
-    """Tell readers apart that can't be fitted, and deal the images into even batches.
+    """Tell readers apart that can't be fitted, and hold a part of the images back.
 
     Args:
         model: in eval mode.
@@ -92,9 +86,12 @@ def dense_of(
     Raises:
         BudgetError: nothing of the model can be cut.
     """
-    analysis, batches = fittable(model, analysis, batches[0][:1]), dealt(batches)
+    analysis = fittable(model, analysis, batches[0][:1])
     if not analysis.groups:
         raise BudgetError(f"{type(model).__name__}: no channels that can be cut were found")
     tensors = {path: tensor.detach().cpu() for path, tensor in tensors_of(model).items()}
-    seen = Seen(model, readers_of(analysis.groups), batches, analysis.normalised)
-    return Dense(model, analysis, tensors, batches, seen, ridge, divergence)
+    few = sum(map(len, batches)) < PARTED
+    fit, held = (dealt(batches), dealt(batches)) if few else parted(batches)
+    seen = Seen(model, readers_of(analysis.groups), fit, held, analysis.normalised)
+    target = outputs(running(analysis.kept([torch.arange(group.units) for group in analysis.groups])), tensors, held)
+    return Dense(model, analysis, tensors, fit, held, seen, target, ridge, divergence)

@@ -13,6 +13,7 @@ and 6, on the loss of a layer's own outputs and for blocks of weights.
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -24,11 +25,17 @@ from zoo.errors import DataError
 EXACT = 512  # inputs of the widest reader up to which units are priced anew after each
 SHARE = 32  # above, this part of those left goes at once
 AT_ONCE = 32  # units that go at once where the order is given
+JUDGED = (0.9, 0.75, 0.5, 0.25, 0.125)  # shares of the units left at which images held back judge
 
 
 def eliminate(
-    tensors: Mapping[str, Tensor], group: Group, seen: Mapping[str, Moments], ridge: float, score: Tensor | None = None
-) -> tuple[Tensor, list[float]]:
+    tensors: Mapping[str, Tensor],
+    group: Group,
+    seen: Mapping[str, Moments],
+    ridge: float,
+    score: Tensor | None = None,
+    held: Mapping[str, Moments] = MappingProxyType({}),
+) -> tuple[Tensor, list[float], list[tuple[float, float]]]:
     """Remove the units of a group and add up what the refitted readers miss.
 
     Args:
@@ -37,31 +44,37 @@ def eliminate(
         seen: moments of its readers.
         ridge: λ as a share of C's diagonal.
         score: importance of each unit [units]; None removes those of the lowest price.
+        held: moments of its readers for images held back.
 
     Returns:
-        Units, the most important first, and the noise-to-signal ratio, summed over the readers, when the first k of
-        them are kept, k = 0..units.
+        Units, the most important first; the noise-to-signal ratio, summed over the readers, when the first k of them
+        are kept, k = 0..units; and at some of these, where images are held back, that ratio and theirs.
 
     Raises:
         DataError: what a reader sees is singular in spite of the ridge.
     """
-    readers = [_Reader(tensors, group, path, seen[path], ridge) for path in group.readers]
-    widest = max(len(reader.P) for reader in readers)
+    readers = {path: _Reader(tensors, group, path, seen[path], ridge) for path in group.readers}
+    widest = max(len(reader.P) for reader in readers.values())
     left = list(range(group.units)) if score is None else score.argsort(stable=True).tolist()
     order: list[int] = []
-    damage = [torch.zeros(1, dtype=torch.float64)]
+    damage, judged = [torch.zeros(1, dtype=torch.float64)], list[tuple[float, float]]()
+    looks = [share * group.units for share in (JUDGED if held else ())]
     while left:
         if score is None:
-            prices = torch.stack([reader.prices(left) for reader in readers]).sum(0)
+            prices = torch.stack([reader.prices(left) for reader in readers.values()]).sum(0)
             count = 1 if widest <= EXACT else max(1, len(left) // SHARE)
             gone = [left[i] for i in prices.argsort(stable=True)[:count].tolist()]
         else:
             gone = left[:AT_ONCE]
-        damage.append(damage[-1][-1] + torch.stack([reader.remove(gone) for reader in readers]).sum(0).cumsum(0))
+        damage.append(damage[-1][-1] + torch.stack([r.remove(gone) for r in readers.values()]).sum(0).cumsum(0))
         order += gone
         removed = set(gone)
         left = [unit for unit in left if unit not in removed]
-    return torch.tensor(order[::-1]), torch.cat(damage).flip(0).tolist()
+        if looks and len(left) <= looks[0]:
+            looks = [look for look in looks if look < len(left)]
+            missed = sum(float(reader.missed(held[path])) for path, reader in readers.items())
+            judged.append((float(damage[-1][-1]), missed))
+    return torch.tensor(order[::-1]), torch.cat(damage).flip(0).tolist(), judged
 
 
 def inputs(group: Group, path: str) -> Tensor:
@@ -82,10 +95,12 @@ class _Reader:
 
     def __init__(self, tensors: Mapping[str, Tensor], group: Group, path: str, seen: Moments, ridge: float) -> None:
         weight, C = tensors[f"{path}.weight"].detach(), seen.covariance
-        W = weight.flatten(1).double()
+        W, self.mean = weight.flatten(1).double(), seen.mean
         self.at = torch.stack([columns(weight, unit) for unit in inputs(group, path)])  # of each unit [units, s]
         weights = weighted(W, seen)
-        self.W = W * weights.sqrt()[:, None]
+        self.dense = W * weights.sqrt()[:, None]
+        self.W = self.dense.clone()
+        self.columns = torch.arange(len(C))  # of W, those that are left
         self.P = torch.cholesky_inverse(_cholesky(C + ridged(seen, ridge).diag()))
         self.signal = weights.count_nonzero().clamp(min=1)
         self.gone = torch.zeros(len(C), dtype=torch.bool)
@@ -114,9 +129,17 @@ class _Reader:
             self._compact()
         return prices.view(len(units), -1).sum(1) / self.signal
 
+    def missed(self, held: Moments) -> Tensor:
+        """What it misses on other images: tr(ΔW E[(x−μ)(x−μ)ᵀ] ΔWᵀ), by its own mean."""
+        change, off = -self.dense, held.mean - self.mean
+        change[:, self.columns] += self.W
+        noise = (change @ held.covariance * change).sum() + (change @ off).square().sum()
+        return noise / self.signal
+
     def _compact(self) -> None:
         """Forget the columns of units that are gone."""
         kept = (~self.gone).nonzero()[:, 0]
+        self.columns = self.columns[kept]
         self.W, self.P = self.W[:, kept], self.P[kept][:, kept]
         place = torch.full((len(self.gone),), -1)
         place[kept] = torch.arange(len(kept))

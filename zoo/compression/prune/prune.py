@@ -1,18 +1,19 @@
 """Prune: channels and heads are cut, and the layers that read them are fitted to what stays.
 
-1. statistic — moments of what each reader sees, over calibration images;
-2. criterion — units are removed in the order that one of `criteria.CRITERIA` gives; `damage` says what that does at
-   every width, in nats of divergence of the model's own outputs;
-3. allocation — the budget is allocated over the groups in several ways: by damage, by its square root, which trusts
-   large figures less, or alike without any; residual streams cut last or like all others; the floor as declared or a
-   quarter of it;
-4. edit — of all these the model, cut and refitted, that is nearest to the dense one on calibration images is taken, and
-   means and variances of its signals are repaired where that brings it nearer.
+1. statistic — moments of what each reader sees, over calibration images; one image in four is held back;
+2. criterion — units are removed in the order that one of `criteria.CRITERIA` gives; what the refitted readers miss
+   then on the images held back is their damage (`damage`);
+3. allocation — a budget is first shared out alike, streams last of all or like all others, whichever is nearer to the
+   dense model. Then, in rounds, the part of each group in the divergence is measured in the model with all of them
+   cut, and the budget allocated by it, each width changing by a third at most;
+4. edit — of all these cuts the one nearest to the dense model on the images held back is taken, its readers fitted on
+   all images, and means and variances of its signals repaired where that brings it nearer.
 
-Source: the criteria's own; elimination and refit as in `obs` and `refit`, repair as in `repair`. Allocation is ours.
+Source: the criteria's own; elimination and refit as in `obs` and `refit`; repair as in `repair`. The rounds are ours.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, TypeVar
 
@@ -21,19 +22,31 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from zoo.catalog.entry import Budget
-from zoo.compression.channels.groups import Analysis
+from zoo.compression.calibration import dealt
+from zoo.compression.channels.groups import Analysis, Group
+from zoo.compression.prune import damage
 from zoo.compression.prune.allocation import allocate, prior
+from zoo.compression.prune.allocation import widths as ladder_of
 from zoo.compression.prune.criteria import CRITERIA
-from zoo.compression.prune.damage import Curve, curves
+from zoo.compression.prune.damage import Curve, Ranking
 from zoo.compression.prune.dense import Dense, dense_of
-from zoo.compression.repair import narrowed, places, repair, running
+from zoo.compression.prune.readers import Fits
+from zoo.compression.repair import narrowed, places, repaired, running, watch
 from zoo.declarations import Count, validate
 from zoo.errors import BudgetError, UnknownName, require
 from zoo.measurement.divergence import Divergence, divergence
 
-COMPARED = 256  # images that whole cuts are compared on
+log = logging.getLogger(__name__)
+
+REPAIRED = 96  # images that signals are repaired on
+ROUNDS = 8  # at most; it ends
+PATIENCE = 2  # after so many
+NEARER = 0.97  # that didn't bring the divergence below this share of its least
+CHANGE = 3 / 2  # of a width in one round
 
 T = TypeVar("T")
+Widths = tuple[int, ...]
+"""Of each group, how many units stay."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,23 @@ class Pruned:
     tensors: Mapping[str, Tensor]
 
 
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """A cut of all groups.
+
+    Args:
+        widths: of each group, how many units stay.
+        units: which.
+        fitted: the readers, fitted to them.
+        nats: divergence from the dense model on the images held back.
+    """
+
+    widths: Widths
+    units: list[Tensor]
+    fitted: Fits
+    nats: float
+
+
 def prune(
     model: nn.Module,
     analysis: Analysis,
@@ -100,79 +130,112 @@ def prune(
     """
     how = how or Prune()
     dense = dense_of(model, analysis, batches, how.ridge, divergence)
-    units = choose(dense, budget, how)
-    tensors, kept = dense.fitted(units), dense.analysis.kept(units)
-    if not all(map(torch.equal, units, dense.every)):
-        whole = narrowed(dense.watched(dense.batches), kept)
-        tensors = repair(running(kept), places(kept.traced), tensors, dense.batches, whole, dense.far)
-    return Pruned(units, tensors)
+    cut = choose(dense, budget, how)
+    if all(map(torch.equal, cut.units, dense.every)):
+        return Pruned(cut.units, dense.tensors)
+    return Pruned(cut.units, finished(dense, cut))
 
 
-def choose(dense: Dense, budget: Budget, how: Prune) -> list[Tensor]:
-    """Choose the units that stay: measure what each group's cut does, allocate the budget, and compare the cuts.
+def choose(dense: Dense, budget: Budget, how: Prune) -> Cut:
+    """Choose the units that stay.
 
     Args:
         dense: what is pruned.
         budget: shares of its macs and params that stay.
         how: the declaration.
 
-    Returns:
-        Of each group, indices of the units that stay, rising.
-
     Raises:
         BudgetError: the budget can't be met.
         DataError: the calibration images can't be used.
     """
-    measured = _shown(curves(dense, how.criterion), "groups", len(dense.analysis.groups))
-    rankings, damage = zip(*measured, strict=True)
-    cuts = [
-        [ranking.order[:k].sort().values for ranking, k in zip(rankings, widths, strict=True)]
-        for widths in sorted(allocations(dense.analysis, damage, budget, how))
-    ]
-    return cuts[0] if len(cuts) == 1 else nearest(dense, cuts)
+    alike = evenly(dense.analysis, budget, how)
+    if alike == {tuple(map(len, dense.every))}:
+        return Cut(alike.pop(), dense.every, {}, 0.0)
+    rankings = [*_shown(damage.ranked(dense, how.criterion), "groups", len(dense.analysis.groups))]
+    cut = best = min((cut_to(dense, rankings, each) for each in _shown(sorted(alike), "shares")), key=_nats)
+    logs, found = torch.full((len(rankings),), torch.nan, dtype=torch.float64), [cut.nats]
+    for number in _shown(range(ROUNDS), "rounds"):
+        logs = damage.weighed(rankings, cut.widths, damage.together(dense, cut.units, cut.fitted, number), logs)
+        curves = damage.curves(rankings, logs)
+        curves = [near(*each, how.round_to) for each in zip(dense.analysis.groups, curves, cut.widths, strict=True)]
+        try:
+            widths = allocated(free(dense.analysis), curves, budget, replace(how, floor=0.0, round_to=1))
+        except BudgetError:  # both targets, met where it began, aren't met in reach of there
+            break
+        cut = cut_to(dense, rankings, widths)
+        best = min(best, cut, key=_nats)
+        found.append(cut.nats)
+        if number >= PATIENCE and min(found[-PATIENCE:]) > NEARER * min(found[:-PATIENCE]):
+            break
+    log.debug("prune: %s nats on images held back", ", ".join(f"{nats:.4f}" for nats in found))
+    return best
 
 
-def allocations(analysis: Analysis, damage: Sequence[Curve], budget: Budget, how: Prune) -> set[tuple[int, ...]]:
-    """The widths that different ways of allocating come to.
+def cut_to(dense: Dense, rankings: Sequence[Ranking], widths: Widths) -> Cut:
+    """Cut all groups to some widths.
+
+    Args:
+        dense: what is pruned.
+        rankings: of the units of each group.
+        widths: how many of each stay.
+    """
+    units = [ranking.order[:k].sort().values for ranking, k in zip(rankings, widths, strict=True)]
+    fitted = dense.fitted(units)
+    return Cut(widths, units, fitted, dense.nats(units, dense.cut(units, fitted)))
+
+
+def finished(dense: Dense, cut: Cut) -> dict[str, Tensor]:
+    """The tensors of a cut: readers fitted on all images, signals repaired where that helps on the images held back.
+
+    Args:
+        dense: what is pruned.
+        cut: of it.
+    """
+    kept, some = dense.analysis.kept(cut.units), dealt([torch.cat([*dense.fit])[:REPAIRED]])
+    run, known = running(kept), places(kept.traced)
+    whole = narrowed(watch(running(dense.analysis.kept(dense.every)), dense.tensors, some), kept)
+    nats = dense.nats(cut.units, repaired(run, known, dense.cut(cut.units, cut.fitted), some, whole))
+    log.info("prune: %.4g nats from the dense model on images held back", min(nats, cut.nats))
+    tensors = dense.cut(cut.units, dense.fitted(cut.units, whole=True))
+    return repaired(run, known, tensors, some, whole) if nats < cut.nats else tensors
+
+
+def evenly(analysis: Analysis, budget: Budget, how: Prune) -> set[Widths]:
+    """The widths of a budget that is shared out alike: streams last of all, or like all others; two floors.
 
     Args:
         analysis: groups and costs.
-        damage: of each group.
         budget: shares of macs and params that stay.
         how: the declaration.
 
     Raises:
         BudgetError: it can't be met.
     """
-    free = replace(analysis, groups=tuple(replace(group, residual=False) for group in analysis.groups))
-    tempered = [{k: nats**0.5 for k, nats in curve.items()} for curve in damage]
-    return {
-        tuple(allocate(of, by, budget, how.round_to, floor))
-        for of in (analysis, free)
-        for by in (damage, tempered, prior(analysis))
-        for floor in (how.floor, how.floor / 4)
-    }
+    floors = (how, replace(how, floor=how.floor / 4))
+    return {allocated(of, prior(of), budget, each) for of in (analysis, free(analysis)) for each in floors}
 
 
-def nearest(dense: Dense, cuts: Sequence[list[Tensor]]) -> list[Tensor]:
-    """The cut whose outputs, repaired or not, are nearest to the dense model's.
-
-    Args:
-        dense: what is pruned.
-        cuts: of each, the units that stay of each group.
-    """
-    compared = dense.first(COMPARED)
-    whole = dense.watched(compared)
-
-    def nats(units: list[Tensor]) -> float:
-        tensors = dense.fitted(units)
-        ways = (dense.output(units, tensors, compared, by) for by in (None, whole))
-        return min(dense.far(output, whole.output) for output in ways)
-
-    return min(_shown(cuts, "cuts", len(cuts)), key=nats)
+def allocated(of: Analysis, curves: Sequence[Curve], budget: Budget, how: Prune) -> Widths:
+    """The widths of least damage within a budget."""
+    return tuple(allocate(of, curves, budget, how.round_to, how.floor))
 
 
-def _shown(steps: Iterable[T], what: str, count: int) -> Iterable[T]:
+def free(analysis: Analysis) -> Analysis:
+    """The analysis with streams that are cut like all others."""
+    return replace(analysis, groups=tuple(replace(group, residual=False) for group in analysis.groups))
+
+
+def near(group: Group, curve: Curve, width: int, round_to: int) -> Curve:
+    """Of a damage curve, the widths that one round may change this one into."""
+    ladder = {*ladder_of(group.units, round_to, 0.0), width}
+    return {k: curve[k] for k in sorted(ladder) if width / CHANGE - round_to <= k <= width * CHANGE + round_to}
+
+
+def _nats(cut: Cut) -> float:
+    return cut.nats
+
+
+def _shown(steps: Collection[T] | Iterator[T], what: str, count: int | None = None) -> Iterable[T]:
     bar = require("tqdm", "eval").tqdm
     shown: Iterable[T] = bar(steps, desc=f"prune: {what}", total=count, disable=None, leave=False)
     return shown

@@ -15,7 +15,7 @@ from zoo.compression.prune.refit import Moments, columns, fit
 AGREES = 0.01  # of a layer's largest output, how far it may be off what its weight gives: half precision's rounding
 
 Fits = Mapping[str, tuple[Tensor, Tensor]]
-"""Reader → its weight, zero where it reads what is cut, and the shift of its bias."""
+"""Reader → its weight W', zero where it reads what is cut, and the mean μ of what it reads."""
 
 
 def readers_of(groups: Sequence[Group]) -> list[str]:
@@ -79,17 +79,18 @@ def fits(
     for path, stays in left.items():
         weight = tensors[f"{path}.weight"]
         kept = columns(weight, stays.nonzero()[:, 0])
-        narrowed, shift = fit(weight, seen[path], kept, ridge)
+        narrowed = fit(weight, seen[path], kept, ridge)
         whole = torch.zeros_like(weight).flatten(1).index_copy(1, kept, narrowed.to(weight.dtype))
-        fitted[path] = whole.view_as(weight), shift
+        fitted[path] = whole.view_as(weight), seen[path].mean
     return fitted
 
 
 def written(analysis: Analysis, tensors: Mapping[str, Tensor], fitted: Fits) -> dict[str, Tensor]:
     """The dense tensors with what was fitted in place of weights, and of the biases or the means of norms."""
     whole = dict(tensors)
-    for path, (weight, shift) in fitted.items():
+    for path, (weight, mean_read) in fitted.items():
         bias, mean = f"{path}.bias", analysis.normalised.get(path)
+        shift = (tensors[f"{path}.weight"] - weight).flatten(1).double() @ mean_read
         whole[f"{path}.weight"] = weight
         if bias in tensors:
             whole[bias] = (tensors[bias].double() + shift).to(tensors[bias].dtype)

@@ -34,11 +34,40 @@ class Moments:
         mean: μ [n].
         covariance: C [n, n], about zero where the layer may not shift its mean.
         power: E[x²] [n].
+        rows: how many were looked at.
     """
 
     mean: Tensor
     covariance: Tensor
     power: Tensor
+    rows: int
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Moments of one reader.
+
+    Args:
+        fit: of the images that it is fitted to while widths are chosen.
+        held: of those held back, which tell what the fit is worth.
+    """
+
+    fit: Moments
+    held: Moments
+
+    @property
+    def whole(self) -> Moments:
+        """Of all images."""
+        rows = self.fit.rows + self.held.rows
+        mean, second, power = (
+            (self.fit.rows * fit + self.held.rows * held) / rows
+            for fit, held in zip(_raw(self.fit), _raw(self.held), strict=True)
+        )
+        return Moments(mean, second - torch.outer(mean, mean), power, rows)
+
+
+def _raw(seen: Moments) -> tuple[Tensor, Tensor, Tensor]:
+    return seen.mean, seen.covariance + torch.outer(seen.mean, seen.mean), seen.power
 
 
 def moments(
@@ -76,7 +105,8 @@ def moments(
     if layers and not rows:
         raise DataError("calibration: no images; pass at least one batch")
     return {
-        path: _moments(model, path, first[path] / rows[path], second[path] / rows[path], normalised) for path in rows
+        path: _moments(model, path, first[path] / rows[path], second[path] / rows[path], rows[path], normalised)
+        for path in rows
     }
 
 
@@ -86,44 +116,48 @@ class Seen:
     Args:
         model: in eval mode.
         readers: paths of linear layers and convolutions.
-        batches: images [B, C, H, W].
+        fit: images [B, C, H, W] that readers are fitted to.
+        held: those held back.
         normalised: as in `moments`.
-
-    Attributes:
-        forwards: images that went through the model for it so far.
     """
 
     def __init__(
-        self, model: nn.Module, readers: Iterable[str], batches: Sequence[Tensor], normalised: Collection[str] = ()
+        self,
+        model: nn.Module,
+        readers: Iterable[str],
+        fit: Sequence[Tensor],
+        held: Sequence[Tensor],
+        normalised: Collection[str] = (),
     ) -> None:
-        self.model, self.batches, self.normalised = model, batches, normalised
-        self.bytes = {path: 8 * model.get_parameter(f"{path}.weight")[0].numel() ** 2 for path in readers}
-        self.forwards = 0
-        self.held: dict[str, Moments] = {}
+        self.model, self.fit, self.held, self.normalised = model, fit, held, normalised
+        self.bytes = {path: 16 * model.get_parameter(f"{path}.weight")[0].numel() ** 2 for path in readers}
+        self.known: dict[str, Parts] = {}
 
-    def of(self, readers: Iterable[str]) -> dict[str, Moments]:
+    def of(self, readers: Iterable[str]) -> dict[str, Parts]:
         """Moments of some of the readers."""
         asked = list(dict.fromkeys(readers))
-        if not all(path in self.held for path in asked):
+        if not all(path in self.known for path in asked):
             wanted = self.bytes if sum(self.bytes.values()) <= MAX_BYTES else asked
-            self.held = {}
-            self.held = moments(self.model, wanted, self.batches, self.normalised)
-            self.forwards += sum(map(len, self.batches))
-        return {path: self.held[path] for path in asked}
+            self.known = {}
+            fit, held = (moments(self.model, wanted, batches, self.normalised) for batches in (self.fit, self.held))
+            self.known = {path: Parts(fit[path], held[path]) for path in fit}
+        return {path: self.known[path] for path in asked}
 
-    def portions(self, needs: Sequence[Sequence[str]]) -> Iterator[tuple[slice, dict[str, Moments]]]:
+    def portions(self, needs: Sequence[Sequence[str]]) -> Iterator[tuple[slice, dict[str, Parts]]]:
         """Needs in turn, as many at a time as fit: which they are, and the moments of their readers."""
         for portion in portions(needs, self.bytes, MAX_BYTES):
             yield portion, self.of(path for need in needs[portion] for path in need)
 
 
-def _moments(model: nn.Module, path: str, mean: Tensor, second: Tensor, normalised: Collection[str]) -> Moments:
+def _moments(
+    model: nn.Module, path: str, mean: Tensor, second: Tensor, rows: int, normalised: Collection[str]
+) -> Moments:
     mean, second = mean.cpu(), second.cpu()
     if not torch.isfinite(second).all():
         raise DataError(f"calibration: the input of {path} isn't finite; check the images and the model")
     if getattr(model.get_submodule(path), "bias", None) is None and path not in normalised:
         mean = torch.zeros_like(mean)
-    return Moments(mean, second - torch.outer(mean, mean), second.diagonal().clone())
+    return Moments(mean, second - torch.outer(mean, mean), second.diagonal().clone(), rows)
 
 
 def ridged(seen: Moments, ridge: float) -> Tensor:
@@ -169,7 +203,7 @@ def columns(weight: Tensor, positions: Tensor) -> Tensor:
     return (positions[:, None] * span + torch.arange(span)).flatten()
 
 
-def fit(weight: Tensor, seen: Moments, kept: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+def fit(weight: Tensor, seen: Moments, kept: Tensor, ridge: float) -> Tensor:
     """Fit a reader to the inputs that stay.
 
     Args:
@@ -179,21 +213,10 @@ def fit(weight: Tensor, seen: Moments, kept: Tensor, ridge: float) -> tuple[Tens
         ridge: λ as a share of C's diagonal.
 
     Returns:
-        W' [out, k], and the shift of the bias W μ − W' μ[S] [out].
+        W' [out, k].
     """
     W, C = weight.detach().flatten(1).double(), seen.covariance
     gram = C[kept][:, kept] + ridged(seen, ridge)[kept].diag()
     cross = W @ C[:, kept]
     L, failed = torch.linalg.cholesky_ex(gram)
-    fitted = (torch.linalg.solve(gram, cross.T) if failed else torch.cholesky_solve(cross.T, L)).T
-    return fitted, W @ seen.mean - fitted @ seen.mean[kept]
-
-
-def refit(weight: Tensor, seen: Moments, kept: Tensor, ridge: float) -> tuple[Tensor, Tensor, float]:
-    """What `fit` returns, and the noise-to-signal ratio that remains."""
-    fitted, shift = fit(weight, seen, kept, ridge)
-    W, C = weight.detach().flatten(1).double(), seen.covariance
-    cross = W @ C[:, kept]
-    noise = (W @ C * W).sum(1) - 2 * (fitted * cross).sum(1) + (fitted @ C[kept][:, kept] * fitted).sum(1)
-    weights = weighted(W, seen)
-    return fitted, shift, float((noise * weights).sum().clamp(min=0) / weights.count_nonzero().clamp(min=1))
+    return (torch.linalg.solve(gram, cross.T) if failed else torch.cholesky_solve(cross.T, L)).T
