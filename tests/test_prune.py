@@ -198,6 +198,7 @@ def test_a_round_weighs_halfway_and_lets_no_width_change_by_more_than_a_half():
     then = damage.weighed(rankings, (1, 1), torch.tensor([0.5 * e**2, 0.1 * e], dtype=torch.float64), first)
     assert then.tolist() == pytest.approx([1.5, 1.5])  # what both have in common, and half of the rest
     assert damage.curves(rankings, torch.tensor([torch.nan, 1.0]))[0] == {1: pytest.approx(0.5 * e), 2: 0.0}
+    assert damage.curves(rankings, unknown)[0] == {1: 0.5, 2: 0.0}
     group, curve = Group("g", 96, (), (), ()), dict.fromkeys(range(1, 97), 1.0)
     assert [*pruning.near(group, curve, 40, 8)] == [24, 32, 40, 48, 56, 64]
     assert [*pruning.near(group, curve, 33, 8)] == [16, 24, 32, 33, 40, 48, 56]

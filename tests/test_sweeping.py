@@ -21,6 +21,7 @@ def points(*pairs):
         ([(100, 0.9), (80, 0.89), (60, 0.88), (40, 0.5), (20, 0.1)], "m60"),
         ([(100, 0.9), (80, 0.4), (60, 0.2), (40, 0.1)], None),  # nothing lies above the line
         ([(100, 0.9), (50, 0.8)], None),
+        ([(100, 0.9), (100, 0.9), (100, 0.9)], None),  # no budget made it smaller
     ],
 )
 def test_the_knee_lies_highest_above_the_line_from_the_first_to_the_last_point(pairs, expected):

@@ -170,6 +170,14 @@ def observe(
             run(batch)
 
 
+def outputs_of(run: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """What a model puts out for each batch [B, C, H, W], in double precision."""
+    for batch in batches:
+        with torch.no_grad():  # not across the yield: it would reach whoever asks
+            outputs = run(batch).double()
+        yield outputs
+
+
 def portions(needs: Sequence[Collection[str]], size: Mapping[str, int], max_bytes: int) -> Iterator[slice]:
     """Needs in turn, as many at a time as fit, and one at the least.
 

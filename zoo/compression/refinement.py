@@ -20,7 +20,7 @@ Thin Deep Nets" (ICLR 2015); Beyer et al., "Knowledge distillation: A good teach
 """
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -32,7 +32,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from zoo.compression.activations import hooked, wide
+from zoo.compression.activations import hooked, outputs_of, wide
 from zoo.measurement.divergence import Divergence, divergence
 from zoo.structure.tensors import tensors_of
 from zoo.training.distillation import Batch, Step
@@ -105,13 +105,13 @@ def refine_(
     """
     teacher, learner = (_frozen(each) for each in (dense, model))
     student = Relative(learner, units_of(learner, held[0]))
-    wanted = _outputs(teacher, held)
-    before = least = float(far(_outputs(learner, held), wanted).mean())
+    wanted = torch.cat([*outputs_of(teacher, held)])
+    before = least = float(far(torch.cat([*outputs_of(learner, held)]), wanted).mean())
     best: Mapping[str, Tensor] = {}
 
     def evaluate() -> Mapping[str, float]:
         nonlocal least, best
-        nats = float(far(_outputs(student, held).to(wanted), wanted).mean())
+        nats = float(far(torch.cat([*outputs_of(student, held)]).to(wanted), wanted).mean())
         if nats < least:
             least, best = nats, {path: tensor.detach().clone() for path, tensor in student.tensors().items()}
         return {"nats": nats}
@@ -228,11 +228,6 @@ def _noise(x: Tensor, target: Tensor) -> Tensor:
     """Noise to signal of a feature."""
     x, target = wide(x), wide(target)
     return F.mse_loss(x, target) / target.var().clamp(min=TINY)
-
-
-def _outputs(run: Callable[[Tensor], Tensor], batches: Sequence[Tensor]) -> Tensor:
-    with torch.no_grad():
-        return torch.cat([run(batch).double() for batch in batches])
 
 
 def _loader(images: Tensor, batch_size: int, seed: int, epoch: int) -> DataLoader[Any]:

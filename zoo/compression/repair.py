@@ -26,7 +26,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.fx import Node
 
-from zoo.compression.activations import Draw, observe, wide
+from zoo.compression.activations import Draw, observe, outputs_of, wide
 from zoo.compression.channels import cutting, reference
 from zoo.compression.channels.cutting import Kept, Traced
 from zoo.compression.channels.trace import argument
@@ -99,9 +99,7 @@ def outputs(run: Run, tensors: Mapping[str, Tensor], batches: Sequence[Tensor]) 
         tensors: its tensors, by path.
         batches: images [B, C, H, W].
     """
-    with torch.no_grad():
-        each = [run(tensors, batch, lambda name, y, dim, origin: y) for batch in batches]
-    return torch.cat(each).double().cpu()
+    return torch.cat([*outputs_of(lambda batch: run(tensors, batch, lambda name, y, dim, origin: y), batches)]).cpu()
 
 
 def repaired(
@@ -115,6 +113,9 @@ def repaired(
         tensors: path → tensor of the cut model.
         batches: calibration images [B, C, H, W].
         dense: what the dense model gave for them, of the channels that stay.
+
+    Returns:
+        The tensors, those that were written anew on the device of the old ones.
     """
     images = torch.tensor([len(batch) for batch in batches], dtype=torch.float64)
     passed = watch(run, tensors, batches, dense)
@@ -143,9 +144,6 @@ def repair(
         batches: calibration images [B, C, H, W].
         dense: what the dense model gave for them, of the channels that stay.
         divergence: of an output from that of the dense model.
-
-    Returns:
-        The tensors, those that were written anew on the device of the old ones.
     """
     tried = repaired(run, places, tensors, batches, dense)
     before, after = (divergence(outputs(run, each, batches), dense.output) for each in (tensors, tried))

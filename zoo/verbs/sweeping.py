@@ -57,7 +57,7 @@ def sweep(at: At, budgets: Sequence[float], folder: Path, say: Say) -> list[Poin
     Raises:
         ZooError: whatever a step ran into.
     """
-    return [dense_point(at(1.0)), *(_point(at, budget, folder, say) for budget in sorted(budgets)[::-1])]
+    return [dense_point(at(1.0)), *(_point(at, budget, folder, say) for budget in sorted({*budgets}, reverse=True))]
 
 
 def dense_point(entry: Entry) -> Point:
@@ -121,7 +121,7 @@ def knee(points: Sequence[Point]) -> Point | None:
     width = first.macs - last.macs
 
     def above(point: Point) -> float:
-        return point.figure - last.figure - (first.figure - last.figure) * (point.macs - last.macs) / width
+        return (point.figure - last.figure) * width - (first.figure - last.figure) * (point.macs - last.macs)
 
     found = max(points[1:-1], key=above, default=None)
     return found if found is not None and above(found) > 0 else None

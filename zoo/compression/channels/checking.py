@@ -180,7 +180,7 @@ def _kind(group: Group) -> str:
 
 def _part(analysis: Analysis, units: Sequence[Tensor], those: Sequence[int]) -> list[Tensor]:
     """The units chosen of these groups, all of the others."""
-    return [units[g] if g in those else torch.arange(group.units) for g, group in enumerate(analysis.groups)]
+    return [units[g] if g in those else whole for g, whole in enumerate(analysis.every)]
 
 
 def _runs(analysis: Analysis, made: Made, those: Sequence[int]) -> bool:

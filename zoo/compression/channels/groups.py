@@ -128,6 +128,11 @@ class Analysis:
             for cost in costs
         )
 
+    @property
+    def every(self) -> list[Tensor]:
+        """Of each group, all its units."""
+        return [torch.arange(group.units) for group in self.groups]
+
     def kept(self, units: Sequence[Tensor]) -> Kept:
         """What stays of every value and every tensor.
 

@@ -20,7 +20,7 @@ Source: Martens, Grosse, "Optimizing Neural Networks with Kronecker-factored App
 sections 3, 6.3 and 6.4.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.compression.activations import Draw, observe, rows
+from zoo.compression.activations import Draw, observe, outputs_of, rows
 from zoo.compression.low_rank.fisher import probe
 from zoo.measurement.divergence import Divergence, kl
 
@@ -80,13 +80,13 @@ def newton_(
     old = {parameter: parameter.detach().clone() for layer in steps for parameter in layer.parameters()}
     length = PROBED * -slope / bends
     _move_(steps, length)
-    curvature = _bend(logits, weights, list(logits_of(factored, batches)), length)
+    curvature = _bend(logits, weights, list(outputs_of(factored, batches)), length)
     _restore_(old)
     if not 0 < curvature < float("inf"):
         return before, before
     length = -slope / curvature
     _move_(steps, length)
-    after = mean_divergence(wanted, logits_of(factored, batches), divergence)
+    after = mean_divergence(wanted, outputs_of(factored, batches), divergence)
     if after < before:
         return before, after
     _restore_(old)
@@ -188,10 +188,3 @@ def _bend(logits: Sequence[Tensor], weights: Sequence[Tensor], moved: Sequence[T
         δ = (there - lo) / length
         total += float(((p * δ * δ).sum(1) - (p * δ).sum(1).square()).sum())
     return total / sum(map(len, logits))
-
-
-def logits_of(factored: nn.Module, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Of each batch [B, classes], in double precision."""
-    with torch.no_grad():
-        for batch in batches:
-            yield factored(batch).double()

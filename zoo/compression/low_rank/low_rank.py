@@ -38,12 +38,13 @@ from torch import Tensor, nn
 
 from zoo.catalog.entry import Budget
 from zoo.compression import Algorithm, Given
+from zoo.compression.activations import outputs_of
 from zoo.compression.calibration import dealt
 from zoo.compression.channels.analysis import analyse, exported
 from zoo.compression.low_rank.allocation import allocate_ranks, choice
 from zoo.compression.low_rank.factorable import chosen, factorable
 from zoo.compression.low_rank.fisher import MAX_STATISTICS, Spectrum, spectra
-from zoo.compression.low_rank.kfac import logits_of, mean_divergence, newton_
+from zoo.compression.low_rank.kfac import mean_divergence, newton_
 from zoo.compression.low_rank.least_squares import correct_
 from zoo.compression.repair import calling, located, repair, watch
 from zoo.declarations import Count, Whole, validate
@@ -233,7 +234,7 @@ def _mended_(
     divergence: Divergence,
 ) -> float:
     """Correct, repair and step; the divergence that is left."""
-    wanted = list(logits_of(model, batches))
+    wanted = list(outputs_of(model, batches))
     _correct_(model, factored, paths, batches, wanted, how, divergence)
     _repair_(model, factored, paths, batches, divergence)
     seconds, nats = [factored.get_submodule(f"{path}.1") for path in paths], float("inf")
@@ -252,7 +253,7 @@ def _correct_(
     divergence: Divergence,
 ) -> None:
     """Correct one part of the layers after the other, by that length which takes the divergence down most, or not."""
-    nats = mean_divergence(wanted, logits_of(factored, batches), divergence)
+    nats = mean_divergence(wanted, outputs_of(factored, batches), divergence)
     for part in range(PARTS):
         chunk = paths[len(paths) * part // PARTS : len(paths) * (part + 1) // PARTS]
         parameters = [p for path in chunk for p in factored.get_submodule(f"{path}.1").parameters()]
@@ -262,7 +263,7 @@ def _correct_(
         for length in LENGTHS:
             there = [torch.lerp(a, b, length) for a, b in zip(old, new, strict=True)]
             _put_(parameters, there)
-            if (now := mean_divergence(wanted, logits_of(factored, batches), divergence)) < nats:
+            if (now := mean_divergence(wanted, outputs_of(factored, batches), divergence)) < nats:
                 nats, best = now, there
         _put_(parameters, best)
 

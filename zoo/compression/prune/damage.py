@@ -38,7 +38,7 @@ from zoo.compression.prune.readers import Fits, fits
 
 ALONE = (0.75, 0.5, 0.25, 0.125)  # shares of its units to which a group without a gate is cut
 LOOKED = 32  # images that all groups are cut together on
-TOGETHER = 8  # images in one backward pass, which keeps what every layer put out
+BACKWARD = 8  # images in one backward pass, which keeps what every layer put out
 
 Curve = Mapping[int, float]
 """Width → damage, in nats."""
@@ -85,10 +85,10 @@ def ranked(dense: Dense, criterion: str) -> Iterator[Ranking]:
 
 def _alone(dense: Dense, g: int, order: Tensor, noise: Sequence[float]) -> list[tuple[float, float]]:
     """Noise, and the nats that the cut of one group alone does, at some of its widths."""
-    group, points = dense.analysis.groups[g], []
+    group, every, points = dense.analysis.groups[g], dense.analysis.every, []
     seen = {path: parts.fit for path, parts in dense.seen.of(group.readers).items()}
     for k in sorted({max(1, round(share * group.units)) for share in ALONE}):
-        units = [*dense.every[:g], order[:k].sort().values, *dense.every[g + 1 :]]
+        units = [*every[:g], order[:k].sort().values, *every[g + 1 :]]
         tensors = dense.cut(units, fits(dense.tensors, [group], [units[g]], seen, dense.ridge))
         points.append((noise[k], dense.nats(units, tensors)))
     return points
@@ -123,7 +123,7 @@ def together(dense: Dense, units: Sequence[Tensor], fitted: Fits, number: int = 
     gates = torch.ones(len(groups), dtype=torch.float64, requires_grad=True)
     errors = {path: [*_errors(dense, path, *fit)] for path, fit in fitted.items()}
     looked = (each.roll(-number * LOOKED, 0)[:LOOKED] for each in (torch.cat([*dense.held]), dense.target))
-    batches, targets = (each.split(TOGETHER) for each in looked)
+    batches, targets = (each.split(BACKWARD) for each in looked)
     wanted = iter(targets)
     slopes: list[Tensor] = []
 
@@ -175,8 +175,8 @@ def curves(rankings: Sequence[Ranking], logs: Tensor) -> list[Curve]:
         rankings: of the units of each group.
         logs: what `weighed` gives [groups]; a group that was never cut is taken for the most harmful one.
     """
-    most = float(logs.nan_to_num(-torch.inf).max())
-    weights = logs.nan_to_num(most).exp().tolist()
+    known = logs[~logs.isnan()]
+    weights = logs.nan_to_num(float(known.max()) if len(known) else 0.0).exp().tolist()
     return [
         {k: (weight if ranking.gated else 1.0) * nats for k, nats in ranking.damage.items()}
         for ranking, weight in zip(rankings, weights, strict=True)

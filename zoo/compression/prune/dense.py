@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from zoo.compression.calibration import PARTED, dealt, parted
@@ -41,11 +40,6 @@ class Dense:
     target: Tensor
     ridge: float
     divergence: Divergence
-
-    @property
-    def every(self) -> list[Tensor]:
-        """Of each group, all its units."""
-        return [torch.arange(group.units) for group in self.analysis.groups]
 
     def fitted(self, units: Sequence[Tensor], *, whole: bool = False) -> Fits:
         """The readers of what is cut, fitted to the units that stay of each group.
@@ -93,5 +87,5 @@ def dense_of(
     few = sum(map(len, batches)) < PARTED
     fit, held = (dealt(batches), dealt(batches)) if few else parted(batches)
     seen = Seen(model, readers_of(analysis.groups), fit, held, analysis.normalised)
-    target = outputs(running(analysis.kept([torch.arange(group.units) for group in analysis.groups])), tensors, held)
+    target = outputs(running(analysis.kept(analysis.every)), tensors, held)
     return Dense(model, analysis, tensors, fit, held, seen, target, ridge, divergence)

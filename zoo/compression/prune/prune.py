@@ -5,7 +5,7 @@
    then on the images held back is their damage (`damage`);
 3. allocation — a budget is first shared out alike, streams last of all or like all others, whichever is nearer to the
    dense model. Then, in rounds, the part of each group in the divergence is measured in the model with all of them
-   cut, and the budget allocated by it, each width changing by a third at most;
+   cut, and the budget allocated by it, each width changing by a half at most;
 4. edit — of all these cuts the one nearest to the dense model on the images held back is taken, its readers fitted on
    all images, and means and variances of its signals repaired where that brings it nearer.
 
@@ -131,7 +131,7 @@ def prune(
     how = how or Prune()
     dense = dense_of(model, analysis, batches, how.ridge, divergence)
     cut = choose(dense, budget, how)
-    if all(map(torch.equal, cut.units, dense.every)):
+    if all(map(torch.equal, cut.units, dense.analysis.every)):
         return Pruned(cut.units, dense.tensors)
     return Pruned(cut.units, finished(dense, cut))
 
@@ -149,8 +149,8 @@ def choose(dense: Dense, budget: Budget, how: Prune) -> Cut:
         DataError: the calibration images can't be used.
     """
     alike = evenly(dense.analysis, budget, how)
-    if alike == {tuple(map(len, dense.every))}:
-        return Cut(alike.pop(), dense.every, {}, 0.0)
+    if alike == {tuple(map(len, dense.analysis.every))}:
+        return Cut(alike.pop(), dense.analysis.every, {}, 0.0)
     rankings = [*_shown(damage.ranked(dense, how.criterion), "groups", len(dense.analysis.groups))]
     cut = best = min((cut_to(dense, rankings, each) for each in _shown(sorted(alike), "shares")), key=_nats)
     logs, found = torch.full((len(rankings),), torch.nan, dtype=torch.float64), [cut.nats]
@@ -193,7 +193,7 @@ def finished(dense: Dense, cut: Cut) -> dict[str, Tensor]:
     """
     kept, some = dense.analysis.kept(cut.units), dealt([torch.cat([*dense.fit])[:REPAIRED]])
     run, known = running(kept), places(kept.traced)
-    whole = narrowed(watch(running(dense.analysis.kept(dense.every)), dense.tensors, some), kept)
+    whole = narrowed(watch(running(dense.analysis.kept(dense.analysis.every)), dense.tensors, some), kept)
     nats = dense.nats(cut.units, repaired(run, known, dense.cut(cut.units, cut.fitted), some, whole))
     log.info("prune: %.4g nats from the dense model on images held back", min(nats, cut.nats))
     tensors = dense.cut(cut.units, dense.fitted(cut.units, whole=True))
