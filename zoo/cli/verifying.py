@@ -27,7 +27,7 @@ DTYPE_NAMES = ("float32", "float16", "bfloat16")
 @click.option("--dtype", type=click.Choice(DTYPE_NAMES), help="Precision of the weights.  [default: as stored]")
 @click.option("--size", type=click.IntRange(1), help="Side of the images in pixels.  [default: the model's]")
 @click.option("--crop-pct", type=click.FloatRange(0, 1, min_open=True), help="Share of the shorter side that is seen.")
-@click.option("--batch-size", type=click.IntRange(1), help="Images of a forward pass.  [default: 32 on the CPU, 256]")
+@click.option("--batch-size", type=click.IntRange(1), help="Images of a batch.  [default: 32 on the CPU, 256]")
 @click.option("--workers", type=click.IntRange(0), help="Processes that load images.  [default: by their number]")
 @data_options
 @as_json

@@ -9,13 +9,12 @@ from torch import Tensor, nn
 
 from zoo.errors import DataError, StructureError
 from zoo.measurement.macs import input_size
+from zoo.measurement.passes import pass_sizes
 from zoo.structure.tensors import tensors_of
 
 log = logging.getLogger(__name__)
 
 FEW = 64  # images, below which the statistics of wide layers are mostly noise
-TOGETHER = (8, 32)  # images in one pass, of large ones and of small ones:
-PIXELS = 8 * 224 * 224  # about so many of one channel, as beyond a CPU is busy with fresh pages of memory
 HELD_BACK = 4  # one image in so many, where some are
 PARTED = 4 * HELD_BACK  # images at least: less tells nothing
 EXPECTED = "expected a list of batches [B, C, H, W]"
@@ -67,15 +66,13 @@ def batched(model: nn.Module, data: Iterable[Any]) -> list[Tensor]:
 
 
 def dealt(batches: Sequence[Tensor]) -> list[Tensor]:
-    """The same images in even batches of at most `TOGETHER`, so that how they came makes no difference.
+    """The same images in the even batches of `pass_sizes`, so that how they came makes no difference.
 
     Args:
         batches: images [B, C, H, W].
     """
-    sizes, (least, most) = [*map(len, batches)], TOGETHER
-    images, pixels = sum(sizes), batches[0].shape[-2:].numel()
-    parts = -(-images // max(least, min(most, PIXELS // pixels)))
-    even = [images // parts + (number < images % parts) for number in range(parts)]
+    sizes = [*map(len, batches)]
+    even = pass_sizes(sum(sizes), batches[0].shape[-2:].numel())
     return list(batches) if sizes == even else list(torch.cat([*batches]).split(even))
 
 

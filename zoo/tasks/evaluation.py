@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from zoo.errors import DataError, require
 from zoo.measurement.macs import unchanged
+from zoo.measurement.passes import pass_sizes
 from zoo.tasks import task_of
 from zoo.tasks.task import Task
 
@@ -65,6 +66,6 @@ def evaluate(
 
 def _outputs(model: nn.Module, images: Tensor) -> Tensor:
     where = next(chain(model.parameters(), model.buffers()), images)
-    dtype = where.dtype if where.is_floating_point() else images.dtype
-    outputs: Tensor = model(images.to(where.device, dtype))
-    return outputs.float()
+    images = images.to(where.device, where.dtype if where.is_floating_point() else images.dtype)
+    sizes = pass_sizes(len(images), images.shape[-2:].numel()) if where.device.type == "cpu" else len(images)
+    return torch.cat([model(part).float() for part in images.split(sizes)])

@@ -50,7 +50,7 @@ def report_of(
         name: of the model; None takes the one that it carries.
         images: evaluate on at most so many.
         workers: processes that load images; None takes a core each where it is worth it.
-        batch_size: images of one forward pass; None takes 32 on the CPU, where larger ones cost page faults, else 256.
+        batch_size: images of one batch, of which a CPU computes some at a time; None takes 32 there, else 256.
         size: side in pixels of the square images to evaluate on; None takes the model's own.
         crop_pct: share of the shorter side that is cropped, 0..1; None takes the model's own.
 

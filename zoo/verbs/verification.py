@@ -68,7 +68,7 @@ def verify(
         dtype: as for `load`.
         size: side in pixels of the square images to evaluate on; None takes the model's own.
         crop_pct: share of the shorter side that is cropped, 0..1; None takes the model's own.
-        batch_size: images of one forward pass, as for `report_of`.
+        batch_size: images of one batch, as for `report_of`.
         workers: processes that load images, as for `report_of`.
 
     Returns:
