@@ -226,7 +226,8 @@ def test_the_last_line_says_what_came_of_it_beside_the_dense_base(pruned):
     assert lines[-1] == (
         f"macs {counts.macs:,} ({100 * counts.macs / dense.macs:.1f}% of {dense.macs:,}), "
         f"params {counts.params:,} ({100 * counts.params / dense.params:.1f}% of {dense.params:,}), "
-        f"top1 {measured['top1']:.4f} (dense {top1:.4f}), kl {measured['kl']:.4f} nats"
+        f"top1 {measured['top1']:.4f} (dense {top1:.4f}), "
+        f"agreement {measured['agreement']:.4f}, kl {measured['kl']:.4f} nats"
     )
 
 

@@ -281,7 +281,7 @@ def test_verify_of_altered_results_says_what_differs_and_exits_with_1(run, repos
     assert (code, err) == (1, "")
     verdicts.pop("digits_cnn_pruned_25")  # the table's head
     agree = dict.fromkeys(("macs", "kmapp", "kl"), "agrees")
-    assert verdicts == {"params": "differs", "top1": "differs", **agree}
+    assert verdicts == {"params": "differs", "top1": "differs", "agreement": "measured", **agree}
 
 
 def test_verify_of_several_models_has_a_row_for_each_and_fails_if_one_does(run, repository):

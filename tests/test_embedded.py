@@ -72,7 +72,8 @@ def test_every_claimed_figure_is_measured_again(name):
 
     assert found.passed
     figures = ("params", "macs", "kmapp", "top1", *(("kl",) if name not in FLOORS else ()))
-    assert {row.figure: row.verdict for row in found.rows} == dict.fromkeys(figures, "agrees")
+    claimed = {row.figure: row.verdict for row in found.rows if row.reported is not None}
+    assert claimed == dict.fromkeys(figures, "agrees")
 
 
 def test_the_command_verifies_them_all(capsys):

@@ -49,6 +49,10 @@ def divergence(outputs, target):
     return (outputs - target).square().sum(1) / 2
 
 
+def agreement(outputs, target):
+    return ((outputs - target).abs()[:, 0] < 0.5).double()
+
+
 def step(model, batch, progress):
     images, values = batch
     return F.mse_loss(model(images)[:, 0].float(), values.float())
@@ -67,6 +71,7 @@ REGRESSION = replace(
     rows=rows,
     figures=figures,
     divergence=divergence,
+    agreement=agreement,
     leading=Leading("within", "answers within a half", "accuracy", "Within a half"),
 )
 DENSE = Entry(

@@ -2,11 +2,13 @@
 
 import json
 
+import datasets
 import pytest
 from click import UsageError
 
 from zoo.cli import making
 from zoo.errors import BudgetError
+from zoo.tasks.datasets import dataset
 from zoo.verbs import sweeping
 from zoo.verbs.sweeping import Point, kept, knee, smallest
 
@@ -59,7 +61,8 @@ def test_a_sweep_prints_a_table_draws_a_plot_and_makes_each_model_once(tmp_path,
     assert [(point["budget"], point["name"]) for point in found] == list(zip((1, 0.8, 0.5), names, strict=True))
     for point in found[1:]:
         results = json.loads((tmp_path / point["name"] / "results.json").read_text())["measured"]
-        assert (point["macs"], point["figure"], point["kl"]) == (results["macs"], results["top1"], results["kl"])
+        assert point["figure"] == results["top1"]
+        assert all(point[key] == results[key] for key in ("macs", "params", "agreement", "kl"))
         assert point["macs"] <= point["budget"] * found[0]["macs"]
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert "made already" not in said
@@ -67,6 +70,30 @@ def test_a_sweep_prints_a_table_draws_a_plot_and_makes_each_model_once(tmp_path,
     again, said = capsys.readouterr()
     assert again == first
     assert said.count("made already") == 2
+
+
+def test_without_labels_what_may_be_lost_is_agreement_with_the_dense_model(tmp_path, capsys):
+    """The labels of the split that is evaluated are hidden, as those of well-known sets are."""
+    (tmp_path / "set").mkdir()
+    for split, count in (("train", 64), ("test", 100)):
+        stored = dataset("digits", split).select(range(count)).remove_columns("label")
+        kind = datasets.ClassLabel(names=[str(digit) for digit in range(10)])
+        hidden = stored.add_column("label", [-1] * count, feature=kind)
+        hidden.to_parquet(tmp_path / "set" / f"{split}-00000-of-00001.parquet")
+    options = ["--method", "low_rank", "--set", "images=64", "--data", str(tmp_path / "set")]
+    line = ["digits_cnn", "--lose-at-most", "5", *options, "--out", str(tmp_path / "out")]
+    making.compress.main([*line, "--json"], standalone_mode=False)
+    found = json.loads(capsys.readouterr().out)
+    figures = {point["name"]: point["figure"] for point in found["points"]}
+
+    assert {point["leading"] for point in found["points"]} == {"agreement"}
+    assert figures["digits_cnn"] == 1
+    assert figures[found["smallest"]] >= 0.95
+    assert [*figures].index(found["smallest"]) > 0
+    making.compress.main(line, standalone_mode=False)
+    head, *rows = capsys.readouterr().out.strip().splitlines()
+    assert head.split() == ["model", "budget", "macs", "params", "agreement", "kl"]
+    assert next(row for row in rows if "loses at most 5 points" in row).split()[0] == found["smallest"]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,7 @@ def compress(
 
 
 def _swept(at: Callable[[float], Entry], shares: list[float], lost: float | None, out: Path, as_json: bool) -> None:
-    from zoo.verbs.sweeping import kept, knee, plot, smallest, sweep
+    from zoo.verbs.sweeping import figures_of, kept, knee, plot, smallest, sweep
 
     with _saying() as say:
         points = sweep(at, shares, out, say) if lost is None else smallest(at, lost / 100, out, say)
@@ -145,15 +145,15 @@ def _swept(at: Callable[[float], Entry], shares: list[float], lost: float | None
     if as_json:
         click.echo(json.dumps({"points": to_builtins(points), "knee" if lost is None else "smallest": mark}, indent=2))
         return
-    head = ["model", "budget", "macs", "params", points[0].leading, "kl", ""]
+    head = ["model", "budget", "macs", "params", *figures_of(points[0]), ""]
     word = "the knee" if lost is None else f"loses at most {lost:g} points"
-    table(head, [[*_cells(point), word if point.name == mark else ""] for point in points])
+    table(head, [[*_cells(point, figures_of(point).values()), word if point.name == mark else ""] for point in points])
     click.echo(f"plot: {out / 'sweep.png'}", err=True)
 
 
-def _cells(point: Any) -> list[str]:
+def _cells(point: Any, figures: Iterable[float | None]) -> list[str]:
     counts = f"{point.budget:g}", f"{point.macs:,.0f}", f"{point.params:,.0f}"
-    return [point.name, *counts, f"{point.figure:.4f}", f"{point.kl:.4f}"]
+    return [point.name, *counts, *("-" if value is None else f"{value:.4f}" for value in figures)]
 
 
 @click.command(epilog="\b\nzoo build digits_cnn_pruned_25 --out build/mine")

@@ -12,6 +12,7 @@ LABELS = {
     "macs": "multiply-accumulates",
     "kmapp": "kmapp = 2·macs/(1000·H·W)",
     "kl": "KL divergence from the dense base",
+    "agreement": "agreement with the dense base",
 }
 SOURCE_NAMES = {
     "top1": "top-1",
@@ -51,7 +52,9 @@ def _label(label: str, data: Mapping[str, Any]) -> str:
 def _value(key: str, value: float, leads: bool) -> str:
     if key in ("params", "macs"):
         return f"{words.short_count(value)} ({value:,})" if value >= 1000 else f"{value:,}"
-    return f"{100 * value:.2f} %" if leads else f"{value:.4g} nats" if key == "kl" else str(value)
+    if leads or key == "agreement":
+        return f"{100 * value:.2f} %"
+    return f"{value:.4g} nats" if key == "kl" else str(value)
 
 
 def _against(key: str, value: float, dense: float, leads: bool) -> str:

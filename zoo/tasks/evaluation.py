@@ -14,6 +14,8 @@ from zoo.measurement.passes import pass_sizes
 from zoo.tasks import task_of
 from zoo.tasks.task import Task
 
+BESIDE = ("agreement", "kl")  # figures that a model has beside a reference
+
 
 def evaluate(
     model: nn.Module,
@@ -33,11 +35,12 @@ def evaluate(
         progress: the title of a progress bar on a terminal; None for no bar.
 
     Returns:
-        The task's figures; with `against` also `kl`, the mean divergence from it (nats); and `images`, how many there
-        were.
+        The task's figures, none where the targets are hidden; with `against` also `kl`, the mean divergence from it
+        (nats), and `agreement` (0..1); and `images`, how many there were.
 
     Raises:
-        DataError: there are no images, or their targets are none that the model can meet.
+        DataError: there are no images, their targets are none that the model can meet, or they are hidden and there is
+            nothing else to compare it with.
     """
     task = task or task_of(model)
     # Without cpu=True accelerate takes several processes on a machine without an accelerator for several runs.
@@ -53,15 +56,19 @@ def evaluate(
             outputs = _outputs(model, images)
             row = dict(task.rows(outputs, targets.to(outputs.device)))
             if against is not None:
-                reference = _outputs(against, images).to(outputs.device)
+                reference = outputs if against is model else _outputs(against, images).to(outputs.device)
                 row["kl"] = task.divergence(outputs.double(), reference.double())
+                row["agreement"] = task.agreement(outputs, reference)
             gathered = accelerator.gather_for_metrics({key: part.to(accelerator.device) for key, part in row.items()})
             rows.append({key: part.cpu() for key, part in gathered.items()})
     if not rows:
         raise DataError("expected images to evaluate on, found none; check the data set and its limit")
     kept = {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
-    apart = {} if against is None else {"kl": kept.pop("kl").mean().item()}
-    return {**task.figures(kept), **apart, "images": len(next(iter(kept.values())))}
+    apart = {} if against is None else {key: kept.pop(key).double().mean().item() for key in BESIDE}
+    figures = task.figures(kept)
+    if not figures and against is None:
+        raise DataError("the targets are hidden in this split, so nothing can be measured: use another")
+    return {**figures, **apart, "images": len(next(iter(kept.values())))}
 
 
 def _outputs(model: nn.Module, images: Tensor) -> Tensor:

@@ -52,6 +52,7 @@ class Task:
         rows: outputs and targets of a batch → what evaluation keeps of each image, tensors [B, ...] by name.
         figures: rows of all images → figures by key.
         divergence: of outputs from those of a reference.
+        agreement: of outputs with those of a reference, 0..1 for each image [B].
         leading: the figure that cards lead with.
     """
 
@@ -65,4 +66,5 @@ class Task:
     rows: Callable[[Tensor, Tensor], Mapping[str, Tensor]]
     figures: Callable[[Mapping[str, Tensor]], Mapping[str, float]]
     divergence: Divergence
+    agreement: Callable[[Tensor, Tensor], Tensor]
     leading: Leading

@@ -173,12 +173,12 @@ def _train_(model: nn.Module, teachers: Sequence[nn.Module], entry: Entry, state
 
 
 def _reports(model: nn.Module, dense: nn.Module | None, entry: Entry) -> tuple[Report, Report | None]:
-    """What was measured of a model, and of the dense one where there is one."""
-    data, read = entry.recipe.data, reading(entry.recipe)
+    """What was measured of a model, and of the dense one where there is one: alone its costs, of hidden targets."""
+    data, read, leading = entry.recipe.data, reading(entry.recipe), task_named(entry.task).leading.figure
     report = report_of(model, data, against=dense, **read)
     if weights := weights_of(entry.base.id if entry.base else ""):
         report = structs.replace(report, data={**report.data, "against_sha256": weights})
-    return report, report_of(dense, data, **read) if dense else None
+    return report, report_of(dense, data if leading in report.measured else None, **read) if dense else None
 
 
 def _compared(model: nn.Module, entry: Entry) -> list[Row]:
@@ -209,7 +209,8 @@ def _figures(report: Report, dense: Report | None, leading: str) -> str:
         f"{key} {now[key]:,}" + (f" ({now[key] / then[key]:.1%} of {then[key]:,})" if then else "")
         for key in ("macs", "params")
     ]
-    parts.append(f"{leading} {now[leading]:.4f}" + (f" (dense {then[leading]:.4f})" if then else ""))
-    if "kl" in now:
-        parts.append(f"kl {now['kl']:.4f} nats")
+    if leading in now:
+        parts.append(f"{leading} {now[leading]:.4f}" + (f" (dense {then[leading]:.4f})" if then else ""))
+    if dense is not None:
+        parts.append(f"agreement {now['agreement']:.4f}, kl {now['kl']:.4f} nats")
     return ", ".join(parts)

@@ -46,7 +46,7 @@ def report_of(
         data: the data set; its test split is evaluated. None counts params and macs only.
         skip_damaged: leave out images that can't be decoded.
         labels: {class of the data: class of the model}, or the names of the model's classes in order.
-        against: the dense model that the outputs are compared with (`kl`, in nats).
+        against: the dense model that the outputs are compared with (`kl`, in nats, and `agreement`, 0..1).
         name: of the model; None takes the one that it carries.
         images: evaluate on at most so many.
         workers: processes that load images; None takes a core each where it is worth it.

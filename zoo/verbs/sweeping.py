@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 
@@ -9,6 +10,7 @@ from zoo.catalog.entry import Entry, reading
 from zoo.catalog.report import Report
 from zoo.errors import BudgetError, require
 from zoo.tasks import task_named
+from zoo.tasks.evaluation import BESIDE
 from zoo.verbs.beginning import Say, seen_as
 from zoo.verbs.building import make
 from zoo.verbs.loading import pretrained
@@ -28,8 +30,9 @@ class Point(Struct, frozen=True):
         name: of the model.
         macs: of one image.
         params: of the model.
-        leading: name of the figure that the task leads with.
+        leading: name of the figure that is looked at: that which the task leads with, or of hidden targets `agreement`.
         figure: its value, 0..1.
+        agreement: with the dense model, 0..1; None where results don't say.
         kl: mean divergence from the dense model, in nats.
     """
 
@@ -39,7 +42,8 @@ class Point(Struct, frozen=True):
     params: float
     leading: str
     figure: float
-    kl: float = 0.0
+    agreement: float | None = None
+    kl: float | None = None
 
 
 def sweep(at: At, budgets: Sequence[float], folder: Path, say: Say) -> list[Point]:
@@ -63,8 +67,8 @@ def sweep(at: At, budgets: Sequence[float], folder: Path, say: Say) -> list[Poin
 def dense_point(entry: Entry) -> Point:
     """What the base of an entry costs and is good for, evaluated here."""
     assert entry.base is not None
-    report = report_of(seen_as(entry, pretrained(entry.base)), entry.recipe.data, **reading(entry.recipe))
-    return _read(1.0, entry, report)
+    model = seen_as(entry, pretrained(entry.base))
+    return _read(1.0, entry, report_of(model, entry.recipe.data, against=model, **reading(entry.recipe)))
 
 
 def _point(at: At, budget: float, folder: Path, say: Say) -> Point:
@@ -74,8 +78,10 @@ def _point(at: At, budget: float, folder: Path, say: Say) -> Point:
 
 def _read(budget: float, entry: Entry, report: Report) -> Point:
     found = report.measured
+    beside = {key: found.get(key) for key in BESIDE}
     leading = task_named(entry.task).leading.figure
-    return Point(budget, report.name, found["macs"], found["params"], leading, found[leading], found.get("kl", 0.0))
+    leading = leading if leading in found else "agreement"
+    return Point(budget, report.name, found["macs"], found["params"], leading, found[leading], **beside)
 
 
 def smallest(at: At, lost: float, folder: Path, say: Say) -> list[Point]:
@@ -112,6 +118,11 @@ def kept(points: Sequence[Point], lost: float) -> Point:
     return [point for point in points if points[0].figure - point.figure <= lost][-1]
 
 
+def figures_of(point: Point) -> dict[str, Any]:
+    """What a point is good for, by name."""
+    return {point.leading: point.figure, "agreement": point.agreement, "kl": point.kl}
+
+
 def knee(points: Sequence[Point]) -> Point | None:
     """The point that lies highest above the line from the first to the last one; None where none does.
 
@@ -128,7 +139,7 @@ def knee(points: Sequence[Point]) -> Point | None:
 
 
 def plot(points: Sequence[Point], marked: Point | None, file: Path) -> None:
-    """Draw the task's figure over the macs, with one point marked.
+    """Draw the figure that is looked at, and the agreement, over the macs, with one point marked.
 
     Raises:
         MissingExtra: matplotlib isn't installed.
@@ -136,9 +147,11 @@ def plot(points: Sequence[Point], marked: Point | None, file: Path) -> None:
     figure = require("matplotlib.figure", "build").Figure(figsize=(5, 3.5), layout="constrained")
     axis = figure.subplots()
     shares = {point.name: 100 * point.macs / points[0].macs for point in points}
-    axis.plot(list(shares.values()), [point.figure for point in points], "o-")
+    for label in dict.fromkeys(["agreement", points[0].leading]):
+        axis.plot([*shares.values()], [figures_of(point)[label] for point in points], "o-", label=label)
     if marked is not None:
         axis.plot(shares[marked.name], marked.figure, "o", markersize=12, fillstyle="none", color="tab:red")
-    axis.set(xlabel="macs kept, %", ylabel=points[0].leading, title=points[0].name)
+    axis.set(xlabel="macs kept, %", title=points[0].name)
+    axis.legend()
     axis.grid(alpha=0.3)
     figure.savefig(file, dpi=150)

@@ -18,6 +18,7 @@ from zoo.hub import repository
 from zoo.measurement.conventions import COUNTINGS
 from zoo.structure.sources import is_base_id
 from zoo.tasks.datasets import HUB_ID, NAMED, limited
+from zoo.tasks.evaluation import BESIDE
 from zoo.tasks.task import Labels
 from zoo.verbs.loading import folder_of, load
 from zoo.verbs.measuring import report_of
@@ -92,7 +93,7 @@ def verify(
         claimed = structs.replace(claimed, measured={k: v for k, v in claimed.measured.items() if k in COUNTS})
     changed = _changed(size, crop_pct, dtype)
     rows = _compared(claimed, found, changed, _another(claimed, str(base)) if against else "")
-    left = claimed.measured.keys() - found.measured.keys() - (set() if against else {"kl"})
+    left = claimed.measured.keys() - found.measured.keys() - (set() if against else {*BESIDE})
     rows += [Row(figure, claimed.measured[figure], None) for figure in sorted(left) if not structure_only]
     return Verification(found.name, (*rows, *_reported(name, model, found, images, changed)), found)
 
@@ -108,7 +109,7 @@ def _compared(claimed: Report, found: Report, changed: str, another: str) -> lis
     """
     tolerances = {**COUNTS, "kl": max(0.01 * claimed.measured.get("kl", 0.0), SAME_KL)}
     image = 1 / found.data.get("images", 1)
-    notes = {**dict.fromkeys(COUNTS, ""), "kl": changed or another}
+    notes = {**dict.fromkeys(COUNTS, ""), **dict.fromkeys(BESIDE, changed or another)}
     return [
         Row(figure, claimed.measured.get(figure), value, tolerances.get(figure, image), notes.get(figure, changed))
         for figure, value in found.measured.items()

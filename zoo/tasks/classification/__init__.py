@@ -2,7 +2,7 @@
 
 from zoo.measurement.divergence import divergence
 from zoo.tasks.classification.classes import check_same_classes, matched, name_classes_
-from zoo.tasks.classification.figures import figures, rows
+from zoo.tasks.classification.figures import agreement, figures, rows
 from zoo.tasks.classification.transforms import Views, evaluation_transform, training_transform
 from zoo.tasks.loader import loader
 from zoo.tasks.task import Leading, Task
@@ -18,5 +18,6 @@ CLASSIFICATION = Task(
     rows=rows,
     figures=figures,
     divergence=divergence,
+    agreement=agreement,
     leading=Leading("top1", "top-1", "accuracy", "Top-1"),
 )

@@ -31,6 +31,16 @@ def rows(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     return row
 
 
+def agreement(logits: Tensor, target: Tensor) -> Tensor:
+    """Whether the most likely class is that of a reference, 0 or 1 for each image [B].
+
+    Args:
+        logits: [B, classes].
+        target: the reference's [B, classes].
+    """
+    return (logits.argmax(1) == target.argmax(1)).double()
+
+
 def figures(rows: Mapping[str, Tensor]) -> dict[str, float]:
     """Figures of all images.
 
@@ -40,16 +50,18 @@ def figures(rows: Mapping[str, Tensor]) -> dict[str, float]:
         rows: what `rows` gave, of all images.
 
     Returns:
-        `top1` and, where it was kept, `top5` (0..1).
+        `top1` and, where it was kept, `top5` (0..1); nothing where all labels are hidden.
 
     Raises:
-        DataError: labels are hidden.
+        DataError: some labels are hidden.
     """
     from zoo.tasks.classification.accuracy import Accuracy
 
     predictions, labels = rows["predictions"], rows["references"]
+    if labels.max() < 0:
+        return {}
     if labels.min() < 0:
-        raise DataError(f"expected labels from 0, found {labels.min()}: they are hidden in this split; use another")
+        raise DataError(f"expected labels from 0, found {labels.min()}: some are hidden in this split; use another")
     # The metric creates a folder when it is made, though it keeps everything in memory.
     with TemporaryDirectory() as folder:
         metric = Accuracy(keep_in_memory=True, cache_dir=folder)
