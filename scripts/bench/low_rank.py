@@ -25,10 +25,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import quality
+import quality_nets as nets
 import timm
 import torch
 from ptdeco import falor
+from quality_plot import interval
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -51,24 +52,25 @@ RESNET = {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 96], "stem_type": "de
 VISFORMER = {"img_size": 64, "embed_dim": 96, "depth": [2, 2, 2], "num_heads": 3}
 SEEDS = {"digits_vit": 5, "digits_convnext": 5, "pairs_resnet": 3, "pairs_visformer": 3}
 DATA = {name: name.partition("_")[0].replace("pairs", "digit_pairs") for name in SEEDS}
-quality.NETS["digits_convnext"] = quality.Net(
-    Base("timm/convnext_atto", CONVNEXT), "digits", 32, 5, Schedule(epochs=30, batch_size=64, lr=2e-3),
-    Schedule(), quality.CROP,
+TRAINED = {"augment": nets.STILL, "data": "digit_pairs", "side": 64}
+nets.NETS["digits_convnext"] = nets.Net(
+    5, augment=nets.CROP, data="digits", base=Base("timm/convnext_atto", CONVNEXT), side=32, own=True,
+    dense=Schedule(epochs=30, batch_size=64, lr=2e-3),
 )  # fmt: skip
-quality.NETS["pairs_resnet"] = quality.Net(  # bottlenecks: falor decomposes the 1 x 1 convolutions, ours the 3 x 3 too
-    Base("timm/resnet50", {**RESNET, "in_chans": 1, "num_classes": 100}), "digit_pairs", 64, 3,
-    Schedule(epochs=100, steps=800, batch_size=128, lr=3e-3), Schedule(), quality.NETS["pairs_cnn"].augment,
+nets.NETS["pairs_resnet"] = nets.Net(  # bottlenecks: falor decomposes the 1 x 1 convolutions, ours the 3 x 3 too
+    3, base=Base("timm/resnet50", {**RESNET, "in_chans": 1, "num_classes": 100}), **TRAINED,
+    dense=Schedule(epochs=100, steps=800, batch_size=128, lr=3e-3),
 )  # fmt: skip
-quality.NETS["pairs_visformer"] = quality.Net(
-    Base("timm/visformer_tiny", {**VISFORMER, "in_chans": 1, "num_classes": 100}), "digit_pairs", 64, 3,
-    Schedule(epochs=100, steps=1400, batch_size=128, lr=3e-3), Schedule(), quality.NETS["pairs_cnn"].augment,
+nets.NETS["pairs_visformer"] = nets.Net(
+    3, base=Base("timm/visformer_tiny", {**VISFORMER, "in_chans": 1, "num_classes": 100}), **TRAINED,
+    dense=Schedule(epochs=100, steps=1400, batch_size=128, lr=3e-3),
 )  # fmt: skip
 
 
 @cache
 def dense(name: str) -> nn.Module:
     """The trained network, from the cache where it is."""
-    return zoo.load(name) if name == "digits_vit" else quality.dense_base(name, 0)
+    return zoo.load(name) if name == "digits_vit" else nets.dense_base(name, 0)
 
 
 def cells(name: str) -> list[tuple[str, int, str]]:
@@ -155,15 +157,15 @@ def table(name: str) -> list[str]:
         rows = {m: [cell(name, m, s, thresholds) for s in range(SEEDS[name])] for m in ("falor", "low_rank")}
         for method, found in rows.items():
             of = {key: [row[key] for row in found] for key in ("top1", "kl", "share", "cpu_seconds")}
-            top1, kl = quality.interval([100 * v for v in of["top1"]]), quality.interval(of["kl"])
-            share, seconds = quality.interval(of["share"])[0], quality.interval(of["cpu_seconds"])[0]
+            top1, kl = interval([100 * v for v in of["top1"]]), interval(of["kl"])
+            share, seconds = interval(of["share"])[0], interval(of["cpu_seconds"])[0]
             line = (
                 f"{thresholds:10} {method:9} {share:6.1%} {top1[0]:8.2f} ± {top1[1]:4.2f} {kl[0]:10.4f} ± {kl[1]:.4f}"
             )
             line += f" {seconds:7.2f}"
             if method == "low_rank":
                 pairs = zip(of["kl"], rows["falor"], strict=True)
-                line += "{:9.3f} ± {:.3f}".format(*quality.interval([kl / other["kl"] for kl, other in pairs]))
+                line += "{:9.3f} ± {:.3f}".format(*interval([kl / other["kl"] for kl, other in pairs]))
             lines.append(line)
     return lines
 

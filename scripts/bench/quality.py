@@ -1,142 +1,89 @@
-"""Accuracy against macs: pruned one-shot, beside two other ways to prune; distilled, beside a control and from scratch.
+"""Accuracy against macs: compressed one-shot, beside other ways to prune; distilled, beside a control and from scratch.
 
-    scripts/bench/run quality [--quick] [digits_cnn digits_vit pairs_cnn pairs_vit] [--one-shot] [--table]
+    scripts/bench/run quality [--quick] [NAME ...] [--base FOLDER --data DATA] [--one-shot] [--all-steps] [--table]
 
 | kind          | what it is                                                                                       |
 |---------------|--------------------------------------------------------------------------------------------------|
 | one-shot      | `zoo.compress`                                                                                   |
-| uniform       | the same groups, order of units, refit and rounding, but one share for all of them               |
-| torch-pruning | Torch-Pruning at one ratio for all layers that lands at the macs of one-shot, by the criterion   |
-|               | that is best on training images held out (mean over seeds), of all in `torch_pruning_rows`       |
+| calibrated    | the same with `calibrate_steps=200`                                                              |
+| uniform       | the same groups, order of units, refit and rounding, but one share for all, as in `uniform_share`|
+| torch-pruning | Torch-Pruning at the ratio that lands nearest to the budget, by what is best on training images  |
+|               | held out, of all in `torch_pruning_rows`                                       |
+| low_rank      | `zoo.compress(method="low_rank")`                                                                |
 | distilled     | one-shot, then distilled from its dense base                                                     |
+| tp distilled  | torch-pruning, then the same distillation                                                        |
 | scratch       | the structure of one-shot, random weights, the same distillation: the start alone differs        |
 | control       | the dense base through the same distillation                                                     |
+| all steps     | scratch, but distilled as long as such networks are trained (`--all-steps`: takes days)          |
 
-The first three see the same 512 calibration images, and with them each gets its batch norms recalibrated. Torch-Pruning
-isn't held to multiples in its widths. `digits`: five seeds, each with its own dense base. `digit_pairs`: one dense base
-per net, three seeds of everything else. Intervals are 95 % of Student's t over seeds; differences are paired by seed.
+The rows that train nothing see the same calibration images, of which each seed draws others; Torch-Pruning gets its
+batch norms recalibrated with them, and isn't held to multiples in its widths. Intervals are 95 % of Student's t over
+seeds; differences are paired by seed.
 
-Every cell is cached under build/quality, so an interrupted run goes on where it stopped. What depends on the pruning
-carries a hash of its sources in its name, so that a cell of another version is never read; comments don't count.
+Real networks are `mobilenetv2`, `cifar_resnet20`, `cifar_resnet56` and `fashion_resnet10t` (timm's resnet10t, 28 px):
+each is measured with a base, a folder or whatever else `zoo.load` takes, and data, a folder or an id of the Hub, of
+which train calibrates and validation is evaluated on. Of MobileNetV2 nothing is trained. The others are trained here
+first: `digits_cnn` and `digits_vit`, five seeds, each with a dense base of its own, and on pairs of digits `pairs_cnn`
+and `pairs_vit`, one dense base, three seeds of everything else.
+
+Every cell is cached under build/quality, so an interrupted run goes on where it stopped. What depends on sources of a
+method carries their hash in its name, so that a cell of another version is never read; comments don't count.
 `--one-shot` measures the rows that train nothing beyond the dense base, `--table` prints what is there.
 """
 
+import argparse
 import ast
 import hashlib
 import json
 import shutil
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import quality_nets as nets
 import torch
 import torch_pruning_rows
-from scipy.stats import t as student_t
+import uniform_share
+from quality_nets import NETS, calibration, dense_base, images, random_net
+from quality_plot import plot, table
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import zoo
-from zoo import catalog
-from zoo.catalog.entry import Base, Budget
-from zoo.compression.channels.groups import Analysis
 from zoo.compression.prune import prune
-from zoo.compression.prune.allocation import widths
 from zoo.files import write_json
-from zoo.structure.base import initialised
-from zoo.structure.description import Description
-from zoo.structure.plan import apply_
-from zoo.tasks.classification.transforms import evaluation_transform
-from zoo.tasks.datasets import dataset
-from zoo.tasks.evaluation import evaluate
-from zoo.tasks.loader import loader
-from zoo.training.schedule import Schedule
+from zoo.measurement.divergence import divergence
 
-BUDGETS = (0.5, 0.25, 0.12)
-CACHE = Path("build/quality")
+NEAR = 0.05  # of its budget, within which Torch-Pruning must land
 WHOLE = ("dense", "control")
-ONE_SHOT = ("one-shot", "uniform", "torch-pruning")
-TRAINED = ("distilled", "scratch")
-AGAINST = {"one-shot": ("uniform", "torch-pruning"), "distilled": ("control", "scratch")}
-CROP = {"scale": [0.6, 1.0], "ratio": [0.75, 1.33], "hflip": 0.0, "color_jitter": 0.0}
-PAIRS_CNN = {"layers": [1, 1, 1, 1], "channels": [32, 64, 96, 128], "stem_type": "deep", "stem_width": 16}
-PAIRS_VIT = {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 6}
-MEAN = {"class_token": False, "global_pool": "avg"}
-
-
-@dataclass(frozen=True)
-class Net:
-    """One network on one data set: how its dense base is trained, and how everything after."""
-
-    base: Base
-    data: str
-    side: int
-    seeds: int
-    dense: Schedule
-    tune: Schedule
-    augment: dict[str, Any]
-    test: int | None = None
-
-
-def _pairs(architecture: str, args: dict[str, Any], side: int, dense: Schedule, tune: Schedule) -> Net:
-    base = Base(f"timm/{architecture}", {**args, "in_chans": 1, "num_classes": 100})
-    still = {"scale": [1.0, 1.0], "ratio": [1.0, 1.0], "hflip": 0.0, "color_jitter": 0.0}
-    return Net(base, "digit_pairs", side, 3, dense, tune, still, 5000)
-
-
-def _steps(steps: int, lr: float) -> Schedule:
-    return Schedule(epochs=100, steps=steps, batch_size=128, lr=lr)
-
-
-def _digits(name: str, side: int) -> Net:
-    entry = catalog.info(name)
-    assert entry.base is not None
-    tune = Schedule(epochs=20, batch_size=64, lr=2e-3)
-    return Net(entry.base, "digits", side, 5, Schedule(**entry.recipe.schedule), tune, CROP)
-
-
-NETS = {
-    "digits_cnn": _digits("digits_cnn", 32),
-    "digits_vit": _digits("digits_vit", 16),
-    "pairs_cnn": _pairs("resnet18", PAIRS_CNN, 64, _steps(800, 3e-3), _steps(200, 1e-2)),
-    "pairs_vit": _pairs("vit_tiny_patch16_224", {**PAIRS_VIT, **MEAN}, 32, _steps(2000, 1.5e-3), _steps(100, 1e-3)),
+ONE_SHOT = ("one-shot", "uniform", "torch-pruning", "low_rank", "calibrated")
+TRAINED = {
+    "control": "dense",
+    "distilled": "one-shot",
+    "scratch": "random",
+    "tp distilled": "torch-pruning",
+    "all steps": "random",
 }
+"""What is distilled → what it starts from."""
+Cell = tuple[int, float, str]
 
 
-def random_net(name: str, description: Description, seed: int) -> nn.Module:
-    """A network of this structure with random weights."""
+def cells(name: str, kinds: Sequence[str]) -> list[Cell]:
+    """(seed, budget, kind) of every row of a network: those first that train nothing."""
     net = NETS[name]
-    model = apply_(initialised(description.base, seed), description.plan)
-    own = {"input_size": (1, net.side, net.side), "mean": (0.5,), "std": (0.5,), "crop_pct": 1.0}
-    model.pretrained_cfg = {**model.pretrained_cfg, **own, "interpolation": "bicubic"}
-    model.zoo_entry = description
-    return model.eval()
-
-
-def dense_base(name: str, seed: int) -> nn.Module:
-    """The trained dense network, from the cache where it is."""
-    net = NETS[name]
-    seed = seed if net.data == "digits" else 0
-    folder = CACHE / f"{name}-dense-{seed}"
-    if not folder.is_dir():
-        model = random_net(name, Description(name, net.base), seed)
-        state = CACHE / f"{name}-dense-{seed}.state"
-        zoo.distil(model, [], net.data, schedule=net.dense, augment=net.augment, seed=seed, state=state)
-        zoo.save(model, folder)
-        state.unlink(missing_ok=True)
-    return zoo.load(folder)
-
-
-def cells(name: str) -> list[tuple[int, float, str]]:
-    """(seed, budget, kind) of every row that belongs to a network."""
-    seeds = range(NETS[name].seeds)
-    whole = [(seed, 1.0, kind) for seed in seeds for kind in WHOLE]
-    return whole + [(s, b, kind) for s in seeds for b in BUDGETS for kind in (*ONE_SHOT, *TRAINED)]
+    whole = [(seed, 1.0, "dense") for seed in range(net.seeds if net.own else 1)]
+    short = [(seed, b, kind) for seed in range(net.seeds) for b in net.budgets for kind in ONE_SHOT]
+    trained = [
+        (seed, b, kind)
+        for seed in range(net.seeds if net.tune else 0)
+        for kind in TRAINED
+        for b in ((1.0,) if kind in WHOLE else net.budgets)
+    ]
+    return [each for each in whole + short + trained if each[2] in kinds]
 
 
 @cache
@@ -144,254 +91,196 @@ def version(kind: str) -> str:
     """A hash of the sources that a kind depends on beside its dense base; empty where it depends on none."""
     if kind in WHOLE:
         return ""
-    package = Path(zoo.__file__).parent
-    files = [path for path in sorted((package / "compression").rglob("*.py")) if "low_rank" not in path.parts]
+    package, here = Path(zoo.__file__).parent, Path(__file__).parent
+    other = "prune" if kind == "low_rank" else "low_rank"
+    files = [path for path in sorted((package / "compression").rglob("*.py")) if other not in path.parts]
     files += [package / "verbs" / "compressing.py", package / "measurement" / "divergence.py"]
-    files += [Path(torch_pruning_rows.__file__)] if kind == "torch-pruning" else []
+    if kind == "uniform":
+        files.append(here / "uniform_share.py")
+    if kind in ("torch-pruning", "tp distilled"):
+        files = [here / "torch_pruning_rows.py"]
     source = "".join(ast.dump(ast.parse(path.read_text())) for path in files)
     return "-" + hashlib.sha256(source.encode()).hexdigest()[:8]
 
 
 def cell_path(name: str, seed: int, budget: float, kind: str) -> Path:
     """Where a cell is cached."""
-    return CACHE / f"{name}-{seed}-{budget:g}-{kind}{version(kind)}.json"
+    return nets.CACHE / f"{name}-{seed}-{budget:g}-{kind.replace(' ', '-')}{version(kind)}.json"
 
 
-def uniform(
-    analysis: Analysis, damage: Sequence[Mapping[int, float]], budget: Budget, round_to: int, floor: float
-) -> list[int]:
-    """One share for all groups in place of `allocate`: the narrowest grows first, as long as the macs allow it."""
-    groups, most = analysis.groups, budget.macs * sum(cost.count for cost in analysis.macs)
-    for residual, lowest in ((False, floor), *((True, floor / 2**halved) for halved in range(8))):
-        steps = [
-            [group.units] if group.residual and not residual else widths(group.units, round_to, lowest)
-            for group in groups
-        ]
-        kept = [ks[0] for ks in steps]
-        if analysis.total(analysis.macs, kept) > most:
-            continue
-        for _, g, k in sorted((k / groups[g].units, g, k) for g, ks in enumerate(steps) for k in ks[1:]):
-            wider = [*kept[:g], k, *kept[g + 1 :]]
-            kept = wider if analysis.total(analysis.macs, wider) <= most else kept
-        return kept
-    raise ValueError(f"the macs can't be cut to {budget.macs:g}")
-
-
-@cache
-def test_images(name: str) -> DataLoader[Any]:
-    """The test images, transformed once."""
-    net = NETS[name]
-    images = dataset(net.data, "test", limit=net.test)
-    return DataLoader(list(transformed(images, name)), 250)
-
-
-@cache
-def calibration(name: str, seed: int) -> tuple[list[tuple[Tensor, Tensor]], DataLoader[Any]]:
-    """512 training images with their classes in batches, and as many others."""
-    net = NETS[name]
-    images = dataset(net.data, "train", limit=4096 if net.data != "digits" else None)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
-    seen, held_out = (list(transformed(images.select(order[at : at + 512]), name)) for at in (0, 512))
-    return list(DataLoader(seen, 64)), DataLoader(held_out, 256)
-
-
-def transformed(images: Any, name: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images as the dense network sees them, and their classes."""
-    for x, y in loader(images, evaluation_transform(dense_base(name, 0).pretrained_cfg), 250):
-        yield from zip(x, y, strict=True)
-
-
-def compressed(name: str, seed: int, budget: float, kind: str) -> nn.Module:
-    """The pruned network, `uniform` or as `compress` does it."""
-    model = dense_base(name, seed)
+def compressed(name: str, seed: int, budget: float, **how: Any) -> nn.Module:
+    """What `compress` makes of the dense base."""
     batches = [x for x, _ in calibration(name, seed)[0]]
-    allocate = uniform if kind == "uniform" else prune.allocate
-    with mock.patch.object(prune, "allocate", allocate):
-        return zoo.compress(model, budget=budget, data=batches, round_to=4 if name == "digits_cnn" else 8)
+    return zoo.compress(dense_base(name, seed), budget=budget, data=batches, round_to=NETS[name].round_to, **how)
 
 
-@cache
-def ratio(name: str, seed: int, budget: float) -> float:
-    """Torch-Pruning's ratio that leaves as many macs as `compress` left."""
-    dense = dense_base(name, seed)
-    share = cell(name, seed, budget, "one-shot")["macs"] / zoo.measure(dense).macs
-    return torch_pruning_rows.ratio(dense, dense.pretrained_cfg["input_size"], share)
+def uniform(name: str, seed: int, budget: float) -> nn.Module:
+    """The same with one share for all groups."""
+    with mock.patch.object(prune, "choose", uniform_share.choose):
+        return compressed(name, seed, budget)
 
 
-def by_torch_pruning(name: str, seed: int, budget: float, criterion: str) -> nn.Module:
-    """Torch-Pruning's network, its batch norms recalibrated."""
-    dense, (labelled, _) = dense_base(name, seed), calibration(name, seed)
-    size, share = dense.pretrained_cfg["input_size"], ratio(name, seed, budget)
+def by_torch_pruning(name: str, seed: int, budget: float, criterion: str = "") -> nn.Module:
+    """Torch-Pruning's network, its batch norms recalibrated; the criterion is the best one where none is named."""
+    dense, slopes = for_torch_pruning(name, seed)
+    criterion = criterion or best_criterion(name, budget)
+    by = criterion if criterion.startswith(torch_pruning_rows.GLOBAL) else "L2"  # else widths follow from the ratio
     torch.manual_seed(seed)  # of the criterion `random`
-    model = torch_pruning_rows.narrowed(dense, size, share, False, criterion, labelled)
-    recalibrate_(model, [x for x, _ in labelled])
+    model = torch_pruning_rows.narrowed(
+        dense, dense.pretrained_cfg["input_size"], ratio(name, seed, budget, by), False, criterion, slopes
+    )
+    torch_pruning_rows.recalibrate_(model, [x for x, _ in calibration(name, seed)[0]])
     return model
 
 
-def recalibrate_(model: nn.Module, batches: Sequence[Tensor]) -> None:
-    """Measure the running statistics of batch norms anew, as the mean over batches."""
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
-        norm.train()
-    with torch.no_grad():
-        for batch in batches if norms else ():
-            model(batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    model.eval()
+@cache
+def ratio(name: str, seed: int, budget: float, criterion: str) -> float:
+    """Torch-Pruning's ratio that lands nearest to a budget."""
+    dense, slopes = for_torch_pruning(name, seed)
+    size = dense.pretrained_cfg["input_size"]
+    return torch_pruning_rows.ratio(dense, size, budget, criterion=criterion, slopes=slopes)
+
+
+@cache
+def for_torch_pruning(name: str, seed: int) -> tuple[nn.Module, Mapping[str, Tensor]]:
+    """The dense base with batch norms that can be recalibrated, and its gradients."""
+    labelled = calibration(name, seed)[0]
+    dense = torch_pruning_rows.unfolded(dense_base(name, seed), [x for x, _ in labelled])
+    return dense, torch_pruning_rows.gradients(dense, labelled)
 
 
 def best_criterion(name: str, budget: float) -> str:
-    """Torch-Pruning's criterion of the highest top-1 on training images held out, as a mean over seeds; cached."""
-    path = CACHE / f"{name}-{budget:g}-criterion{version('torch-pruning')}.json"
+    """Torch-Pruning's criterion of the highest top-1 on training images held out, as a mean over dense bases; cached.
+
+    Of several it is the one nearest to the dense model. What ranks globally may jump past a budget: it is left out.
+    """
+    path = nets.CACHE / f"{name}-{budget:g}-criterion{version('torch-pruning')}.json"
     if not path.exists():
-        score: dict[str, float] = {}
-        for seed in range(NETS[name].seeds):
-            for criterion in torch_pruning_rows.criteria(dense_base(name, seed)):
-                found = evaluate(by_torch_pruning(name, seed, budget, criterion), calibration(name, seed)[1])
-                score[criterion] = score.get(criterion, 0) + found["top1"] / NETS[name].seeds
+        score: dict[str, list[float]] = {}
+        for seed in range(NETS[name].seeds if NETS[name].own else 1):
+            dense, held_out = dense_base(name, seed), calibration(name, seed)[1]
+            for criterion in torch_pruning_rows.criteria(dense):
+                model = by_torch_pruning(name, seed, budget, criterion)
+                found, before = figures(model, held_out, outputs(dense, held_out)), score.get(criterion, [0.0, 0.0])
+                missed = abs(zoo.measure(model).macs / zoo.measure(dense).macs / budget - 1) > NEAR
+                score[criterion] = [before[0] + (-1 if missed else found["top1"]), before[1] - found["kl"]]
         write_json(path, score)
     score = json.loads(path.read_text())
     return max(score, key=score.__getitem__)
 
 
+def scratch(name: str, seed: int, budget: float) -> nn.Module:
+    """The structure of one-shot with random weights."""
+    like = compressed(name, seed, budget)
+    return random_net(like.zoo_entry, dense_base(name, seed).pretrained_cfg, 1000 + seed)
+
+
+START: Mapping[str, Callable[[str, int, float], nn.Module]] = {
+    "dense": lambda name, seed, budget: dense_base(name, seed),
+    "one-shot": compressed,
+    "calibrated": lambda *where: compressed(*where, calibrate_steps=200),
+    "uniform": uniform,
+    "torch-pruning": by_torch_pruning,
+    "low_rank": lambda *where: compressed(*where, method="low_rank"),
+    "random": scratch,
+}
+
+
 def cell(name: str, seed: int, budget: float, kind: str) -> dict[str, Any]:
-    """Top-1, KL to dense and cost of one row; measured once, then read from the cache."""
+    """Figures and costs of one row; measured once, then read from the cache."""
     path = cell_path(name, seed, budget, kind)
     if path.exists():
         return json.loads(path.read_text())
-    net, dense = NETS[name], dense_base(name, seed)
-    criterion = best_criterion(name, budget) if kind == "torch-pruning" else None
-    started = time.monotonic()
-    if criterion:
-        model = by_torch_pruning(name, seed, budget, criterion)
-    else:
-        model = dense_base(name, seed) if kind in WHOLE else compressed(name, seed, budget, kind)
-    if kind == "scratch":
-        model = random_net(name, model.zoo_entry, 1000 + seed)
-    if kind in ("control", *TRAINED):
-        zoo.distil(model, [dense], net.data, schedule=net.tune, augment=net.augment, seed=seed)
+    net, dense, start = NETS[name], dense_base(name, seed), TRAINED.get(kind, kind)
+    row = {"criterion": best_criterion(name, budget)} if start == "torch-pruning" else {}
+    calibration(name, seed)
+    started = time.process_time()
+    model = START[start](name, seed, budget)
+    if kind in TRAINED:
+        schedule, state = net.whole if kind == "all steps" else net.tune, path.with_suffix(".state")
+        zoo.distil(model, [dense], net.data, schedule=schedule, augment=net.augment, seed=seed, state=state)
+        state.unlink(missing_ok=True)
+    row["cpu_seconds"] = time.process_time() - started
     counts = zoo.measure(model, dense.pretrained_cfg["input_size"])
-    found = evaluate(model, test_images(name), against=dense) | {"macs": counts.macs, "params": counts.params}
-    write_json(path, found | {"seconds": time.monotonic() - started} | ({"criterion": criterion} if criterion else {}))
-    return found
+    found = figures(model, images(name, "test"), expected(name, seed if net.own else 0))
+    row |= found | {"macs": counts.macs, "params": counts.params}
+    write_json(path, row)
+    return row
 
 
-def measured(name: str) -> dict[tuple[int, float, str], dict[str, Any]]:
+def outputs(model: nn.Module, batches: Any) -> Tensor:
+    """What a model puts out for images."""
+    with torch.inference_mode():
+        return torch.cat([model(x) for x, _ in batches]).double()
+
+
+@lru_cache(1)
+def expected(name: str, seed: int) -> Tensor:
+    """What the dense model puts out for the test images."""
+    return outputs(dense_base(name, seed), images(name, "test"))
+
+
+def figures(model: nn.Module, batches: Any, dense: Tensor) -> dict[str, float]:
+    """Of images and their classes: top-1, and agreement with what the dense model puts out and divergence from it."""
+    ours, classes = outputs(model, batches), torch.cat([y for _, y in batches])
+    chosen, kl = ours.argmax(1), divergence(ours, dense)
+    parts = {"top1": chosen == classes, "agreement": chosen == dense.argmax(1), "kl": kl}
+    return {key: part.double().mean().item() for key, part in parts.items()}
+
+
+def measured(name: str) -> dict[Cell, dict[str, Any]]:
     """The cells that are there."""
-    return {c: cell(name, *c) for c in cells(name) if cell_path(name, *c).exists()}
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % interval; of a single value that isn't a number."""
-    x = torch.tensor(values, dtype=torch.float64)
-    deviation = x.std(correction=min(1, len(x) - 1))
-    return float(x.mean()), float(student_t.ppf(0.975, len(x) - 1) * deviation / len(x) ** 0.5)
-
-
-def table(name: str) -> list[str]:
-    """One network's rows as text, with the comparisons that matter."""
-    net, found = NETS[name], measured(name)
-    lines = [f"\n{name} ({net.data})"]
-    lines.append(f"{'macs':>6} {'kind':13} {'seeds':>5} {'top-1 %':>15} {'KL to dense':>18}   differences in top-1")
-
-    def of(budget: float, kind: str) -> dict[int, dict[str, Any]]:
-        return {seed: row for (seed, at, which), row in found.items() if (at, which) == (budget, kind)}
-
-    for budget in (1.0, *BUDGETS):
-        for kind in WHOLE if budget == 1 else (*ONE_SHOT, *TRAINED):
-            rows = of(budget, kind)
-            if not rows:
-                continue
-            top1, kl = ([row[figure] for row in rows.values()] for figure in ("top1", "kl"))
-            (mean, half), (nats, half_nats) = interval([100 * v for v in top1]), interval(kl)
-            share = interval([row["macs"] / found[seed, 1.0, "dense"]["macs"] for seed, row in rows.items()])[0]
-            line = f"{share:6.1%} {kind:13} {len(rows):5} {mean:8.2f} ± {half:4.2f} {nats:10.4f} ± {half_nats:.4f}  "
-            line += next((f" ({row['criterion']})" for row in rows.values() if "criterion" in row), "")
-            for other in AGAINST.get(kind, ()):
-                theirs = of(1.0 if other in WHOLE else budget, other)
-                pairs = [100 * (rows[seed]["top1"] - theirs[seed]["top1"]) for seed in rows if seed in theirs]
-                if pairs:
-                    mean, half = interval(pairs)
-                    line += f" {other} {mean:+.2f} ± {half:.2f}"
-            lines.append(line)
-    return lines
-
-
-def plot(names: list[str]) -> Path:
-    """Top-1 against the share of macs kept."""
-    import matplotlib.pyplot as plt
-
-    styles = {
-        "one-shot": ("o-", "tab:blue"),
-        "uniform": ("v:", "tab:cyan"),
-        "torch-pruning": ("x:", "tab:red"),
-        "distilled": ("s-", "tab:green"),
-        "scratch": ("^--", "tab:orange"),
-    }
-    figure, axes = plt.subplots(
-        1, len(names), figsize=(3.4 * len(names), 3.8), squeeze=False, sharey=True, layout="constrained"
-    )
-    for axis, name in zip(axes[0], names, strict=True):
-        found = measured(name)
-        for place, (kind, (style, color)) in enumerate(styles.items()):
-            at = [b for b in BUDGETS if any((b, kind) == c[1:] for c in found)]
-            rows = [interval([100 * row["top1"] for c, row in found.items() if c[1:] == (b, kind)]) for b in at]
-            if rows:
-                beside = 1 + 0.02 * (place - 2)  # error bars that don't hide each other
-                axis.errorbar(
-                    [100 * b * beside for b in at],
-                    *zip(*rows, strict=True),
-                    fmt=style,
-                    color=color,
-                    capsize=2,
-                    markersize=5,
-                    label=kind,
-                )
-        dense = [100 * row["top1"] for c, row in found.items() if c[2] == "dense"]
-        if dense:
-            axis.axhline(interval(dense)[0], color="gray", linewidth=1, label="dense")
-        axis.set(title=name, xlabel="macs kept, %", xscale="log", xlim=(10, 60), ylim=(0, 102))
-        axis.set_xticks([100 * b for b in BUDGETS], [f"{100 * b:g}" for b in BUDGETS])
-        axis.minorticks_off()
-        axis.grid(axis="y", alpha=0.3)
-    axes[0][0].set_ylabel("top-1, %")
-    handles = {label: h for axis in axes[0] for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, 2 * len(names)), frameon=False
-    )
-    path = CACHE / "quality.png"
-    figure.savefig(path, dpi=120)
-    return path
+    known = cells(name, ("dense", *ONE_SHOT, *TRAINED))
+    return {c: cell(name, *c) for c in known if cell_path(name, *c).exists()}
 
 
 def quick() -> None:
     """One network, one seed, two steps of training, in a folder of its own."""
-    global CACHE, BUDGETS
-    CACHE, BUDGETS, net = Path("build/quick"), (0.5,), NETS["digits_cnn"]
-    short = {"dense": replace(net.dense, steps=2), "tune": replace(net.tune, steps=2)}
+    net, nets.CACHE = NETS["digits_cnn"], Path("build/quick")
+    short = {each: replace(getattr(net, each), steps=2) for each in ("dense", "tune")}
     NETS.clear()
-    NETS["digits_cnn"] = replace(net, seeds=1, **short)
-    shutil.rmtree(CACHE, ignore_errors=True)
+    NETS["digits_cnn"] = replace(net, seeds=1, budgets=(0.5,), images=64, **short)
+    shutil.rmtree(nets.CACHE, ignore_errors=True)
+
+
+def asked() -> argparse.Namespace:
+    """What the command line asks for; `--base` and `--data` become those of the network that it names."""
+    parser = argparse.ArgumentParser(usage=(__doc__ or "").split("\n")[2].strip())
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NETS))
+    for option in ("base", "data"):
+        parser.add_argument(f"--{option}")
+    for option in ("quick", "one-shot", "all-steps", "table"):
+        parser.add_argument(f"--{option}", action="store_true")
+    found = parser.parse_args()
+    if unknown := [name for name in found.names if name not in NETS]:
+        parser.error(f"no network {unknown[0]!r}, known are {', '.join(NETS)}")
+    given = {key: value for key in ("base", "data") if (value := getattr(found, key))}
+    if given and len(found.names) != 1:
+        parser.error("--base and --data are of one network: name it")
+    for name in found.names if given else ():
+        NETS[name] = replace(NETS[name], **given)
+        nets.check_base(name)
+    return found
 
 
 def main() -> None:
     """Measure what isn't cached, then print the tables."""
-    if "--quick" in sys.argv:
+    how = asked()
+    if how.quick:
         quick()
-    names = [argument for argument in sys.argv[1:] if argument in NETS] or list(NETS)
-    wanted = ("dense", *ONE_SHOT) if "--one-shot" in sys.argv else (*WHOLE, *ONE_SHOT, *TRAINED)
-    todo = [(name, *c) for name in names for c in cells(name) if c[2] in wanted]
-    if "--table" not in sys.argv:
-        for name, *c in tqdm(todo, unit="cell"):
-            cell(name, *c)
-    lines = [line for name in names for line in table(name)]
-    seconds = sum(row["seconds"] for name in names for row in measured(name).values())
-    print("\n".join(lines), f"\n{seconds / 60:.0f} minutes of work on {torch.get_num_threads()} threads; {plot(names)}")
+    names = [name for name in how.names or NETS if name in NETS]
+    kinds = [*("dense", *ONE_SHOT), *(() if how.one_shot else TRAINED)]
+    kinds = [kind for kind in kinds if kind != "all steps" or how.all_steps]
+    if not how.table:
+        here = [name for name in names if how.names or NETS[name].data]
+        for todo in tqdm([(name, *c) for name in here for c in cells(name, kinds)], unit="cell"):
+            cell(*todo)
+    found = {name: rows for name in names if (rows := measured(name))}
+    if not found:
+        raise SystemExit("nothing is measured yet")
+    print("\n".join(line for name, rows in found.items() for line in table(name, rows)))
+    seconds = sum(row["cpu_seconds"] for rows in found.values() for row in rows.values())
+    print(f"\n{seconds / 60:.0f} CPU minutes; {plot(found, nets.CACHE / 'quality.png')}")
 
 
 if __name__ == "__main__":
