@@ -1,7 +1,7 @@
 """The command line: arguments in, functions called, results printed. Nothing else prints or sets an exit code.
 
-A file for each kind of command: `listing`, `making`, `verifying`, `exchanging`, `covering`; how all of them print is
-`tables`, how they read a data set `data`.
+A file for each kind of command: `listing`, `making`, `verifying`, `exchanging`, `covering`; what several of them
+take is `options`, how all of them print `tables`.
 """
 
 import atexit

@@ -11,25 +11,11 @@ import click
 from msgspec import to_builtins
 
 from zoo import catalog
-from zoo.catalog.entry import Budget, Entry
+from zoo.catalog.entry import Budget, Entry, Recipe
 from zoo.catalog.methods import METHODS, available, budgeted
-from zoo.cli.data import data_options
+from zoo.cli.options import SETTING, Share, Shares, data_options, distillation, distillation_options
 from zoo.cli.tables import as_json, table
 from zoo.errors import ZooError
-
-LOSS = ("alpha", "temperature", "divergence")  # of the options, those of the loss
-
-
-class Share(click.FloatRange):
-    """A share above 0 and at most 1."""
-
-    def __init__(self) -> None:
-        super().__init__(0, 1, min_open=True)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """`0.5` → 0.5; the range alone would let nan through."""
-        share: float = super().convert(value, param, ctx)
-        return share if share == share else self.fail(f"{value} is not a share above 0, at most 1.", param, ctx)
 
 
 @click.command(
@@ -38,30 +24,18 @@ class Share(click.FloatRange):
 )
 @click.argument("base")
 @click.option("--method", type=click.Choice(available()), default="prune", show_default=True, help="How.")
-@click.option("--budget", type=Share(), metavar="SHARE", help=f"{', '.join(budgeted())}: share of the macs that stays.")
-@click.option("--params", type=Share(), metavar="SHARE", help="Share of the params that stays, if that matters too.")
-@click.option("--sweep", metavar="SHARES", help="Several budgets, e.g. 0.9,0.7,0.5: a table, a plot, the knee.")
+@click.option("--budget", type=Share(), help=f"{', '.join(budgeted())}: share of the macs that stays.")
+@click.option("--params", type=Share(), help="Share of the params that stays, if that matters too.")
+@click.option("--sweep", type=Shares(), help="Several budgets, e.g. 0.9,0.7,0.5: a table, a plot, the knee.")
 @click.option("--lose-at-most", type=click.FloatRange(0, 100), help="Smallest budget that loses so many points.")
 @as_json
 @click.option("--data", required=True, help="digits, digit_pairs, a folder, or a Hub id ORG/NAME.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new repository.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Option of the method, e.g. round_to=16.")
+@click.option("--set", "settings", help="Option of the method, e.g. round_to=16.", **SETTING)
 @click.option(
     "--calibrate-steps", type=click.IntRange(0), help="Then bring it nearer to BASE without labels.  [default: 0]"
 )
-@click.option("--epochs", type=click.IntRange(0), help="Distil for so many passes over the data.  [default: 0]")
-@click.option("--steps", type=click.IntRange(1), help="Distil for so many steps at most, or without --epochs.")
-@click.option("--batch-size", type=click.IntRange(1), help="Images of a step, over all processes.  [default: 64]")
-@click.option("--lr", type=float, help="Highest learning rate of AdamW.  [default: 0.001]")
-@click.option("--weight-decay", type=float, help="Of tensors with two or more dimensions.  [default: 0.05]")
-@click.option("--ema", type=float, help="Decay of the average of the weights, e.g. 0.999.  [default: 0, none]")
-@click.option(
-    "--teacher", "teachers", multiple=True, metavar="NAME", help="Distil from it; several take turns.  [BASE]"
-)
-@click.option("--alpha", type=float, help="The teacher's share of the loss; the labels have the rest.  [default: 0.9]")
-@click.option("--temperature", type=float, help="Of the teacher's term.  [default: 2]")
-@click.option("--divergence", type=click.Choice(("kl", "symmetric")), help="The teacher's term.  [default: kl]")
-@click.option("--augment", multiple=True, metavar="KEY=VALUE", help="Of timm's training transform, e.g. hflip=0.")
+@distillation_options
 @click.option("--seed", type=int, default=0, show_default=True, help="Of order and augmentation.")
 @data_options
 def compress(
@@ -69,21 +43,17 @@ def compress(
     method: str,
     budget: float | None,
     params: float | None,
-    sweep: str | None,
+    sweep: list[float] | None,
     lose_at_most: float | None,
     as_json: bool,
     data: str,
     out: Path,
-    settings: tuple[str, ...],
+    settings: tuple[tuple[str, Any], ...],
     calibrate_steps: int | None,
-    epochs: int | None,
-    steps: int | None,
-    teachers: tuple[str, ...],
-    augment: tuple[str, ...],
     seed: int,
     skip_damaged: bool,
     labels: Any,
-    **fields: Any,
+    **distilled: Any,
 ) -> None:
     """Compress the model BASE.
 
@@ -95,50 +65,46 @@ def compress(
     A command that was stopped goes on where it stopped; a model that is there already is made neither again nor
     replaced.
     """
-    from zoo.verbs.recipes import declarations_of, read_as, recipe_for
+    from zoo.verbs.recipes import read_as, recipe_for
 
     asked = [each for each in (budget, sweep, lose_at_most) if each is not None]
     if METHODS[method].budgeted and len(asked) != 1:
         raise click.UsageError(f"--method {method} needs --budget SHARE, or one of --sweep and --lose-at-most instead")
     if not METHODS[method].budgeted and (asked or params is not None):
         raise click.UsageError(f"--method {method} has thresholds, which --set sets, and takes no --budget or --params")
-    said = {key: value for key, value in {"steps": steps, **fields}.items() if value is not None}
-    options = _settings(settings, "--set") | ({"calibrate_steps": calibrate_steps} if calibrate_steps else {})
-    augmented = _settings(augment, "--augment")
+    options = dict(settings) | ({"calibrate_steps": calibrate_steps} if calibrate_steps else {})
+    how = distillation(**distilled)
 
-    def at(kept: float | None) -> Entry:
-        entry = recipe_for(
-            base,
-            method,
-            None if kept is None else Budget(kept, params),
-            data,
-            (steps or 0) if epochs is None else epochs,  # an epoch has a step at least
-            options,
-            teachers=teachers,
-            schedule={key: value for key, value in said.items() if key not in LOSS},
-            distil={key: value for key, value in said.items() if key in LOSS},
-            augment=augmented,
-            seed=seed,
-        )
+    def at(share: float | None) -> Entry:
+        kept = None if share is None else Budget(share, params)
+        entry = recipe_for(base, method, kept, data, options=options, seed=seed, **how)
+        _check_distils(entry.recipe, how)
         return read_as(entry, data, skip_damaged, labels)
 
-    shares = [Share().convert(each, None, None) for each in (sweep or "").split(",") if sweep]
-    entry = at(budget or (shares or [1.0])[0] if METHODS[method].budgeted else None)
-    learns = declarations_of(entry.recipe)[1] is not None
-    if not entry.recipe.schedule["epochs"] and (said or teachers or (augment and not learns)):
-        own = f"; {method}'s own training is set by --set 'schedule={{\"lr\": 0.1}}'" if learns else ""
-        raise click.UsageError(f"nothing is distilled: say how long, by --epochs or --steps{own}")
-    if shares or lose_at_most is not None:
-        _swept(at, shares, lose_at_most, out, as_json)
+    if sweep or lose_at_most is not None:
+        _swept(at, sweep, lose_at_most, out, as_json)
     else:
-        _build(entry, out)
+        _build(at(budget), out)
 
 
-def _swept(at: Callable[[float], Entry], shares: list[float], lost: float | None, out: Path, as_json: bool) -> None:
+def _check_distils(recipe: Recipe, how: dict[str, Any]) -> None:
+    """Check that what is said of a distillation isn't in vain."""
+    from zoo.verbs.recipes import declarations_of
+
+    learns = declarations_of(recipe)[1] is not None
+    said = how["schedule"] or how["distil"] or how["teachers"] or (how["augment"] and not learns)
+    if said and not how["epochs"]:
+        own = f"; {recipe.method}'s own training is set by --set 'schedule={{\"lr\": 0.1}}'" if learns else ""
+        raise click.UsageError(f"nothing is distilled: say how long, by --epochs or --steps{own}")
+
+
+def _swept(
+    at: Callable[[float], Entry], shares: list[float] | None, lost: float | None, out: Path, as_json: bool
+) -> None:
     from zoo.verbs.sweeping import figures_of, kept, knee, plot, smallest, sweep
 
     with _saying() as say:
-        points = sweep(at, shares, out, say) if lost is None else smallest(at, lost / 100, out, say)
+        points = sweep(at, shares or (), out, say) if lost is None else smallest(at, lost / 100, out, say)
     named = knee(points) if lost is None else kept(points, lost / 100)
     plot(points, named, out / "sweep.png")
     mark = named.name if named else None
@@ -232,21 +198,6 @@ def serve(folder: Path, port: int, token: str | None) -> None:
     from zoo.server import serve
 
     serve(folder, port=port, token=token, say=_serving)
-
-
-def _settings(settings: tuple[str, ...], option: str) -> dict[str, Any]:
-    pairs = [setting.partition("=") for setting in settings]
-    for key, equals, _ in pairs:
-        if not equals:
-            raise click.BadParameter(f"{key!r} isn't KEY=VALUE", param_hint=option)
-    return {key: _value(value) for key, _, value in pairs}
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def _serving(address: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from zoo.catalog.report import Verification
-from zoo.cli.data import data_options
+from zoo.cli.options import data_options
 from zoo.cli.tables import as_json, figure, table
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
