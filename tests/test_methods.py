@@ -4,6 +4,9 @@ import dataclasses
 import importlib
 import inspect
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,15 +25,17 @@ from zoo.verbs.beginning import processes
 from zoo.verbs.recipes import check_recipe, recipe_for
 from zoo.verbs.training_costs import learning_costs
 
-FILE = '''
+FILE = '''\
 """Halved: each Linear becomes two of half its rank, by the truncated SVD; training has costs alone."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zoo.compression import Algorithm, Given, Trained
+from zoo.structure.description import Description
 from zoo.structure.plan import Factor, Rank
 from zoo.structure.tensors import tensors_of
 from zoo.training.schedule import Schedule
@@ -43,11 +48,12 @@ class Halved:
     ending: str = ""
 
 
-def trained(model, image, how):
+def trained(model: nn.Module, image: Tensor, how: Any) -> Trained:
+    """What its training moves, and whose costs are said before."""
     return Trained(model)
 
 
-def run(given):
+def run(given: Given) -> tuple[Description, dict[str, Tensor]]:
     """What `zoo.compress` calls."""
     tensors, layers = tensors_of(given.model), {}
     for path, layer in given.model.named_modules():
@@ -72,6 +78,7 @@ ROW = Method(
     advice="name a layer by ending",
 )
 IMAGES = "digits[:32]"
+AT_ROOT = {"cwd": Path(__file__).parents[1], "capture_output": True, "text": True}
 
 
 @pytest.fixture
@@ -105,6 +112,12 @@ def test_a_method_of_one_file_and_one_row_compresses_and_names_what_it_makes(hal
     missed = torch.linalg.matrix_norm(dense - second @ first, 2)  # the first singular value that is cut off
     assert float(missed) == pytest.approx(float(torch.linalg.svdvals(dense)[len(first)]), rel=1e-4)
     assert zoo.measure(smaller).macs < zoo.measure(vit).macs
+
+
+def test_its_file_meets_the_projects_checks(halved, tmp_path):
+    for check in (["ruff", "check", "--config", "pyproject.toml"], ["mypy"]):
+        ran = subprocess.run([sys.executable, "-m", *check, str(tmp_path / "halved.py")], **AT_ROOT)
+        assert ran.returncode == 0, ran.stdout
 
 
 def test_its_row_and_its_declaration_say_what_a_recipe_may_hold(halved):

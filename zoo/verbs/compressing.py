@@ -22,7 +22,7 @@ from zoo.declarations import Count, Whole, validated
 from zoo.errors import BudgetError, DataError, StructureError, UnknownName
 from zoo.measurement.macs import measure, unchanged
 from zoo.structure.describing import check_outputs, described
-from zoo.structure.description import config_of
+from zoo.structure.description import Description, config_of
 from zoo.structure.tensors import tensors_of
 from zoo.tasks import task_of
 from zoo.tasks.datasets import dataset
@@ -97,19 +97,13 @@ def compress(
         DataError, StructureError: an argument, the images or the model can't be used.
     """
     schedule, augment = ({} if said is None else said for said in (schedule, augment))
-    apart: dict[str, Any] = {"images": images, "seed": seed, "schedule": schedule, "augment": augment}
-    apart["calibrate_steps"] = calibrate_steps
-    how, own = declarations(method, {**options, **apart})
+    kept = {"schedule": schedule, "calibrate_steps": calibrate_steps}  # in the recipe, where said
+    how, own = declarations(method, {**options, **kept, "images": images, "seed": seed, "augment": augment})
     budget = checked_budget(method, budget)
-    original, dense = described(model)
-    if dense.base is None or dense.graph is not None:
-        raise StructureError(f"{dense.name} is a graph: only what has a plan over a base can be compressed")
-    check_task(method, dense.task)
-    check_finite(original)
-    check_outputs(original, dense)
+    original, dense = _checked(model, method)
     model = original if own else single(original)
-    said = {**options, **{key: apart[key] for key in ("schedule", "calibrate_steps") if apart[key]}}
-    recipe = {"method": method, "options": said, **({} if budget is None else {"budget": structs.asdict(budget)})}
+    recipe = {"method": method, "options": {**options, **{key: value for key, value in kept.items() if value}}}
+    recipe |= {} if budget is None else {"budget": structs.asdict(budget)}
     about = replace(dense, name=f"{dense.name}_{suffix(method, budget)}", recipe=recipe, source="")
     far = task_of(model).divergence
     given = Given(model, about, how, (), budget, seed, state, far, schedule=own, machine=machine)
@@ -120,6 +114,17 @@ def compress(
     if advice := METHODS[method].advice:
         _say_if_little(method, measure(smaller).macs / measure(model).macs, _shapes(smaller) == _shapes(model), advice)
     return alike_(smaller, original)
+
+
+def _checked(model: nn.Module, method: str) -> tuple[nn.Module, Description]:
+    """A model without what wraps it, and its description, both such as the method can use."""
+    original, dense = described(model)
+    if dense.base is None or dense.graph is not None:
+        raise StructureError(f"{dense.name} is a graph: only what has a plan over a base can be compressed")
+    check_task(method, dense.task)
+    check_finite(original)
+    check_outputs(original, dense)
+    return original, dense
 
 
 def declarations(method: str, options: Mapping[str, Any]) -> tuple[Any, Schedule | None]:
