@@ -26,7 +26,7 @@ STYLES = {
     "scratch": ("^--", "tab:orange"),
     "all steps": ("^-", "tab:olive"),
 }
-IN_A_ROW = 4  # panels
+IN_A_ROW = 4  # panels, at most
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -74,23 +74,22 @@ def plot(found: Mapping[str, Rows], path: Path) -> Path:
     """Top-1 against the share of macs kept, a panel for each network."""
     import matplotlib.pyplot as plt
 
-    columns = min(IN_A_ROW, len(found))
-    lines = math.ceil(len(found) / columns)
-    size = (3.2 * columns, 3.0 * lines + 0.8)
+    lines = math.ceil(len(found) / IN_A_ROW)
+    columns = math.ceil(len(found) / lines)
+    size = (3.2 * columns, 2.8 * lines + 1)
     figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, sharey=True, layout="constrained")
     for axis, (name, rows) in zip(axes.flat, found.items(), strict=False):
         _panel(axis, name, rows)
     for axis in axes.flat[len(found) :]:
         axis.set_axis_off()
+    for axis in axes.flat[max(0, len(found) - columns) : len(found)]:
+        axis.set_xlabel("macs kept, %")
     for axis in axes[:, 0]:
         axis.set_ylabel("top-1, %")
-    for axis in axes[-1]:
-        axis.set_xlabel("macs kept, %")
     handles = {label: h for axis in axes.flat for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     order = [label for label in ("dense", "control", *STYLES) if label in handles]
-    figure.legend(
-        [handles[label] for label in order], order, loc="outside lower center", ncols=2 * columns, frameon=False
-    )
+    shown = [handles[label] for label in order]
+    figure.legend(shown, order, loc="outside lower center", ncols=max(2, 2 * columns - 1), frameon=False)
     figure.savefig(path, dpi=120)
     return path
 
