@@ -185,19 +185,26 @@ def test_ids_that_are_joined_get_one_root_and_what_meets_the_frozen_is_frozen():
     assert ids.fresh(1) is None
 
 
+APART, ALIKE = [[g] for g in range(8)], [[0, 1], [2, 3, 4, 5, 6], [7]]
+
+
 @pytest.mark.parametrize(
-    ("agrees", "guilty", "most"),
+    ("kinds", "agrees", "guilty", "most"),
     [
-        pytest.param(lambda those: True, [], 1, id="none"),
-        pytest.param(lambda those: 5 not in those, [5], 6, id="one"),
-        pytest.param(lambda those: not {2, 5} & set(those), [2, 5], 10, id="two"),
-        pytest.param(lambda those: not {2, 5} <= set(those), [5], 6, id="one beside another"),
-        pytest.param(lambda those: not those, list(range(8)), 16, id="all"),
+        pytest.param(APART, lambda those: True, [], 1, id="none"),
+        pytest.param(APART, lambda those: 5 not in those, [5], 6, id="one"),
+        pytest.param(APART, lambda those: not {2, 5} & set(those), [2, 5], 10, id="two"),
+        pytest.param(APART, lambda those: not {2, 5} <= set(those), [5], 6, id="one beside another"),
+        pytest.param(APART, lambda those: not those, list(range(8)), 16, id="all"),
+        pytest.param(ALIKE, lambda those: 5 not in those, [5], 8, id="one of a kind"),
+        pytest.param(ALIKE, lambda those: not {2, 5} & set(those), [2, 5], 9, id="two of a kind"),
+        pytest.param(ALIKE, lambda those: not {3, 5} <= set(those), [5], 8, id="one beside another of its kind"),
+        pytest.param(ALIKE, lambda those: not {*range(2, 7)} & set(those), list(range(2, 7)), 9, id="all of a kind"),
     ],
 )
-def test_guilty_groups_are_found_by_bisection(agrees, guilty, most):
+def test_guilty_groups_are_found_by_bisection_of_kinds(kinds, agrees, guilty, most):
     asked = []
-    assert checking._guilty(range(8), lambda those: asked.append(those) or agrees(those)) == guilty
+    assert sorted(checking._guilty(kinds, lambda those: asked.append(those) or agrees(those))) == guilty
     assert len(asked) <= most
 
 

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 
 from zoo.compression.channels import cutting, reference
 from zoo.compression.channels.analysis import Whole, analyse
-from zoo.compression.channels.groups import Analysis, Group
+from zoo.compression.channels.groups import Analysis
 from zoo.errors import StructureError
 from zoo.structure.graph.exported import lift
 from zoo.structure.graph.graph import graph_module
@@ -29,6 +29,8 @@ Made = Callable[[Analysis, Sequence[Tensor]], nn.Module | ExportedProgram]
 """An analysis, and of each group the units kept [k] → the cut model."""
 Chosen = Callable[[Analysis], Sequence[Tensor]]
 """An analysis → of each group the units kept [k]."""
+Agrees = Callable[[Sequence[int]], bool]
+"""Groups that are cut together → whether the check stands."""
 
 
 def difference(
@@ -153,16 +155,16 @@ def tried(
     frozen = dict(whole)
     while True:
         analysis = analyse(program, model, frozen)
-        every = sorted(range(len(analysis.groups)), key=lambda g: _kind(analysis.groups[g]))
-        guilty = _guilty(every, partial(_runs, analysis, made))  # first what can't be made: that costs little
+        kinds = _kinds(analysis)
+        guilty = _guilty(kinds, partial(_runs, analysis, made))  # first what can't be made: that costs little
         if not guilty:
             units = chosen(analysis)
             off = _off(model, analysis, made, image, units)
             if off <= CLOSE:
                 return Trial(analysis, units, off)
-            if not every:
+            if not kinds:
                 raise StructureError(f"{type(model).__name__} differs from itself by {off:.0e}: no cut can be checked")
-            guilty = _spoiling(every, partial(_agrees, model, analysis, made, image, units))
+            guilty = _spoiling(kinds, partial(_agrees, model, analysis, made, image, units))
         for group in (analysis.groups[g] for g in guilty):
             _log.debug("%s: %s; frozen", group.name, reason)
             frozen |= {(piece.tensor, piece.dim): reason for piece in group.slices}
@@ -173,9 +175,12 @@ def halves(analysis: Analysis) -> list[Tensor]:
     return [torch.arange(0, group.units, 2) for group in analysis.groups]
 
 
-def _kind(group: Group) -> str:
-    """What groups of repeated blocks have in common: most often, all of them spoil a check or none."""
-    return re.sub(r"\d+", "", group.name)
+def _kinds(analysis: Analysis) -> list[list[int]]:
+    """Groups by what those of repeated blocks have in common: most often, all of a kind spoil a check or none."""
+    kinds: dict[str, list[int]] = {}
+    for g, group in enumerate(analysis.groups):
+        kinds.setdefault(re.sub(r"\d+", "", group.name), []).append(g)
+    return [kinds[name] for name in sorted(kinds)]
 
 
 def _part(analysis: Analysis, units: Sequence[Tensor], those: Sequence[int]) -> list[Tensor]:
@@ -204,16 +209,28 @@ def _off(model: nn.Module, analysis: Analysis, made: Made, image: Tensor, units:
         return float("inf")
 
 
-def _guilty(those: Sequence[int], agrees: Callable[[Sequence[int]], bool], beside: Sequence[int] = ()) -> list[int]:
+def _guilty(kinds: Sequence[Sequence[int]], agrees: Agrees, beside: Sequence[int] = ()) -> list[int]:
     """The groups that spoil a check, by bisection beside others that don't."""
-    return [] if not those or agrees([*beside, *those]) else _spoiling(those, agrees, beside)
+    those = [g for kind in kinds for g in kind]
+    return [] if not those or agrees([*beside, *those]) else _spoiling(kinds, agrees, beside)
 
 
-def _spoiling(those: Sequence[int], agrees: Callable[[Sequence[int]], bool], beside: Sequence[int] = ()) -> list[int]:
+def _spoiling(kinds: Sequence[Sequence[int]], agrees: Agrees, beside: Sequence[int] = ()) -> list[int]:
     """The same of groups whose check has failed: if the first half doesn't spoil it, the second does."""
-    if len(those) < 2:
-        return list(those)
-    first, second = those[: len(those) // 2], those[len(those) // 2 :]
+    if len(kinds) < 2:
+        return _alike(kinds[0], agrees, beside)
+    first, second = kinds[: len(kinds) // 2], kinds[len(kinds) // 2 :]
     guilty = _guilty(first, agrees, beside)
-    stood = [*beside, *(g for g in first if g not in guilty)]
+    stood = [*beside, *(g for kind in first for g in kind if g not in guilty)]
     return [*guilty, *_guilty(second, agrees, stood)] if guilty else _spoiling(second, agrees, stood)
+
+
+def _alike(kind: Sequence[int], agrees: Agrees, beside: Sequence[int]) -> list[int]:
+    """The same of one kind: if the first one spoils it, most likely all do, and each is looked at."""
+    first, *others = kind
+    if others and agrees([*beside, first]):
+        return _spoiling([[g] for g in others], agrees, [*beside, first])
+    guilty, stood = [first], [*beside]
+    for g in others:
+        (stood if agrees([*stood, g]) else guilty).append(g)
+    return guilty
