@@ -205,9 +205,9 @@ def test_a_short_commit_that_two_begin_with_is_said(tmp_path, monkeypatch):
         (home / "repository.json").write_text(json.dumps({**state, "branches": {"main": twins[1]}}))
         point(monkeypatch, address, tmp_path / "cache")
 
-        assert remote.full_commit("org/model", twins[0][:8]) == twins[0]
         with pytest.raises(UnknownName) as error:
-            remote.full_commit("org/model", head[:7])
+            remote.fetch("org/model", head[:7])
+        assert remote.fetch("org/model", twins[0][:8]).name == twins[0]
     assert f"3 commits of org/model begin with {head[:7]}: give more digits" in str(error.value)
 
 

@@ -215,3 +215,9 @@ class Entry(Struct, frozen=True, forbid_unknown_fields=True):
     repo: str | None = None
     revision: str | None = None
     note: str | None = None
+
+
+def own(name: str, architecture: str, task: str, **more: Any) -> Entry:
+    """The entry of a model that isn't in the catalog; arguments are fields of `Entry`."""
+    more = {"project": "own", "family": architecture, "status": "recipe", **more}
+    return Entry(name, architecture=architecture, task=task, **more)

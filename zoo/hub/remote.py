@@ -169,16 +169,6 @@ def fetch_weights(repo: str, name: str, revision: str | None, *, access: Access 
     return None if path == _ABSENT else path
 
 
-def full_commit(repo: str, revision: str) -> str:
-    """The full hash of a commit that is given shortened; whatever else is left as it is.
-
-    Raises:
-        UnknownName, HubError: as for `fetch`.
-    """
-    with explained(repo, revision):
-        return str(_commit_of(repo, revision, DEFAULT))
-
-
 def publish(
     folder: Path,
     repo: str,

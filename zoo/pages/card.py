@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec import to_builtins
 
-from zoo.catalog.entry import Entry, Recipe
+from zoo.catalog.entry import Entry, Recipe, own
 from zoo.catalog.report import Report
 from zoo.errors import require
 from zoo.pages import edits, figures, front_matter, history, words
@@ -49,16 +49,8 @@ def render(
     came = recipe.get("converted_from") or {}
     converted = entry.origin is not None and came.get("repo") == entry.origin.repo
     if not converted and json.dumps(recipe, sort_keys=True) != json.dumps(catalogued, sort_keys=True):
-        entry = Entry(
-            name=description.name,
-            project="own",
-            family=entry.family,
-            architecture=entry.architecture,
-            task=description.task,
-            status="recipe",
-            base=entry.base,
-            license=entry.license,
-        )
+        kept = {key: getattr(entry, key) for key in ("family", "base", "license")}
+        entry = own(description.name, entry.architecture, description.task, **kept)
     plan = description.plan
     body = _template().render(
         LONG=LONG,

@@ -1,19 +1,4 @@
-"""What the server refuses, each with the HTTP status and the `X-Error-Code` by which clients know it.
-
-Refusal
-├── BadRequest        400  the request says something that can't be
-├── Unauthorized      401  nobody is signed in, or the token isn't the owner's
-├── GatedRepo         401  the repository is there, its files are for the owner alone
-├── Forbidden         403  nobody may do that
-├── RepoNotFound      404  no such repository, or none that the asker may know of (401 if nobody is signed in)
-├── RevisionNotFound  404  no such branch, tag or full commit hash
-├── EntryNotFound     404  no such file at that revision
-├── TimedOut          408  the client stopped sending
-├── Conflict          409  it exists already
-├── StaleParent       412  the branch has moved on since the parent that the commit names
-├── TooLarge          413  more bytes than the server takes
-└── NotSatisfiable    416  a range beyond the file's end
-"""
+"""What the server refuses, each with the HTTP status and the `X-Error-Code` by which clients know it."""
 
 from zoo.errors import ZooError
 

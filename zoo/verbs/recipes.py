@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import to_builtins
 from msgspec.structs import replace
 
-from zoo.catalog.entry import Base, Budget, Entry, Recipe
+from zoo.catalog.entry import Base, Budget, Entry, Recipe, own
 from zoo.catalog.methods import runnable, suffix
 from zoo.declarations import validated
 from zoo.errors import BudgetError, DataError, RepositoryError, UnknownName
@@ -69,19 +69,9 @@ def recipe_for(
         augment=augment or {},
         seed=seed,
     )
-    return Entry(
-        name=f"{description.name}_{suffix(method, budget)}",
-        project="own",
-        family=description.base.architecture,
-        architecture=description.base.architecture,
-        task=description.task,
-        status="recipe",
-        base=Base(base),
-        license=config.get("license"),
-        dataset=data,
-        input=(channels, height, width),
-        recipe=recipe,
-    )
+    name, architecture = f"{description.name}_{suffix(method, budget)}", description.base.architecture
+    more: dict[str, Any] = {"base": Base(base), "license": config.get("license"), "dataset": data, "recipe": recipe}
+    return own(name, architecture, description.task, input=(channels, height, width), **more)
 
 
 def check_recipe(name: str, recipe: Recipe) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from zoo import catalog
-from zoo.catalog.entry import Base, Entry
+from zoo.catalog.entry import Base, Entry, own
 from zoo.catalog.report import Report
 from zoo.errors import RepositoryError, StructureError, UnknownName
 from zoo.files import free, read_json, writing_folder
@@ -157,14 +157,5 @@ def _entry(description: Description, config: Mapping[str, Any]) -> Entry:
     except UnknownName:
         channels, height, width = config["input_size"]
         architecture = description.base.architecture if description.base else description.name
-        return Entry(
-            name=description.name,
-            project="own",
-            family=architecture,
-            architecture=architecture,
-            task=description.task,
-            status="recipe",
-            base=description.base,
-            license=config.get("license"),
-            input=(channels, height, width),
-        )
+        more: dict[str, Any] = {"base": description.base, "license": config.get("license")}
+        return own(description.name, architecture, description.task, input=(channels, height, width), **more)

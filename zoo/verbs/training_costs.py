@@ -188,8 +188,6 @@ def training_costs(model: nn.Module, teachers: Sequence[nn.Module], recipe: Reci
 
 def learning_costs(base: nn.Module, recipe: Recipe, machine: Machine, here: Any) -> str:
     """What a recipe's method is, and what it costs where it trains, in a line; arguments as for `training_costs`."""
-    if recipe.method is None:
-        return "initialise"
     return _method_costs(base, recipe, machine, here) + _calibration_costs(base, recipe, machine, here)
 
 
@@ -207,7 +205,7 @@ def _calibration_costs(base: nn.Module, recipe: Recipe, machine: Machine, here: 
 
 def _method_costs(base: nn.Module, recipe: Recipe, machine: Machine, here: Any) -> str:
     if recipe.method is None:
-        return ""
+        return "initialise"
     trained, (how, schedule) = algorithm(recipe.method).trained, declarations_of(recipe)
     if trained is None or schedule is None or not schedule.epochs:
         return recipe.method
