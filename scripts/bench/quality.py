@@ -159,10 +159,11 @@ def best_criterion(name: str, budget: float) -> str:
         score: dict[str, list[float]] = {}
         for seed in range(NETS[name].seeds if NETS[name].own else 1):
             dense, held_out = dense_base(name, seed), calibration(name, seed)[1]
+            wanted, macs = outputs(dense, held_out), budget * zoo.measure(dense).macs
             for criterion in torch_pruning_rows.criteria(dense):
                 model = by_torch_pruning(name, seed, budget, criterion)
-                found, before = figures(model, held_out, outputs(dense, held_out)), score.get(criterion, [0.0, 0.0])
-                missed = abs(zoo.measure(model).macs / zoo.measure(dense).macs / budget - 1) > NEAR
+                found, before = figures(model, held_out, wanted), score.get(criterion, [0.0, 0.0])
+                missed = abs(zoo.measure(model).macs / macs - 1) > NEAR
                 score[criterion] = [before[0] + (-1 if missed else found["top1"]), before[1] - found["kl"]]
         write_json(path, score)
     score = json.loads(path.read_text())
