@@ -62,7 +62,8 @@ def batched(model: nn.Module, data: Iterable[Any]) -> list[Tensor]:
         log.warning("calibration: %d images; some hundred make reliable statistics", count)
     if any(len(batch) < 2 for batch in batches):
         batches = dealt(batches)
-    return [batch.to(weight.device, weight.dtype) for batch in batches]
+    layout = torch.channels_last  # depthwise convolutions take half the time so, on a CPU, and others no longer
+    return [batch.to(weight.device, weight.dtype, memory_format=layout) for batch in batches]
 
 
 def dealt(batches: Sequence[Tensor]) -> list[Tensor]:

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.compression.activations import Draw, observe
+from zoo.compression.calibration import PIXELS, dealt
 from zoo.compression.channels import reference
 from zoo.compression.channels.groups import Group
 from zoo.compression.prune.criteria import CRITERIA, Evidence, gradients, l2
@@ -37,8 +38,7 @@ from zoo.compression.prune.obs import eliminate, inputs
 from zoo.compression.prune.readers import Fits, fits
 
 ALONE = (0.75, 0.5, 0.25, 0.125)  # shares of its units to which a group without a gate is cut
-LOOKED = 32  # images that all groups are cut together on
-BACKWARD = 8  # images in one backward pass, which keeps what every layer put out
+LOOKED = 4  # passes over large images, or as much over small ones, in which all groups are cut together
 
 Curve = Mapping[int, float]
 """Width → damage, in nats."""
@@ -90,7 +90,7 @@ def _alone(dense: Dense, g: int, order: Tensor, noise: Sequence[float]) -> list[
     for k in sorted({max(1, round(share * group.units)) for share in ALONE}):
         units = [*every[:g], order[:k].sort().values, *every[g + 1 :]]
         tensors = dense.cut(units, fits(dense.tensors, [group], [units[g]], seen, dense.ridge))
-        points.append((noise[k], dense.nats(units, tensors)))
+        points.append((noise[k], float(dense.off(units, tensors).mean())))
     return points
 
 
@@ -122,9 +122,11 @@ def together(dense: Dense, units: Sequence[Tensor], fitted: Fits, number: int = 
     groups = dense.analysis.groups
     gates = torch.ones(len(groups), dtype=torch.float64, requires_grad=True)
     errors = {path: [*_errors(dense, path, *fit)] for path, fit in fitted.items()}
-    looked = (each.roll(-number * LOOKED, 0)[:LOOKED] for each in (torch.cat([*dense.held]), dense.target))
-    batches, targets = (each.split(BACKWARD) for each in looked)
-    wanted = iter(targets)
+    held = torch.cat([*dense.held])
+    count = LOOKED * PIXELS // held.shape[-2:].numel()
+    looked, targets = (each.roll(-number * count, 0)[:count] for each in (held, dense.target))
+    batches = dealt([looked])
+    wanted = iter(targets.split([*map(len, batches)]))
     slopes: list[Tensor] = []
 
     def run(batch: Tensor) -> None:

@@ -24,7 +24,7 @@ class Dense:
         analysis: what can be cut of it; readers that can't be fitted are told apart.
         tensors: path → tensor, on the CPU, like the linear algebra, wherever the model is.
         fit: batches of the images [B, C, H, W] that readers are fitted to while widths are chosen.
-        held: of those held back, which say what a cut does.
+        held: of those held back, which say what a cut does; of too few images, all of them once more.
         seen: moments of its readers.
         target: what it puts out for the images held back, in double precision.
         ridge: of the refit.
@@ -59,10 +59,9 @@ class Dense:
         """Path → tensor of the narrowed model."""
         return self.analysis.kept(units).select(written(self.analysis, self.tensors, fitted))
 
-    def nats(self, units: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> float:
-        """Mean divergence of a narrowed model's outputs on the images held back."""
-        found = outputs(running(self.analysis.kept(units)), tensors, self.held)
-        return float(self.divergence(found, self.target).mean())
+    def off(self, units: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> Tensor:
+        """Divergence of a narrowed model's outputs for each of the images held back, in nats."""
+        return self.divergence(outputs(running(self.analysis.kept(units)), tensors, self.held), self.target)
 
 
 def dense_of(
@@ -85,7 +84,7 @@ def dense_of(
         raise BudgetError(f"{type(model).__name__}: no channels that can be cut were found")
     tensors = {path: tensor.detach().cpu() for path, tensor in tensors_of(model).items()}
     few = sum(map(len, batches)) < PARTED
-    fit, held = (dealt(batches), dealt(batches)) if few else parted(batches)
+    fit, held = [dealt(batches)] * 2 if few else parted(batches)
     seen = Seen(model, readers_of(analysis.groups), fit, held, analysis.normalised)
     target = outputs(running(analysis.kept(analysis.every)), tensors, held)
     return Dense(model, analysis, tensors, fit, held, seen, target, ridge, divergence)
