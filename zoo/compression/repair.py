@@ -10,7 +10,7 @@ is written into the layer's weight and bias, or into the running statistics of t
 has changed what they measure, so it makes no difference whether they were frozen, folded into the layer before or
 measured on other images. Each signal is measured with all before it repaired, in one pass: within a batch it is
 repaired as the batch's own statistics say, and those of all batches together are written. The cost is one forward pass
-of each model, and where it is judged two more of the cut one.
+of each model.
 
 Source: Jordan et al., "REPAIR: REnormalizing Permuted Activations for Interpolation Repair" (ICLR 2023), section 3.
 """
@@ -125,29 +125,6 @@ def repaired(
         ours, theirs = (each @ (images / images.sum()).to(each) for each in both)
         written |= _written(written, places[name], *change(ours, theirs))
     return written
-
-
-def repair(
-    run: Run,
-    places: Mapping[str, Place],
-    tensors: Mapping[str, Tensor],
-    batches: Sequence[Tensor],
-    dense: Watched,
-    divergence: Callable[[Tensor, Tensor], float],
-) -> dict[str, Tensor]:
-    """Repair a cut model where that brings it nearer to the dense one on the same images.
-
-    Args:
-        run: the cut model.
-        places: of its signals, by name.
-        tensors: path → tensor of the cut model.
-        batches: calibration images [B, C, H, W].
-        dense: what the dense model gave for them, of the channels that stay.
-        divergence: of an output from that of the dense model.
-    """
-    tried = repaired(run, places, tensors, batches, dense)
-    before, after = (divergence(outputs(run, each, batches), dense.output) for each in (tensors, tried))
-    return tried if after < before else dict(tensors)
 
 
 def change(dense: Tensor, cut: Tensor) -> tuple[Tensor, Tensor]:

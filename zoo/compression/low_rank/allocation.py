@@ -50,7 +50,7 @@ def choice(layer: nn.Linear | nn.Conv2d, spectrum: Spectrum, round_to: int) -> C
     step = min(round_to, max(1, min(m, n) // 8))
     ranks = [k for k in range(step, min(m, n) + 1, step) if k < len(spectrum.values) and (m + n) * k < m * n]
     params = torch.tensor([*((m + n) * k for k in ranks), m * n], dtype=torch.float64)
-    damage = torch.cat([spectrum.tail()[ranks] / 2, torch.zeros(1, dtype=torch.float64)])
+    damage = torch.cat([spectrum.loss[ranks], torch.zeros(1, dtype=torch.float64)])
     return Choice([*ranks, 0], damage, params * spectrum.positions, params)
 
 

@@ -9,6 +9,14 @@ an error δ at z costs about ½ tr(G E[δ δᵀ]) nats. With G = L Lᵀ, of all 
 
     z − μ → D_k E_k (z − μ),   E_k = U_kᵀ Lᵀ,   D_k = L⁻ᵀ U_k,   Lᵀ C L = U diag(λ) Uᵀ,   tail(k) = Σ_{j>k} λ_j
 
+What a rank costs is told by other images than those that E_k and D_k are made of: directions that these lack cost
+nothing on them, which in wide late layers are many. And there errors at the positions of an image go together: what
+is pooled adds up. So of an error δ its mean over an image and the rest of it are charged apart,
+
+    loss(k) = ½ tr(Ḡ E[δ̄ δ̄ᵀ]) + ½ tr(G̃ E[δ̃ δ̃ᵀ]),   δ̄ = mean over positions,   δ̃ = δ − δ̄,   δ = (1 − D_k E_k)(z − μ)
+
+with Ḡ = E[(Σ g)(Σ g)ᵀ] and G̃ = E[Σ (g − ḡ)(g − ḡ)ᵀ]: the parts between images and within them.
+
 One backward pass gives G for all layers: u = √p∘v − p (√p·v) with random signs v has the covariance asked for, so
 labels need not be enumerated, and where the model is sure it varies far less than the gradient at a drawn label does.
 
@@ -18,7 +26,7 @@ Martens, "New Insights and Perspectives on the Natural Gradient Method" (JMLR 20
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from typing import Any
@@ -27,6 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.compression.activations import Draw, observe, portions, rows, thinned
+from zoo.compression.calibration import HELD_BACK
 from zoo.errors import DataError, StructureError
 
 STILL = 1e-12  # share of a mean square, or of the largest variance, that a variance must exceed
@@ -43,6 +52,7 @@ class Spectrum:
         values: λ [r], falling: nats of Kullback-Leibler divergence, doubled.
         encoder: E_r [r, r]; its first k rows are E_k.
         decoder: D_r [r, r]; its first k columns are D_k.
+        loss: of each rank k = 0..r, in nats, on images held back.
         positions: outputs of the layer for one image, all its uses together.
     """
 
@@ -51,22 +61,21 @@ class Spectrum:
     values: Tensor
     encoder: Tensor
     decoder: Tensor
+    loss: Tensor
     positions: float
-
-    def tail(self) -> Tensor:
-        """Twice the loss of each rank k = 0..r, in nats."""
-        sums = self.values.flip(0).cumsum(0).flip(0)
-        return torch.cat([sums, sums.new_zeros(1)])
 
 
 @dataclass
 class _Sums:
-    """What is added up of one layer; `origin` is about its mean, which keeps the covariance exact."""
+    """What is added up of one layer, between images and within them; about `origin`, which keeps covariances exact."""
 
     origin: Tensor
-    first: Tensor
-    second: Tensor
-    fisher: Tensor
+    mean: Tensor
+    between: Tensor
+    within: Tensor
+    pooled: Tensor
+    spread: Tensor
+    images: int = 0
     rows: int = 0
     positions: int = 0
 
@@ -75,6 +84,7 @@ def spectra(
     model: nn.Module,
     layers: Mapping[str, nn.Linear | nn.Conv2d],
     batches: Sequence[Tensor],
+    held: Sequence[Tensor],
     *,
     ridge: float,
     smoothing: float,
@@ -88,9 +98,10 @@ def spectra(
         model: a classifier in eval mode; left as it was.
         layers: path → layer, those of `factorable`.
         batches: images [B, C, H, W].
+        held: others, which tell the loss.
         ridge: nats for each output's own variance that are added to G, as a share of their mean.
         smoothing: share of the prediction p that is spread evenly over the classes.
-        draws: of random signs for each batch, one backward pass each.
+        draws: of random signs for each batch, one backward pass each; of those held back four times as many.
         seed: of the random signs.
         max_bytes: of statistics held at once.
 
@@ -103,13 +114,20 @@ def spectra(
         StructureError: the model doesn't give logits [B, classes].
     """
     sides = {path: layer.weight.shape[1 if reads_inputs(layer) else 0] for path, layer in layers.items()}
-    paths, size, images = list(layers), {path: 2 * 8 * side**2 for path, side in sides.items()}, sum(map(len, batches))
-    known: dict[str, Spectrum | None] = {}
+    paths, size = list(layers), {path: 4 * 8 * side**2 for path, side in sides.items()}
+    known: dict[str, Spectrum] = {}
     for portion in portions([[path] for path in paths], size, max_bytes):
         those = {path: layers[path] for path in paths[portion]}
-        for path, sums in _collect(model, those, batches, smoothing, draws, seed).items():
-            known[path] = _spectrum(path, layers[path], sums, images, draws, ridge)
-    return {path: spectrum for path in paths if (spectrum := known.get(path)) is not None}
+        found = {
+            path: _spectrum(path, layers[path], sums, sum(map(len, batches)), draws, ridge)
+            for path, sums in _collect(model, those, batches, smoothing, draws, seed).items()
+        }
+        alive = {path: spectrum for path, spectrum in found.items() if spectrum is not None}
+        means = {path: spectrum.mean for path, spectrum in alive.items()}
+        those = {path: layers[path] for path in alive}
+        for path, sums in _collect(model, those, held, smoothing, HELD_BACK * draws, seed, means).items():
+            known[path] = replace(alive[path], loss=_loss(alive[path], sums, HELD_BACK * draws * sum(map(len, held))))
+    return {path: known[path] for path in paths if path in known}
 
 
 def reads_inputs(layer: nn.Linear | nn.Conv2d) -> bool:
@@ -133,21 +151,25 @@ def _collect(
     smoothing: float,
     draws: int,
     seed: int,
+    origins: Mapping[str, Tensor] | None = None,
 ) -> dict[str, _Sums]:
+    """Sums of each layer, about given origins or about what it is for the first images."""
     sums: dict[str, _Sums] = {}
     numbers = count()
 
     def signal(path: str, z: Tensor, draw: Draw) -> Tensor:
         z = z.view_as(z)  # of its own: an input has other readers, and what is in place behind may not move the hook
-        _add(sums, path, layers[path], z.detach(), draw)
+        _add(sums, path, layers[path], z.detach(), draw, origins[path] if origins else None)
         if z.requires_grad:
             z.register_hook(partial(gradient, path, draw))
         return z
 
     def gradient(path: str, draw: Draw, g: Tensor) -> None:
         every = _smaller(layers[path], g)
-        seen = thinned(every, draw)
-        sums[path].fisher += (seen.T @ seen).double() * (len(every) / len(seen))
+        means, seen = _parted(every, draw)
+        total = means * (len(every) / len(means))
+        sums[path].pooled += (total.T @ total).double()
+        sums[path].spread += (seen.T @ seen).double() * (len(every) / len(seen))
 
     def before(path: str, layer: Any, x: Tensor, draw: Draw) -> Tensor | None:
         return signal(path, x, draw) if reads_inputs(layer) else None
@@ -170,22 +192,35 @@ def _collect(
     return sums
 
 
-def _add(sums: dict[str, _Sums], path: str, layer: nn.Linear | nn.Conv2d, z: Tensor, draw: Draw) -> None:
+def _add(
+    sums: dict[str, _Sums], path: str, layer: nn.Linear | nn.Conv2d, z: Tensor, draw: Draw, origin: Tensor | None
+) -> None:
     """Add what a layer's smaller side is for some images."""
     every = _smaller(layer, z)
-    seen = thinned(every, draw)
     if layer.bias is not None and not reads_inputs(layer):
-        seen = seen - layer.bias.detach()
+        every = every - layer.bias.detach()
     if path not in sums:
-        origin = seen.mean(0) if layer.bias is not None else torch.zeros_like(seen[0])
-        empty = torch.zeros(seen.shape[1], seen.shape[1], dtype=torch.float64, device=seen.device)
-        sums[path] = _Sums(origin, torch.zeros_like(origin, dtype=torch.float64), empty, empty.clone())
+        origin = every.mean(0) if origin is None and layer.bias is not None else origin
+        origin = torch.zeros_like(every[0]) if origin is None else origin.to(every)
+        empty = partial(torch.zeros, dtype=torch.float64, device=z.device)
+        r = len(origin)
+        sums[path] = _Sums(origin, empty(r), empty(r, r), empty(r, r), empty(r, r), empty(r, r))
     of = sums[path]
-    seen = seen - of.origin
-    of.first += seen.double().sum(0)
-    of.second += (seen.T @ seen).double()
+    means, seen = _parted(every - of.origin, draw)
+    of.mean += means.double().sum(0)
+    of.between += (means.T @ means).double()
+    of.within += (seen.T @ seen).double()
+    of.images += len(means)
     of.rows += len(seen)
     of.positions += len(every)
+
+
+def _parted(every: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+    """Of a signal [rows, r] its mean over each image [images, r], and what is beside it of the rows looked at."""
+    images = len(draw.images) if len(every) % len(draw.images) == 0 else 1
+    each = every.view(images, -1, every.shape[1])
+    means = each.mean(1)
+    return means, thinned((each - means[:, None]).flatten(0, 1), draw)
 
 
 def _probes(logits: Tensor, smoothing: float, draws: int, seed: int) -> Iterator[Tensor]:
@@ -206,10 +241,12 @@ def probe(p: Tensor, generator: torch.Generator) -> Tensor:
 def _spectrum(
     path: str, layer: nn.Linear | nn.Conv2d, sums: _Sums, images: int, draws: int, ridge: float
 ) -> Spectrum | None:
-    second, fisher = sums.second.cpu() / sums.rows, sums.fisher.cpu() / (images * draws)
+    """What sums over images tell of a layer but for its loss."""
+    second = (sums.between / sums.images + sums.within / sums.rows).cpu()
+    fisher = (sums.pooled * (sums.images / sums.positions) + sums.spread).cpu() / (images * draws)
     if not (torch.isfinite(second).all() and torch.isfinite(fisher).all()):
         raise DataError(f"calibration: what {path} sees isn't finite; check the images and the model")
-    mean = sums.first.cpu() / sums.rows
+    mean = sums.mean.cpu() / sums.images
     if layer.bias is None:
         C, mean = second, torch.zeros_like(mean)
     else:
@@ -229,7 +266,19 @@ def _spectrum(
     values, U = torch.linalg.eigh(L.T @ C @ L)
     values, U = values.flip(0).clamp(min=0), U.flip(1)
     decoder = torch.linalg.solve_triangular(L.T, U, upper=True)
-    return Spectrum(reads_inputs(layer), mean, values, U.T @ L.T, decoder, sums.positions / images)
+    positions = sums.positions / images
+    return Spectrum(reads_inputs(layer), mean, values, U.T @ L.T, decoder, torch.zeros(0), positions)
+
+
+def _loss(spectrum: Spectrum, sums: _Sums, probed: int) -> Tensor:
+    """The loss of each rank, from sums about the spectrum's mean over images that were probed so often altogether."""
+    within, between = sums.within / sums.rows, sums.between / sums.images
+    loss = torch.zeros(len(spectrum.values) + 1, dtype=torch.float64)
+    for C, G in ((between, sums.pooled / probed), (within, sums.spread / probed)):
+        # 1 − D_k E_k = Σ_{j>k} d_j e_jᵀ, so that all ranks at once are sums over the ends of one product
+        shared = (spectrum.encoder @ C.cpu() @ spectrum.encoder.T) * (spectrum.decoder.T @ G.cpu() @ spectrum.decoder)
+        loss[:-1] += shared.flip(0, 1).cumsum(0).cumsum(1).diagonal().flip(0) / 2
+    return loss.clamp(min=0)
 
 
 def _inverse(variance: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ so the length of the step of all of them is that which is best to second order a
 
     α = −⟨∇, D⟩ / E[δᵀ F δ],   δ = change of the logits along D.
 
-F is taken at p̄ = (1 − s)(p + q)/2 + s/classes, as it vanishes wherever q is wrongly sure. A step that doesn't lower J
-is taken back. Neither labels nor random batches are needed, nor a rate. The sums take about as much memory as the
-second factors do in double precision.
+F is taken at p̄ = (1 − s)(p + q)/2 + s/classes, as it vanishes wherever q is wrongly sure. Whether the step helps on
+other images is for whoever takes it to see. Neither labels nor random batches are needed, nor a rate. The sums take
+about as much memory as the second factors do in double precision.
 
 Source: Martens, Grosse, "Optimizing Neural Networks with Kronecker-factored Approximate Curvature" (ICML 2015),
 sections 3, 6.3 and 6.4.
@@ -53,9 +53,8 @@ def newton_(
     wanted: Sequence[Tensor],
     damping: float,
     seed: int = 0,
-    divergence: Divergence = kl,
-) -> tuple[float, float]:
-    """Take one step of layers of a factored model.
+) -> None:
+    """Take one step of layers of a factored model; none where the divergence doesn't fall, or doesn't bend up.
 
     Args:
         factored: in eval mode.
@@ -64,33 +63,21 @@ def newton_(
         wanted: the dense model's logits for each batch [B, classes].
         damping: γ.
         seed: of the random u.
-        divergence: J as it is measured, by which the step is taken or left.
-
-    Returns:
-        J before and after, in nats.
     """
     sums, logits, weights = _collect(factored, layers, batches, wanted, seed)
-    before = mean_divergence(wanted, logits, divergence)
     images = sum(map(len, batches))
     steps = {layer: _direction(of, images, damping) for layer, of in sums.items()}
     slope = sum(float((of.gradient.cpu() / images * steps[layer]).sum()) for layer, of in sums.items())
     bends = sum(_curvature(of, images, steps[layer]) for layer, of in sums.items())
     if not (slope < 0 < bends):
-        return before, before
+        return
     old = {parameter: parameter.detach().clone() for layer in steps for parameter in layer.parameters()}
     length = PROBED * -slope / bends
     _move_(steps, length)
     curvature = _bend(logits, weights, list(outputs_of(factored, batches)), length)
     _restore_(old)
-    if not 0 < curvature < float("inf"):
-        return before, before
-    length = -slope / curvature
-    _move_(steps, length)
-    after = mean_divergence(wanted, outputs_of(factored, batches), divergence)
-    if after < before:
-        return before, after
-    _restore_(old)
-    return before, before
+    if 0 < curvature < float("inf"):
+        _move_(steps, -slope / curvature)
 
 
 def mean_divergence(wanted: Sequence[Tensor], logits: Iterable[Tensor], divergence: Divergence = kl) -> float:

@@ -1,35 +1,38 @@
 """Low rank: each layer becomes two thinner ones, by the directions that the model's prediction depends on.
 
-A layer y = W x + b of m outputs and n inputs (k·k·n of a convolution) becomes B A x + b' of rank k:
+A layer y = W x + b of m outputs and n inputs (k·k·n of a convolution) becomes B A x + b' of rank k. One calibration
+image in four is held back: the others make factors, those held back tell what these are worth.
 
 1. statistic — `fisher.spectra`: one forward and one backward pass over calibration images for all layers together
-   gives, in closed form, E_k, D_k and tail(k), the loss of every rank in nats at the model's output, doubled;
-2. criterion — `allocation`: one budget for all layers, of each the rank that minimises ½ tail(k) + λ cost(k), dense
-   where that is cheaper; λ is found by bisection;
+   gives, in closed form, E_k and D_k; another, over those held back, the loss of every rank in nats at the output;
+2. criterion — `allocation`: one budget for all layers, of each the rank that minimises loss(k) + λ cost(k), dense where
+   that is cheaper; λ is found by bisection;
 3. edit — A = E_k W, B = D_k where z is the output, A = E_k, B = W D_k where it is the input; b' keeps the mean output:
 
     b' = b + (W − B A) E[x]
 
    A layer without a bias that a batch norm alone reads is given one, which the norm's mean takes up at the end;
 
-4. correction — `least_squares`: with the dense and the factored model side by side, one pass collects for all layers
-   what their second factors miss of the dense outputs where all layers before are factored too; least squares add it
-   to B, a quarter of the layers at a time and as far as the divergence of the predictions falls.
-   Then `repair` gives its outputs, and what batch norms read, the dense mean and variance back where that is nearer;
-5. step — `kfac.newton_`: one solve for all second factors together takes the divergence of the predictions itself down.
+4. repair — `repair` gives the outputs of second factors, and what batch norms read, the dense mean and variance back;
+5. step — `kfac.newton_`: one solve for all second factors together takes the divergence of the predictions down.
+
+Of 4 and 5 that length of the change is taken, whole, half, a quarter or none, after which the divergence is least on
+the images held back, so neither takes the model further away. Second factors that are fitted by least squares to what
+they read in the factored model come nearer on the images they are fitted to, and hardly or not on others.
 
 There are no labels, no rates and no random batches, and no rank is tried out. With G = I, μ = 0 and without 4 and 5 the
 factors are those of AFM (Yu, Wu, AAAI 2023) and of the truncated SVD of W C^½ (Chen et al., "DRONE", NeurIPS 2021).
 
 Cost for each calibration batch, where a forward pass of the dense model is one, of the factored model a share s, and a
-backward pass to activations alone about as much again: 1 + draws for the statistic, 5 + 13 s for the correction,
-1 + 3 s for the repair, and 5 s for each step.
+backward pass to activations alone about as much again: 1 + draws for the statistic, at most 1 + 2 s for the repair and
+5 s for each step. Those held back are gone through by the factored model three times for each of these.
 """
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -39,14 +42,13 @@ from torch import Tensor, nn
 from zoo.catalog.entry import Budget
 from zoo.compression import Algorithm, Given
 from zoo.compression.activations import outputs_of
-from zoo.compression.calibration import dealt
+from zoo.compression.calibration import PARTED, dealt, parted
 from zoo.compression.channels.analysis import analyse, exported
 from zoo.compression.low_rank.allocation import allocate_ranks, choice
 from zoo.compression.low_rank.factorable import chosen, factorable
 from zoo.compression.low_rank.fisher import MAX_STATISTICS, Spectrum, spectra
 from zoo.compression.low_rank.kfac import mean_divergence, newton_
-from zoo.compression.low_rank.least_squares import correct_
-from zoo.compression.repair import calling, located, repair, watch
+from zoo.compression.repair import calling, located, repaired, watch
 from zoo.declarations import Count, Whole, validate
 from zoo.errors import BudgetError, DataError, StructureError
 from zoo.measurement.divergence import Divergence, kl
@@ -57,8 +59,8 @@ from zoo.structure.tensors import tensors_of
 
 logger = logging.getLogger(__name__)
 
-PARTS = 4  # that layers are corrected in: of those corrected together each makes up for the same error
-LENGTHS = (1.0, 0.5)  # of a part's correction, tried
+LENGTHS = (1.0, 0.5, 0.25)  # of a change, tried
+REPAIRED = 96  # images that signals are repaired on
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,9 @@ class LowRank:
         ridge: nats for each output's own variance that are added to the Fisher information, as a share of their mean.
         smoothing: share of the prediction that is spread evenly over the classes, so that images of which the model
             is sure count too.
-        draws: of random signs in the place of labels for each batch; each costs a backward pass.
-        damping: γ of the correction and of the steps, as a share of the mean square of each that a second factor reads.
+        draws: of random signs in the place of labels for each batch, of those held back four times as many; each costs
+            a backward pass.
+        damping: γ of the steps, as a share of the mean square of each that a second factor reads.
         steps: of all second factors together.
         seed: of the random signs.
         exclude: layers that stay dense, as in `exclusion`.
@@ -106,10 +109,10 @@ def low_rank(
 
     Args:
         model: a classifier in eval mode; left as it was.
-        batches: calibration images [B, C, H, W]; some hundred images are enough.
+        batches: calibration images [B, C, H, W]; some hundred images are enough. Of fewer than 16 none are held back.
         budget: shares of its macs, and of its params where given, that stay.
         how: the declaration; None takes its defaults.
-        divergence: of logits from the dense model's, by which corrections are taken or left; it is logged in the end.
+        divergence: of logits from the dense model's, by which changes are taken or left; it is logged in the end.
 
     Returns:
         The edit, and path → tensor of the factored model, on the CPU.
@@ -130,15 +133,16 @@ def low_rank(
     normalised = _normalised(model, paths, batches[0][:2])
     dense = _biased(model, normalised)
     layers: dict[str, nn.Linear | nn.Conv2d] = {path: dense.get_submodule(path) for path in paths}  # type: ignore[misc]
-    known = _spectra(dense, layers, batches, how)
+    shown, held = parted(batches) if sum(map(len, batches)) >= PARTED else (batches, batches)
+    known = _spectra(dense, layers, shown, held, how)
     choices = {path: choice(layers[path], spectrum, how.round_to) for path, spectrum in known.items()}
     counts = measure(model, tuple(batches[0].shape[1:]))
     ranks = allocate_ranks(choices, counts.macs, counts.params, budget)
     edit = Factor({path: Rank(rank) for path, rank in ranks.items() if rank})
     factored = _factored(dense, edit, known)
     if edit.layers:
-        nats = _mended_(dense, factored, list(edit.layers), batches, how, divergence)
-        logger.info("low_rank: %d layers factored, kl to dense %.4g nats", len(edit.layers), nats)
+        nats = _mended_(dense, factored, list(edit.layers), shown, held, how, divergence)
+        logger.info("low_rank: %d layers factored, kl to dense %.4g nats on images held back", len(edit.layers), nats)
     tensors = {path: tensor.detach().to("cpu", copy=True) for path, tensor in tensors_of(factored).items()}
     for path, mean in normalised.items():
         bias = tensors.pop(f"{path}.1.bias" if path in edit.layers else f"{path}.bias")
@@ -147,12 +151,17 @@ def low_rank(
 
 
 def _spectra(
-    dense: nn.Module, layers: Mapping[str, nn.Linear | nn.Conv2d], batches: Sequence[Tensor], how: LowRank
+    dense: nn.Module,
+    layers: Mapping[str, nn.Linear | nn.Conv2d],
+    shown: Sequence[Tensor],
+    held: Sequence[Tensor],
+    how: LowRank,
 ) -> dict[str, Spectrum]:
     known = spectra(
         dense,
         layers,
-        batches,
+        shown,
+        held,
         ridge=how.ridge,
         smoothing=how.smoothing,
         draws=how.draws,
@@ -229,60 +238,63 @@ def _mended_(
     model: nn.Module,
     factored: nn.Module,
     paths: Sequence[str],
-    batches: Sequence[Tensor],
+    shown: Sequence[Tensor],
+    held: Sequence[Tensor],
     how: LowRank,
     divergence: Divergence,
 ) -> float:
-    """Correct, repair and step; the divergence that is left."""
-    wanted = list(outputs_of(model, batches))
-    _correct_(model, factored, paths, batches, wanted, how, divergence)
-    _repair_(model, factored, paths, batches, divergence)
-    seconds, nats = [factored.get_submodule(f"{path}.1") for path in paths], float("inf")
+    """Change the factored model as far as it comes nearer to the dense one; the divergence on images held back."""
+    wanted = list(outputs_of(model, held))
+
+    def nats() -> float:
+        return mean_divergence(wanted, outputs_of(factored, held), divergence)
+
+    left = nats()
+    for change_ in _changes(model, factored, paths, shown, how):
+        left = _nearer_(factored, change_, nats, left)
+    return left
+
+
+def _changes(
+    model: nn.Module, factored: nn.Module, paths: Sequence[str], batches: Sequence[Tensor], how: LowRank
+) -> Iterator[Callable[[], None]]:
+    """What is tried in turn, each from where the one before has left the factored model."""
+    yield partial(_repair_, model, factored, paths, dealt([torch.cat([*batches])[:REPAIRED]]))
+    wanted, seconds = list(outputs_of(model, batches)), [factored.get_submodule(f"{path}.1") for path in paths]
     for _ in range(how.steps):
-        _, nats = newton_(factored, seconds, batches, wanted, how.damping, how.seed, divergence)
-    return nats
+        yield partial(newton_, factored, seconds, batches, wanted, how.damping, how.seed)
 
 
-def _correct_(
-    model: nn.Module,
-    factored: nn.Module,
-    paths: Sequence[str],
-    batches: Sequence[Tensor],
-    wanted: Sequence[Tensor],
-    how: LowRank,
-    divergence: Divergence,
-) -> None:
-    """Correct one part of the layers after the other, by that length which takes the divergence down most, or not."""
-    nats = mean_divergence(wanted, outputs_of(factored, batches), divergence)
-    for part in range(PARTS):
-        chunk = paths[len(paths) * part // PARTS : len(paths) * (part + 1) // PARTS]
-        parameters = [p for path in chunk for p in factored.get_submodule(f"{path}.1").parameters()]
-        old = best = [p.detach().clone() for p in parameters]
-        correct_(model, factored, chunk, batches, how.damping, how.max_bytes)
-        new = [p.detach().clone() for p in parameters]
-        for length in LENGTHS:
-            there = [torch.lerp(a, b, length) for a, b in zip(old, new, strict=True)]
-            _put_(parameters, there)
-            if (now := mean_divergence(wanted, outputs_of(factored, batches), divergence)) < nats:
-                nats, best = now, there
-        _put_(parameters, best)
+def _nearer_(model: nn.Module, change_: Callable[[], None], nats: Callable[[], float], least: float) -> float:
+    """Change a model by that length of a change at which the divergence is least, if it falls; what it is then."""
+    tensors = {path: tensor for path, tensor in tensors_of(model).items() if tensor.is_floating_point()}
+    old, taken = {path: tensor.detach().clone() for path, tensor in tensors.items()}, 0.0
+    change_()
+    new = {path: tensor.detach().clone() for path, tensor in tensors.items()}
+
+    def go_(length: float) -> None:
+        _put_(tensors, {path: torch.lerp(old[path], new[path], length) for path in tensors})
+
+    for length in LENGTHS:
+        go_(length)
+        if (now := nats()) < least:
+            least, taken = now, length
+    go_(taken)
+    return least
 
 
-def _put_(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+def _put_(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
-        for parameter, value in zip(parameters, values, strict=True):
-            parameter.copy_(value)
+        for path, value in values.items():
+            tensors[path].copy_(value)
 
 
-def _repair_(
-    model: nn.Module, factored: nn.Module, paths: Sequence[str], batches: Sequence[Tensor], divergence: Divergence
-) -> None:
+def _repair_(model: nn.Module, factored: nn.Module, paths: Sequence[str], batches: Sequence[Tensor]) -> None:
     """Move what the second factors put out and the batch norms read back to the dense model's mean and variance."""
     named = ((model, {path: path for path in paths}), (factored, {path: f"{path}.1" for path in paths}))
     places, cut = (located(each, layers, batches[0][:2]) for each, layers in named)
-    dense, held = watch(calling(model, places), tensors_of(model), batches), tensors_of(factored)
-    repaired = repair(calling(factored, cut), cut, held, batches, dense, lambda q, p: float(divergence(q, p).mean()))
-    _put_(list(held.values()), list(repaired.values()))
+    dense, tensors = watch(calling(model, places), tensors_of(model), batches), tensors_of(factored)
+    _put_(tensors, repaired(calling(factored, cut), cut, tensors, batches, dense))
 
 
 def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:

@@ -1,18 +1,13 @@
-"""The correction against numpy's least squares, and the step against autograd with every class enumerated."""
+"""The step against autograd with every class enumerated."""
 
 import copy
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from zoo.compression.low_rank.kfac import SMOOTHING, mean_divergence, newton_
-from zoo.compression.low_rank.least_squares import correct_
-from zoo.errors import DataError
-
-WHOLE = 1 << 30
 
 
 class Net(nn.Module):
@@ -54,49 +49,6 @@ def flat(y):
     return y.detach().movedim(1, -1).reshape(-1, y.shape[1]).numpy()
 
 
-@pytest.mark.parametrize("kind", ["linear", "linear without bias", "3 x 3"])
-@pytest.mark.parametrize("damping", [1e-6, 0.3])
-def test_the_correction_is_the_ridge_regression_of_what_is_missing_on_what_is_read(kind, damping):
-    dense, factored, batches = nets(kind)
-    x, before = torch.cat(batches), copy.deepcopy(factored)
-    for path in ("first", "second"):
-        inputs = [x if path == "first" else net.first(x).tanh() for net in (dense, before)]
-        z = before.get_submodule(path)[0](inputs[1])
-        r = flat(dense.get_submodule(path)(inputs[0]) - before.get_submodule(path)[1](z))
-        z = flat(z)
-        about = z - z.mean(0) if "without" not in kind else z
-        price = damping * (about**2).sum(0)
-        rows = np.concatenate([np.concatenate([z, np.ones((len(z), 1))], 1) if "without" not in kind else z])
-        ridge = np.eye(z.shape[1], rows.shape[1]) * price[:, None] ** 0.5
-        found, *_ = np.linalg.lstsq(
-            np.concatenate([rows, ridge]), np.concatenate([r, np.zeros((len(ridge), r.shape[1]))])
-        )
-        correct_(dense, (now := copy.deepcopy(before)), ["first", "second"], batches, damping, WHOLE)
-        layer, old = now.get_submodule(path)[1], before.get_submodule(path)[1]
-        assert np.allclose((layer.weight - old.weight).detach().flatten(1).numpy(), found[: z.shape[1]].T, atol=1e-9)
-        if "without" not in kind:
-            assert np.allclose((layer.bias - old.bias).detach().numpy(), found[-1], atol=1e-9)
-
-
-def test_what_does_not_fit_at_once_is_corrected_in_turn_and_the_dense_logits_come_back():
-    dense, factored, batches = nets("linear")
-    turns = copy.deepcopy(factored)
-    logits = correct_(dense, factored, ["first", "second"], batches, 0.1, max_bytes=1)
-    for path in ("first", "second"):
-        correct_(dense, turns, [path], batches, 0.1, WHOLE)
-    assert all(torch.equal(a, b) for a, b in zip(factored.parameters(), turns.parameters(), strict=True))
-    assert all(torch.equal(y, dense(x)) for x, y in zip(batches, logits, strict=True))
-    assert not any(module._forward_hooks for net in (dense, factored) for module in net.modules())
-
-
-def test_a_correction_of_what_is_not_finite_is_refused():
-    dense, factored, batches = nets("linear")
-    with torch.no_grad():
-        factored.first[0].weight.fill_(float("inf"))
-    with pytest.raises(DataError, match="first sees isn't finite"):
-        correct_(dense, factored, ["first", "second"], batches, 0.1, WHOLE)
-
-
 def test_the_divergence_is_that_of_torch():
     a, b = torch.randn(2, 6, 4).double()
     wanted = F.kl_div(b.log_softmax(1), a.log_softmax(1), reduction="batchmean", log_target=True)
@@ -114,11 +66,8 @@ def test_a_step_goes_along_the_gradient_of_the_divergence_to_where_it_bends_up(k
     J = F.kl_div(old(x).log_softmax(1), p, reduction="batchmean")
     parameters = list(layer.parameters())
     gradient = torch.cat([g.flatten(1) if g.ndim > 1 else g[:, None] for g in torch.autograd.grad(J, parameters)], 1)
-    before, after = newton_(factored, [factored.second[1]], batches, wanted, damping=1e6)
-    assert before == pytest.approx(J.item())
-    assert after < before
-    now = F.kl_div(factored(x).log_softmax(1), p, reduction="batchmean")
-    assert after == pytest.approx(now.item())
+    newton_(factored, [factored.second[1]], batches, wanted, damping=1e6)
+    assert F.kl_div(factored(x).log_softmax(1), p, reduction="batchmean") < J
     moved = [b - a for a, b in zip(parameters, factored.second[1].parameters(), strict=True)]
     step = torch.cat([d.detach().flatten(1) if d.ndim > 1 else d.detach()[:, None] for d in moved], 1)
     # So damped, each output goes along its gradient, of each input over the mean square of that input.
@@ -146,13 +95,13 @@ def test_a_step_of_independent_outputs_is_newtons():
         for value, other in zip(factored.parameters(), dense.parameters(), strict=True):
             value.copy_(other + torch.randn_like(other) / 10)
     wanted = [dense(x).detach()]
-    before, after = newton_(factored, [factored[0]], [x], wanted, damping=1e-3)
-    assert after < 0.2 * before
+    before = mean_divergence(wanted, [factored(x)])
+    newton_(factored, [factored[0]], [x], wanted, damping=1e-3)
+    assert mean_divergence(wanted, [factored(x)]) < 0.2 * before
 
 
 def test_where_nothing_is_missing_no_step_is_taken():
     dense, _, batches = nets("linear")
     same = copy.deepcopy(dense)
-    found = newton_(same, [same.second], batches, [dense(b).detach() for b in batches], 0.1)
-    assert found == (0.0, 0.0)
+    newton_(same, [same.second], batches, [dense(b).detach() for b in batches], 0.1)
     assert all(torch.equal(a, b) for a, b in zip(dense.parameters(), same.parameters(), strict=True))
