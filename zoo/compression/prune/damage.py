@@ -29,13 +29,14 @@ import torch
 from torch import Tensor, nn
 
 from zoo.compression.activations import Draw, observe
-from zoo.compression.calibration import PIXELS, dealt
+from zoo.compression.calibration import dealt
 from zoo.compression.channels import reference
 from zoo.compression.channels.groups import Group
 from zoo.compression.prune.criteria import CRITERIA, Evidence, gradients, l2
 from zoo.compression.prune.dense import Dense
 from zoo.compression.prune.obs import eliminate, inputs
 from zoo.compression.prune.readers import Fits, fits
+from zoo.measurement.passes import PIXELS
 
 ALONE = (0.75, 0.5, 0.25, 0.125)  # shares of its units to which a group without a gate is cut
 LOOKED = 4  # passes over large images, or as much over small ones, in which all groups are cut together
