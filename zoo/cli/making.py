@@ -13,7 +13,7 @@ from msgspec import to_builtins
 from zoo import catalog
 from zoo.catalog.entry import Budget, Entry, Recipe
 from zoo.catalog.methods import METHODS, available, budgeted
-from zoo.cli.options import SETTING, Share, Shares, data_options, distillation, distillation_options
+from zoo.cli.options import SETTING, Range, Share, Shares, data_options, distillation, distillation_options
 from zoo.cli.tables import as_json, table
 from zoo.errors import ZooError
 
@@ -27,7 +27,7 @@ from zoo.errors import ZooError
 @click.option("--budget", type=Share(), help=f"{', '.join(budgeted())}: share of the macs that stays.")
 @click.option("--params", type=Share(), help="Share of the params that stays, if that matters too.")
 @click.option("--sweep", type=Shares(), help="Several budgets, e.g. 0.9,0.7,0.5: a table, a plot, the knee.")
-@click.option("--lose-at-most", type=click.FloatRange(0, 100), help="Smallest budget that loses so many points.")
+@click.option("--lose-at-most", type=Range(0, 100), help="Smallest budget that loses so many points.")
 @as_json
 @click.option("--data", required=True, help="digits, digit_pairs, a folder, or a Hub id ORG/NAME.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new repository.")
@@ -36,7 +36,7 @@ from zoo.errors import ZooError
     "--calibrate-steps", type=click.IntRange(0), help="Then bring it nearer to BASE without labels.  [default: 0]"
 )
 @distillation_options
-@click.option("--seed", type=int, default=0, show_default=True, help="Of order and augmentation.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of calibration images, order, augmentation.")
 @data_options
 def compress(
     base: str,

@@ -11,18 +11,22 @@ Command = Callable[..., Any]
 LOSS = ("alpha", "temperature", "divergence")  # of a distillation's options, those of the loss
 
 
-class Share(click.FloatRange):
+class Range(click.FloatRange):
+    """Numbers of a range, which alone would let nan through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """`0.5` → 0.5."""
+        number: float = super().convert(value, param, ctx)
+        return number if number == number else self.fail(f"{value} is not in the range {self}.", param, ctx)
+
+
+class Share(Range):
     """A share above 0 and at most 1."""
 
     name = "share"
 
     def __init__(self) -> None:
         super().__init__(0, 1, min_open=True)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """`0.5` → 0.5; the range alone would let nan through."""
-        share: float = super().convert(value, param, ctx)
-        return share if share == share else self.fail(f"{value} is not a share above 0, at most 1.", param, ctx)
 
 
 class Shares(Share):

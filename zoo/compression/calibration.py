@@ -89,14 +89,35 @@ def parted(batches: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     Raises:
         DataError: there are too few.
     """
+    count = sum(map(len, batches))
+    if count < PARTED:
+        raise DataError(f"calibration: {count} images, expected at least {PARTED} where some are held back")
+    back = torch.arange(count) % HELD_BACK == 0
+    images = _in_order(batches)
+    return dealt([images[~back]]), dealt([images[back]])
+
+
+def judged(batches: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Images to fit to, and those that judge the fit: held back, or of too few images all of them again.
+
+    Args:
+        batches: images [B, C, H, W], in whatever order they came.
+
+    Returns:
+        Batches of each; one list twice where none are held back.
+    """
+    if sum(map(len, batches)) >= PARTED:
+        return parted(batches)
+    every = dealt([_in_order(batches)])
+    return every, every
+
+
+def _in_order(batches: Sequence[Tensor]) -> Tensor:
+    """All images in an order of their own: drawn, as their sums rise."""
     images = torch.cat([*batches])
-    if len(images) < PARTED:
-        raise DataError(f"calibration: {len(images)} images, expected at least {PARTED} where some are held back")
     sums = torch.tensor([float(image.double().sum()) for image in images], dtype=torch.float64)
     order = sums.argsort(stable=True)[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
-    back = torch.arange(len(images)) % HELD_BACK == 0
-    shown, held = (images[order[which].to(images.device)] for which in (~back, back))
-    return dealt([shown]), dealt([held])
+    return images[order.to(images.device)]
 
 
 def _batches(data: Iterable[Any]) -> Iterable[Any]:

@@ -33,6 +33,7 @@ from zoo.compression.channels.trace import argument
 
 aten = torch.ops.aten
 
+REPAIRED = 12  # passes over images, at most, that signals are repaired on
 POSITIONS = 1024  # of an image, from which about so many moments are taken
 DEAD = 1e-10  # share of a mean square that a variance must exceed to be more than rounding
 LAYERS = {aten.linear.default: -1, aten.conv1d.default: 1, aten.conv2d.default: 1, aten.conv2d.padding: 1}

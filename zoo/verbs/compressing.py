@@ -84,7 +84,8 @@ def compress(
         augment: keyword arguments of timm's training transform, for a method that trains.
         machine: how a method that trains runs here.
         calibrate_steps: of distillation on the calibration images alone that follow, without labels, as
-            `zoo.compression.refinement` says; one image in four is then held back, which the method doesn't see either.
+            `zoo.compression.refinement` says; one image in four is then held back, which the method doesn't see either,
+            but for one that trains, which sees the whole data set.
         options: fields of the method's declaration (`zoo.compression.prune.prune.Prune`, ...) that differ from its
             defaults.
 

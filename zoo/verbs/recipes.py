@@ -51,7 +51,7 @@ def recipe_for(
         schedule: further fields of the distillation's `Schedule`.
         distil: fields of its `Distil`.
         augment: keyword arguments of timm's training transform.
-        seed: of order and augmentation.
+        seed: of calibration images, order and augmentation.
     """
     dense = create(base)
     description = describe(dense)

@@ -1,5 +1,6 @@
 """`sweep`: a model made for several budgets, what each costs in accuracy, and the smallest that costs little enough."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,23 @@ def sweep(at: At, budgets: Sequence[float], folder: Path, say: Say) -> list[Poin
         say: called with a line as each step begins.
 
     Returns:
-        A point of the dense model and one of each, from larger to smaller.
+        A point of the dense model and one of each budget that can be met, from larger to smaller.
 
     Raises:
+        BudgetError: two budgets are as good as one.
         ZooError: whatever a step ran into.
     """
-    return [dense_point(at(1.0)), *(_point(at, budget, folder, say) for budget in sorted({*budgets}, reverse=True))]
+    falling = sorted({*budgets}, reverse=True)
+    for one, other in itertools.pairwise(falling):
+        if at(one).name == at(other).name:
+            raise BudgetError(f"sweep: {one:g} and {other:g} both are {at(one).name}; leave one of them out")
+    points = [dense_point(at(1.0))]
+    for budget in falling:
+        try:
+            points.append(_point(at, budget, folder, say))
+        except BudgetError as error:
+            say(str(error))
+    return points
 
 
 def dense_point(entry: Entry) -> Point:
@@ -109,13 +121,18 @@ def smallest(at: At, lost: float, folder: Path, say: Say) -> list[Point]:
             say(str(error))
             low = middle
             continue
-        low, high = (low, middle) if points[0].figure - points[-1].figure <= lost else (middle, high)
+        low, high = (low, middle) if loses(points[0], points[-1]) <= lost else (middle, high)
     return sorted(points, key=lambda point: -point.budget)
 
 
 def kept(points: Sequence[Point], lost: float) -> Point:
     """The smallest of points that loses at most so much of the first one's figure."""
-    return [point for point in points if points[0].figure - point.figure <= lost][-1]
+    return [point for point in points if loses(points[0], point) <= lost][-1]
+
+
+def loses(dense: Point, point: Point) -> float:
+    """What a point loses of the figure, to nine digits: so many images in so many, not rounding."""
+    return round(dense.figure - point.figure, 9)
 
 
 def figures_of(point: Point) -> dict[str, Any]:

@@ -24,8 +24,8 @@ There are no labels, no rates and no random batches, and no rank is tried out. W
 factors are those of AFM (Yu, Wu, AAAI 2023) and of the truncated SVD of W C^½ (Chen et al., "DRONE", NeurIPS 2021).
 
 Cost for each calibration batch, where a forward pass of the dense model is one, of the factored model a share s, and a
-backward pass to activations alone about as much again: 1 + draws for the statistic, at most 1 + 2 s for the repair and
-5 s for each step. Those held back are gone through by the factored model three times for each of these.
+backward pass to activations alone about as much again: 1 + draws for the statistic, 1 + s for the repair of at most
+twelve, 1 + 4 s for each step. Of those held back 1 + 4 draws, and 3 s for the repair and for each step.
 """
 
 import copy
@@ -42,13 +42,13 @@ from torch import Tensor, nn
 from zoo.catalog.entry import Budget
 from zoo.compression import Algorithm, Given
 from zoo.compression.activations import outputs_of
-from zoo.compression.calibration import PARTED, dealt, parted
+from zoo.compression.calibration import judged
 from zoo.compression.channels.analysis import analyse, exported
 from zoo.compression.low_rank.allocation import allocate_ranks, choice
 from zoo.compression.low_rank.factorable import chosen, factorable
 from zoo.compression.low_rank.fisher import MAX_STATISTICS, Spectrum, spectra
 from zoo.compression.low_rank.kfac import mean_divergence, newton_
-from zoo.compression.repair import calling, located, repaired, watch
+from zoo.compression.repair import REPAIRED, calling, located, repaired, watch
 from zoo.declarations import Count, Whole, validate
 from zoo.errors import BudgetError, DataError, StructureError
 from zoo.measurement.divergence import Divergence, kl
@@ -60,7 +60,6 @@ from zoo.structure.tensors import tensors_of
 logger = logging.getLogger(__name__)
 
 LENGTHS = (1.0, 0.5, 0.25)  # of a change, tried
-REPAIRED = 96  # images that signals are repaired on
 
 
 @dataclass(frozen=True)
@@ -128,21 +127,21 @@ def low_rank(
         raise StructureError("low_rank: the model is in train mode, where looking would change it; call eval()")
     if sum(map(len, batches)) < 2:
         raise DataError(f"calibration: {sum(map(len, batches))} images; pass at least two, some hundred are better")
-    batches = dealt(batches)
-    paths = chosen(model, factorable(model, batches[0][:2]), how.exclude, "low_rank")
-    normalised = _normalised(model, paths, batches[0][:2])
+    shown, held = judged(batches)
+    paths = chosen(model, factorable(model, shown[0][:2]), how.exclude, "low_rank")
+    normalised = _normalised(model, paths, shown[0][:2])
     dense = _biased(model, normalised)
     layers: dict[str, nn.Linear | nn.Conv2d] = {path: dense.get_submodule(path) for path in paths}  # type: ignore[misc]
-    shown, held = parted(batches) if sum(map(len, batches)) >= PARTED else (batches, batches)
     known = _spectra(dense, layers, shown, held, how)
     choices = {path: choice(layers[path], spectrum, how.round_to) for path, spectrum in known.items()}
-    counts = measure(model, tuple(batches[0].shape[1:]))
+    counts = measure(model, tuple(shown[0].shape[1:]))
     ranks = allocate_ranks(choices, counts.macs, counts.params, budget)
     edit = Factor({path: Rank(rank) for path, rank in ranks.items() if rank})
     factored = _factored(dense, edit, known)
     if edit.layers:
         nats = _mended_(dense, factored, list(edit.layers), shown, held, how, divergence)
-        logger.info("low_rank: %d layers factored, kl to dense %.4g nats on images held back", len(edit.layers), nats)
+        images = f"{sum(map(len, held))} images {'it was made by' if held is shown else 'held back'}"
+        logger.info("low_rank: %d layers factored, kl to dense %.4g nats on %s", len(edit.layers), nats, images)
     tensors = {path: tensor.detach().to("cpu", copy=True) for path, tensor in tensors_of(factored).items()}
     for path, mean in normalised.items():
         bias = tensors.pop(f"{path}.1.bias" if path in edit.layers else f"{path}.bias")
@@ -259,7 +258,7 @@ def _changes(
     model: nn.Module, factored: nn.Module, paths: Sequence[str], batches: Sequence[Tensor], how: LowRank
 ) -> Iterator[Callable[[], None]]:
     """What is tried in turn, each from where the one before has left the factored model."""
-    yield partial(_repair_, model, factored, paths, dealt([torch.cat([*batches])[:REPAIRED]]))
+    yield partial(_repair_, model, factored, paths, batches[:REPAIRED])
     wanted, seconds = list(outputs_of(model, batches)), [factored.get_submodule(f"{path}.1") for path in paths]
     for _ in range(how.steps):
         yield partial(newton_, factored, seconds, batches, wanted, how.damping, how.seed)

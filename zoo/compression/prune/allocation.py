@@ -149,7 +149,7 @@ def _unmet(budget: Budget, least: Array, nearest: Array | None) -> BudgetError:
         share, found, what = (budget.params, least[1], "params")
     return BudgetError(
         f"budget of {share:g} of the {what} can't be met: what can be cut leaves at least {found:.3f}; ask for "
-        f"more, or lower the floor"
+        f"more, or lower round_to"
     )
 
 

@@ -36,10 +36,10 @@ from zoo.compression.prune.criteria import CRITERIA, Evidence, gradients, l2
 from zoo.compression.prune.dense import Dense
 from zoo.compression.prune.obs import eliminate, inputs
 from zoo.compression.prune.readers import Fits, fits
-from zoo.measurement.passes import PIXELS
+from zoo.measurement.passes import pass_sizes
 
 ALONE = (0.75, 0.5, 0.25, 0.125)  # shares of its units to which a group without a gate is cut
-LOOKED = 4  # passes over large images, or as much over small ones, in which all groups are cut together
+LOOKED = 4  # passes over images in which all groups are cut together
 
 Curve = Mapping[int, float]
 """Width → damage, in nats."""
@@ -124,7 +124,7 @@ def together(dense: Dense, units: Sequence[Tensor], fitted: Fits, number: int = 
     gates = torch.ones(len(groups), dtype=torch.float64, requires_grad=True)
     errors = {path: [*_errors(dense, path, *fit)] for path, fit in fitted.items()}
     held = torch.cat([*dense.held])
-    count = LOOKED * PIXELS // held.shape[-2:].numel()
+    count = LOOKED * pass_sizes(len(held), held.shape[-2:].numel())[0]
     looked, targets = (each.roll(-number * count, 0)[:count] for each in (held, dense.target))
     batches = dealt([looked])
     wanted = iter(targets.split([*map(len, batches)]))

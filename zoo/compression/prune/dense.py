@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from zoo.compression.calibration import PARTED, dealt, parted
+from zoo.compression.calibration import judged
 from zoo.compression.channels.groups import Analysis
 from zoo.compression.prune.readers import Fits, fits, fittable, readers_of, written
 from zoo.compression.prune.refit import Seen
@@ -83,8 +83,7 @@ def dense_of(
     if not analysis.groups:
         raise BudgetError(f"{type(model).__name__}: no channels that can be cut were found")
     tensors = {path: tensor.detach().cpu() for path, tensor in tensors_of(model).items()}
-    few = sum(map(len, batches)) < PARTED
-    fit, held = [dealt(batches)] * 2 if few else parted(batches)
+    fit, held = judged(batches)
     seen = Seen(model, readers_of(analysis.groups), fit, held, analysis.normalised)
     target = outputs(running(analysis.kept(analysis.every)), tensors, held)
     return Dense(model, analysis, tensors, fit, held, seen, target, ridge, divergence)

@@ -22,7 +22,6 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from zoo.catalog.entry import Budget
-from zoo.compression.calibration import dealt
 from zoo.compression.channels.groups import Analysis, Group
 from zoo.compression.prune import damage
 from zoo.compression.prune.allocation import allocate, prior
@@ -31,18 +30,18 @@ from zoo.compression.prune.criteria import CRITERIA
 from zoo.compression.prune.damage import Curve, Ranking
 from zoo.compression.prune.dense import Dense, dense_of
 from zoo.compression.prune.readers import Fits
-from zoo.compression.repair import narrowed, places, repaired, running, watch
+from zoo.compression.repair import REPAIRED, narrowed, outputs, places, repaired, running, watch
 from zoo.declarations import Count, validate
 from zoo.errors import BudgetError, UnknownName, require
 from zoo.measurement.divergence import Divergence, divergence
 
 log = logging.getLogger(__name__)
 
-REPAIRED = 96  # images that signals are repaired on
 ROUNDS = 6  # at most; it ends
 PATIENCE = 2  # after so many
 NEARER = 0.97  # that didn't bring the divergence below this share of its least
 CHANGE = 3 / 2  # of a width in one round
+TOLD = 5  # groups
 
 T = TypeVar("T")
 Widths = tuple[int, ...]
@@ -56,8 +55,9 @@ class Prune:
     Args:
         criterion: how the units of a group are ranked, a name in `criteria.CRITERIA`.
         round_to: widths are multiples of it, which kernels like; groups of few units take an eighth of them.
-        floor: the smallest share of a group's units at first; a quarter of it is tried too, and less where it must be.
-        ridge: of the refit, as a share of the mean variance.
+        floor: the smallest share of a group's units in the cuts that the rounds begin with; a quarter of it is tried
+            too, and less where it must be.
+        ridge: of the refit, as a share of each input's variance.
         exclude: layers whose outputs and inputs stay whole, as in `exclusion`; of an analysis that knows them.
     """
 
@@ -173,6 +173,7 @@ def choose(dense: Dense, budget: Budget, how: Prune) -> Cut:
         if number >= PATIENCE and min(found[-PATIENCE:]) > NEARER * min(found[:-PATIENCE]):
             break
     log.debug("prune: %s nats on images held back", ", ".join(f"{nats:.4f}" for nats in found))
+    log.info("prune: of what the cut does, %s", _parts(dense.analysis, best.widths, damage.curves(rankings, logs)))
     return best
 
 
@@ -196,12 +197,14 @@ def finished(dense: Dense, cut: Cut) -> dict[str, Tensor]:
         dense: what is pruned.
         cut: of it.
     """
-    kept, some = dense.analysis.kept(cut.units), dealt([torch.cat([*dense.fit])[:REPAIRED]])
+    kept, some = dense.analysis.kept(cut.units), dense.fit[:REPAIRED]
     run, known = running(kept), places(kept.traced)
     whole = narrowed(watch(running(dense.analysis.kept(dense.analysis.every)), dense.tensors, some), kept)
-    off = dense.off(cut.units, repaired(run, known, dense.cut(cut.units, cut.fitted), some, whole))
+    judged = dense.cut(cut.units, cut.fitted)
+    tried = repaired(run, known, judged, some, whole)
+    off = dense.off(cut.units, tried)
     helps = float(off.mean()) < cut.nats
-    _say(off if helps else cut.off, apart=dense.held is not dense.fit)
+    _say(off if helps else cut.off, dense.divergence(outputs(run, tried if helps else judged, some), whole.output))
     tensors = dense.cut(cut.units, dense.fitted(cut.units, whole=True))
     return repaired(run, known, tensors, some, whole) if helps else tensors
 
@@ -241,11 +244,20 @@ def _nats(cut: Cut) -> float:
     return cut.nats
 
 
-def _say(off: Tensor, *, apart: bool) -> None:
-    """How far the result is from the dense model, with its 95 % interval; fitted to its images, it is farther."""
-    half = 1.96 * float(off.std(correction=0)) / max(1, len(off) - 1) ** 0.5
-    images = f"{len(off)} images {'held back' if apart else 'that it was fitted to, too few to hold some back'}"
-    log.info("prune: %.3g ± %.2g nats from the dense model on %s", off.mean(), half, images)
+def _parts(analysis: Analysis, widths: Widths, curves: Sequence[Curve]) -> str:
+    """The groups whose cut does most."""
+    nats = [curve[k] for curve, k in zip(curves, widths, strict=True)]
+    most = sorted(zip(nats, analysis.groups, widths, strict=True), key=lambda each: -each[0])[:TOLD]
+    return ", ".join(f"{each / sum(nats):.0%} is {group.name} ({group.units} → {k})" for each, group, k in most)
+
+
+def _say(held: Tensor, fit: Tensor) -> None:
+    """How far the result is from the dense model: whether fitted or chosen by it, a set of images flatters."""
+    nats, each = max(float(held.mean()), float(fit.mean())), (len(held), held.mean(), len(fit), fit.mean())
+    about = (
+        "prune: about %.3g nats from the dense model; on the %d images that chose it %.3g, on %d of those fitted %.3g"
+    )
+    log.info(about, nats, *each)
 
 
 def _shown(steps: Collection[T] | Iterator[T], what: str, count: int | None = None) -> Iterable[T]:
