@@ -18,7 +18,8 @@
 
 The rows that train nothing see the same calibration images, of which each seed draws others; Torch-Pruning gets its
 batch norms recalibrated with them, and isn't held to multiples in its widths. Intervals are 95 % of Student's t over
-seeds; differences are paired by seed.
+seeds; differences are paired by seed. Of MobileNetV2's 250 photographs each seed draws 200, so that any two share most
+of theirs: its intervals are too narrow for other photographs.
 
 Real networks are `mobilenetv2`, `cifar_resnet20`, `cifar_resnet56` and `fashion_resnet10t` (timm's resnet10t, 28 px):
 each is measured with a base, a folder or whatever else `zoo.load` takes, and data, a folder or an id of the Hub, of
@@ -26,8 +27,9 @@ which train calibrates and validation is evaluated on. Of MobileNetV2 nothing is
 first: `digits_cnn` and `digits_vit`, five seeds, each with a dense base of its own, and on pairs of digits `pairs_cnn`
 and `pairs_vit`, one dense base, three seeds of everything else.
 
-Every cell is cached under build/quality, so an interrupted run goes on where it stopped. What depends on sources of a
-method carries their hash in its name, so that a cell of another version is never read; comments don't count.
+Every cell is cached under build/quality, so an interrupted run goes on where it stopped. Its name carries a hash of its
+network's row here and of the sources of its method, so that a cell of another version is never read; comments don't
+count.
 `--one-shot` measures the rows that train nothing beyond the dense base, `--table` prints what is there.
 """
 
@@ -87,25 +89,26 @@ def cells(name: str, kinds: Sequence[str]) -> list[Cell]:
 
 
 @cache
-def version(kind: str) -> str:
-    """A hash of the sources that a kind depends on beside its dense base; empty where it depends on none."""
-    if kind in WHOLE:
-        return ""
+def version(name: str, kind: str) -> str:
+    """A hash of what a cell depends on: the network's row, base and data, and the sources of what is done to it."""
     package, here = Path(zoo.__file__).parent, Path(__file__).parent
     other = "prune" if kind == "low_rank" else "low_rank"
-    files = [path for path in sorted((package / "compression").rglob("*.py")) if other not in path.parts]
-    files += [package / "verbs" / "compressing.py", package / "measurement" / "divergence.py"]
+    ours = [path for path in sorted((package / "compression").rglob("*.py")) if other not in path.parts]
+    files = [*ours, package / "verbs" / "compressing.py"] if kind not in WHOLE else []
     if kind == "uniform":
         files.append(here / "uniform_share.py")
     if kind in ("torch-pruning", "tp distilled"):
         files = [here / "torch_pruning_rows.py"]
-    source = "".join(ast.dump(ast.parse(path.read_text())) for path in files)
+    if kind in TRAINED or kind == "calibrated":
+        files += sorted((package / "training").glob("*.py"))
+    files += sorted((package / "measurement").glob("*.py"))
+    source = repr(NETS[name]) + "".join(ast.dump(ast.parse(path.read_text())) for path in files)
     return "-" + hashlib.sha256(source.encode()).hexdigest()[:8]
 
 
 def cell_path(name: str, seed: int, budget: float, kind: str) -> Path:
     """Where a cell is cached."""
-    return nets.CACHE / f"{name}-{seed}-{budget:g}-{kind.replace(' ', '-')}{version(kind)}.json"
+    return nets.CACHE / f"{name}-{seed}-{budget:g}-{kind.replace(' ', '-')}{version(name, kind)}.json"
 
 
 def compressed(name: str, seed: int, budget: float, **how: Any) -> nn.Module:
@@ -154,7 +157,7 @@ def best_criterion(name: str, budget: float) -> str:
 
     Of several it is the one nearest to the dense model. What ranks globally may jump past a budget: it is left out.
     """
-    path = nets.CACHE / f"{name}-{budget:g}-criterion{version('torch-pruning')}.json"
+    path = nets.CACHE / f"{name}-{budget:g}-criterion{version(name, 'torch-pruning')}.json"
     if not path.exists():
         score: dict[str, list[float]] = {}
         for seed in range(NETS[name].seeds if NETS[name].own else 1):
