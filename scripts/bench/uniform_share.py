@@ -1,7 +1,10 @@
 """One share for all groups, to compare with: the order of units, the refit and the rounding of `prune`, but no rounds.
 
-Hidden units alone are cut, or streams like all others, whichever is nearer to the dense model on images held back.
+Streams stay whole or are cut like all others, and of the groups at either end, stem and head, none, one or two stay
+whole: of these the one nearest to the dense model on images held back is taken.
 """
+
+import itertools
 
 from zoo.catalog.entry import Budget
 from zoo.compression.channels.groups import Analysis
@@ -10,15 +13,18 @@ from zoo.compression.prune.allocation import widths
 from zoo.compression.prune.dense import Dense
 from zoo.compression.prune.prune import Cut, Prune, Widths, cut_to
 
+ENDS = 2  # groups at either end that may stay whole
+
 
 def choose(dense: Dense, budget: Budget, how: Prune) -> Cut:
     """In place of `prune.choose`."""
     rankings = [*damage.ranked(dense, how.criterion)]
-    found = {one_share(dense.analysis, budget, how, streams) for streams in (False, True)} - {None}
+    tried = itertools.product((False, True), range(ENDS + 1))
+    found = {one_share(dense.analysis, budget, how, streams, ends) for streams, ends in tried} - {None}
     return min((cut_to(dense, rankings, each) for each in found), key=lambda cut: cut.nats)
 
 
-def one_share(analysis: Analysis, budget: Budget, how: Prune, streams: bool) -> Widths | None:
+def one_share(analysis: Analysis, budget: Budget, how: Prune, streams: bool, ends: int = 0) -> Widths | None:
     """The widths: of all that are cut the narrowest, for its size, grows first, until the macs don't allow it.
 
     What is left of them then goes to those for which one more step is small enough.
@@ -28,12 +34,17 @@ def one_share(analysis: Analysis, budget: Budget, how: Prune, streams: bool) -> 
         budget: share of macs.
         how: the declaration.
         streams: whether they are cut.
+        ends: how many groups at either end aren't.
 
     Returns:
         None where the budget can't be met so.
     """
     groups, most = analysis.groups, budget.macs * sum(cost.count for cost in analysis.macs)
-    ladders = [widths(g.units, how.round_to, 0.0) if streams or not g.residual else [g.units] for g in groups]
+    inner = range(ends, len(groups) - ends)
+    ladders = [
+        widths(group.units, how.round_to, 0.0) if g in inner and (streams or not group.residual) else [group.units]
+        for g, group in enumerate(groups)
+    ]
     kept = tuple(ladder[0] for ladder in ladders)
     if analysis.total(analysis.macs, kept) > most:
         return None
