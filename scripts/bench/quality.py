@@ -90,7 +90,9 @@ def cells(name: str, kinds: Sequence[str]) -> list[Cell]:
 
 @cache
 def version(name: str, kind: str) -> str:
-    """A hash of what a cell depends on: the network's row, base and data, and the sources of what is done to it."""
+    """A hash of what a cell depends on: the network's row, and the sources of what is done to it."""
+    net = NETS[name]
+    row = net if net.dense else replace(net, base=None, data=None)  # which `check_given` looks at
     package, here = Path(zoo.__file__).parent, Path(__file__).parent
     other = "prune" if kind == "low_rank" else "low_rank"
     ours = [path for path in sorted((package / "compression").rglob("*.py")) if other not in path.parts]
@@ -102,7 +104,7 @@ def version(name: str, kind: str) -> str:
     if kind in TRAINED or kind == "calibrated":
         files += sorted((package / "training").glob("*.py"))
     files += sorted((package / "measurement").glob("*.py"))
-    source = repr(NETS[name]) + "".join(ast.dump(ast.parse(path.read_text())) for path in files)
+    source = repr(row) + "".join(ast.dump(ast.parse(path.read_text())) for path in files)
     return "-" + hashlib.sha256(source.encode()).hexdigest()[:8]
 
 
@@ -263,7 +265,7 @@ def asked() -> argparse.Namespace:
         parser.error("--base and --data are of one network: name it")
     for name in found.names if given else ():
         NETS[name] = replace(NETS[name], **given)
-        nets.check_base(name)
+        nets.check_given(name)
     return found
 
 

@@ -116,11 +116,15 @@ def dense_base(name: str, seed: int) -> nn.Module:
     return zoo.load(folder)
 
 
-def check_base(name: str) -> None:
-    """Refuse a base that isn't the one whose cells are in the cache."""
+def check_given(name: str) -> None:
+    """Refuse a base, or data, that isn't the one whose cells are in the cache."""
+    note, data = CACHE / f"{name}-data.txt", str(NETS[name].data)
+    if note.exists() and note.read_text() != data:
+        raise SystemExit(f"{name}: other data than {note.read_text()}; move {CACHE}/{name}-* away to measure {data}")
     kept, said = (model.state_dict() for model in (dense_base(name, 0), _loaded(name)))
     if kept.keys() != said.keys() or not all(torch.equal(kept[path], said[path]) for path in kept):
         raise SystemExit(f"{name}: another base than the one in the cache; move {CACHE}/{name}-* away to measure it")
+    note.write_text(data)
 
 
 def _loaded(name: str) -> nn.Module:
