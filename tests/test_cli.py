@@ -280,8 +280,8 @@ def test_verify_of_altered_results_says_what_differs_and_exits_with_1(run, repos
 
     assert (code, err) == (1, "")
     verdicts.pop("digits_cnn_pruned_25")  # the table's head
-    agree = dict.fromkeys(("macs", "kmapp", "kl"), "agrees")
-    assert verdicts == {"params": "differs", "top1": "differs", "agreement": "measured", **agree}
+    agree = dict.fromkeys(("macs", "kmapp", "agreement", "kl"), "agrees")
+    assert verdicts == {"params": "differs", "top1": "differs", **agree}
 
 
 def test_verify_of_several_models_has_a_row_for_each_and_fails_if_one_does(run, repository):
@@ -298,7 +298,7 @@ def test_verify_of_an_accuracy_that_names_no_data_asks_for_it(run, repository):
     code, out, err = run("verify", repository)
 
     assert (code, out) == (1, "")
-    assert "names no data set for kl, top1: pass --data" in one_line(err)
+    assert "names no data set for agreement, kl, top1: pass --data" in one_line(err)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ LOSS = ("alpha", "temperature", "divergence")  # of a distillation's options, th
 class Range(click.FloatRange):
     """Numbers of a range, which alone would let nan through."""
 
+    name = "number"
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """`0.5` → 0.5."""
         number: float = super().convert(value, param, ctx)

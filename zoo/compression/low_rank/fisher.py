@@ -38,6 +38,7 @@ from zoo.compression.activations import Draw, observe, portions, rows, thinned
 from zoo.compression.calibration import HELD_BACK
 from zoo.errors import DataError, StructureError
 
+LEAST = 1e-3  # of its loss on the images it is made of, that a rank costs: more of it is always worth something
 STILL = 1e-12  # share of a mean square, or of the largest variance, that a variance must exceed
 MAX_STATISTICS = 4 * 2**30  # of statistics held at once; a larger model is watched in several passes
 
@@ -278,7 +279,8 @@ def _loss(spectrum: Spectrum, sums: _Sums, probed: int) -> Tensor:
         # 1 − D_k E_k = Σ_{j>k} d_j e_jᵀ, so that all ranks at once are sums over the ends of one product
         shared = (spectrum.encoder @ C.cpu() @ spectrum.encoder.T) * (spectrum.decoder.T @ G.cpu() @ spectrum.decoder)
         loss[:-1] += shared.flip(0, 1).cumsum(0).cumsum(1).diagonal().flip(0) / 2
-    return loss.clamp(min=0)
+    tail = torch.cat([spectrum.values.flip(0).cumsum(0).flip(0), torch.zeros(1, dtype=torch.float64)])
+    return loss.maximum(LEAST * tail / 2)
 
 
 def _inverse(variance: Tensor) -> Tensor:

@@ -248,7 +248,8 @@ def _parts(analysis: Analysis, widths: Widths, curves: Sequence[Curve]) -> str:
     """The groups whose cut does most."""
     nats = [curve[k] for curve, k in zip(curves, widths, strict=True)]
     most = sorted(zip(nats, analysis.groups, widths, strict=True), key=lambda each: -each[0])[:TOLD]
-    return ", ".join(f"{each / sum(nats):.0%} is {group.name} ({group.units} → {k})" for each, group, k in most)
+    total = max(sum(nats), 1e-300)  # of a cut that costs nothing
+    return ", ".join(f"{each / total:.0%} is {group.name} ({group.units} → {k})" for each, group, k in most)
 
 
 def _say(held: Tensor, fit: Tensor) -> None:
