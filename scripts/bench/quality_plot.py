@@ -101,7 +101,7 @@ def _panel(axis: Any, name: str, rows: Rows) -> None:
         points = [interval([100 * row["top1"] for row in of(rows, budget, kind).values()]) for budget in at]
         if points:
             mean, half = zip(*points, strict=True)
-            beside = [100 * budget * (1 + 0.006 * (place - 4)) for budget in at]  # error bars don't hide each other
+            beside = [100 * budget * (1 + 0.002 * (place - 4)) for budget in at]  # error bars don't hide each other
             look = {"fmt": style, "color": color, "capsize": 2, "markersize": 4, "linewidth": 1.2}
             axis.errorbar(beside, mean, [0 if math.isnan(each) else each for each in half], label=kind, **look)
     for kind, style in (("dense", "-"), ("control", "--")):
