@@ -63,14 +63,14 @@ def sweep(at: At, budgets: Sequence[float], folder: Path, say: Say) -> list[Poin
         BudgetError: two budgets are as good as one.
         ZooError: whatever a step ran into.
     """
-    falling = sorted({*budgets}, reverse=True)
-    for one, other in itertools.pairwise(falling):
-        if at(one).name == at(other).name:
-            raise BudgetError(f"sweep: {one:g} and {other:g} both are {at(one).name}; leave one of them out")
+    entries = {budget: at(budget) for budget in sorted({*budgets}, reverse=True)}
+    for (one, entry), (other, next_entry) in itertools.pairwise(entries.items()):
+        if entry.name == next_entry.name:
+            raise BudgetError(f"sweep: {one:g} and {other:g} both are {entry.name}; leave one of them out")
     points = [dense_point(at(1.0))]
-    for budget in falling:
+    for budget, entry in entries.items():
         try:
-            points.append(_point(at, budget, folder, say))
+            points.append(_point(entry, budget, folder, say))
         except BudgetError as error:
             say(str(error))
     return points
@@ -83,8 +83,7 @@ def dense_point(entry: Entry) -> Point:
     return _read(1.0, entry, report_of(model, entry.recipe.data, against=model, **reading(entry.recipe)))
 
 
-def _point(at: At, budget: float, folder: Path, say: Say) -> Point:
-    entry = at(budget)
+def _point(entry: Entry, budget: float, folder: Path, say: Say) -> Point:
     return _read(budget, entry, results_of(make(entry, folder / entry.name, say=say)))
 
 
@@ -116,7 +115,7 @@ def smallest(at: At, lost: float, folder: Path, say: Say) -> list[Point]:
     while high - low > 1:
         middle = (low + high) // 2
         try:
-            points.append(_point(at, middle / STEPS, folder, say))
+            points.append(_point(at(middle / STEPS), middle / STEPS, folder, say))
         except BudgetError as error:  # no model is as small
             say(str(error))
             low = middle
