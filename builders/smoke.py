@@ -9,10 +9,10 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from zoo.atomic import writing
 from zoo.catalog.entry import Base, Entry, Recipe
 from zoo.catalog.methods import METHODS
 from zoo.errors import StructureError
-from zoo.files import writing
 from zoo.hub import repository
 from zoo.measurement.macs import measure
 from zoo.structure.base import check_tag, initialised, skeleton

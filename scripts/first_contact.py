@@ -20,10 +20,11 @@ from typing import Any
 
 import zoo
 from zoo import catalog
+from zoo.atomic import writing
 from zoo.catalog.entry import Entry
 from zoo.catalog.report import Report, Row
 from zoo.errors import CatalogError, CheckpointError, ZooError
-from zoo.files import read_json, write_json, writing
+from zoo.files import read_json, write_json
 from zoo.verbs.converting import CHECKPOINT_FILES, checked_hashes
 from zoo.verbs.loading import origin_of
 

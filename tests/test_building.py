@@ -370,11 +370,11 @@ def push(folder):
 @pytest.mark.parametrize(
     ("verb", "call", "number"),
     [
-        (save, "zoo.files.os.fsync", errno.ENOSPC),
-        (save, "zoo.files.os.replace", errno.EIO),
-        (save, "zoo.files.os.rename", errno.ENOSPC),
+        (save, "zoo.atomic.os.fsync", errno.ENOSPC),
+        (save, "zoo.atomic.os.replace", errno.EIO),
+        (save, "zoo.atomic.os.rename", errno.ENOSPC),
         (push, "zoo.verbs.saving.shutil.copy", errno.ENOSPC),
-        (push, "zoo.files.os.rename", errno.EACCES),
+        (push, "zoo.atomic.os.rename", errno.EACCES),
     ],
 )
 def test_a_disk_that_refuses_leaves_what_was_there_and_says_so(tmp_path, monkeypatch, verb, call, number, former):

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import zoo
+from zoo.atomic import writing
 from zoo.errors import RepositoryError, StorageError, StructureError, WeightsError
-from zoo.files import read_json, sha256, write_json, writing, writing_folder
+from zoo.files import read_json, sha256, write_json, writing_folder
 from zoo.hub import weights
 from zoo.structure.tensors import assign_, tensors_of
 

@@ -1,16 +1,14 @@
-"""Files that are whole or absent: written aside, flushed to the disk, renamed."""
+"""JSON, repositories' folders and hashes on the disk."""
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from zoo import atomic
 from zoo.errors import RepositoryError, StorageError
 
 REPOSITORY = {"config.json", "model.safetensors", "README.md", "results.json", "graph.json", "model.onnx"}
@@ -24,36 +22,8 @@ def cache() -> Path:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file that appears when the block ends, and not at all if it fails.
-
-    Args:
-        path: where it shall lie; the folder is made.
-
-    Yields:
-        The file, open for bytes.
-
-    Raises:
-        StorageError: the disk is full or refuses.
-    """
-    with _refusals(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-
-
-@contextlib.contextmanager
 def writing_folder(folder: Path) -> Iterator[Path]:
-    """Fill a folder that appears, or takes the former one's place, when the block ends.
+    """Fill a repository's folder that appears, or takes the former one's place, when the block ends.
 
     Args:
         folder: where it shall lie. One that exists must be empty or a repository (hold a config.json).
@@ -65,23 +35,9 @@ def writing_folder(folder: Path) -> Iterator[Path]:
         RepositoryError: something else lies there.
         StorageError: the disk is full or refuses.
     """
-    folder = folder.absolute()
     free(folder)
-    with _refusals(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        former = temporary.with_name(f"{temporary.name}.former")
-        try:
-            os.chmod(temporary, 0o755)
-            yield temporary
-            if folder.exists():
-                os.rename(folder, former)
-            os.rename(temporary, folder)
-        finally:
-            if former.exists() and not folder.exists():
-                os.rename(former, folder)
-            shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(former, ignore_errors=True)
+    with atomic.replacing(folder) as new:
+        yield new
 
 
 def free(folder: Path) -> None:
@@ -91,7 +47,7 @@ def free(folder: Path) -> None:
         RepositoryError: something lies there that isn't a repository's.
         StorageError: the folder can't be looked at.
     """
-    with _refusals(folder):
+    with atomic.refusals(folder):
         if not folder.exists():
             return
         names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
@@ -103,23 +59,9 @@ def free(folder: Path) -> None:
         )
 
 
-@contextlib.contextmanager
-def _refusals(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except StorageError:
-        raise
-    except OSError as error:
-        what = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        raise StorageError(
-            error.errno,
-            f"{path} can't be written: {what}; nothing half-written was left, free space or choose another place",
-        ) from error
-
-
 def write_json(path: Path, data: Any) -> None:
     """Write a JSON file, keys in the order given."""
-    with writing(path) as file:
+    with atomic.writing(path) as file:
         file.write((json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
 
 

@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from zoo.atomic import writing
 from zoo.errors import WeightsError
-from zoo.files import writing
 from zoo.structure.tensors import bytes_of
 
 ALIGNMENT = 64

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
-from zoo.files import writing
+from zoo.atomic import writing
 from zoo.server.errors import Forbidden, GatedRepo, HiddenRepo, Unauthorized
 from zoo.server.store import Repository
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
-from zoo.files import writing
+from zoo.atomic import writing
 from zoo.server.errors import BadRequest, TooLarge
 
 CHUNK = 1 << 20  # bytes read at once

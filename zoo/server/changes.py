@@ -18,7 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from zoo.files import MAX_JSON, read_json, write_json, writing
+from zoo.atomic import writing
+from zoo.files import MAX_JSON, read_json, write_json
 from zoo.server import blobs
 from zoo.server.errors import BadRequest, Conflict, Forbidden, RepoNotFound, RevisionNotFound, StaleParent, TooLarge
 from zoo.server.names import KINDS, RepoId, ref

@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from zoo.atomic import writing
 from zoo.errors import DataError, StorageError
-from zoo.files import writing
 from zoo.structure.tensors import bytes_of, tensors_of
 
 
