@@ -10,6 +10,7 @@ import torch
 from msgspec import Struct
 from torch import nn
 
+from zoo import atomic
 from zoo.catalog.entry import Base
 from zoo.declarations import Name, Whole, validated
 from zoo.errors import RepositoryError, WeightsError
@@ -181,6 +182,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         RepositoryError: it isn't a repository, was written by a newer schema, or lacks a key.
     """
+    atomic.restore(folder)
     if not folder.is_dir():
         raise RepositoryError(f"{folder} isn't a folder: expected a model repository")
     config = read_json(folder / CONFIG)

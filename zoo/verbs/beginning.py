@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import itertools
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -15,6 +14,7 @@ import torch
 from msgspec import structs
 from torch import nn
 
+from zoo import atomic
 from zoo.catalog.entry import Base, Entry, Recipe, reading
 from zoo.compression import refinement
 from zoo.errors import RepositoryError, UnknownName, ZooError, require
@@ -105,7 +105,7 @@ def work_of(entry: Entry, folder: Path) -> tuple[Path, dict[str, str]]:
     another = not note.is_file() or read_json(note) != follows
     here.wait_for_everyone()
     if another and here.is_main_process:
-        shutil.rmtree(work, ignore_errors=True)
+        atomic.discard(work)
     here.wait_for_everyone()
     return work, follows
 
@@ -168,8 +168,8 @@ def _start(base: nn.Module, recipe: Recipe, work: Path, follows: Mapping[str, st
             repository.write_repository(work / "start", start, describe(start), {})
     except ZooError:
         if here.is_main_process and not (work / STATE).exists():
-            shutil.rmtree(work)
             with contextlib.suppress(OSError):  # another build began there meanwhile
+                atomic.discard(work)
                 for made in itertools.takewhile(lambda parent: parent != there, work.parents):
                     made.rmdir()
         raise

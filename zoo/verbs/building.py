@@ -4,8 +4,8 @@
 that the same command continues where it was stopped.
 """
 
+import contextlib
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +13,10 @@ from pathlib import Path
 from msgspec import structs
 from torch import nn
 
-from zoo import catalog
+from zoo import atomic, catalog
 from zoo.catalog.entry import Base, Entry, Recipe, reading
 from zoo.catalog.report import Report, Row
+from zoo.errors import StorageError
 from zoo.files import read_json, write_json
 from zoo.hub import repository
 from zoo.measurement.conventions import COUNTINGS
@@ -85,8 +86,8 @@ def make(
     recipe, here, machine = entry.recipe, processes(), machine or Machine()
     say = say if here.is_main_process else lambda line: None
     if finished(entry, folder):
-        if here.is_main_process and (beside(folder) / NOTE).is_file():  # it was stopped at the very end
-            shutil.rmtree(beside(folder), ignore_errors=True)
+        if here.is_main_process:  # it may have been stopped at the very end
+            _tidy(folder)
         say(f"made already: {folder}")
         return folder
     trains = distillation_of(recipe)[0].epochs > 0
@@ -103,10 +104,18 @@ def make(
     say(f"{step + 1} write {folder}")
     if here.is_main_process:
         save(model.cpu(), folder, report=report, dense=dense)
-        shutil.rmtree(work, ignore_errors=True)
+        _tidy(folder)
     here.wait_for_everyone()
     say(_figures(report, dense, task_named(entry.task).leading.figure))
     return folder
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what only a build that goes on would need, as far as the disk lets."""
+    with contextlib.suppress(StorageError):
+        if (beside(folder) / NOTE).is_file():
+            atomic.discard(beside(folder))
+        atomic.sweep(folder.parent)
 
 
 def plan(

@@ -13,7 +13,7 @@ from filelock import FileLock
 from msgspec import Meta
 from torch import Tensor, nn
 
-from zoo import catalog
+from zoo import atomic, catalog
 from zoo.catalog.entry import Base, Entry, Origin
 from zoo.declarations import validated
 from zoo.errors import RepositoryError, StructureError, UnknownName, ZooError, first_line
@@ -239,6 +239,8 @@ def folder_of(
     Raises:
         UnknownName, RepositoryError, HubError: as for `load`.
     """
+    if isinstance(name, os.PathLike) or "/" in name:
+        atomic.restore(Path(name))
     if _is_path(name):
         folder = Path(name)
         if not folder.is_dir():

@@ -8,6 +8,7 @@ from typing import Any
 from msgspec import to_builtins
 from msgspec.structs import replace
 
+from zoo import atomic
 from zoo.catalog.entry import Base, Budget, Entry, Recipe, own
 from zoo.catalog.methods import runnable, suffix
 from zoo.declarations import validated
@@ -173,6 +174,7 @@ def finished(entry: Entry, folder: Path) -> bool:
     Raises:
         RepositoryError: the folder holds another model, one of another recipe or other weights, or not all of one.
     """
+    atomic.restore(folder)
     if not (folder / repository.CONFIG).is_file():
         return False
     free(folder)
