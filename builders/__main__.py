@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from builders.family import Run
+from zoo.cli.tables import say
 from zoo.errors import ZooError
 from zoo.training.schedule import PRECISIONS, Machine
 from zoo.verbs.beginning import processes
@@ -85,11 +86,11 @@ def main(
             smoke=smoke,
             plan_only=plan_only,
             machine=machine,
-            say=lambda line: click.echo(line, err=True) if main_process else None,
+            say=lambda line: say(line, err=True) if main_process else None,
         )
         for made in importlib.import_module(f"builders.{name}").build(run):
             if main_process:
-                click.echo(str(made))
+                say(str(made))
     except ZooError as error:
         raise click.ClickException(str(error)) from None
 

@@ -14,7 +14,8 @@
     ├── DataError        (ValueError)   a data set or image that can't be used
     └── StorageError     (OSError)      the disk refused
 
-A message is one line: what, where, expected, found, and what to do next.
+A message is one line: what, where, expected, found, and what to do next; `str(error)` is printable, whoever wrote a
+part of it.
 """
 
 import contextlib
@@ -22,9 +23,14 @@ import importlib
 from collections.abc import Iterator
 from types import ModuleType
 
+from zoo.printable import printable
+
 
 class ZooError(Exception):
     """Whatever went wrong, in one line."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class UnknownName(ZooError, LookupError):
@@ -79,7 +85,7 @@ class StorageError(ZooError, OSError):
     """The disk refused."""
 
     def __str__(self) -> str:  # OSError's own would put the number of the error before the message
-        return str(self.args[-1])
+        return printable(str(self.args[-1]))
 
 
 FOREIGN = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)

@@ -7,6 +7,7 @@ take is `options`, how all of them print `tables`.
 import atexit
 import contextlib
 import gc
+import io
 import logging
 import os
 import sys
@@ -15,13 +16,15 @@ from collections.abc import Iterator, Sequence
 import click
 
 from zoo.cli import covering, exchanging, listing, making, verifying
+from zoo.cli.tables import say
 from zoo.errors import ZooError
+from zoo.printable import logger
 from zoo.version import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; the exit code is 0, 1 (an error or a figure that differs), 2 (usage) or 130 (Ctrl-C)."""
-    log = logging.getLogger("zoo")
+    log = logger("zoo")
     log.handlers = [_Echo()]
     log.setLevel(logging.INFO)
     atexit.register(gc.freeze)  # else the interpreter goes through all of torch once more before it ends
@@ -31,16 +34,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with _rarely_collected():
             code = cli.main(args=arguments, prog_name="zoo", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        error.show(said := io.StringIO())
+        for line in said.getvalue().splitlines():
+            say(line, err=True)
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted: nothing half-written was left; the same command goes on where it stopped", err=True)
+        say("interrupted: nothing half-written was left; the same command goes on where it stopped", err=True)
         code = 130
     except ZooError as error:
-        click.echo(f"error: {error}", err=True)
+        say(f"error: {error}", err=True)
         code = 1
     except OSError as error:
-        click.echo(f"error: {error.filename or 'the disk'}: {error.strerror or error}", err=True)
+        say(f"error: {error.filename or 'the disk'}: {error.strerror or error}", err=True)
         code = 1
     sys.exit(code or 0)
 
@@ -60,7 +65,7 @@ class _Echo(logging.Handler):
     """What is being tried, on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(record.getMessage(), err=True)
+        say(record.getMessage(), err=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from zoo.cli.tables import as_json, table
+from zoo.cli.tables import as_json, say, say_json, table
 
 
 @click.command(epilog="\b\nzoo coverage timm/resnet18 timm/nest_tiny_jx --macs 0.5\nzoo coverage --targets")
@@ -33,7 +33,7 @@ def coverage(models: tuple[str, ...], targets: bool, macs: float, as_json: bool)
 
     reports = [coverage(name, macs) for name in models]
     if as_json:
-        click.echo(json.dumps([asdict(each) for each in reports], indent=2))
+        say_json([asdict(each) for each in reports])
         return
     head = ["model", "groups", "prunable", "residual", "heads", "macs left", "saved as", "off", "seconds"]
     rows = [
@@ -50,10 +50,10 @@ def coverage(models: tuple[str, ...], targets: bool, macs: float, as_json: bool)
     table(head, rows)
     for each in reports:
         if each.error:
-            click.echo(f"{each.name}: {each.error}")
+            say(f"{each.name}: {each.error}")
         for reason, count in Counter(each.frozen.values()).most_common():
             paths = [path for path, why in each.frozen.items() if why == reason]
-            click.echo(f"{each.name}: {count} left whole, {reason}: {', '.join(paths[:3])}{', ...' * (count > 3)}")
+            say(f"{each.name}: {count} left whole, {reason}: {', '.join(paths[:3])}{', ...' * (count > 3)}")
 
 
 def _targets(names: tuple[str, ...], as_json: bool) -> None:
@@ -71,7 +71,7 @@ def _targets(names: tuple[str, ...], as_json: bool) -> None:
     same = [row.outputs == other for row, other in zip(rows, again, strict=True)]
     if as_json:
         plain = [{**asdict(row), "rebuilt_equal": equal} for row, equal in zip(rows, same, strict=True)]
-        click.echo(json.dumps(plain, indent=2))
+        say_json(plain)
     else:
         head = ["model", "macs", "published", "off", "params", "published", "off", "seconds", "rebuilt"]
         table(

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from zoo.cli.tables import say
+
 
 @click.command(
     "import",
@@ -29,9 +31,9 @@ def import_model(
     from zoo.verbs.saving import convert, push
 
     folder = convert(source, out, name=name, base=base, size=size, probabilities=probabilities)
-    click.echo(str(folder))
+    say(str(folder))
     if to:
-        click.echo(push(folder, to))
+        say(push(folder, to))
 
 
 @click.command("export", epilog="\b\nzoo export digits_vit_lowrank_50 --ptdeco --out build/ptdeco")
@@ -51,4 +53,4 @@ def export_model(model: str, ptdeco: bool, out: Path) -> None:
     loaded = load(model)
     description = describe(loaded)
     write_decomposition(out, loaded, description.plan)
-    click.echo(f"{out}, over {description.base.id if description.base else description.name}")
+    say(f"{out}, over {description.base.id if description.base else description.name}")

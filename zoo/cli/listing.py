@@ -1,7 +1,6 @@
 """`zoo list` and `zoo show`: what is known of every model."""
 
 import contextlib
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from zoo import catalog
 from zoo.catalog.entry import STATUSES, Entry, Recipe, Reported
 from zoo.catalog.methods import METHODS
 from zoo.catalog.papers import papers
-from zoo.cli.tables import UNITS, as_json, table, three_digits
+from zoo.cli.tables import UNITS, as_json, say, say_json, table, three_digits
 from zoo.declarations import validated
 from zoo.errors import RepositoryError
 from zoo.files import read_json
@@ -62,7 +61,7 @@ def list_models(pattern: str, everything: bool, hub: str | None, as_json: bool, 
     on_hub = [] if hub is None else _published(hub or None, pattern, wanted)
     if as_json:
         models = [*(_listed(entry) for entry in entries), *(asdict(each) for each in on_hub)]
-        click.echo(json.dumps({"counts": _counts(entries), "models": models}, indent=2))
+        say_json({"counts": _counts(entries), "models": models})
         return
     head = ["name", "method", "macs kept", "params", "macs", "accuracy", "figures", "status"]
     published = [[each.repo, ", ".join(each.methods), *[""] * 5, f"on the Hub at {each.commit[:7]}"] for each in on_hub]
@@ -71,7 +70,7 @@ def list_models(pattern: str, everything: bool, hub: str | None, as_json: bool, 
     counts = Counter(entry.status for entry in entries)
     parts = [f"{count} {status}" for status, count in counts.items()] + [f"{left} more with --all"] * bool(left)
     parts += [f"{len(on_hub)} on the Hub"] * (hub is not None)
-    click.echo(f"{len(entries) + len(on_hub)} models: {', '.join(parts)}" if parts else "no model fits")
+    say(f"{len(entries) + len(on_hub)} models: {', '.join(parts)}" if parts else "no model fits")
 
 
 @click.command(epilog="\b\nzoo show digits_cnn_pruned_25")
@@ -92,7 +91,7 @@ def show(name: str, as_json: bool) -> None:
     load = {"load": None if obstacle else f'zoo.load("{name}")', "obstacle": obstacle}
     if as_json:
         more = {**load, "structure": _structure(entry), "papers": papers(entry), "results": measured or None}
-        click.echo(json.dumps({**to_builtins(entry), **more}, indent=2))
+        say_json({**to_builtins(entry), **more})
         return
     facts = {
         "name": entry.name,
@@ -130,7 +129,7 @@ def _show_repository(name: str, as_json: bool) -> None:
     config, results = repository.read_config(folder), results_of(folder)
     ours, plan = config["zoo"], repository.describe_folder(folder, config).plan
     if as_json:
-        click.echo(json.dumps({**ours, "results": results.to_json()}, indent=2))
+        say_json({**ours, "results": results.to_json()})
         return
     pixels = config.get("pretrained_cfg", {}).get("input_size", [])
     recipe = ours.get("recipe", {})

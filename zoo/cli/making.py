@@ -1,6 +1,5 @@
 """The commands that make, publish and serve models."""
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from zoo import catalog
 from zoo.catalog.entry import Budget, Entry, Recipe
 from zoo.catalog.methods import METHODS, available, budgeted
 from zoo.cli.options import SETTING, Range, Share, Shares, data_options, distillation, distillation_options
-from zoo.cli.tables import as_json, table
+from zoo.cli.tables import as_json, say, say_json, table
 from zoo.errors import ZooError
 
 
@@ -103,18 +102,18 @@ def _swept(
 ) -> None:
     from zoo.verbs.sweeping import figures_of, kept, knee, plot, smallest, sweep
 
-    with _saying() as say:
-        points = sweep(at, shares or (), out, say) if lost is None else smallest(at, lost / 100, out, say)
+    with _saying() as tell:
+        points = sweep(at, shares or (), out, tell) if lost is None else smallest(at, lost / 100, out, tell)
     named = knee(points) if lost is None else kept(points, lost / 100)
     plot(points, named, out / "sweep.png")
     mark = named.name if named else None
     if as_json:
-        click.echo(json.dumps({"points": to_builtins(points), "knee" if lost is None else "smallest": mark}, indent=2))
+        say_json({"points": to_builtins(points), "knee" if lost is None else "smallest": mark})
         return
     head = ["model", "budget", "macs", "params", *figures_of(points[0]), ""]
     word = "the knee" if lost is None else f"loses at most {lost:g} points"
     table(head, [[*_cells(point, figures_of(point).values()), word if point.name == mark else ""] for point in points])
-    click.echo(f"plot: {out / 'sweep.png'}", err=True)
+    say(f"plot: {out / 'sweep.png'}", err=True)
 
 
 def _cells(point: Any, figures: Iterable[float | None]) -> list[str]:
@@ -143,10 +142,10 @@ def _build(entry: Entry, out: Path) -> None:
     from zoo.verbs.beginning import processes
     from zoo.verbs.building import make
 
-    with _saying() as say:
-        folder = make(entry, out, say=say)
+    with _saying() as tell:
+        folder = make(entry, out, say=tell)
     if processes().is_main_process:
-        click.echo(str(folder))
+        say(str(folder))
 
 
 @contextmanager
@@ -154,19 +153,19 @@ def _saying() -> Iterator[Callable[[str], None]]:
     """What is said as each step begins, and how long the one before it took, on stderr."""
     begun: list[float] = []  # when the step under way began
 
-    def say(line: str) -> None:
+    def tell(line: str) -> None:
         if begun:
-            click.echo(f"  {time.monotonic() - begun.pop():.1f} s", err=True)
+            say(f"  {time.monotonic() - begun.pop():.1f} s", err=True)
         step = line[:1].isdigit()
-        click.echo(f"{line} ..." if step else line, nl=not step, err=True)
+        say(f"{line} ..." if step else line, nl=not step, err=True)
         if step:
             begun.append(time.monotonic())
 
     try:
-        yield say
+        yield tell
     except ZooError:
         if begun:
-            click.echo(err=True)  # the error stands on a line of its own
+            say("", err=True)  # the error stands on a line of its own
         raise
 
 
@@ -183,7 +182,7 @@ def push(folder: Path, to: str, private: bool, tag: str | None) -> None:
     """
     from zoo.verbs.saving import push
 
-    click.echo(push(folder, to, private=private, tag=tag))
+    say(push(folder, to, private=private, tag=tag))
 
 
 @click.command(epilog="\b\nzoo serve ./hub --port 8080")
@@ -201,4 +200,4 @@ def serve(folder: Path, port: int, token: str | None) -> None:
 
 
 def _serving(address: str) -> None:
-    click.echo(f"{address}  (clients: HF_ENDPOINT={address} HF_HUB_DISABLE_XET=1; Ctrl-C ends it)", err=True)
+    say(f"{address}  (clients: HF_ENDPOINT={address} HF_HUB_DISABLE_XET=1; Ctrl-C ends it)", err=True)

@@ -1,10 +1,14 @@
-"""How results are printed: tables, figures, counts."""
+"""How results are printed: lines, JSON, tables, figures, counts. Nothing else writes to the terminal."""
 
+import json
 import sys
 from typing import Any
 
 import click
 
+from zoo.printable import MAX_LINE, printable
+
+MAX_NAME = 100  # characters of a table's first column, which takes its place from the others
 UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -24,6 +28,17 @@ def three_digits(value: float | None) -> str:
     return f"{value / size:.3g}{unit}"
 
 
+def say(line: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print a line of whatever anybody wrote."""
+    click.echo(printable(line, MAX_LINE), err=err, nl=nl)  # noqa: TID251  # this is the place
+
+
+def say_json(data: Any) -> None:
+    """Print JSON in ASCII, which has null for what is no number."""
+    finite = json.loads(json.dumps(data), parse_constant=lambda _: None)
+    click.echo(json.dumps(finite, indent=2).replace("\x7f", "\\u007f"))  # noqa: TID251
+
+
 def table(head: list[str], rows: list[list[Any]]) -> None:
     """Print a table; a narrow terminal breaks the other columns before it cuts the first."""
     from rich import box
@@ -31,14 +46,14 @@ def table(head: list[str], rows: list[list[Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(box=box.SIMPLE, show_header=any(head), pad_edge=False)
-    for number, title in enumerate(head):
-        grid.add_column(title, no_wrap=number == 0, overflow="fold", min_width=_widest(rows) if number == 0 else None)
-    for row in rows:
-        grid.add_row(*(Text(str(cell)) for cell in row))
+    longest = [MAX_NAME, *[MAX_LINE] * (len(head) - 1)]
+    titles, *cells = [[*map(printable, map(str, row), longest)] for row in (head, *rows)]
+    widest = max((len(row[0]) for row in cells), default=0)
+    grid = Table(box=box.SIMPLE, show_header=any(titles), pad_edge=False)
+    for number, title in enumerate(titles):
+        first = number == 0
+        grid.add_column(Text(title), no_wrap=first, overflow="fold", min_width=widest if first else None)
+    for row in cells:
+        grid.add_row(*map(Text, row))
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(grid)
-
-
-def _widest(rows: list[list[Any]]) -> int:
-    return max((len(str(row[0])) for row in rows), default=0)

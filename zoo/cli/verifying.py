@@ -1,6 +1,5 @@
 """`zoo verify`: figures measured again."""
 
-import json
 import os
 from typing import Any
 
@@ -8,7 +7,7 @@ import click
 
 from zoo.catalog.report import Verification
 from zoo.cli.options import data_options
-from zoo.cli.tables import as_json, figure, table
+from zoo.cli.tables import as_json, figure, say_json, table
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 
@@ -63,7 +62,7 @@ def verify(
 
 def _print(verifications: list[Verification], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps([each.to_json() for each in verifications], indent=2))
+        say_json([each.to_json() for each in verifications])
     elif len(verifications) == 1:
         rows = [
             [row.figure, figure(row.reported), figure(row.measured), figure(row.difference), row.verdict]

@@ -1,6 +1,5 @@
 """Calibration: what every method is given, checked once; a method then trusts its images and its model."""
 
-import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,9 +9,10 @@ from torch import Tensor, nn
 from zoo.errors import DataError, StructureError
 from zoo.measurement.macs import input_size
 from zoo.measurement.passes import pass_sizes
+from zoo.printable import logger
 from zoo.structure.tensors import tensors_of
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 FEW = 64  # images, below which the statistics of wide layers are mostly noise
 HELD_BACK = 4  # one image in so many, where some are

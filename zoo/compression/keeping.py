@@ -4,17 +4,17 @@ Half precision is computed in single: a CPU takes ten times as long for it, and 
 """
 
 import copy
-import logging
 import re
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from zoo.printable import logger
 from zoo.structure.description import Description, config_of, configure_, skeleton_of
 from zoo.structure.tensors import assign_, tensors_of
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 _FACTOR = re.compile(r"\.[01](\.\w+)$")  # of one of the two layers that stand for one
 

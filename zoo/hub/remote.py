@@ -7,7 +7,6 @@ the client itself doesn't do over plain HTTP.
 
 import contextlib
 import hashlib
-import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from zoo.errors import HubError, RepositoryError, UnknownName, WeightsError
 from zoo.files import sha256_stamped
 from zoo.hub.errors import explained, refused, unreachable
 from zoo.hub.repository import CONFIG, FILES, GRAPH, WEIGHTS, read_config
+from zoo.printable import logger
 
 # The tag by which our repositories are found, and their library_name: were that timm, the Hub would show a snippet that
 # fails on changed widths.
@@ -46,7 +46,7 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 _SHORT = re.compile("[0-9a-f]{7,39}")
 _ABSENT = Path()  # in place of a file that a commit is known not to have
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """What a model costs: parameters and multiply-accumulates, counted without computing anything."""
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.errors import StructureError, in_one_line
+from zoo.printable import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 WRAPPERS = {
     "torch.nn.parallel.data_parallel.DataParallel": "module",

@@ -15,6 +15,7 @@ from zoo.catalog.entry import Entry, Recipe, own
 from zoo.catalog.report import Report
 from zoo.errors import require
 from zoo.pages import edits, figures, front_matter, history, words
+from zoo.printable import MAX_LINE, printable
 from zoo.structure.description import Description
 
 LONG = 12  # layers; a longer table is collapsed
@@ -73,7 +74,8 @@ def render(
         buildable=entry.base is not None and entry.recipe.data is not None,
         origin=history.provenance(entry, recipe.get("method")),
     )
-    return f"---\n{front_matter.metadata(entry, description, recipe, report).to_yaml()}\n---\n\n{body}"
+    head = front_matter.metadata(entry, description, recipe, report).to_yaml()
+    return "\n".join(printable(line, None) for line in f"---\n{head}\n---\n\n{body}".split("\n"))
 
 
 def _template() -> Any:
@@ -89,5 +91,7 @@ def _template() -> Any:
 
 
 def _inline(value: Any) -> str:
-    """A value on one line that neither ends a table's cell nor opens a tag."""
-    return re.sub(r"\s+", " ", str(value)).replace("|", "\\|").replace("<", "&lt;")
+    """A value on one line that neither ends a table's cell or a piece of code nor opens a tag or a link."""
+    text = re.sub(r"\s+", " ", printable(str(value), MAX_LINE))
+    text = text.replace("&", "&amp;")  # or what is printable here might not be where entities are read
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("`", "'").replace("](", "] (")

@@ -1,6 +1,5 @@
 """A model in memory → what it is; or which module of it can't be rebuilt, and what to do about that."""
 
-import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,12 +11,13 @@ from torch.utils import _pytree as pytree
 from zoo.catalog.entry import Base
 from zoo.errors import StructureError, WeightsError, in_one_line
 from zoo.measurement.macs import input_size, unchanged, unwrapped
+from zoo.printable import logger
 from zoo.structure.base import fingerprint, skeleton, tag
 from zoo.structure.description import Description, config_of, configure_, description_of, skeleton_of
 from zoo.structure.sources import SOURCES
 from zoo.structure.tensors import assign_, tensors_of
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 def described(model: nn.Module, base: Base | None = None) -> tuple[nn.Module, Description]:

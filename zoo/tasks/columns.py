@@ -4,7 +4,6 @@ Map-style data is cast and renamed. A stream is mapped to plain bytes and paths,
 them as they were in `datasets` 4 and 5, as the tests compare.
 """
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.errors import DataError, require
+from zoo.printable import logger
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -24,7 +24,7 @@ LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
 TEXT = ("string", "large_string")
 HIDDEN = -1  # the label of an image whose class is kept secret
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 def is_stream(data: Any) -> bool:

@@ -4,7 +4,6 @@ A draw of N is the beginning of a draw of more. Each class has its share in it, 
 draw is one of the whole.
 """
 
-import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,13 +14,14 @@ import torch
 from numpy.typing import NDArray
 
 from zoo.errors import DataError, require
+from zoo.printable import logger, printable
 from zoo.tasks.columns import labels_of
 from zoo.tasks.pixels import decode, placed
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 HELD = 10_000  # the largest draw of a stream that is held in memory: 1 GB of ImageNet
 THROUGH = 50_000  # the largest stream that is read through for a draw
@@ -100,7 +100,7 @@ def _rows(stream: "IterableDataset", chosen: NDArray[np.int64], spec: str) -> li
     """The rows of these numbers, in that order."""
     place = {int(number): position for position, number in enumerate(chosen)}
     rows: list[Any] = [None] * len(chosen)
-    bar = require("tqdm", "eval").tqdm(total=int(chosen.max()) + 1, desc=f"draw of {spec}", disable=None)
+    bar = require("tqdm", "eval").tqdm(total=int(chosen.max()) + 1, desc=printable(f"draw of {spec}"), disable=None)
     with bar:
         for number, row in enumerate(stream.take(int(chosen.max()) + 1)):
             bar.update()
@@ -155,7 +155,7 @@ def damaged(data: "Dataset", spec: str) -> dict[int, str]:
     """What can't be decoded: the number of each such image, and what is wrong with it."""
     problems: dict[int, str] = {}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    bar = require("tqdm", "eval").tqdm(total=len(data), desc=f"decode {spec}", disable=None)
+    bar = require("tqdm", "eval").tqdm(total=len(data), desc=printable(f"decode {spec}"), disable=None)
     with bar, ThreadPoolExecutor(cores) as pool:
         for start in range(0, len(data), SCANNED):
             images = data[start : start + SCANNED]["image"]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from zoo.errors import DataError, first_line, require
+from zoo.printable import printable
 
 Pixels: TypeAlias = "Image.Image | str | os.PathLike[str] | bytes | Mapping[str, Any]"
 
@@ -66,7 +67,7 @@ def named(image: Any) -> str:
         image = getattr(image, "filename", "") or "an image"
     elif isinstance(image, bytes):
         image = f"an image of {len(image):,} bytes"
-    return "".join(character if character.isprintable() else "?" for character in str(image))
+    return printable(str(image))
 
 
 def placed(image: Any, number: int | str) -> Any:

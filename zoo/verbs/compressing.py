@@ -1,7 +1,6 @@
 """`compress`: a model in, a smaller model out."""
 
 import dataclasses
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from zoo.compression.refinement import refine_
 from zoo.declarations import Count, Whole, validated
 from zoo.errors import BudgetError, DataError, StructureError, UnknownName
 from zoo.measurement.macs import measure, unchanged
+from zoo.printable import logger
 from zoo.structure.describing import check_outputs, described
 from zoo.structure.description import Description, config_of
 from zoo.structure.tensors import tensors_of
@@ -31,7 +31,7 @@ from zoo.tasks.task import Labels
 from zoo.training.schedule import Machine, Schedule
 from zoo.verbs.distilling import data_name, epochs, training_images
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 CALIBRATION_IMAGES = 512
 LITTLE = 0.99  # of the macs, that are left of a model which is hardly smaller

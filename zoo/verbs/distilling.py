@@ -1,7 +1,6 @@
 """`distil`: a model in, a better model out."""
 
 import hashlib
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch.utils.data import TensorDataset
 
 from zoo.errors import DataError
 from zoo.measurement.macs import unwrapped
+from zoo.printable import logger
 from zoo.structure.describing import describe
 from zoo.structure.description import config_of
 from zoo.structure.plan import Mask
@@ -28,7 +28,7 @@ from zoo.training.distillation import Distil, shares_of
 from zoo.training.schedule import Machine, Schedule
 from zoo.training.trainer import train
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 @dataclass(frozen=True)

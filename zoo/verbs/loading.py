@@ -1,7 +1,6 @@
 """Names in, models out: `create` and `load`, each readable from top to bottom."""
 
 import hashlib
-import logging
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,6 +20,7 @@ from zoo.files import cache
 from zoo.hub import remote, repository
 from zoo.hub.remote import DEFAULT, Access
 from zoo.measurement.macs import unwrapped
+from zoo.printable import logger
 from zoo.structure.base import MAX_ARGUMENT, check_tag, initialised, skeleton
 from zoo.structure.describing import describe
 from zoo.structure.description import Description, attach_, config_of, configure_
@@ -30,7 +30,7 @@ from zoo.tasks import task_of
 from zoo.verbs import adaptation
 from zoo.verbs.converting import CHECKPOINT_FILES, checked_hashes, converted, preprocessing
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 def load(

@@ -1,6 +1,5 @@
 """Checking: every cut is compared with the dense model in which whoever reads a cut channel reads a zero."""
 
-import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ from zoo.compression.channels import cutting, reference
 from zoo.compression.channels.analysis import Whole, analyse
 from zoo.compression.channels.groups import Analysis
 from zoo.errors import StructureError
+from zoo.printable import logger
 from zoo.structure.graph.exported import lift
 from zoo.structure.graph.graph import graph_module
 from zoo.structure.tensors import assign_, tensors_of
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 _DIFFERS = "cut, it doesn't compute what the masked dense model computes"
 CLOSE = 1e-6  # of a cut to the masked dense model, as a share of the largest output, in double precision

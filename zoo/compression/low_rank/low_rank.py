@@ -29,7 +29,6 @@ twelve, 1 + 4 s for each step. Of those held back 1 + 4 draws, and 3 s for the r
 """
 
 import copy
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -53,11 +52,12 @@ from zoo.declarations import Count, Whole, validate
 from zoo.errors import BudgetError, DataError, StructureError
 from zoo.measurement.divergence import Divergence, kl
 from zoo.measurement.macs import measure
+from zoo.printable import logger
 from zoo.structure.description import Description
 from zoo.structure.plan import Factor, Rank
 from zoo.structure.tensors import tensors_of
 
-logger = logging.getLogger(__name__)
+log = logger(__name__)
 
 LENGTHS = (1.0, 0.5, 0.25)  # of a change, tried
 
@@ -141,7 +141,7 @@ def low_rank(
     if edit.layers:
         nats = _mended_(dense, factored, list(edit.layers), shown, held, how, divergence)
         images = f"{sum(map(len, held))} images {'it was made by' if held is shown else 'held back'}"
-        logger.info("low_rank: %d layers factored, kl to dense %.4g nats on %s", len(edit.layers), nats, images)
+        log.info("low_rank: %d layers factored, kl to dense %.4g nats on %s", len(edit.layers), nats, images)
     tensors = {path: tensor.detach().to("cpu", copy=True) for path, tensor in tensors_of(factored).items()}
     for path, mean in normalised.items():
         bias = tensors.pop(f"{path}.1.bias" if path in edit.layers else f"{path}.bias")

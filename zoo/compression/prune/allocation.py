@@ -10,7 +10,6 @@ and exchanges of two mend.
 """
 
 import itertools
-import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ from zoo.catalog.entry import Budget
 from zoo.compression.channels.groups import Analysis
 from zoo.compression.prune.cost_model import Array, Counts
 from zoo.errors import BudgetError
+from zoo.printable import logger
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 MACS_TOLERANCE = 0.005  # below the share of the macs, where params are a target too
 PARAMS_TOLERANCE = 0.05  # on either side

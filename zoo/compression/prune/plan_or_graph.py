@@ -1,6 +1,5 @@
 """Pruned models are told by a plan where what plans can cut meets the budget, else by a graph."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -14,12 +13,13 @@ from zoo.compression.exclusion import kept_whole
 from zoo.compression.prune.allocation import allocate, prior
 from zoo.compression.prune.prune import Prune, Pruned, prune
 from zoo.errors import BudgetError, StructureError, UnknownName
+from zoo.printable import logger
 from zoo.structure.describing import describe
 from zoo.structure.description import DEFAULT_TASK, Description
 from zoo.structure.graph.exported import lift
 from zoo.structure.plan import Plan
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:

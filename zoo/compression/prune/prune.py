@@ -12,7 +12,6 @@
 Source: the criteria's own; elimination and refit as in `obs` and `refit`; repair as in `repair`. The rounds are ours.
 """
 
-import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, TypeVar
@@ -34,8 +33,9 @@ from zoo.compression.repair import REPAIRED, narrowed, outputs, places, repaired
 from zoo.declarations import Count, validate
 from zoo.errors import BudgetError, UnknownName, require
 from zoo.measurement.divergence import Divergence, divergence
+from zoo.printable import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 ROUNDS = 6  # at most; it ends
 PATIENCE = 2  # after so many

@@ -8,7 +8,6 @@ Source: https://image-net.org, as timm lists it.
 
 import itertools
 import json
-import logging
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from timm.data.imagenet_info import ImageNetInfo
 from torch import nn
 
 from zoo.errors import DataError, require
+from zoo.printable import logger
 from zoo.structure.description import config_of, configure_
 from zoo.tasks.columns import labels_of, relabelled
 from zoo.tasks.folders import by_number
@@ -28,7 +28,7 @@ from zoo.tasks.task import Labels
 if TYPE_CHECKING:
     from zoo.tasks.columns import Data
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 SHOWN = 5  # names in a message
 
