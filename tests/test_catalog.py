@@ -96,7 +96,7 @@ def test_looking_at_the_catalog_imports_none_of_the_heavy_packages(arguments):
         ('[[model]]\nname = "a"\nproject = "b"', ["mine.toml: a: project isn't set here"]),
         ('[[model]]\nname = "a"\nbaselines = {of = "b"}', ["mine.toml: a.baselines is {'of': 'b'}, expected a list"]),
         ('[[model]]\nname = "a"\nbaselines = [{from = "b"}]', ["mine.toml: a.baselines", "unknown key 'from'", "of"]),
-        ("[[model]]\nname = 7", ["mine.toml: 7.name is 7, expected text"]),
+        ("[[model]]\nname = 7", ["mine.toml: 7.name is 7, expected a name of letters"]),
         ('[[model]]\nname = "a"\nlicense = ["mit"]', ["mine.toml: a.license is ['mit'], expected text"]),
         ('[[model]]\nname = "a"\nrecipe.seed = "x"', ["mine.toml: a.recipe.seed is 'x', expected a whole number"]),
         ('[[model]]\nname = "a"\norigin = {repo = "x/y"}', ["mine.toml: a.origin", "missing", "'format'"]),

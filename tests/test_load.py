@@ -45,7 +45,7 @@ MODELS = {
     "vit": (VIT, 16, Plan()),
     "beit": (BEIT, 16, Plan()),
     "swin": (SWIN, 32, Plan()),
-    "pruned and factored resnet": (CNN, 32, PRUNED),
+    "pruned_and_factored_resnet": (CNN, 32, PRUNED),
     "vit with fewer heads": (VIT, 16, FEWER_HEADS),
     "beit with fewer heads": (BEIT, 16, SWAPPED),
     "resnet without a block": (CNN, 32, Plan((Drop({"layer1.0.conv2": "zero", "layer1.0.act2": "identity"}),))),
@@ -62,7 +62,7 @@ def made(disturb):
         generator = torch.Generator().manual_seed(1)
         for parameter in model.parameters():  # factors too are drawn anew
             parameter.data = torch.rand(parameter.shape, generator=generator) - 0.5
-        model.zoo_entry = Description(name, base, plan)
+        model.zoo_entry = Description(name.replace(" ", "_"), base, plan)
         return model.eval()
 
     return make
@@ -71,7 +71,7 @@ def made(disturb):
 @pytest.fixture
 def pruned(made, tmp_path):
     """A repository whose last stage and classifier are narrower than the base's."""
-    return zoo.save(made("pruned and factored resnet"), tmp_path / "pruned")
+    return zoo.save(made("pruned_and_factored_resnet"), tmp_path / "pruned")
 
 
 def images(size, batch=2, channels=3, seed=0):
@@ -147,7 +147,7 @@ def test_a_loaded_model_evaluates_and_can_be_trained(pruned):
 
 def test_a_loaded_model_says_what_it_is(pruned):
     model = zoo.load(pruned)
-    assert model.zoo_entry == Description("pruned and factored resnet", CNN, PRUNED, source=str(pruned))
+    assert model.zoo_entry == Description("pruned_and_factored_resnet", CNN, PRUNED, source=str(pruned))
 
 
 def test_timm_and_transform_find_the_preprocessing_on_a_loaded_model(pruned):
@@ -185,7 +185,7 @@ def test_a_model_loaded_on_an_accelerator_computes_there(pruned):
     assert model(images(32, channels=1).cuda()).shape == (2, 3)
 
 
-@pytest.mark.parametrize("name", ["pruned and factored resnet", "vit with fewer heads", "swin"])
+@pytest.mark.parametrize("name", ["pruned_and_factored_resnet", "vit with fewer heads", "swin"])
 @pytest.mark.parametrize("classes", [0, 1, 7])
 def test_a_new_head_fits_the_kept_channels_and_can_be_saved(name, classes, made, tmp_path):
     folder, x = zoo.save(made(name), tmp_path / "it"), images(MODELS[name][1])
@@ -245,7 +245,7 @@ def test_no_channels_are_refused(pruned):
         zoo.load(pruned, in_chans=0)
 
 
-@pytest.mark.parametrize("name", ["resnet", "pruned and factored resnet", "swin", "vit with fewer heads"])
+@pytest.mark.parametrize("name", ["resnet", "pruned_and_factored_resnet", "swin", "vit with fewer heads"])
 def test_feature_maps_have_the_channels_that_are_announced(name, made, tmp_path):
     folder, size = zoo.save(made(name), tmp_path / "it"), MODELS[name][1]
     model = zoo.load(folder, features_only=True)
@@ -315,7 +315,7 @@ def test_a_name_that_leads_nowhere_gets_a_hint(verb, name, kind, message, pruned
 def test_a_folder_is_a_path_or_has_a_slash(pruned, monkeypatch):
     monkeypatch.chdir(pruned.parent)
     for name in (pruned, str(pruned), "./pruned", Path("pruned")):
-        assert zoo.load(name).zoo_entry.name == "pruned and factored resnet"
+        assert zoo.load(name).zoo_entry.name == "pruned_and_factored_resnet"
 
 
 def test_save_reads_the_base_from_what_timm_left(tmp_path):

@@ -221,7 +221,7 @@ def test_missing_weights_are_named(saved):
         (lambda c: c["zoo"].pop("schema"), "has schema None, zoo {} reads up to 1: needs zoo >= 9.9"),
         (lambda c: c["zoo"].pop("plan"), ": zoo: missing 'plan'"),
         (lambda c: c["zoo"].update(plan={}), ": zoo.plan is {{}}, expected a list"),
-        (lambda c: c["zoo"].update(name=3), ": zoo.name is 3, expected text"),
+        (lambda c: c["zoo"].update(name=3), ": zoo.name is 3, expected a name of letters, digits and ."),
         (lambda c: c["zoo"].update(weights_sha256=None), ": zoo.weights_sha256 is None, expected text"),
         (lambda c: c["zoo"].pop("fingerprint"), ": zoo: missing 'fingerprint'"),
         (lambda c: c["zoo"].update(base="timm/resnet18"), ": zoo.base is 'timm/resnet18', expected a table"),

@@ -32,13 +32,26 @@ Finite = (
 Name = Annotated[str, Meta(max_length=1_000)]
 
 
+def _word(pattern: str, most: int, words: str) -> Meta:
+    """The bound of a text that names something wherever it is written: in a command, in code, on a card."""
+    return Meta(pattern=rf"^(?=.{{1,{most}}}\Z){pattern}\Z", description=f"{words}, at most {most} characters")
+
+
+ModelName = Annotated[str, _word("[A-Za-z0-9][A-Za-z0-9._-]*", 96, "a name of letters, digits and . _ -")]  # the Hub's
+BaseId = Annotated[str, _word("[A-Za-z0-9._/~-]+", 200, "an id such as timm/resnet18")]
+FigureName = Annotated[str, _word("[A-Za-z][A-Za-z0-9_]*", 64, "a figure's name such as top1")]
+Package = Annotated[str, _word("[A-Za-z0-9][A-Za-z0-9._-]*", 64, "a package's name")]
+Version = Annotated[str, _word("[A-Za-z0-9][A-Za-z0-9._+!-]*", 64, "a version such as 2.9.0+cpu")]
+
+
 def one_of(names: Collection[str]) -> Meta:
     """The bound of a text that is one of these."""
     return Meta(pattern=rf"^({'|'.join(map(re.escape, names))})\Z", description=f"one of {', '.join(names)}")
 
 
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-_UNFIT = (ValidationError, AttributeError)  # msgspec asks whatever can be indexed for its keys, tensors too
+# Half a pair of surrogates, which JSON may hold; and msgspec asks whatever can be indexed for its keys, tensors too.
+_UNFIT = (ValidationError, UnicodeError, AttributeError)
 _SHOWN = reprlib.Repr()
 _SHOWN.maxlevel, _SHOWN.maxdict, _SHOWN.maxstring, _SHOWN.maxother = 2, 2, 80, 80
 
@@ -91,14 +104,14 @@ def _fields(kind: Any) -> dict[str, Any]:
 def _problem(kind: Any, data: Any, place: str) -> str:
     """The first part of the data that doesn't fit, as deep as it lies."""
     for step, part, item in _parts(kind, data):
-        if not _fits(part, item):
+        if not fits(part, item):
             return _problem(part, item, f"{place} {step[1:]}" if place.endswith(":") else f"{place}{step}")
     place = place.removesuffix(":")
     for member in _members(kind):
         if isinstance(data, Mapping) and _is_struct(member):
             return f"{place}: {_wrong_key([each for each in _members(kind) if _is_struct(each)], data)}"
         if isinstance(data, Mapping) and get_origin(member) in (dict, Mapping):
-            key = next((key for key in data if not _fits(get_args(member)[0], key)), None)
+            key = next((key for key in data if not fits(get_args(member)[0], key)), None)
             if key is not None:
                 return f"{place} has the key {_shown(key)}, expected {_expected(get_args(member)[0])}"
     return f"{place} is {_shown(data)}, expected {_expected(kind, data)}"
@@ -155,7 +168,8 @@ def _is_struct(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Struct)
 
 
-def _fits(kind: Any, data: Any) -> bool:
+def fits(kind: Any, data: Any) -> bool:
+    """Whether plain data stand for a value of a type."""
     try:
         convert(data, kind)
     except _UNFIT:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from zoo.catalog.methods import METHODS
-from zoo.declarations import Count, Finite, Positive, Share, Whole, one_of, validate
+from zoo.declarations import Count, Finite, ModelName, Positive, Share, Whole, one_of, validate
 from zoo.errors import BudgetError
 
 STATUSES = ("published", "origin", "embedded", "recipe")
@@ -196,7 +196,7 @@ class Entry(Struct, frozen=True, forbid_unknown_fields=True):
         note: what a reader must know.
     """
 
-    name: str
+    name: ModelName
     project: str
     family: str
     architecture: str

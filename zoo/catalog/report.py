@@ -6,10 +6,22 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, structs
 
-from zoo.declarations import Finite, Name, validated
+from zoo.declarations import (
+    Count,
+    FigureName,
+    Finite,
+    ModelName,
+    Name,
+    Package,
+    Version,
+    Whole,
+    validated,
+)
 from zoo.errors import RepositoryError
 
 MAX_LABELS = 200_000  # names that a report may have
+MAX_FIGURES = 100
+Versions = Annotated[Mapping[Package, Version], Meta(max_length=100)]
 
 
 @dataclass(frozen=True)
@@ -45,10 +57,23 @@ class Row:
         return "agrees" if abs(self.difference) <= self.tolerance + 1e-12 else "differs"
 
 
-class Reading(Struct):
-    """What a report says of how its data was read, beside much else."""
+Channels = Annotated[list[Finite], Meta(max_length=1_000)]
 
-    dataset: str = ""
+
+class Reading(Struct):
+    """What a report says of its data: what `verify` needs to read it again, and a card to tell of it."""
+
+    dataset: Name = ""
+    split: Name = ""
+    images: Count | None = None
+    input: Annotated[list[Count], Meta(min_length=3, max_length=3)] | None = None
+    interpolation: Name = ""
+    crop_pct: Finite | None = None
+    mean: Channels | None = None
+    std: Channels | None = None
+    against: Name = ""
+    against_sha256: Name = ""
+    left_out: Whole = 0
     skip_damaged: bool = False
     labels: (
         Annotated[dict[Name, Name | int], Meta(max_length=MAX_LABELS)]  # a class may be told by its number
@@ -69,11 +94,11 @@ class Report(Struct, frozen=True, forbid_unknown_fields=True):
         hardware: the machine that measured.
     """
 
-    name: str
-    measured: Mapping[str, Finite]
-    data: Mapping[str, Any] = {}
-    versions: Mapping[str, str] = {}
-    hardware: str = ""
+    name: ModelName
+    measured: Annotated[Mapping[FigureName, Finite], Meta(max_length=MAX_FIGURES)]
+    data: Annotated[Mapping[Name, Any], Meta(max_length=MAX_FIGURES)] = {}
+    versions: Versions = {}
+    hardware: Name = ""
     schema: Literal[1] = 1
 
     def to_json(self) -> dict[str, Any]:

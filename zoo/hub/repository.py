@@ -12,7 +12,8 @@ from torch import nn
 
 from zoo import atomic
 from zoo.catalog.entry import Base
-from zoo.declarations import Name, Whole, validated
+from zoo.catalog.report import Versions
+from zoo.declarations import ModelName, Name, Version, Whole, fits, validated
 from zoo.errors import RepositoryError, WeightsError
 from zoo.files import read_json, sha256, sha256_stamped, write_json, writing_folder
 from zoo.hub import timm_folder, weights
@@ -79,11 +80,11 @@ class _Saved(Struct, frozen=True, kw_only=True):
     """What stands under `zoo`, where later versions may say more."""
 
     schema: int
-    name: Name
+    name: ModelName
     task: Name = DEFAULT_TASK
     recipe: _Recipe = _Recipe()
     weights_sha256: Name
-    versions: Mapping[str, str] = {}
+    versions: Versions = {}
     base: Base | None = None
     plan: list[Any] = []  # Plan's own words say what is wrong with it
     fingerprint: Mapping[str, str] = {}
@@ -194,10 +195,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     schema = ours.get("schema")
     if type(schema) is not int or schema > SCHEMA:
         written = ours.get("versions")
-        needed = written.get("zoo", "newer") if isinstance(written, dict) else "newer"
+        needed = written.get("zoo") if isinstance(written, dict) else None
         raise RepositoryError(
             f"{folder / CONFIG} has schema {schema}, zoo {__version__} reads up to {SCHEMA}: "
-            f"needs zoo >= {needed}; pip install -U compressed-zoo"
+            f"needs zoo >= {needed if fits(Version, needed) else 'newer'}; pip install -U compressed-zoo"
         )
     validated(_Config, config, f"{folder / CONFIG}:", RepositoryError)
     _saved(folder, config)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from torch import nn
 
 from zoo.catalog.entry import Base
+from zoo.declarations import BaseId, ModelName, validated
 from zoo.errors import StructureError
 from zoo.structure.base import check_fingerprint, skeleton
 from zoo.structure.graph.graph import Graph, graph_module
@@ -34,6 +35,9 @@ class Description:
         structure: `stand-in` where the published widths aren't known yet, else `exact`.
         source: the folder that it was loaded from, or where it came from otherwise.
         task: what it is for, the Hub's pipeline tag.
+
+    Raises:
+        StructureError: the name or the base's id is none.
     """
 
     name: str
@@ -44,6 +48,11 @@ class Description:
     source: str = ""
     graph: Graph | None = None
     task: str = DEFAULT_TASK
+
+    def __post_init__(self) -> None:
+        validated(ModelName, self.name, "the model's name", StructureError)
+        if self.graph is not None and self.base is not None:  # else it must be one that is known
+            validated(BaseId, self.base.id, "the base's id", StructureError)
 
 
 def config_of(model: nn.Module) -> dict[str, Any]:

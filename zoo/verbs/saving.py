@@ -47,7 +47,7 @@ def save(
 
     Raises:
         StructureError: the base isn't known or isn't this model's, or the model was changed since it was built.
-        RepositoryError: something else lies at that place.
+        RepositoryError: something else lies at that place, or the report says what none may.
         StorageError: the disk is full or refuses.
     """
     base = Base(base) if isinstance(base, str) else base
@@ -57,6 +57,7 @@ def save(
     config = config_of(model)
     card = render(_entry(description, config), description, report, config, dense)
     results = json.dumps(report.to_json(), indent=2) + "\n"
+    Report.from_json(json.loads(results), repository.RESULTS)  # or nobody could read it
     repository.write_repository(Path(folder), model, description, {repository.CARD: card, repository.RESULTS: results})
     return Path(folder)
 
