@@ -147,19 +147,45 @@ def test_a_divergence_from_other_weights_of_the_base_is_shown_and_not_judged(dou
     assert found.passed
 
 
-@pytest.mark.parametrize(
-    "spec",
-    ["/", "~", "/proc", ".", "..", "model", "model/here", "./model", "../../etc", "file:///etc", "a/b/c", "\x1b[2J"],
-)
-def test_no_claim_chooses_what_is_read_of_this_disk(spec, doubtful, tmp_path, monkeypatch):
+PATHS = ["/", "~", "~/a", "/proc", ".", "..", "model", "model/here", "./model", "../../etc", "a/..", "a/b/c", "a/*"]
+PATHS += ["model/here[:5]", "/etc[:5]", "proc\n/self", "a/b\n", "\0", "\x1b[2J", "A:\\b", "é/b", f"a/{97 * 'b'}"]
+URLS = ["file:///etc", "hf://datasets/a/b", "https://a/b", "zip://a::/b.zip", "//host/b", "s3://a/b", "a/b@main"]
+WITHOUT_END = ["digit_pairs[:99999999]", f"digits[:{'9' * 500}]", "a/b[:1000001]", "digits" + "[:5]" * 200]
+CLAIMED = [*PATHS, *URLS, *WITHOUT_END]
+
+
+@pytest.mark.parametrize("spec", CLAIMED, ids=range(len(CLAIMED)))
+def test_no_claim_chooses_what_is_read_of_this_disk_or_fetched_from_an_address(spec, doubtful, tmp_path, monkeypatch):
     folder = doubtful({"dataset": spec})
     (folder / "here").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(measuring, "dataset", lambda *_, **__: pytest.fail("opened"))
+    for module in (measuring, verification):
+        monkeypatch.setattr(
+            module, "dataset" if module is measuring else "load", lambda *_, **__: pytest.fail("opened")
+        )
 
     with pytest.raises(RepositoryError, match="say which data here they are of with --data") as raised:
         zoo.verify(folder)
-    assert "\x1b" not in str(raised.value)
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) <= 300
+
+
+def test_what_a_claim_makes_us_fetch_is_said_before_anything_is_read(doubtful, monkeypatch, caplog):
+    folder = doubtful({"dataset": "someones/pictures[:50]", "against": "resnet50d_pruned_56"})
+
+    def loaded(name, **_):
+        raise InterruptedError(name)
+
+    monkeypatch.setattr(verification, "load", loaded)
+    with pytest.raises(InterruptedError):
+        zoo.verify(folder)
+    first, second = caplog.messages  # without a level that anybody set
+    assert first.endswith(": its figures are of someones/pictures[:50], which is fetched from the Hub")
+    assert second.endswith(": it is compared with resnet50d_pruned_56 of the catalog, whose weights are fetched")
+    caplog.clear()
+    with pytest.raises(InterruptedError):
+        zoo.verify(folder, data="digits")
+    assert [*caplog.messages] == [second]
 
 
 @pytest.mark.parametrize(

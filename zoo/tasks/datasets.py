@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 NOISE_IMAGES, NOISE_CLASSES = 64, 1000
 NAMED = ("digits", "digit_pairs", "noise")
-HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
-LIMITED = re.compile(r"(.+)\[:(\d+)\]")
+HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
+LIMITED = re.compile(r"(.+)\[:(\d{1,9})\]", re.ASCII)
 
 
 def dataset(spec: Any, split: str, *, limit: int | None = None, seed: int = 0, skip_damaged: bool = False) -> "Data":

@@ -1,6 +1,5 @@
 """`verify`: what a card and a source claim of a model, measured again."""
 
-import logging
 import math
 import os
 from pathlib import Path
@@ -16,6 +15,7 @@ from zoo.errors import RepositoryError
 from zoo.files import read_json
 from zoo.hub import repository
 from zoo.measurement.conventions import COUNTINGS
+from zoo.printable import logger
 from zoo.structure.sources import is_base_id
 from zoo.tasks.datasets import HUB_ID, NAMED, limited
 from zoo.tasks.evaluation import BESIDE
@@ -23,9 +23,10 @@ from zoo.tasks.task import Labels
 from zoo.verbs.loading import folder_of, load
 from zoo.verbs.measuring import report_of
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 COUNTS = {"params": 0.0, "macs": 0.0, "kmapp": 5e-4}  # and how far each may be off
+MAX_IMAGES = 1_000_000  # of a data set that a claim names
 SAME_KL = 1e-6  # nats, that a model without a change may be off the same one
 
 
@@ -79,10 +80,16 @@ def verify(
         RepositoryError: the results can't be read, or name data on this disk.
         ZooError: as for `load`.
     """
-    claimed, model = _claimed(name, revision, namespace, device, dtype)
+    folder = None if is_base_id(name) else folder_of(name, revision, namespace)
+    claimed = results_of(folder) if folder else Report(str(name), {})
     spec = None if structure_only else data or _named(claimed, name)
     base = claimed.data.get("against")
-    against = load(base, device=device, dtype=dtype) if spec and base in catalog.names() else None
+    base = base if spec and base in catalog.names() else None
+    _say_what_is_fetched(claimed, None if data else spec, base)
+    model = load(folder or name, revision=None if folder else revision, device=device, dtype=dtype)
+    if folder:
+        repository.check_sha256(folder)
+    against = load(base, device=device, dtype=dtype) if base else None
     if spec == claimed.data.get("dataset"):
         skip_damaged = skip_damaged or claimed.data.get("skip_damaged", False)
         labels = claimed.data.get("labels") if labels is None else labels
@@ -116,23 +123,6 @@ def _compared(claimed: Report, found: Report, changed: str, another: str) -> lis
     ]
 
 
-def _claimed(
-    name: str | os.PathLike[str],
-    revision: str | None,
-    namespace: str | None,
-    device: str | torch.device,
-    dtype: torch.dtype | None,
-) -> tuple[Report, nn.Module]:
-    """What is claimed of a model, and the model."""
-    if is_base_id(name):
-        return Report(str(name), {}), load(name, revision=revision, device=device, dtype=dtype)
-    folder = folder_of(name, revision, namespace)
-    claimed = results_of(folder)
-    model = load(folder, device=device, dtype=dtype)
-    repository.check_sha256(folder)
-    return claimed, model
-
-
 def _named(claimed: Report, name: str | os.PathLike[str]) -> str | None:
     """The data set that a repository's results name; nobody's claim chooses what is read of this disk.
 
@@ -146,16 +136,22 @@ def _named(claimed: Report, name: str | os.PathLike[str]) -> str | None:
             message = f"{name}: {repository.RESULTS} names no data set for {', '.join(further)}: pass --data"
             raise RepositoryError(message)
         return None
-    place, _ = limited(spec)
-    if place in NAMED:
-        return str(spec)
-    if not HUB_ID.fullmatch(place) or Path(place).exists():
+    place, most = limited(spec)
+    ours, hubs = place in NAMED, HUB_ID.fullmatch(place) and not Path(place).exists()
+    if not (ours or hubs) or (most or 0) > MAX_IMAGES:
         raise RepositoryError(
             f"{claimed.name}: its figures are of {spec[:80]!r}, no data set of the package or of the Hub: say which "
             "data here they are of with --data"
         )
-    log.info("%s: its figures are of %s, which is fetched from the Hub", claimed.name, spec)
     return str(spec)
+
+
+def _say_what_is_fetched(claimed: Report, spec: str | None, base: str | None) -> None:
+    """Say what the results, and not whoever verifies them, choose to be fetched; before it is."""
+    if spec and limited(spec)[0] not in NAMED:
+        log.warning("%s: its figures are of %s, which is fetched from the Hub", claimed.name, spec)
+    if base and catalog.info(base).status != "embedded":
+        log.warning("%s: it is compared with %s of the catalog, whose weights are fetched", claimed.name, base)
 
 
 def _changed(size: int | None, crop_pct: float | None, dtype: torch.dtype | None) -> str:
