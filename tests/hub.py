@@ -9,6 +9,7 @@ import contextlib
 import functools
 import hashlib
 import http.client
+import importlib
 import json
 import os
 import signal
@@ -43,7 +44,7 @@ def serving(folder, *, complaints=(), **options):
     Args:
         folder: what is served.
         complaints: what the server may say on stderr; by default nothing.
-        options: `token`, the limits of `app`, and `faults` (see faults.py).
+        options: `token`, the limits of `app`, `faults` (see faults.py), and constants, {"connections.HEAD": 0.5}.
 
     Yields:
         The address.
@@ -148,8 +149,11 @@ def main():
     from zoo.server import listening
     from zoo.server.app import app
 
-    def serve(log, folder, faults=None, **options):
+    def serve(log, folder, faults=None, constants=None, **options):
         os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND), 2)
+        for name, value in (constants or {}).items():
+            module, _, constant = name.partition(".")
+            setattr(importlib.import_module(f"zoo.server.{module}"), constant, value)
         with listening.locked(Path(folder)), listening.ports("127.0.0.1", 0) as (api, cdn):
             origin, second = (listening.address("127.0.0.1", each) for each in (api, cdn))
             application = around(app(Path(folder), origin=origin, cdn=second, **options), faults or {}, folder, second)

@@ -7,8 +7,14 @@ Clients of the Hub work with it unmodified: HF_ENDPOINT=http://127.0.0.1:8080 HF
     routes_repos    repositories, branches, tags       access         who may what; signatures
     routes_write    LFS objects, commits               sending        files, ranges
     listening       two ports, one process             receiving      bodies, uploads
-    info, metadata  repositories as JSON               errors, names  refusals; what may be called how
+    connections     how many, how long, how large      naming         which server is meant
+    info, metadata  repositories as JSON               names          what may be called how
+    errors          what is refused                    refusing, log  how it reads, and how what the server says does
     store, changes, blobs, plain, values               what is on the disk: read, written; bytes; foreign folders; terms
+
+A stranger who reaches it, a page in a browser, a client without a token, a model that was fetched, may neither read
+what isn't theirs nor keep others from being answered: `connections` bounds what each may hold and how long, `receiving`
+what is sent, `metadata` and `plain` what lies in the folder.
 """
 
 from collections.abc import Callable

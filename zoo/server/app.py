@@ -8,15 +8,16 @@ from urllib.parse import urlsplit
 from starlette.applications import Starlette
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from zoo.errors import StorageError
-from zoo.server import access, cdn, routes_read, routes_repos, routes_write
-from zoo.server.errors import Conflict, EntryNotFound, Refusal
+from zoo.server import access, cdn, refusing, routes_read, routes_repos, routes_write
+from zoo.server.errors import Refusal
 from zoo.server.hub import Hub
 from zoo.server.names import KINDS
+from zoo.server.naming import addressed
 
 Handler = Callable[[Request], Response] | Callable[[Request], Awaitable[Response]]
 OWN = ".hub"  # the server's part of the folder that it serves
@@ -115,31 +116,13 @@ def app(folder: Path, *, token: str | None = None, origin: str, cdn: str, **limi
     async def either(scope: Scope, receive: Receive, send: Send) -> None:
         await apps[scope["server"][1]]({**scope, "path": scope["raw_path"].decode("latin-1")}, receive, send)
 
-    return either
+    return addressed(either, (origin, cdn))
 
 
 def _application(hub: Hub, table: Sequence[tuple[str, str, Handler]]) -> Starlette:
     routes = [Route(path, handler, methods=[method]) for method, path, handler in table]
-    handlers: dict[Any, Any] = {Refusal: _refused, StorageError: _full, ClientDisconnect: _gone}
+    handlers: dict[Any, Any] = {Refusal: refusing.refused, StorageError: refusing.full, ClientDisconnect: refusing.gone}
     application = Starlette(routes=routes, exception_handlers=handlers)
     application.router.redirect_slashes = False
     application.state.hub = hub
     return application
-
-
-def _refused(request: Request, error: Refusal) -> Response:
-    message = "".join(each if each.isascii() and each.isprintable() else "?" for each in str(error))
-    headers = {"X-Error-Message": message} | ({"X-Error-Code": error.code} if error.code else {})
-    if isinstance(error, EntryNotFound) and error.commit:
-        headers["X-Repo-Commit"] = error.commit
-    extra = {"url": error.url} if isinstance(error, Conflict) and error.url else {}
-    return JSONResponse({"error": message, **extra}, error.status, headers)
-
-
-def _full(request: Request, error: StorageError) -> Response:
-    message = error.strerror or "the disk refuses"
-    return JSONResponse({"error": message}, 507, {"X-Error-Message": "the server's disk is full or refuses"})
-
-
-def _gone(request: Request, error: ClientDisconnect) -> Response:
-    return Response(status_code=400)  # nobody reads it

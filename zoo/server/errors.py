@@ -108,3 +108,15 @@ class NotSatisfiable(Refusal):
     """A range beyond the file's end."""
 
     status = 416
+
+
+class Misdirected(Refusal):
+    """The request is for another server."""
+
+    status = 421
+
+
+class Busy(Refusal):
+    """There are as many requests at once as the server answers."""
+
+    status = 503

@@ -9,6 +9,7 @@ from anyio import CapacityLimiter
 from starlette.requests import Request
 
 from zoo.server import access, store
+from zoo.server.connections import PLACES
 from zoo.server.errors import Forbidden, RepoNotFound
 from zoo.server.names import RepoId, repo_id
 from zoo.server.store import Repository
@@ -29,8 +30,8 @@ class Hub:
         key: signs addresses on the CDN.
         part: bytes of a part; larger objects are uploaded in several.
         largest: bytes of the largest object that is taken.
-        uploads: how many uploads are written at once.
-        commits: how many commits are read at once; each may hold a line of some MB.
+        uploads: how many uploads are written at once: as many as there may be, for each may wait for its client.
+        bodies: how many bodies are read at once, once they are there; each may hold some 100 MB.
     """
 
     root: Path
@@ -40,8 +41,8 @@ class Hub:
     key: bytes
     part: int = 512 << 20
     largest: int = 50 << 30
-    uploads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(16))
-    commits: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4))
+    uploads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(PLACES))
+    bodies: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4))
 
 
 def hub(request: Request) -> Hub:

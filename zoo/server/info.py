@@ -1,8 +1,9 @@
 """Repositories, files and commits in the Hub's JSON."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from zoo.server.store import Repository, history, home, location, resolved
 from zoo.server.values import Commit, File, parents, pointer
 
 Json = dict[str, Any]
+LOOKED_AT = 1000  # commits, for the last that changed a file
 BRIEF = {"id", "author", "private", "gated", "downloads", "likes", "tags", "pipeline_tag", "library_name", "createdAt"}
 BRIEF |= {"lastModified", "sdk"}
 
@@ -143,35 +145,33 @@ def _folders(files: Mapping[str, File]) -> dict[str, str]:
 
 
 def with_last_commits(repository: Repository, commit: Commit, rows: list[Json]) -> list[Json]:
-    """The rows of a tree, each with the commit that last changed it."""
+    """The rows of a tree, each with the commit that last changed it; None if that was more than LOOKED_AT before."""
     states = {row["path"]: row["oid"] for row in rows}
     last: dict[str, Commit] = {}
-    newer = commit
-    for older in history(repository, commit):
+    newer, looked_at = commit, 0
+    for older in islice(history(repository, commit), LOOKED_AT):
         now = {row["path"]: row["oid"] for row in path_entries(older, states)}
         for path in [path for path, oid in states.items() if now.get(path) != oid]:
             last[path] = newer
             del states[path]
         if not states:
             break
-        newer = older
-    last.update(dict.fromkeys(states, newer))
+        newer, looked_at = older, looked_at + 1
+    if looked_at < LOOKED_AT:
+        last.update(dict.fromkeys(states, newer))
     brief = {path: {"id": each.id, "title": each.title, "date": each.date} for path, each in last.items()}
-    return [{**row, "lastCommit": brief[row["path"]]} for row in rows]
+    return [{**row, "lastCommit": brief.get(row["path"])} for row in rows]
 
 
-def commits(repository: Repository, commit: Commit, author: str) -> list[Json]:
-    """A commit and those before it, newest first."""
-    return [
-        {
-            "id": each.id,
-            "title": each.title,
-            "message": each.message,
-            "authors": [{"user": author}],
-            "date": each.date,
-        }
-        for each in history(repository, commit)
-    ]
+def commit_row(commit: Commit, author: str) -> Json:
+    """A commit."""
+    return {
+        "id": commit.id,
+        "title": commit.title,
+        "message": commit.message,
+        "authors": [{"user": author}],
+        "date": commit.date,
+    }
 
 
 def refs(repository: Repository) -> Json:
@@ -185,13 +185,18 @@ def refs(repository: Repository) -> Json:
     return {**rows, "converts": [], "pullRequests": []}
 
 
-def asked_for(data: Json, query: Mapping[str, list[str]]) -> bool:
+def asked_for(query: Mapping[str, list[str]]) -> Callable[[Json], bool]:
     """Whether a repository is among those that a listing's query asks for: every condition holds."""
     first = {key: values[0] for key, values in query.items()}
-    return (
-        set(query.get("filter", [])) <= set(data["tags"])
-        and first.get("author", data["author"]) == data["author"]
-        and first.get("pipeline_tag", data.get("pipeline_tag")) == data.get("pipeline_tag")
-        and all(word in data["id"].lower() for word in first.get("search", "").lower().split())
-        and ("gated" not in first or (first["gated"].lower() == "true") == bool(data["gated"]))
-    )
+    filters, words = set(query.get("filter", [])), set(first.get("search", "").lower().split())
+
+    def holds(data: Json) -> bool:
+        return (
+            filters <= set(data["tags"])
+            and first.get("author", data["author"]) == data["author"]
+            and first.get("pipeline_tag", data.get("pipeline_tag")) == data.get("pipeline_tag")
+            and all(word in data["id"].lower() for word in words)
+            and ("gated" not in first or (first["gated"].lower() == "true") == bool(data["gated"]))
+        )
+
+    return holds

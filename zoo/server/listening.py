@@ -14,6 +14,8 @@ from starlette.types import ASGIApp
 from zoo.errors import StorageError, ZooError
 from zoo.server import changes
 from zoo.server.app import OWN
+from zoo.server.connections import Connection, close_late, sharing
+from zoo.server.log import LOG
 
 
 def is_loopback(host: str) -> bool:
@@ -60,8 +62,8 @@ def ports(host: str, port: int) -> Iterator[tuple[socket.socket, socket.socket]]
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with contextlib.ExitStack() as stack:
         try:
-            api = stack.enter_context(socket.create_server((host, port), family=family, backlog=2048))
-            cdn = stack.enter_context(socket.create_server((host, 0), family=family, backlog=2048))
+            api = stack.enter_context(socket.create_server((host, port), family=family, backlog=64))
+            cdn = stack.enter_context(socket.create_server((host, 0), family=family, backlog=64))
         except (OSError, OverflowError) as error:
             number = error.errno if isinstance(error, OSError) else None
             raise StorageError(number, f"can't listen on {host}, port {port}: {error}; choose another port") from error
@@ -78,16 +80,26 @@ def address(host: str, listener: socket.socket) -> str:
 
 def answer(application: ASGIApp, *listeners: socket.socket) -> None:
     """Answer connections until Ctrl-C; what is being sent then has three seconds to end."""
+
+    async def every_second() -> None:
+        close_late(server.server_state.connections)
+
     config = uvicorn.Config(
-        application,
+        sharing(application, lambda: server.server_state.connections),
+        http=Connection,
+        loop="asyncio",
         lifespan="off",
         ws="none",
-        log_config=None,
-        log_level="warning",
+        log_config=LOG,
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        headers=[("Cross-Origin-Resource-Policy", "same-origin")],  # no page of another site shows what is here
+        backlog=64,  # how many are accepted at once
+        callback_notify=every_second,
+        timeout_notify=1,
         timeout_graceful_shutdown=3,
     )
+    server = uvicorn.Server(config)
     with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=list(listeners))
+        server.run(sockets=list(listeners))

@@ -1,6 +1,8 @@
 """Reading: listings, repositories, revisions, trees, and the files themselves."""
 
 import json
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode
 
@@ -13,6 +15,7 @@ from zoo.server.errors import BadRequest, EntryNotFound, RevisionNotFound
 from zoo.server.hub import OWNER, cdn_path, hub, owner, parameter, readable, revision, seen
 from zoo.server.sending import FileAnswer
 
+PAGE = 4 << 20  # bytes
 SORTS = {"lastModified", "createdAt", "downloads", "likes", "trendingScore"}
 
 
@@ -23,11 +26,11 @@ def listing(request: Request) -> Response:
     if sort not in SORTS:
         raise BadRequest(f"can't sort by {sort!r}, known are {sorted(SORTS)}")
     root, asking = hub(request).root, owner(request)
-    rows, by_id = [], {}
+    rows, by_id, fits = [], {}, info.asked_for(query)
     for repository in store.repositories(root, request.path_params["kind"]):
         if asking or not repository.private:
             row = info.listed(root, repository)
-            if info.asked_for(row, query):
+            if fits(row):
                 rows.append(row)
                 by_id[row["id"]] = repository
     rows.sort(key=lambda row: row[sort], reverse=True)
@@ -59,22 +62,31 @@ def _cursor(text: str) -> tuple[Any, str]:
     try:
         value, after = json.loads(text)
         return (value, after) if isinstance(after, str) and isinstance(value, str | int) else _cursor("")
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise BadRequest("the cursor isn't one that a listing gave") from None
 
 
-def _page(request: Request, rows: list[Any], size: int, mark: Any, show: Any = lambda row: row) -> Response:
-    """The first rows as `show` gives them, and where the rest is: a row that `mark` names comes before all of them."""
+def _page(request: Request, rows: Iterable[Any], size: int, mark: Any, show: Any = lambda row: row) -> Response:
+    """The first rows as `show` gives them, and where the rest is: a row that `mark` names comes before all of them.
+
+    A page ends after some MB too, so that whoever asks for many and takes none doesn't fill the memory.
+    """
     asked = request.query_params.get("limit", str(size))
     if not (asked.isascii() and asked.isdigit() and len(asked) < 10 and int(asked) > 0):
         raise BadRequest(f"limit: expected a positive number, found {asked!r}")
-    shown = rows[: min(int(asked), size)]
+    left, last, shown, room = iter(rows), None, [], PAGE
+    for last in islice(left, min(int(asked), size)):
+        if (row := show(last)) is not None:
+            shown.append(JSONResponse(row).body)
+            room -= len(shown[-1])
+        if room < 0:
+            break
     headers = {}
-    if len(rows) > len(shown):
+    if last is not None and next(left, None) is not None:
         query = [(key, value) for key, value in request.query_params.multi_items() if key != "cursor"]
-        query.append(("cursor", mark(shown[-1])))
+        query.append(("cursor", mark(last)))
         headers["Link"] = f'<{hub(request).origin}{request.scope["path"]}?{urlencode(query)}>; rel="next"'
-    return JSONResponse([each for row in shown if (each := show(row)) is not None], headers=headers)
+    return Response(b"[" + b",".join(shown) + b"]", headers=headers, media_type="application/json")
 
 
 def repository(request: Request) -> Response:
@@ -96,10 +108,11 @@ def refs(request: Request) -> Response:
 def commits(request: Request) -> Response:
     """The history of a revision, newest first."""
     repository = seen(request)
-    rows = info.commits(repository, revision(request, repository), OWNER)
+    first = revision(request, repository)
     after = request.query_params.get("cursor")
-    ids = [row["id"] for row in rows]
-    return _page(request, rows[ids.index(after) + 1 if after in ids else 0 :], 1000, lambda row: row["id"])
+    start = store.resolved(repository, after) if after else first
+    rows = islice(store.history(repository, start), 1 if after else 0, None)
+    return _page(request, rows, 1000, lambda row: row.id, lambda row: info.commit_row(row, OWNER))
 
 
 def tree(request: Request) -> Response:
@@ -113,17 +126,17 @@ def tree(request: Request) -> Response:
         raise EntryNotFound(f"{repository.name.id} has no folder {folder!r}", commit.id)
     after = request.query_params.get("cursor", "")
     rows = [row for row in rows if row["path"] > after]
-    if asked["expand"]:
-        rows = info.with_last_commits(repository, commit, rows)
+    if asked["expand"]:  # no more of them than a page has
+        rows = [*info.with_last_commits(repository, commit, rows[:1000]), *rows[1000:]]
     return _page(request, rows, 1000, lambda row: row["path"])
 
 
 async def paths_info(request: Request) -> Response:
     """The files and folders among some paths."""
+    repository = await run_in_threadpool(seen, request)
     fields = await receiving.form(request)
 
     def answer() -> Response:
-        repository = seen(request)
         commit = revision(request, repository)
         rows = info.path_entries(commit, dict.fromkeys(path.strip("/") for path in fields.get("paths", [])))
         expand = fields.get("expand", [""])[0].lower() == "true"

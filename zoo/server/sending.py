@@ -2,11 +2,12 @@
 
 import os
 import re
+import stat
 from pathlib import Path
 from typing import BinaryIO
 
 import anyio
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -14,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from zoo.server.errors import EntryNotFound, NotSatisfiable
 
 PIECE = 1 << 19  # bytes read and sent at once
+READERS = CapacityLimiter(16)  # threads that read, whatever those do that answer the API
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
@@ -78,7 +80,7 @@ class FileAnswer(Response):
         headers = {**self.extra, "Content-Length": str(stop - start)}
         if part:
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{self.size}"
-        file = await to_thread.run_sync(_opened, self.path, self.size)
+        file = await to_thread.run_sync(_opened, self.path, self.size, limiter=READERS)
         with file:
             raw = [(key.lower().encode("latin-1"), value.encode("latin-1")) for key, value in headers.items()]
             await send({"type": "http.response.start", "status": 206 if part else 200, "headers": raw})
@@ -90,7 +92,7 @@ class FileAnswer(Response):
 
 async def _send_pieces(send: Send, file: BinaryIO, position: int, stop: int) -> None:
     while position < stop:
-        data = await to_thread.run_sync(os.pread, file.fileno(), min(PIECE, stop - position), position)
+        data = await to_thread.run_sync(os.pread, file.fileno(), min(PIECE, stop - position), position, limiter=READERS)
         if not data:
             raise OSError("a file became shorter while it was sent")
         position += len(data)
@@ -105,11 +107,13 @@ async def _stop_if_gone(receive: Receive, scope: anyio.CancelScope) -> None:
 
 
 def _opened(path: Path, size: int) -> BinaryIO:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # of what has become a pipe nothing is awaited
     try:
-        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0)
+        file = os.fdopen(os.open(path, flags), "rb", buffering=0)
     except OSError:
         raise EntryNotFound(f"{path.name} can't be read") from None
-    if os.fstat(file.fileno()).st_size != size:
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode) or status.st_size != size:
         file.close()
         raise EntryNotFound(f"{path.name} has changed: ask for the repository again")
     return file

@@ -11,7 +11,6 @@
 A repository is there as soon as, and as long as, it has its repository.json. This module reads; `changes` writes.
 """
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -21,6 +20,7 @@ from zoo.errors import RepositoryError
 from zoo.files import read_json
 from zoo.server import blobs, plain
 from zoo.server.errors import RepoNotFound, RevisionNotFound
+from zoo.server.log import say_once
 from zoo.server.names import HASH, RepoId, repo_id
 from zoo.server.values import Commit, File
 
@@ -72,14 +72,18 @@ def find(root: Path, name: RepoId) -> Repository:
 
 
 def repositories(root: Path, kind: str) -> Iterator[Repository]:
-    """Every repository of a kind."""
+    """Every repository of a kind; one that is damaged is left out."""
     stored = [path.parent.relative_to(root / f"{kind}s") for path in root.glob(f"{kind}s/*/*/repository.json")]
     names = {path.as_posix() for path in stored}
     if kind == "model":
         names |= set(plain.repository_names(root.parent))
     for name in sorted(names):
-        with contextlib.suppress(RepoNotFound):  # it went away meanwhile
+        try:
             yield find(root, repo_id(kind, name))
+        except RepoNotFound:  # it went away meanwhile
+            continue
+        except (RepositoryError, OSError, TypeError) as error:
+            say_once(f"{kind} {name} is left out: {error}")
 
 
 def resolved(repository: Repository, revision: str) -> Commit:

@@ -1,0 +1,42 @@
+"""What the server says of itself, on stderr: what strangers wrote is in it only as printable characters.
+
+A record's first line stands at the margin, all others are indented: no text within one can pass for a record.
+"""
+
+import logging
+from functools import lru_cache
+from typing import Any
+
+_log = logging.getLogger("zoo.server")
+
+
+class Line(logging.Formatter):
+    """A record with nothing in it that a terminal obeys."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as text; logging's part of the protocol."""
+        return "\n    ".join(map(_printable, super().format(record).rstrip("\n").split("\n")))
+
+
+def _printable(line: str) -> str:
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)
+
+
+LOG: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"()": Line}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "loggers": {
+        "zoo.server": {"level": "WARNING", "handlers": ["stderr"], "propagate": False},
+        # uvicorn warns of every request that can't be read: anyone could fill the disk with it
+        "uvicorn": {"level": "ERROR", "handlers": ["stderr"], "propagate": False},
+        "asyncio": {"level": "ERROR", "handlers": ["stderr"], "propagate": False},
+    },
+}
+
+
+@lru_cache(maxsize=4096)
+def say_once(message: str) -> None:
+    """Say something that every request would find again."""
+    _log.warning(message)
