@@ -92,7 +92,7 @@ def test_it_is_fetched_at_its_commit_and_converted_once(upstream, served, monkey
 
     assert agrees(zoo.load("tiny"))
     point(monkeypatch, dead(), tmp_path / "cache")
-    monkeypatch.setattr("zoo.verbs.loading.converted", None)  # neither asked for nor converted again
+    monkeypatch.setattr("zoo.verbs.conversions.converted", None)  # neither asked for nor converted again
     if length == 40:
         assert agrees(zoo.load("tiny"))
 

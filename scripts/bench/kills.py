@@ -1,60 +1,174 @@
-"""Pushes killed at moments spread over their time, and servers killed at each step of a push: what is left, counted.
+"""Writing, compressing and building, killed at each step on the disk and at random moments: what is left, counted.
 
-scripts/bench/run kills [--quick] [--times 50]
+scripts/bench/run kills [--quick] [--saves 200] [--runs 20]
 
-After each kill the repository must be the old one or the new one, file by file, and the next push must succeed.
+Whatever the moment, the model must be the former one or the new one, whole; the next write must leave nothing else
+beside it; and a command that was killed several times must end in the bytes of one that wasn't.
 """
 
 import argparse
+import contextlib
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
+from collections.abc import Callable
+from itertools import count, product
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
-from client import publish
-from hub import serving
-from killing import NAME, attempt, rehearsal
+import moments
+import numpy
+import torch
+from forked import forked
 
-from zoo import catalog
+import zoo
+from zoo import atomic
+from zoo.cli import main as command
 
-OLD, NEW = catalog.EMBEDDED / "digits_cnn_pruned_25", catalog.EMBEDDED / "digits_vit_pruned_25"
+SHORT = {"epochs": 4, "batch_size": 16, "warmup": 0.0, "checkpoint_seconds": 0.0}
+LOCKD = {"initial_logit": 0.05, "start_steps": 1, "images": 32, "schedule": {**SHORT, "lr": 0.1}}
+DWAIN = {"max_accepted_ppl_diff": 9.0, "trade_off_factor": 99.0, "min_rank": 8, "images": 32, "schedule": SHORT}
+DISTIL = ("--epochs", "4", "--batch-size", "32")
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "compress prune, distil": ("compress", "digits_cnn", "--method", "prune", "--budget", "0.5", *DISTIL),
+    "compress low_rank, distil": ("compress", "digits_vit", "--method", "low_rank", "--budget", "0.5", *DISTIL),
+    "compress falor": ("compress", "digits_vit", "--method", "falor"),
+    "compress lockd": ("compress", "digits_vit", "--method", "lockd"),
+    "compress dwain": ("compress", "digits_vit", "--method", "dwain"),
+    "build": ("build", "digits_cnn_pruned_25", "--steps", "20"),
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "compress falor": {"nsr_final_threshold": 0.5, "kl_final_threshold": 0.5, "images": 64},
+    "compress lockd": LOCKD,
+    "compress dwain": DWAIN,
+}
+IMPORTED = ["zoo.verbs.building", "zoo.tasks.classification.accuracy", "zoo.compression.prune.plan_or_graph"]
+IMPORTED += ["zoo.compression.low_rank.dwain", "accelerate", "datasets", "sklearn.datasets", "torch._dynamo"]
+ATTEMPTS = 4  # in a row that are killed, before one goes on to the end
 
 
 def main() -> None:
     """Print the counts."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--times", type=int, default=50)
-    parser.add_argument("--quick", action="store_true", help="one time")
+    parser.add_argument("--saves", type=int, default=200)
+    parser.add_argument("--runs", type=int, default=20, help="of each command")
+    parser.add_argument("--quick", action="store_true", help="few of each")
     asked = parser.parse_args()
-    times = 1 if asked.quick else asked.times
+    torch.set_num_threads(1)  # so that forks have all threads that the process has
     with tempfile.TemporaryDirectory() as folder:
-        here = Path(folder)
-        before, cache = here / "before", here / "cache"
-        with serving(before) as address:
-            publish(address, NAME, OLD)
-        states, seconds = rehearsal(before, NEW, here / "rehearsal", cache)
-        last = 1 if asked.quick else steps(before, here, states, cache)
-        print(f"a push takes {seconds:.2f} s and {last - 1} steps of the server")
-        print(f"{'killed':8}{'times':>6}  left")
-        for who in ("client", "server"):
-            found: Counter[tuple[str, str]] = Counter()
-            for number in range(times):
-                moment = {"after": seconds * (number + 0.5) / times} if who == "client" else {"kill": number % last + 1}
-                found[attempt(before, NEW, here / "served", states, cache, **moment)] += 1
-            left = ", ".join(f"{count} {state} (push {how})" for (state, how), count in sorted(found.items()))
-            print(f"{who:8}{times:6}  {left}; the next push succeeded {times} times")
+        os.environ["ZOO_CACHE"] = f"{folder}/cache"
+        steps(Path(folder) / "steps")
+        times = 4 if asked.quick else asked.saves
+        saves(Path(folder) / "saves", times, "")
+        with mock.patch.object(atomic, "exchanged", return_value=False):
+            saves(Path(folder) / "saves apart", times, " (no exchange)")
+        for module in IMPORTED:
+            importlib.import_module(module)
+        for name, arguments in list(COMMANDS.items())[: 1 if asked.quick else None]:
+            settings = [f"--set={key}={json.dumps(value)}" for key, value in SETTINGS.get(name, {}).items()]
+            runs(Path(folder) / name, name, (*arguments, *settings), 1 if asked.quick else asked.runs)
 
 
-def steps(before: Path, here: Path, states: tuple[object, object], cache: Path) -> int:
-    """The first step that a push doesn't come to, by halves."""
-    low, high = 1, 1024
-    while low < high:
-        middle = (low + high) // 2
-        ended = attempt(before, NEW, here / "served", states, cache, kill=middle)[1] == "ended"
-        low, high = (low, middle) if ended else (middle + 1, high)
-    return low
+def steps(here: Path) -> None:
+    """Kill the replacement of a file and of a folder at every step."""
+    formers = {"nothing": "new", "old": "over a former one"}
+    cases = [f"{each}/killed" for each in map("/".join, product(moments.KINDS, moments.LACKING, formers))]
+    script = [sys.executable, moments.__file__, str(here), *cases]
+    said = subprocess.run(script, capture_output=True, text=True, check=True).stdout
+    head = f"{'steps':>6}{'former':>8}{'new':>5}{'neither':>9}  beside it: at once, after the next write"
+    print(f"{'killed at every step':40}{head}")
+    for case, rows in zip(cases, map(json.loads, said.splitlines()), strict=True):
+        kind, lacks, former, _ = case.split("/")
+        found = Counter(row["found"] for row in rows)
+        beside = [sum(bool(row[left]) for row in rows) for left in ("left", "left then")]
+        what = f"{kind}, {formers[former]}{'' if lacks == 'whole' else f' ({lacks})'}"
+        neither = len(rows) - found[former] - found["new"]
+        counts = f"{len(rows):6}{found[former]:8}{found['new']:5}{neither:9}"
+        print(f"{what:40}{counts}  {beside[0]}, {beside[1]}")
+
+
+def saves(here: Path, times: int, how: str) -> None:
+    """Kill `zoo.save` over a former model, again and again, at random moments."""
+    models = [zoo.load(name) for name in ("digits_cnn_pruned_25", "digits_cnn")]
+    names = [model.zoo_entry.name for model in models]
+    place, chosen = here / "model", numpy.random.default_rng(0)
+    zoo.save(models[0], place)
+
+    def alternately(rank: int) -> None:
+        for number in count(1):
+            zoo.save(models[number % 2], place)
+
+    found: Counter[str] = Counter()
+    beside = after = 0
+    for _ in range(times):
+        killed(alternately, 0.05 + chosen.random())
+        beside += len(list(here.iterdir())) > 1
+        found[zoo.load(place).zoo_entry.name] += 1
+        zoo.save(models[0], place)
+        after += [path.name for path in here.iterdir()] != ["model"]
+    assert {*found} <= {*names}
+    loaded = ", ".join(f"{name} {found[name]}" for name in names)
+    left = f"beside it {beside} at once, {after} after the next write"
+    print(f"zoo.save{how} killed {times} times: loaded {loaded}; {left}")
+
+
+def runs(here: Path, name: str, arguments: tuple[str, ...], times: int) -> None:
+    """Kill a command at random moments, a few times in a row, and compare what it ends in."""
+    here.mkdir(parents=True)
+    out, chosen = here / "out", numpy.random.default_rng(0)
+    data = () if arguments[0] == "build" else ("--data", "digits[:192]")
+
+    def act(rank: int) -> None:
+        quiet = os.open(here.with_name(f"{here.name}.log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        with contextlib.suppress(SystemExit):
+            command([*arguments, *data, "--out", str(out)])
+
+    killed(act, None)
+    whole = content(out)
+    shutil.rmtree(out)
+    begun = time.monotonic()
+    killed(act, None)
+    seconds = time.monotonic() - begun
+    ended = hidden = other = 0
+    for _ in range(times):
+        shutil.rmtree(out)
+        for _ in range(ATTEMPTS):
+            ended += killed(act, chosen.random() * seconds)
+            hidden += any(path.name.startswith(".") for path in here.rglob("*"))
+            assert not out.exists() or content(out) == whole
+        killed(act, None)
+        other += content(out) != whole or [path.name for path in here.iterdir()] != ["out"]
+    kills = f"{times * ATTEMPTS:5} kills over {seconds:.1f} s, {ended} came too late; hidden files at once {hidden}"
+    print(f"{name:26}{kills}; {times - other} of {times} ended in the same bytes and nothing else")
+
+
+def killed(act: Callable[[int], None], after: float | None) -> bool:
+    """Do something in a process of its own, killed after so many seconds if any; whether it ended before."""
+    (child,) = forked(1, act)
+    if after is not None:
+        time.sleep(after)
+        with contextlib.suppress(ProcessLookupError):  # before it leads a group
+            os.killpg(child, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, -signal.SIGKILL), code
+    return code == 0
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Name → bytes."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Names in, models out: `create` and `load`, each readable from top to bottom."""
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Annotated, Any
 
 import timm
 import torch
-from filelock import FileLock
 from msgspec import Meta
 from torch import Tensor, nn
 
@@ -16,19 +14,18 @@ from zoo import atomic, catalog
 from zoo.catalog.entry import Base, Entry, Origin
 from zoo.declarations import validated
 from zoo.errors import RepositoryError, StructureError, UnknownName, ZooError, first_line
-from zoo.files import cache
 from zoo.hub import remote, repository
 from zoo.hub.remote import DEFAULT, Access
 from zoo.measurement.macs import unwrapped
 from zoo.printable import logger
 from zoo.structure.base import MAX_ARGUMENT, check_tag, initialised, skeleton
-from zoo.structure.describing import describe
 from zoo.structure.description import Description, attach_, config_of, configure_
 from zoo.structure.plan import Plan, apply_
 from zoo.structure.sources import is_base_id, source_of
 from zoo.tasks import task_of
 from zoo.verbs import adaptation
-from zoo.verbs.converting import CHECKPOINT_FILES, checked_hashes, converted, preprocessing
+from zoo.verbs.conversions import conversion, converted_before
+from zoo.verbs.converting import CHECKPOINT_FILES, preprocessing
 
 log = logger(__name__)
 
@@ -249,7 +246,7 @@ def folder_of(
         return folder
     entry = _origin_entry(str(name), namespace)
     if entry is not None:
-        return _converted(entry, revision, access)
+        return conversion(entry, origin_of(entry.name, revision, access)[1])
     repo, pinned = _place(str(name), namespace)
     if repo is None:
         _check_revision(name, revision)
@@ -267,29 +264,6 @@ def _origin_entry(name: str, namespace: str | None) -> Entry | None:
 def _check_revision(name: str | os.PathLike[str], revision: str | None) -> None:
     if revision is not None:
         raise RepositoryError(f"{name} doesn't lie on the Hub, where revision {revision!r} would mean something")
-
-
-def _converted(entry: Entry, revision: str | None, access: Access) -> Path:
-    """The repository that an origin was converted to: once for each version of its files, of its entry and of ours."""
-    _, checkpoint = origin_of(entry.name, revision, access)
-    origin = entry.origin
-    assert origin is not None  # or it would have no origin to be fetched from
-    hashes = checked_hashes(checkpoint, entry)
-    key = hashlib.sha256(repr((hashes, entry, repository.versions())).encode()).hexdigest()[:16]
-    folder = cache() / "converted" / f"{entry.name}-{key}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):  # another process may convert the same
-        if not (folder / repository.CONFIG).is_file():
-            log.info("converting %s, a %s checkpoint", origin.repo, origin.format)
-            model = converted(checkpoint, entry.name, entry)
-            repository.write_repository(folder, model, describe(model), {})
-    return folder
-
-
-def converted_before(entry: Entry) -> Path | None:
-    """The repository that an origin was converted to last on this machine, if it was."""
-    configs = (cache() / "converted").glob(f"{entry.name}-*/{repository.CONFIG}") if entry.origin else iter(())
-    return max((path.parent for path in configs), key=lambda folder: folder.stat().st_mtime, default=None)
 
 
 def origin_of(

@@ -7,6 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from zoo.atomic import writing
 from zoo.catalog.entry import Entry, reading
 from zoo.catalog.report import Report
 from zoo.errors import BudgetError, require
@@ -159,6 +160,7 @@ def plot(points: Sequence[Point], marked: Point | None, file: Path) -> None:
 
     Raises:
         MissingExtra: matplotlib isn't installed.
+        StorageError: the disk is full or refuses.
     """
     figure = require("matplotlib.figure", "build").Figure(figsize=(5, 3.5), layout="constrained")
     axis = figure.subplots()
@@ -170,4 +172,5 @@ def plot(points: Sequence[Point], marked: Point | None, file: Path) -> None:
     axis.set(xlabel="macs kept, %", title=points[0].name)
     axis.legend()
     axis.grid(alpha=0.3)
-    figure.savefig(file, dpi=150)
+    with writing(file) as out:
+        figure.savefig(out, format="png", dpi=150)
