@@ -7,7 +7,9 @@ import logging
 from functools import lru_cache
 from typing import Any
 
-_log = logging.getLogger("zoo.server")
+from zoo.printable import MAX_LINE, logger, printable
+
+log = logger("zoo.server")
 
 
 class Line(logging.Formatter):
@@ -15,11 +17,8 @@ class Line(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as text; logging's part of the protocol."""
-        return "\n    ".join(map(_printable, super().format(record).rstrip("\n").split("\n")))
-
-
-def _printable(line: str) -> str:
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)
+        lines = super().format(record).rstrip("\n").split("\n")
+        return "\n    ".join(printable(line, MAX_LINE) for line in lines)
 
 
 LOG: dict[str, Any] = {
@@ -39,4 +38,4 @@ LOG: dict[str, Any] = {
 @lru_cache(maxsize=4096)
 def say_once(message: str) -> None:
     """Say something that every request would find again."""
-    _log.warning(message)
+    log.warning(message)

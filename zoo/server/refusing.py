@@ -4,15 +4,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from zoo.errors import StorageError
+from zoo.printable import printable
 from zoo.server.errors import Busy, Conflict, EntryNotFound, Refusal
-
-LONGEST = 300  # characters of a message
 
 
 async def refused(request: Request, error: Refusal) -> Response:
     """The answer to a request that is refused."""
-    message = "".join(each if each.isascii() and each.isprintable() else "?" for each in str(error)[: LONGEST + 1])
-    message = message if len(message) <= LONGEST else f"{message[: LONGEST - 3]}..."
+    message = "".join(each if each.isascii() else "?" for each in printable(str(error)))
     headers = {"X-Error-Message": message} | ({"X-Error-Code": error.code} if error.code else {})
     if isinstance(error, EntryNotFound) and error.commit:
         headers["X-Repo-Commit"] = error.commit
