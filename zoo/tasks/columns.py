@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from zoo.errors import DataError, require
 from zoo.printable import logger
+from zoo.tasks.inside import check_image
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -79,7 +80,10 @@ def of_table(spec: str, data: "Dataset") -> "Dataset":
 
 
 def of_stream(
-    spec: str, stream: "IterableDataset", labels: Callable[[], Sequence[Any] | None] = lambda: None
+    spec: str,
+    stream: "IterableDataset",
+    labels: Callable[[], Sequence[Any] | None] = lambda: None,
+    hub: str | None = None,
 ) -> "IterableDataset":
     """A stream with the columns `image`, undecoded, and `label`.
 
@@ -87,13 +91,15 @@ def of_stream(
         spec: of the data, for the message.
         stream: as the library opened it.
         labels: reads all labels, needed where they are text; None where it can't be done.
+        hub: the data set of the Hub in which all images must lie.
 
     Raises:
-        DataError: the columns are missing, or the labels are text of unknown classes.
+        DataError: the columns are missing, or the labels are text of unknown classes; as it is read, that an image lies
+            elsewhere.
     """
     datasets = require("datasets", "eval")
     image, label = columns_of(spec, stream)
-    kept = partial(_kept, image=image, label=label)
+    kept = partial(_kept, image=image, label=label, hub=hub)
     if stream.features is None:
         return stream.map(kept, remove_columns=[name for name in (image, label) if name not in ("image", "label")])
     kind = stream.features[label]
@@ -163,8 +169,10 @@ def _number(label: Any, numbers: Mapping[Any, int]) -> int:
 
 
 def _kept(
-    row: Mapping[str, Any], *, image: str, label: str, numbers: Mapping[Any, int] | None = None
+    row: Mapping[str, Any], *, image: str, label: str, hub: str | None, numbers: Mapping[Any, int] | None = None
 ) -> dict[str, Any]:
+    if hub is not None:
+        check_image(hub, row[image])
     return {"image": row[image], "label": row[label] if numbers is None else _number(row[label], numbers)}
 
 

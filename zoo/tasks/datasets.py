@@ -17,6 +17,7 @@ from zoo.errors import DataError, UnknownName, first_line, require
 from zoo.tasks import columns, draws, objects
 from zoo.tasks.digits import digit_pairs, digits
 from zoo.tasks.folders import SPLITS, expected, folder_of_data, split_of
+from zoo.tasks.inside import check_card
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDatasetDict
@@ -62,8 +63,9 @@ def dataset(spec: Any, split: str, *, limit: int | None = None, seed: int = 0, s
     name = spec if isinstance(spec, str) else f"the {type(spec).__name__}"
     opened = _opened(spec, split)
     if columns.is_stream(opened):
-        labels = partial(_labels_alone, spec, split) if isinstance(spec, str) else _unknown
-        return _of_stream(name, opened, labels, limit, seed, skip_damaged)
+        hub = spec if isinstance(spec, str) else None
+        labels = partial(_labels_alone, spec, split) if hub else _unknown
+        return _of_stream(name, opened, labels, limit, seed, skip_damaged, hub)
     data = columns.of_table(name, opened)
     data = data if limit is None else draws.drawn(data, limit, seed, name)
     return draws.undamaged(data, name) if skip_damaged else data
@@ -100,10 +102,16 @@ def _opened(spec: Any, split: str) -> Any:
 
 
 def _of_stream(
-    name: str, opened: Any, labels: Callable[[str], Sequence[Any] | None], limit: int | None, seed: int, skip: bool
+    name: str,
+    opened: Any,
+    labels: Callable[[str], Sequence[Any] | None],
+    limit: int | None,
+    seed: int,
+    skip: bool,
+    hub: str | None,
 ) -> "Data":
     _, label = columns.columns_of(name, opened)
-    stream = columns.of_stream(name, opened, partial(labels, label))
+    stream = columns.of_stream(name, opened, partial(labels, label), hub)
     data = stream if limit is None else draws.drawn_of_stream(stream, limit, seed, name, partial(labels, label))
     if not skip:
         return data
@@ -126,6 +134,7 @@ def _unknown(label: str) -> None:
 
 def _hub(spec: str) -> "IterableDatasetDict":
     datasets = require("datasets", "eval")
+    check_card(spec)
     try:
         return datasets.load_dataset(spec, streaming=True)
     except Exception as error:  # the library lets through whatever its HTTP client and file readers raise

@@ -13,6 +13,7 @@ from zoo.errors import DataError, require
 from zoo.tasks.columns import is_stream
 from zoo.tasks.datasets import dataset, limited, on_hub
 from zoo.tasks.folders import SPLITS
+from zoo.tasks.inside import check_card
 from zoo.tasks.streams import Stream
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def counted(
 
 def _builder(name: str) -> Any:
     datasets = require("datasets", "eval")
+    check_card(name)
     try:
         return datasets.load_dataset_builder(name)
     except Exception:  # the library lets through whatever its HTTP client raises; opening it says what is wrong
