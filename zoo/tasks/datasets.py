@@ -90,12 +90,16 @@ def _opened(spec: Any, split: str) -> Any:
         return digits(split)
     if spec == "noise":
         return _noise(split)
-    folder = Path(spec).expanduser()
-    if folder.is_dir():
+    try:
+        folder = Path(spec).expanduser()
+        is_folder = spec != "" and folder.is_dir()
+    except (OSError, RuntimeError) as error:  # a name that no file can have, the home of nobody
+        raise DataError(f"{spec}: no such folder ({first_line(error)}); {expected(spec)}") from None
+    if is_folder:
         return folder_of_data(folder, split)
     if on_hub(spec):
         return split_of(spec, _hub(spec), split)
-    if "/" in spec or os.sep in spec or folder.exists():
+    if "/" in spec or os.sep in spec or (spec and folder.exists()):
         what = "a file, not a folder" if folder.exists() else "no such folder"
         raise DataError(f"{spec}: {what}; {expected(spec)}")
     raise UnknownName(f"no data set {spec!r}; possible are: digits, digit_pairs, a folder, a Hub id such as org/name")

@@ -26,7 +26,10 @@ def folder_of_data(folder: Path, split: str) -> "Dataset":
     Raises:
         DataError: there are no images, or no such split.
     """
-    return _classes(folder, split) or _of_library(folder, split)
+    try:
+        return _classes(folder, split) or _of_library(folder, split)
+    except UnicodeError:
+        raise DataError(f"{folder}: the name of a file in it isn't text in UTF-8: rename it") from None
 
 
 def split_of(spec: str, splits: Any, split: str) -> Any:
@@ -84,7 +87,7 @@ def _of_library(folder: Path, split: str) -> "Dataset":
         splits: DatasetDict = datasets.load_dataset(
             **{"path": str(folder)} if rows else {"path": "imagefolder", "data_dir": str(folder)}
         )
-    except (ValueError, OSError) as error:
+    except Exception as error:  # the library lets through whatever its readers raise
         raise DataError(f"{folder}: no images could be read ({first_line(error)}); {expected(folder)}") from error
     try:
         opened: Dataset = split_of(str(folder), splits, split)
