@@ -1,6 +1,7 @@
 """The local Hub: who may what, and which paths lead where."""
 
 import hashlib
+import os
 import re
 from urllib.parse import quote, urlsplit
 
@@ -204,6 +205,7 @@ def test_a_plain_folder_is_served_as_it_lies_without_its_links_and_hidden_files(
 
 
 def test_a_plain_folder_that_changes_becomes_another_revision(tmp_path):
+    """Also where a file has its former size and time again."""
     model = tmp_path / "org" / "model"
     model.mkdir(parents=True)
     (model / "config.json").write_text("{}")
@@ -217,3 +219,9 @@ def test_a_plain_folder_that_changes_becomes_another_revision(tmp_path):
         assert content(address, "org/model", "config.json", second).body == b'{"a": 1}'
         gone = ask(address, "GET", f"/org/model/resolve/{first}/config.json")
         assert (gone.status, gone.headers["x-error-code"]) == (404, "RevisionNotFound")
+        status = (model / "config.json").stat()
+        (model / "config.json").write_text('{"a": 2}')
+        os.utime(model / "config.json", ns=(status.st_atime_ns, status.st_mtime_ns))
+        third = ask(address, "GET", "/api/models/org/model").json()["sha"]
+        assert third != second
+        assert content(address, "org/model", "config.json", third).body == b'{"a": 2}'

@@ -23,11 +23,16 @@ def saved(tmp_path):
     return Path(shutil.copytree(SAVED, tmp_path / "saved"))
 
 
-def test_one_flipped_bit_is_noticed(saved):
+@pytest.mark.parametrize("hidden", [False, True])
+def test_one_flipped_bit_is_noticed(hidden, saved):
+    """Also in a file that has its former size, inode and time again."""
     zoo.load(saved)
-    data = bytearray((saved / "model.safetensors").read_bytes())
+    path = saved / "model.safetensors"
+    data, status = bytearray(path.read_bytes()), path.stat()
     data[-1] ^= 1
-    (saved / "model.safetensors").write_bytes(data)
+    path.write_bytes(data)
+    if hidden:
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     for check in (zoo.load, repository.check_sha256):
         with pytest.raises(WeightsError, match=r"has sha256 \w{12}…, expected \w{12}…: fetch or save it again$"):
             check(saved)

@@ -44,7 +44,7 @@ class Files(Mapping[str, File]):
     def __getitem__(self, path: str) -> File:
         stat = self._status[path]
         with _hashing[hash(path) % len(_hashing)]:  # many may ask for one file at once
-            return _hashed(self._folder, path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+            return _hashed(self._folder, path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._status)
@@ -70,7 +70,7 @@ def commit(folder: Path, name: str) -> Commit | None:
     if len(files) > FILES:
         say_once(f"{folder / name} isn't served: it holds more than {FILES} files")
         return None
-    stamps = [[path, status.st_size, status.st_mtime_ns] for path, status in files.items()]
+    stamps = [[path, each.st_size, each.st_mtime_ns, each.st_ctime_ns] for path, each in files.items()]
     sha1 = hashlib.sha1(json.dumps([name, stamps]).encode(), usedforsecurity=False).hexdigest()
     newest = max((status.st_mtime for status in files.values()), default=0)
     return Commit(sha1, None, "the folder as it lies", "", _date(newest), Files(folder / name, files))
@@ -120,7 +120,7 @@ def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
 
 
 @lru_cache(maxsize=65536)
-def _hashed(folder: Path, path: str, inode: int, size: int, modified: int) -> File:
+def _hashed(folder: Path, path: str, inode: int, size: int, modified: int, changed: int) -> File:
     try:
         with (folder / path).open("rb") as file:
             large = is_large(path, size, file.read(512))

@@ -1,7 +1,7 @@
 """What users do, a path each, readable from top to bottom.
 
-Start with `loading` (create, load; a new head by `adaptation`), `compressing` and `distilling`, `saving` (save, convert
-by `converting`, push), `verification` (by `measuring`). A model of the catalog is made by `beginning` and `building`,
-whose `recipes` say how and whose `training_costs` say how long; `sweeping` makes several; `coverage` tells what can be
-pruned.
+Start with `loading` (create, load; a new head by `adaptation`), `compressing` and `distilling`, `saving` (save, push,
+and convert by `converting`, whose results the cache keeps by `conversions`), `verification` (by `measuring`). A model
+of the catalog is made by `beginning` and `building`, whose `recipes` say how and whose `training_costs` say how long;
+`sweeping` makes several; `coverage` tells what can be pruned.
 """
