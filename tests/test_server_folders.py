@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import struct
+import subprocess
 import time
 
 import pytest
@@ -80,6 +81,7 @@ def hostile(tmp_path_factory):
         make(model)
     with serving(root / "hub", complaints=["is left out: its name isn't text, or it lies too deep"]) as address:
         yield address
+    subprocess.run(["rm", "-r", root / "hub" / "org" / "deep"], check=True)  # deeper than shutil.rmtree goes
 
 
 @pytest.mark.parametrize("query", ["", "?full=true", "?expand=siblings&expand=safetensors&expand=cardData"])
@@ -145,6 +147,6 @@ def test_the_last_change_of_a_file_is_looked_for_among_so_many_commits_only(tmp_
 @pytest.mark.parametrize("text", ["a: 1" + ":1" * 100_000, "a: !!int 1" + ":1" * 100_000, "a: " + "1_" * 100_000])
 def test_a_number_in_a_card_costs_no_more_than_its_length(text):
     started = time.process_time()
-    with pytest.raises(BadRequest, match="digits"):
+    with pytest.raises(BadRequest, match="is a number of"):
         metadata.front_matter(f"---\n{text}\n---\n")
     assert time.process_time() - started < 2

@@ -1,5 +1,6 @@
 """The local Hub: listings, and the server as a process."""
 
+import http.client
 import re
 import signal
 import socket
@@ -8,7 +9,7 @@ import sys
 from urllib.parse import urlsplit
 
 import pytest
-from hub import ask, commit, create, regular, serving
+from hub import ask, batch, commit, create, regular, serving
 from served import address, card, folder
 
 from zoo.errors import MissingExtra, StorageError, ZooError
@@ -179,10 +180,17 @@ def test_serve_says_where_it_listens_and_ends_with_ctrl_c(tmp_path):
                 serve(tmp_path / "new", port=0)
             with pytest.raises(StorageError, match=r"can't listen on 127\.0\.0\.1, port \d+: .*choose another port"):
                 serve(tmp_path / "other", port=urlsplit(address).port)
+            create(address, "org/model")
+            upload = batch(address, "org/model", "0" * 64, 100).json()["objects"][0]["actions"]["upload"]["href"]
+            unfinished = http.client.HTTPConnection(urlsplit(upload).netloc)
+            unfinished.putrequest("PUT", upload.partition(urlsplit(upload).netloc)[2])
+            unfinished.putheader("Content-Length", "100")
+            unfinished.endheaders(b"x")
         finally:
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=20)
 
+    unfinished.close()
     assert (process.returncode, out, err) == (0, "", "")
     with pytest.raises(ConnectionError), socket.create_connection(("127.0.0.1", urlsplit(address).port)):
         pass

@@ -1,5 +1,6 @@
 """Strangers who reach the server: what they send byte for byte, and how long they may take."""
 
+import asyncio
 import contextlib
 import json
 import re
@@ -11,6 +12,7 @@ import pytest
 from hub import TOKEN, ask, batch, commit, create, follow, regular, serving
 from served import EVERY_CHANGE, TEXT, address, folder
 
+from zoo.server import connections
 from zoo.server.connections import LINES, LONGEST
 from zoo.server.receiving import BODY, STRANGERS
 from zoo.server.routes_write import CHANGES, FOLDERS, OBJECTS
@@ -312,3 +314,62 @@ def test_dripping_uploads_and_commits_keep_no_other_from_being_made(tmp_path):
         oid = "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"
         link = batch(address, "org/public", oid, 1).json()["objects"][0]["actions"]["upload"]["href"]
         assert follow(link, "PUT", b"a").status == 200
+
+
+def test_there_are_never_more_connections_than_places(tmp_path):
+    constants = {"connections.PLACES": 16, "connections.GRACE": 0}
+    with serving(tmp_path, constants=constants) as address, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connected(address)) for _ in range(150)]
+        assert ask(address, "GET", "/api/models").json() == []
+        assert sum(not is_closed(client, 0.001) for client in clients) <= 16
+
+
+class Waiting:
+    """A connection that has kept the server waiting for so many seconds."""
+
+    idle = dropped = False
+
+    def __init__(self, address, seconds):
+        self.address, self.waited = address, lambda: seconds
+
+    def drop(self):
+        self.dropped = True
+
+
+@pytest.mark.parametrize(
+    ("address", "waiting", "status", "dropped"),
+    [
+        ("a", [], 503, None),
+        ("a", [Waiting("a", 3), Waiting("a", 9), Waiting("b", 99)], 200, 1),
+        ("a", [Waiting("b", 99)], 503, None),
+        ("a", [Waiting("a", 1)], 503, None),
+        ("c", [], 503, None),
+        ("c", [Waiting("a", 3), Waiting("b", 99)], 200, 1),
+    ],
+)
+def test_of_more_requests_than_places_the_one_goes_that_keeps_the_server_waiting(
+    monkeypatch, address, waiting, status, dropped
+):
+    monkeypatch.setattr(connections, "PLACES", 8)
+    answered = []
+
+    async def application(scope, receive, send):
+        if scope["path"] == "slow":
+            await asyncio.sleep(60)
+        await send({"type": "http.response.start", "status": 200})
+
+    async def send(message):
+        answered.append(message.get("status"))
+
+    async def crowd():
+        shared = connections.sharing(application, lambda: waiting)
+        scope = {"type": "http", "client": ("a", 1), "path": "slow", "method": "GET", "headers": []}
+        slow = [asyncio.ensure_future(shared(scope | {"client": (each, 1)}, None, send)) for each in "aaaabbbb"]
+        await asyncio.sleep(0)
+        await shared(scope | {"client": (address, 1), "path": "quick"}, None, send)
+        for each in slow:
+            each.cancel()
+
+    asyncio.run(crowd())
+    assert answered[0] == status
+    assert [number for number, each in enumerate(waiting) if each.dropped] == [each for each in [dropped] if each]

@@ -32,6 +32,7 @@ PLACES = 256  # connections, where the limit of descriptors permits as many
 SPARE = 64  # more for those who have just come
 GRACE = 0.25  # seconds in which a new connection isn't closed for another one
 PATIENT = 2.0  # the same for a request
+ENDING = 2.5  # seconds that what is in progress has when the server is told to end
 LEAST = 60_000  # bytes of a body that count as going on
 LONGEST = 1 << 14  # bytes of a head
 LINES = 100  # in a head
@@ -128,6 +129,11 @@ class Connection(H11Protocol):
         """Whether it has kept us waiting for too long; `receiving` sees to bodies."""
         unread = self.transport.get_write_buffer_size() > 0
         return (self.idle or unread) and self.waited() > (TAKING if unread else HEAD)
+
+    def shutdown(self) -> None:
+        """The server ends: what is in progress has so many seconds to end too."""
+        super().shutdown()
+        self.loop.call_later(ENDING, self.drop)
 
     def drop(self) -> None:
         """Close it, whatever is still to be sent."""

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import ipaddress
+import math
 import os
 import socket
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from starlette.types import ASGIApp
 from zoo.errors import StorageError, ZooError
 from zoo.server import changes
 from zoo.server.app import OWN
-from zoo.server.connections import Connection, close_late, sharing
+from zoo.server.connections import ENDING, Connection, close_late, sharing
 from zoo.server.log import LOG
 
 
@@ -79,7 +80,7 @@ def address(host: str, listener: socket.socket) -> str:
 
 
 def answer(application: ASGIApp, *listeners: socket.socket) -> None:
-    """Answer connections until Ctrl-C; what is being sent then has three seconds to end."""
+    """Answer connections until Ctrl-C; what is being sent then has some seconds to end."""
 
     async def every_second() -> None:
         close_late(server.server_state.connections)
@@ -98,7 +99,7 @@ def answer(application: ASGIApp, *listeners: socket.socket) -> None:
         backlog=64,  # how many are accepted at once
         callback_notify=every_second,
         timeout_notify=1,
-        timeout_graceful_shutdown=3,
+        timeout_graceful_shutdown=2 * math.ceil(ENDING),
     )
     server = uvicorn.Server(config)
     with contextlib.suppress(KeyboardInterrupt):
