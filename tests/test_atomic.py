@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import moments
@@ -82,6 +84,28 @@ def test_what_a_living_process_writes_is_left_alone_by_whoever_writes_beside_it(
         "folder/two",
         "other",
     ]
+
+
+def test_of_those_that_want_a_place_alone_one_comes_after_the_other_and_nothing_stays(tmp_path):
+    place, happened = tmp_path / "place", []
+
+    def act(number):
+        with atomic.alone(place, lambda: happened.append("waits")):
+            happened.append(f"{number} begins")
+            atomic.sweep(place.parent)
+            time.sleep(0.02)
+            happened.append(f"{number} ends")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(act, range(8)))
+
+    done = [each for each in happened if each != "waits"]
+    assert len(done) == 16
+    assert [each.replace("begins", "ends") for each in done[::2]] == done[1::2]
+    assert "waits" in happened
+    with atomic.alone(tmp_path / "new" / "folder" / "place"):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_removed_that_only_looks_alike(tmp_path):

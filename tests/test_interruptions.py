@@ -212,6 +212,23 @@ def test_a_build_killed_in_every_stage_ends_in_the_same_bytes_as_one_that_was_no
     assert not work.exists()
 
 
+@pytest.mark.parametrize("ends", ["done", "killed"])
+def test_a_second_build_into_one_folder_waits_for_the_first_and_goes_on_where_that_ends(start, tmp_path, ends):
+    first, stderr = start(*BUILD)
+    wait_until(line(stderr, "2 prune"), first)
+    second, stderr = start(*BUILD)
+    wait_until(line(stderr, "another process makes out: waiting until it is done"), second)
+    if ends == "killed":
+        first.kill()
+    for process in (first, second):
+        process.join(SECONDS)
+
+    assert (first.exitcode, second.exitcode) == (-signal.SIGKILL if ends == "killed" else 0, 0), stderr.read_text()
+    assert line(stderr, "made already: out" if ends == "done" else "5 write")()
+    assert zoo.verify(tmp_path / "out").passed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["catalog", "out", "stderr", "stdout"]
+
+
 @pytest.fixture
 def interruptible():
     """Ctrl-C as Python handles it, whatever the process that runs the tests was started with."""

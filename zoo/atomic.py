@@ -15,11 +15,12 @@ and means nothing on another machine of a shared disk. On a file system without 
 import contextlib
 import errno
 import glob
+import itertools
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -79,6 +80,40 @@ def replacing(folder: Path) -> Iterator[Path]:
                 _flush(path)
             _put(new, folder, _former(aside))
             _flush(folder.parent)  # before the former one goes
+
+
+@contextlib.contextmanager
+def alone(place: Path, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Keep other processes out of the block that say the same of a place; they wait. Folders that stay empty go again.
+
+    Args:
+        place: what the block will make.
+        waits: called if there is another.
+
+    Raises:
+        StorageError: the disk is full or refuses.
+    """
+    made = list(itertools.takewhile(lambda parent: not parent.exists(), place.parents))
+    lock = place.with_name(f".{place.name}.alone{_SUFFIX}")
+    try:
+        while True:
+            with refusals(place):
+                _make(place.parent)
+                file = lock.open("ab")
+            with file:
+                if _locked(file) is False:
+                    waits()
+                    _locked(file, wait=True)
+                if os.fstat(file.fileno()).st_nlink:  # else the one before has removed it when it was done
+                    try:
+                        yield
+                        return
+                    finally:
+                        lock.unlink(missing_ok=True)
+    finally:
+        with contextlib.suppress(OSError):
+            for parent in made:
+                parent.rmdir()
 
 
 def discard(folder: Path) -> None:
@@ -149,14 +184,16 @@ def _aside(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
                     _clear(Path(name))
 
 
-def _locked(file: IO[bytes], wait: bool = False) -> bool:
-    """Whether a file is this process's now, until it is closed."""
+def _locked(file: IO[bytes], wait: bool = False) -> bool | None:
+    """Whether a file is this process's now, until it is closed; None where there are no locks."""
     try:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except (ImportError, OSError):  # another's, or there are no locks here
+    except BlockingIOError:
         return False
+    except (ImportError, OSError):
+        return None
     return True
 
 

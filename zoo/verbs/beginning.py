@@ -2,9 +2,8 @@
 
 import contextlib
 import hashlib
-import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import nn
 from zoo import atomic
 from zoo.catalog.entry import Base, Entry, Recipe, reading
 from zoo.compression import refinement
-from zoo.errors import RepositoryError, UnknownName, ZooError, require
+from zoo.errors import RepositoryError, StorageError, UnknownName, ZooError, require
 from zoo.files import free, read_json, write_json
 from zoo.hub import repository
 from zoo.structure.base import initialised
@@ -85,6 +84,18 @@ def ready(entry: Entry, folder: Path) -> tuple[Base, str]:
     free(folder)
     require("jinja2", "build")  # the card comes last; its template had better be missed first
     return entry.base, entry.recipe.data
+
+
+@contextlib.contextmanager
+def alone(folder: Path, say: Say) -> Iterator[None]:
+    """Let the processes of one build alone work on a folder; those of another wait, and say so."""
+    here = processes()
+    with contextlib.ExitStack() as stack:
+        if here.is_main_process:
+            waits = f"another process makes {folder}: waiting until it is done"
+            stack.enter_context(atomic.alone(folder, lambda: say(waits)))
+        here.wait_for_everyone()
+        yield
 
 
 def beside(folder: Path) -> Path:
@@ -158,7 +169,7 @@ def seen_as(entry: Entry, base: nn.Module) -> nn.Module:
 
 def _start(base: nn.Module, recipe: Recipe, work: Path, follows: Mapping[str, str], machine: Machine) -> None:
     """Keep the model that training starts from; an error leaves nothing but a state that its method goes on from."""
-    here, there = processes(), next(parent for parent in work.parents if parent.exists())
+    here = processes()
     if here.is_main_process:
         write_json(work / NOTE, follows)  # first, as compression leaves its state beside it
     here.wait_for_everyone()
@@ -168,10 +179,8 @@ def _start(base: nn.Module, recipe: Recipe, work: Path, follows: Mapping[str, st
             repository.write_repository(work / "start", start, describe(start), {})
     except ZooError:
         if here.is_main_process and not (work / STATE).exists():
-            with contextlib.suppress(OSError):  # another build began there meanwhile
+            with contextlib.suppress(StorageError):
                 atomic.discard(work)
-                for made in itertools.takewhile(lambda parent: parent != there, work.parents):
-                    made.rmdir()
         raise
     here.wait_for_everyone()
 

@@ -28,7 +28,7 @@ from zoo.structure.sources import is_base_id
 from zoo.tasks import task_named
 from zoo.tasks.task import Labels
 from zoo.training.schedule import Machine
-from zoo.verbs.beginning import NOTE, Say, begin, beside, processes, ready, seen_as, work_of
+from zoo.verbs.beginning import NOTE, Say, alone, begin, beside, processes, ready, seen_as, work_of
 from zoo.verbs.distilling import distil
 from zoo.verbs.loading import create, load, pretrained
 from zoo.verbs.measuring import report_of
@@ -82,14 +82,21 @@ def make(
     Started by `accelerate launch`, all processes compress, train and evaluate together, and the main one alone writes,
     to a file system that all of them see.
     """
-    entry = read_as(entry, data=data)
-    recipe, here, machine = entry.recipe, processes(), machine or Machine()
+    entry, here = read_as(entry, data=data), processes()
     say = say if here.is_main_process else lambda line: None
-    if finished(entry, folder):
-        if here.is_main_process:  # it may have been stopped at the very end
-            _tidy(folder)
-        say(f"made already: {folder}")
-        return folder
+    if not finished(entry, folder):
+        with alone(folder, say):
+            if not finished(entry, folder):  # by another process, meanwhile
+                return _made(entry, folder, say, machine or Machine())
+    if here.is_main_process:  # it may have been stopped at the very end
+        _tidy(folder)
+    say(f"made already: {folder}")
+    return folder
+
+
+def _made(entry: Entry, folder: Path, say: Say, machine: Machine) -> Path:
+    """Make the model, and say how it fares."""
+    recipe, here = entry.recipe, processes()
     trains = distillation_of(recipe)[0].epochs > 0
     teachers = [pretrained(Base(teacher)) for teacher in recipe.teachers] if trains else []
     base, work = begin(entry, folder, say, machine, teachers)
@@ -149,12 +156,13 @@ def plan(
         say(f"{costs}; it learns the plan, which isn't known before")
         _say_training(entry.recipe, model, say, machine, "then, at most: ")
         return None, []
-    begin(entry, folder, say, machine)
-    model = create(work / "start")
-    _say_training(entry.recipe, model, say, machine, "then: ")
     file = folder.with_name(f"{folder.name}.plan.json")
-    if processes().is_main_process:
-        write_json(file, {"name": entry.name, **read_json(work / "start" / repository.CONFIG)["zoo"]})
+    with alone(folder, say):
+        begin(entry, folder, say, machine)
+        model = create(work / "start")
+        _say_training(entry.recipe, model, say, machine, "then: ")
+        if processes().is_main_process:
+            write_json(file, {"name": entry.name, **read_json(work / "start" / repository.CONFIG)["zoo"]})
     return file, _compared(model, entry)
 
 

@@ -7,10 +7,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from filelock import FileLock
-
+from zoo import atomic
 from zoo.catalog.entry import Entry
-from zoo.errors import RepositoryError, first_line
+from zoo.errors import RepositoryError, StorageError, first_line
 from zoo.files import cache, read_json, write_json
 from zoo.hub import repository
 from zoo.printable import logger
@@ -37,12 +36,11 @@ def conversion(entry: Entry, checkpoint: Path) -> Path:
     key = hashlib.sha256(repr((hashes, entry, repository.versions())).encode()).hexdigest()[:16]
     folder = cache() / "converted" / f"{entry.name}-{key}"
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):  # another process may convert the same
+        with atomic.alone(folder):  # another process may convert the same
             if not (folder / repository.CONFIG).is_file():
                 _convert(entry, checkpoint, folder)
                 write_json(_last(entry), {"folder": folder.name})
-    except (OSError, NotImplementedError) as error:  # a cache that can't be written, or locked, costs time alone
+    except StorageError as error:  # a cache that can't be written costs time alone
         log.warning("%s isn't kept, but converted for this process alone: %s", entry.name, first_line(error))
         folder = Path(tempfile.mkdtemp(prefix="zoo-")) / entry.name
         atexit.register(shutil.rmtree, folder.parent, ignore_errors=True)
