@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import shutil
+import traceback
 import unicodedata
 
 import pytest
@@ -99,6 +100,18 @@ def test_every_error_is_a_short_harmless_line_whatever_is_told_in_it(kind):
     if issubclass(kind, ZooError):
         assert is_harmless(str(kind(*told)))
         assert len(str(kind(*told))) <= MAX_MESSAGE
+
+
+@pytest.mark.parametrize("key", [TEXT, HOSTILE])
+def test_a_traceback_has_harmless_lines(key, hostile):
+    """As Python prints it where nobody catches the error: causes too, of which timm writes one."""
+    folder = hostile("config.json", lambda config: config["zoo"]["base"]["args"].update({key: 1}))
+    with pytest.raises(ZooError) as raised:
+        zoo.load(folder)
+
+    shown = "".join(traceback.format_exception(raised.value))
+    assert "The above exception was the direct cause" in shown or key == HOSTILE
+    assert all(is_harmless(line) for line in shown.split("\n"))
 
 
 def test_a_log_has_harmless_lines(caplog):

@@ -23,7 +23,7 @@ import importlib
 from collections.abc import Iterator
 from types import ModuleType
 
-from zoo.printable import printable
+from zoo.printable import MAX_LINE, printable
 
 
 class ZooError(Exception):
@@ -97,6 +97,17 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
+class Foreign(Exception):
+    """What a library raised, as the cause of an error of ours: printable in a traceback too."""
+
+
+def as_cause(error: BaseException) -> BaseException:
+    """The cause that an error of ours is raised from."""
+    if isinstance(error, ZooError):
+        return error
+    return Foreign(printable(f"{type(error).__name__}: {error}", MAX_LINE)).with_traceback(error.__traceback__)
+
+
 @contextlib.contextmanager
 def in_one_line(what: str) -> Iterator[None]:
     """Tell what torch or timm refuse in the block.
@@ -112,7 +123,7 @@ def in_one_line(what: str) -> Iterator[None]:
     except ZooError:
         raise
     except FOREIGN as error:
-        raise StructureError(f"{what}: {first_line(error)}") from error
+        raise StructureError(f"{what}: {first_line(error)}") from as_cause(error)
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from zoo.errors import DataError, UnknownName, first_line, require
+from zoo.errors import DataError, UnknownName, as_cause, first_line, require
 from zoo.tasks import columns, draws, objects
 from zoo.tasks.digits import digit_pairs, digits
 from zoo.tasks.folders import SPLITS, expected, folder_of_data, split_of
@@ -145,7 +145,7 @@ def _hub(spec: str) -> "IterableDatasetDict":
         raise DataError(
             f"{spec}: neither a folder here nor a data set that could be opened on the Hub ({first_line(error)}); "
             "check the name and the network, and if it is gated accept its terms there and run: hf auth login"
-        ) from error
+        ) from as_cause(error)
 
 
 def _noise(split: str) -> "Dataset":

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.errors import DataError, first_line, require
+from zoo.errors import DataError, as_cause, first_line, require
 from zoo.tasks.columns import LABEL_COLUMNS
 
 if TYPE_CHECKING:
@@ -88,7 +88,9 @@ def _of_library(folder: Path, split: str) -> "Dataset":
             **{"path": str(folder)} if rows else {"path": "imagefolder", "data_dir": str(folder)}
         )
     except Exception as error:  # the library lets through whatever its readers raise
-        raise DataError(f"{folder}: no images could be read ({first_line(error)}); {expected(folder)}") from error
+        raise DataError(f"{folder}: no images could be read ({first_line(error)}); {expected(folder)}") from as_cause(
+            error
+        )
     try:
         opened: Dataset = split_of(str(folder), splits, split)
     except DataError as error:

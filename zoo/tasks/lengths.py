@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from zoo.errors import DataError, require
+from zoo.errors import DataError, as_cause, require
 from zoo.tasks.columns import is_stream
 from zoo.tasks.datasets import dataset, limited, on_hub
 from zoo.tasks.folders import SPLITS
@@ -114,7 +114,7 @@ def _downloaded(name: str) -> Any:
     try:
         return datasets.load_dataset(name)
     except Exception as error:
-        raise DataError(f"{name}: it couldn't be downloaded ({error}); try again") from error
+        raise DataError(f"{name}: it couldn't be downloaded ({error}); try again") from as_cause(error)
 
 
 @cache

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zoo import atomic, catalog
 from zoo.catalog.entry import Base, Entry, Origin
 from zoo.declarations import validated
-from zoo.errors import RepositoryError, StructureError, UnknownName, ZooError, first_line
+from zoo.errors import RepositoryError, StructureError, UnknownName, ZooError, as_cause, first_line
 from zoo.hub import remote, repository
 from zoo.hub.remote import DEFAULT, Access
 from zoo.measurement.macs import unwrapped
@@ -152,7 +152,9 @@ def pretrained(base: Base, revision: str | None = None, access: Access = DEFAULT
             name, pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=access.cache_dir, **base.args
         )
     except (OSError, RuntimeError, ValueError) as error:
-        raise RepositoryError(f"the weights of {base.id} can't be fetched by timm: {first_line(error)}") from error
+        raise RepositoryError(f"the weights of {base.id} can't be fetched by timm: {first_line(error)}") from as_cause(
+            error
+        )
     # where the weights lay isn't what they are
     configure_(model, {key: value for key, value in config_of(model).items() if key != "file"})
     attach_(model, Description(base.architecture, base))
@@ -197,7 +199,7 @@ def transform(model: nn.Module) -> Callable[[Any], Tensor]:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, ZooError):
             raise
-        raise StructureError(f"transform: the model's pretrained_cfg can't be used: {error!r}") from error
+        raise StructureError(f"transform: the model's pretrained_cfg can't be used: {error!r}") from as_cause(error)
 
 
 def _check_options(device: Any, dtype: Any, **counts: Any) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo.declarations import validated
-from zoo.errors import FOREIGN, StructureError, first_line
+from zoo.errors import FOREIGN, StructureError, as_cause, first_line
 from zoo.files import cache
 from zoo.structure.base import Size
 from zoo.structure.graph.aten import ATEN
@@ -76,7 +76,7 @@ def _run(graph: Graph, model: nn.Module, shape: Sequence[int]) -> None:
     except FOREIGN as error:
         said = first_line(error) if isinstance(error, StructureError) else f"can't be run: {first_line(error)}"
         here = f"node {nodes.name!r}, given {' x '.join(map(str, shape))}"
-        raise StructureError(f"{here}: {said}; mend the graph or its input_size") from error
+        raise StructureError(f"{here}: {said}; mend the graph or its input_size") from as_cause(error)
 
 
 class _Nodes(fx.Interpreter):

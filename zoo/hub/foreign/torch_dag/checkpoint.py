@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.errors import FOREIGN, CheckpointError, RepositoryError, StructureError, WeightsError, first_line
+from zoo.errors import FOREIGN, CheckpointError, RepositoryError, StructureError, WeightsError, as_cause, first_line
 from zoo.files import read_json
 from zoo.hub.foreign import unpickle
 from zoo.hub.foreign.torch_dag.blocks import BLOCK_CONVERTERS
@@ -56,11 +56,11 @@ def read_checkpoint(folder: Path) -> tuple[Graph, dict[str, Tensor]]:
     try:
         return _read(folder)
     except (RepositoryError, StructureError, WeightsError) as error:
-        raise CheckpointError(f"{folder} isn't imported: {error}") from error
+        raise CheckpointError(f"{folder} isn't imported: {error}") from as_cause(error)
     except FOREIGN as error:
         # Modules hold whatever the file says; what no check above foresaw is no reason to fail otherwise.
         said = f"a module isn't what its class is ({first_line(error)})"
-        raise CheckpointError(f"{folder} isn't imported: {said}") from error
+        raise CheckpointError(f"{folder} isn't imported: {said}") from as_cause(error)
 
 
 def _read(folder: Path) -> tuple[Graph, dict[str, Tensor]]:
