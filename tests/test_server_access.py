@@ -1,5 +1,6 @@
 """The local Hub: who may what, and which paths lead where."""
 
+import asyncio
 import hashlib
 import os
 import re
@@ -225,3 +226,30 @@ def test_a_plain_folder_that_changes_becomes_another_revision(tmp_path):
         third = ask(address, "GET", "/api/models/org/model").json()["sha"]
         assert third != second
         assert content(address, "org/model", "config.json", third).body == b'{"a": 2}'
+
+
+@pytest.mark.parametrize(
+    ("host", "meant"),
+    [
+        ("gpu-box:8080", True),
+        ("GPU-BOX", True),
+        ("192.0.2.7:8080", True),
+        ("127.0.0.1", True),
+        ("192.0.2.8", False),
+        ("gpu-box.evil.example", False),
+    ],
+)
+def test_a_server_of_all_addresses_goes_by_its_machines_name_and_the_address_that_is_asked(host, meant):
+    from zoo.server.naming import addressed
+
+    heard = []
+
+    async def application(scope, receive, send):
+        heard.append(200)
+
+    async def send(message):
+        heard.append(message.get("status"))
+
+    scope = {"type": "http", "method": "GET", "server": ("192.0.2.7", 8080), "headers": [(b"host", host.encode())]}
+    asyncio.run(addressed(application, ["http://gpu-box:8080", "http://gpu-box:8081"])(scope, None, send))
+    assert heard[0] == (200 if meant else 421)

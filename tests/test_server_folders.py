@@ -1,11 +1,13 @@
 """What may lie in a folder that is served, put there by whoever made a model: no request fails of it."""
 
+import http.client
 import json
 import logging
 import os
 import struct
 import subprocess
 import time
+from urllib.parse import urlsplit
 
 import pytest
 from hub import ask, commit, content, create, regular, serving
@@ -128,7 +130,7 @@ def test_a_record_of_the_log_cannot_be_made_by_what_is_in_another():
     assert text == "\\x1b[31mred\n    ERROR: forged \\u202e\\ud800"
 
 
-def test_the_last_change_of_a_file_is_looked_for_among_so_many_commits_only(tmp_path, monkeypatch):
+def test_the_last_change_of_a_file_is_looked_for_among_so_many_only(tmp_path, monkeypatch):
     with serving(tmp_path) as address:
         create(address, "org/public")
         for number in range(4):
@@ -136,12 +138,12 @@ def test_the_last_change_of_a_file_is_looked_for_among_so_many_commits_only(tmp_
     repository = store.find(tmp_path / ".hub", RepoId("model", "org/public"))
     head = store.resolved(repository, "main")
     found = {}
-    for most in (6, 1000, 3):
+    for most in (9, 1000, 8):
         monkeypatch.setattr(info, "LOOKED_AT", most)
         rows = info.with_last_commits(repository, head, info.tree(head))
         found[most] = {row["path"]: row["lastCommit"] and row["lastCommit"]["title"] for row in rows}
-    assert found[1000] == found[6] == {".gitattributes": "initial commit", "new.txt": "t"}
-    assert found[3] == {".gitattributes": None, "new.txt": "t"}
+    assert found[1000] == found[9] == {".gitattributes": "initial commit", "new.txt": "t"}
+    assert found[8] == {".gitattributes": None, "new.txt": "t"}
 
 
 @pytest.mark.parametrize("text", ["a: 1" + ":1" * 100_000, "a: !!int 1" + ":1" * 100_000, "a: " + "1_" * 100_000])
@@ -150,3 +152,23 @@ def test_a_number_in_a_card_costs_no_more_than_its_length(text):
     with pytest.raises(BadRequest, match="is a number of"):
         metadata.front_matter(f"---\n{text}\n---\n")
     assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize("change", [lambda path: os.truncate(path, 100), os.unlink], ids=["cut", "removed"])
+def test_a_file_that_is_cut_or_removed_while_it_is_sent_is_sent_whole_or_breaks_off(tmp_path, change):
+    model = tmp_path / "org" / "model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    (model / "large.txt").write_text("x" * 9_000_000)
+    with serving(tmp_path, complaints=["ASGI callable returned without completing response."]) as address:
+        connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=10)
+        connection.request("GET", "/org/model/resolve/main/large.txt")
+        answer = connection.getresponse()
+        change(model / "large.txt")
+        if change is os.unlink:
+            assert answer.read() == b"x" * 9_000_000
+        else:
+            with pytest.raises(http.client.IncompleteRead):
+                answer.read()
+        connection.close()
+        assert ask(address, "GET", "/api/models").status == 200

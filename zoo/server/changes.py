@@ -26,6 +26,7 @@ from zoo.server.names import KINDS, RepoId, ref
 from zoo.server.store import Repository, find, home, resolved
 from zoo.server.values import ATTRIBUTES, Change, Commit, File, changed, git_oid
 
+REFS = 10_000  # branches of a repository, and tags
 _one = threading.Lock()  # change at a time
 
 
@@ -134,6 +135,7 @@ def add_ref(root: Path, name: RepoId, kind: str, new: str, revision: str) -> Non
 
     Raises:
         Conflict: there is one.
+        TooLarge: there are too many.
     """
     with _one:
         repository = _stored(root, name)
@@ -141,6 +143,8 @@ def add_ref(root: Path, name: RepoId, kind: str, new: str, revision: str) -> Non
         commit = resolved(repository, revision)
         if ref(new) in refs:
             raise Conflict(f"{name.kind} {name.id}: {new!r} is among its {kind} already")
+        if len(refs) >= REFS:
+            raise TooLarge(f"{name.kind} {name.id} has {REFS} {kind}: remove some")
         _put(_with(repository, kind, {**refs, new: commit.id}))
 
 

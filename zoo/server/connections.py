@@ -29,7 +29,6 @@ from zoo.server.refusing import refused
 HEAD = 15.0  # seconds from a connection or an answer to the end of the next head
 TAKING = 60.0  # seconds in which what was written must be taken
 PLACES = 256  # connections, where the limit of descriptors permits as many
-SPARE = 64  # more for those who have just come
 GRACE = 0.25  # seconds in which a new connection isn't closed for another one
 PATIENT = 2.0  # the same for a request
 ENDING = 2.5  # seconds that what is in progress has when the server is told to end
@@ -40,7 +39,7 @@ _END = re.compile(rb"\n\r?\n")
 
 
 def places() -> int:
-    """How many connections there may be: of the descriptors, a third each for sockets, files and all else."""
+    """How many connections there may be: of four descriptors, one is for each, and one for its file."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return PLACES if soft == resource.RLIM_INFINITY else max(min(PLACES, soft // 4), 8)
 
@@ -150,7 +149,7 @@ def _make_room(new: Connection, connections: Iterable[Any]) -> None:
     idle = [each for each in there if each.idle and each.waited() > GRACE]
     if idle:
         max(idle, key=lambda each: (crowd[each.address], each.waited())).drop()
-    elif len(there) > most + SPARE:
+    elif len(there) > most + most // 4:
         new.drop()
 
 

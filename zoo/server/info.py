@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from zoo.server.store import Repository, history, home, location, resolved
 from zoo.server.values import Commit, File, parents, pointer
 
 Json = dict[str, Any]
-LOOKED_AT = 1000  # commits, for the last that changed a file
+LOOKED_AT = 200_000  # files of all commits, for the last that changed one
 BRIEF = {"id", "author", "private", "gated", "downloads", "likes", "tags", "pipeline_tag", "library_name", "createdAt"}
 BRIEF |= {"lastModified", "sdk"}
 
@@ -145,19 +144,19 @@ def _folders(files: Mapping[str, File]) -> dict[str, str]:
 
 
 def with_last_commits(repository: Repository, commit: Commit, rows: list[Json]) -> list[Json]:
-    """The rows of a tree, each with the commit that last changed it; None if that was more than LOOKED_AT before."""
+    """The rows of a tree, each with the commit that last changed it; None if that is more than LOOKED_AT files away."""
     states = {row["path"]: row["oid"] for row in rows}
     last: dict[str, Commit] = {}
     newer, looked_at = commit, 0
-    for older in islice(history(repository, commit), LOOKED_AT):
+    for older in history(repository, commit):
+        if not states or (looked_at := looked_at + len(older.files)) > LOOKED_AT:
+            break
         now = {row["path"]: row["oid"] for row in path_entries(older, states)}
         for path in [path for path, oid in states.items() if now.get(path) != oid]:
             last[path] = newer
             del states[path]
-        if not states:
-            break
-        newer, looked_at = older, looked_at + 1
-    if looked_at < LOOKED_AT:
+        newer = older
+    else:
         last.update(dict.fromkeys(states, newer))
     brief = {path: {"id": each.id, "title": each.title, "date": each.date} for path, each in last.items()}
     return [{**row, "lastCommit": brief.get(row["path"])} for row in rows]

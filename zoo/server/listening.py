@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 from zoo.errors import StorageError, ZooError
 from zoo.server import changes
 from zoo.server.app import OWN
-from zoo.server.connections import ENDING, Connection, close_late, sharing
+from zoo.server.connections import ENDING, Connection, close_late, places, sharing
 from zoo.server.log import LOG
 
 
@@ -96,7 +96,7 @@ def answer(application: ASGIApp, *listeners: socket.socket) -> None:
         server_header=False,
         proxy_headers=False,
         headers=[("Cross-Origin-Resource-Policy", "same-origin")],  # no page of another site shows what is here
-        backlog=64,  # how many are accepted at once
+        backlog=min(places(), 64),  # how many are accepted at once
         callback_notify=every_second,
         timeout_notify=1,
         timeout_graceful_shutdown=2 * math.ceil(ENDING),

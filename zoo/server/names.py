@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from zoo.server.errors import BadRequest, RepoNotFound
 
+DEPTH = 32  # folders within each other
 KINDS = ("model", "dataset", "space")
 RESERVED = {"api", "datasets", "models", "spaces"}  # first segments of the server's own paths
 VERBS = {
@@ -100,6 +101,7 @@ def file_path(path: str) -> str:
     parts = path.split("/")
     if (
         len(path.encode("utf-8", "surrogatepass")) > 1024
+        or len(parts) > DEPTH
         or any(
             part in ("", ".", "..") or part.lower() == ".git" or len(part.encode("utf-8", "replace")) > 255
             for part in parts

@@ -101,7 +101,7 @@ def resolved(repository: Repository, revision: str) -> Commit:
     return _read(path)
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=32)  # each may hold a row for each of some 100,000 files
 def _read(path: Path) -> Commit:
     data = read_json(path)
     files = {name: File(*each) for name, each in data.pop("files").items()}
