@@ -1,6 +1,5 @@
-"""Making models: what `save` accepts, what `make` leaves, what `push` copies, and a disk that refuses."""
+"""Making models: what `save` accepts, what `make` leaves and what `push` copies."""
 
-import errno
 import json
 import os
 import re
@@ -19,7 +18,6 @@ from zoo.errors import (
     BudgetError,
     MissingExtra,
     RepositoryError,
-    StorageError,
     StructureError,
     UnknownName,
     WeightsError,
@@ -353,48 +351,3 @@ def test_a_repository_without_weights_is_not_pushed(tmp_path):
     with pytest.raises(RepositoryError, match=r"has no model\.safetensors"):
         zoo.push(tmp_path / "model", tmp_path / "hub")
     assert files(tmp_path) == ["model"]
-
-
-# A disk that refuses.
-
-
-def save(folder):
-    zoo.save(zoo.load("digits_cnn_pruned_25"), folder)
-
-
-def push(folder):
-    zoo.push(catalog.EMBEDDED / "digits_cnn_pruned_25", folder)
-
-
-@pytest.mark.parametrize("former", [False, True], ids=["new", "over a former one"])
-@pytest.mark.parametrize(
-    ("verb", "call", "number"),
-    [
-        (save, "zoo.atomic.os.fsync", errno.ENOSPC),
-        (save, "zoo.atomic.os.replace", errno.EIO),
-        (save, "zoo.atomic.os.rename", errno.ENOSPC),
-        (push, "zoo.verbs.saving.shutil.copy", errno.ENOSPC),
-        (push, "zoo.atomic.os.rename", errno.EACCES),
-    ],
-)
-def test_a_disk_that_refuses_leaves_what_was_there_and_says_so(tmp_path, monkeypatch, verb, call, number, former):
-    if former:
-        push(tmp_path / "model")
-    before = content(tmp_path / "model") if former else None
-
-    def refuse(*arguments, **named):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(call, refuse)
-    with pytest.raises(StorageError, match=r"can't be written: .* nothing half-written was left") as caught:
-        verb(tmp_path / "model")
-    assert ("the disk is full" in str(caught.value)) == (number == errno.ENOSPC)
-    assert files(tmp_path) == (["model"] if former else [])
-    assert before is None or content(tmp_path / "model") == before
-
-
-def test_a_folder_that_may_not_be_written_to_is_an_error_of_one_line(tmp_path):
-    (tmp_path / "file").touch()
-
-    with pytest.raises(StorageError, match=r"can't be written: (Not a directory|File exists)"):
-        push(tmp_path / "file" / "model")

@@ -159,6 +159,7 @@ def refusals(path: Path) -> Iterator[None]:
     except StorageError:
         raise
     except OSError as error:
+        path = Path(*(_ASIDE.sub(r"\1", part.removesuffix(".folder")) for part in path.parts))  # that it is written for
         what = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
         raise StorageError(
             error.errno,

@@ -6,6 +6,7 @@ Neither names the dense model: whoever reads them must know it.
 Source: ptdeco/utils/modconfig.py.
 """
 
+import io
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -74,7 +75,9 @@ def write_decomposition(folder: Path, model: nn.Module, plan: Plan) -> None:
         raise StructureError("export: the model isn't decomposed, there is nothing that ptdeco could read")
     with writing_folder(folder) as new:
         (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        torch.save(model.state_dict(), new / WEIGHTS)  # noqa: TID251  # ptdeco reads nothing else
+        data = io.BytesIO()  # into a file, torch would tell of a full disk as of a fault of its own
+        torch.save(model.state_dict(), data)  # noqa: TID251  # ptdeco reads nothing else
+        (new / WEIGHTS).write_bytes(data.getbuffer())
 
 
 def _config(layer: nn.Module) -> dict[str, Any]:
