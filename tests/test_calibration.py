@@ -107,12 +107,11 @@ def test_images_that_hardly_differ_and_images_of_one_grey_each_are_enough_to_fin
 
 
 class Hidden(nn.Module):
-    """Two linear layers; what lies between barely varies."""
+    """Two linear layers; what lies between has four degrees of freedom."""
 
     def __init__(self):
         super().__init__()
-        self.first, self.second = nn.Linear(48, 32), nn.Linear(32, 4)
-        nn.init.ones_(self.first.bias)
+        self.first, self.second = nn.Linear(4, 32), nn.Linear(32, 4)
 
     def forward(self, x):
         return self.second(self.first(x.flatten(1)))
@@ -120,21 +119,22 @@ class Hidden(nn.Module):
 
 def test_a_covariance_of_rounding_alone_is_made_definite_and_no_other_is_touched(monkeypatch):
     torch.manual_seed(0)
-    hidden, x = Hidden().double().eval(), torch.randn(4000, 3, 4, 4, dtype=torch.float64)
+    hidden, x = Hidden().eval(), torch.randn(4000, 1, 2, 2)
     (group,) = analysed(hidden, x[:2]).groups
-    seen = moments(hidden, ["second"], [1e-9 * x])
-    assert torch.linalg.eigvalsh(seen["second"].covariance).min() < 0
+    seen = moments(hidden, ["second"], [x])
+    assert torch.linalg.eigvalsh(seen["second"].covariance.double()).min() < 0
     tensors = dict(hidden.named_parameters())
     with torch.no_grad():
-        order, damage, _ = eliminate(tensors, group, seen, 1e-4)
+        order, damage, _ = eliminate(tensors, group, seen, 1e-13)
         assert sorted(order.tolist()) == list(range(32))
         assert all(0 <= each < float("inf") for each in damage)
         monkeypatch.setattr(refit, "ROUNDING", 0.0)
         with pytest.raises(DataError, match="prune: the covariance of the calibration images is singular; raise ridge"):
-            eliminate(tensors, group, seen, 1e-4)
-    C = torch.tensor([[3.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
+            eliminate(tensors, group, seen, 1e-13)
     monkeypatch.undo()
-    assert ridged(Moments(torch.zeros(2), C, C.diagonal(), 9), 1e-4).tolist() == pytest.approx([3e-4, 1e-4], rel=1e-12)
+    C = torch.tensor([[3.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
+    added = ridged(Moments(torch.zeros(2), C, 9), 1e-4) - C
+    torch.testing.assert_close(added, torch.diag(torch.tensor([3e-4, 1e-4], dtype=torch.float64)), rtol=1e-12, atol=0.0)
 
 
 @pytest.mark.parametrize("method", ["prune", "low_rank"])

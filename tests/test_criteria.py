@@ -1,4 +1,4 @@
-"""Criteria of weights: a layer's score doesn't depend on how the layer is written."""
+"""Criteria: a layer's score doesn't depend on how the layer is written, and taylor needs logits; damage curves."""
 
 import copy
 
@@ -8,10 +8,11 @@ from analysed import analysed
 from torch import nn
 from torch.nn import functional as F
 
-from zoo.compression.prune.criteria import CRITERIA, Evidence
-from zoo.compression.prune.damage import ranked
+from zoo.compression.prune.criteria import CRITERIA, Evidence, gradients
+from zoo.compression.prune.damage import ranked, scaled
 from zoo.compression.prune.dense import dense_of
 from zoo.compression.prune.prune import Prune
+from zoo.errors import DataError
 from zoo.measurement.divergence import divergence
 
 
@@ -75,3 +76,24 @@ def test_units_that_write_nothing_cost_nothing_where_no_reader_can_be_fitted():
     held = torch.cat([*dense.held])
     target, found = (net(held).double().log_softmax(1) for net in (model, masked))
     assert damage[4] == pytest.approx(float((target.exp() * (target - found)).sum(1).mean()), rel=1e-4)
+
+
+def test_taylor_of_a_model_that_gives_no_logits_is_refused_in_one_line_and_leaves_no_hooks():
+    class Two(nn.Sequential):
+        def forward(self, x):
+            return [super().forward(x)] * 2
+
+    model = Two(nn.Conv2d(3, 4, 1), nn.Flatten()).eval()
+    with pytest.raises(
+        DataError, match="prune: taylor needs logits, but Two gives a list: take another crit"
+    ) as caught:
+        gradients(model, [], [torch.randn(2, 3, 4, 4)])
+    assert "\n" not in str(caught.value)
+
+
+def test_damage_goes_through_the_points_measured_and_in_proportion_to_the_noise_beyond():
+    found = scaled([1.0, 0.8, 0.4, 0.1, 0.0], [(0.4, 2.0), (0.1, 1.0)])
+    assert found[2] == pytest.approx(2.0)
+    assert found[3] == pytest.approx(1.0)
+    assert found[1] == pytest.approx(4.0)
+    assert found[4] == 0

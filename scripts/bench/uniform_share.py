@@ -11,17 +11,17 @@ from zoo.compression.channels.groups import Analysis
 from zoo.compression.prune import damage
 from zoo.compression.prune.allocation import widths
 from zoo.compression.prune.dense import Dense
-from zoo.compression.prune.prune import Cut, Prune, Widths, cut_to
+from zoo.compression.prune.prune import NEAREST, Cut, Prune, Widths, cut_to
 
 ENDS = 2  # groups at either end that may stay whole
 
 
-def choose(dense: Dense, budget: Budget, how: Prune) -> Cut:
+def choose(dense: Dense, budget: Budget, how: Prune) -> list[Cut]:
     """In place of `prune.choose`."""
     rankings = [*damage.ranked(dense, how.criterion)]
     tried = itertools.product((False, True), range(ENDS + 1))
     found = {one_share(dense.analysis, budget, how, streams, ends) for streams, ends in tried} - {None}
-    return min((cut_to(dense, rankings, each) for each in found), key=lambda cut: cut.nats)
+    return sorted((cut_to(dense, rankings, each) for each in found), key=lambda cut: cut.nats)[:NEAREST]
 
 
 def one_share(analysis: Analysis, budget: Budget, how: Prune, streams: bool, ends: int = 0) -> Widths | None:

@@ -94,16 +94,16 @@ class _Reader:
     """One reader of a group while units are removed; the symbols are the module's."""
 
     def __init__(self, tensors: Mapping[str, Tensor], group: Group, path: str, seen: Moments, ridge: float) -> None:
-        weight, C = tensors[f"{path}.weight"].detach(), seen.covariance
+        weight = tensors[f"{path}.weight"].detach()
         W, self.mean = weight.flatten(1).double(), seen.mean
         self.at = torch.stack([columns(weight, unit) for unit in inputs(group, path)])  # of each unit [units, s]
         weights = weighted(W, seen)
         self.dense = W * weights.sqrt()[:, None]
         self.W = self.dense.clone()
-        self.columns = torch.arange(len(C))  # of W, those that are left
-        self.P = torch.cholesky_inverse(_cholesky(C + ridged(seen, ridge).diag()))
+        self.columns = torch.arange(W.shape[1])  # of W, those that are left
+        self.P = torch.cholesky_inverse(_cholesky(ridged(seen, ridge)))
         self.signal = weights.count_nonzero().clamp(min=1)
-        self.gone = torch.zeros(len(C), dtype=torch.bool)
+        self.gone = torch.zeros(W.shape[1], dtype=torch.bool)
 
     def prices(self, units: Sequence[int]) -> Tensor:
         at = self.at[list(units)]
@@ -133,7 +133,7 @@ class _Reader:
         """What it misses on other images: tr(ΔW E[(x−μ)(x−μ)ᵀ] ΔWᵀ), by its own mean."""
         change, off = -self.dense, held.mean - self.mean
         change[:, self.columns] += self.W
-        noise = (change @ held.covariance * change).sum() + (change @ off).square().sum()
+        noise = (change @ held.covariance.double() * change).sum() + (change @ off).square().sum()
         return noise / self.signal
 
     def _compact(self) -> None:

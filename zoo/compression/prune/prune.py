@@ -6,8 +6,8 @@
 3. allocation — a budget is first shared out alike, streams last of all or like all others, whichever is nearer to the
    dense model. Then, in rounds, the part of each group in the divergence is measured in the model with all of them
    cut, and the budget allocated by it, each width changing by a half at most;
-4. edit — of all these cuts the one nearest to the dense model on the images held back is taken, its readers fitted on
-   all images, and means and variances of its signals repaired where that brings it nearer.
+4. edit — of all these cuts the nearest to the dense model on the images held back get the means and variances of their
+   signals repaired; the one nearest then, repaired or not, is taken, and its readers are fitted on all images.
 
 Source: the criteria's own; elimination and refit as in `obs` and `refit`; repair as in `repair`. The rounds are ours.
 """
@@ -41,6 +41,7 @@ ROUNDS = 6  # at most; it ends
 PATIENCE = 2  # after so many
 NEARER = 0.97  # that didn't bring the divergence below this share of its least
 CHANGE = 3 / 2  # of a width in one round
+NEAREST = 3  # cuts that are repaired: what that mends differs more from cut to cut than these do
 TOLD = 5  # groups
 
 T = TypeVar("T")
@@ -95,12 +96,14 @@ class Cut:
         units: which.
         fitted: the readers, fitted to them.
         off: divergence from the dense model for each of the images held back.
+        repaired: whether means and variances of its signals are.
     """
 
     widths: Widths
     units: list[Tensor]
     fitted: Fits
     off: Tensor
+    repaired: bool = False
 
     @property
     def nats(self) -> float:
@@ -135,13 +138,13 @@ def prune(
     """
     how = how or Prune()
     dense = dense_of(model, analysis, batches, how.ridge, divergence)
-    cut = choose(dense, budget, how)
-    if all(map(torch.equal, cut.units, dense.analysis.every)):
-        return Pruned(cut.units, dense.tensors)
-    return Pruned(cut.units, finished(dense, cut))
+    cuts = choose(dense, budget, how)
+    if all(map(torch.equal, cuts[0].units, dense.analysis.every)):
+        return Pruned(cuts[0].units, dense.tensors)
+    return finished(dense, cuts)
 
 
-def choose(dense: Dense, budget: Budget, how: Prune) -> Cut:
+def choose(dense: Dense, budget: Budget, how: Prune) -> list[Cut]:
     """Choose the units that stay.
 
     Args:
@@ -149,15 +152,19 @@ def choose(dense: Dense, budget: Budget, how: Prune) -> Cut:
         budget: shares of its macs and params that stay.
         how: the declaration.
 
+    Returns:
+        The nearest of all cuts that were tried, the nearest first.
+
     Raises:
         BudgetError: the budget can't be met.
         DataError: the calibration images can't be used.
     """
     alike = evenly(dense.analysis, budget, how)
     if alike == {tuple(map(len, dense.analysis.every))}:
-        return Cut(alike.pop(), dense.analysis.every, {}, torch.zeros(1))
+        return [Cut(alike.pop(), dense.analysis.every, {}, torch.zeros(1))]
     rankings = [*_shown(damage.ranked(dense, how.criterion), "groups", len(dense.analysis.groups))]
-    cut = best = min((cut_to(dense, rankings, each) for each in _shown(sorted(alike), "shares")), key=_nats)
+    cuts = _nearest(cut_to(dense, rankings, each) for each in _shown(sorted(alike), "shares"))
+    cut = cuts[0]
     logs, found = torch.full((len(rankings),), torch.nan, dtype=torch.float64), [cut.nats]
     for number in _shown(range(ROUNDS), "rounds"):
         logs = damage.weighed(rankings, cut.widths, damage.together(dense, cut.units, cut.fitted, number), logs)
@@ -168,13 +175,13 @@ def choose(dense: Dense, budget: Budget, how: Prune) -> Cut:
         except BudgetError:  # both targets, met where it began, aren't met in reach of there
             break
         cut = cut_to(dense, rankings, widths)
-        best = min(best, cut, key=_nats)
+        cuts = _nearest([*cuts, cut])
         found.append(cut.nats)
         if number >= PATIENCE and min(found[-PATIENCE:]) > NEARER * min(found[:-PATIENCE]):
             break
     log.debug("prune: %s nats on images held back", ", ".join(f"{nats:.4f}" for nats in found))
-    log.info("prune: of what the cut does, %s", _parts(dense.analysis, best.widths, damage.curves(rankings, logs)))
-    return best
+    log.info("prune: of what the cut does, %s", _parts(dense.analysis, cuts[0].widths, damage.curves(rankings, logs)))
+    return cuts
 
 
 def cut_to(dense: Dense, rankings: Sequence[Ranking], widths: Widths) -> Cut:
@@ -190,23 +197,30 @@ def cut_to(dense: Dense, rankings: Sequence[Ranking], widths: Widths) -> Cut:
     return Cut(widths, units, fitted, dense.off(units, dense.cut(units, fitted)))
 
 
-def finished(dense: Dense, cut: Cut) -> dict[str, Tensor]:
-    """The tensors of a cut: readers fitted on all images, signals repaired where that helps on the images held back.
+def finished(dense: Dense, cuts: Sequence[Cut]) -> Pruned:
+    """The nearest of some cuts, signals repaired where that helps on the images held back, readers fitted on all.
 
     Args:
         dense: what is pruned.
-        cut: of it.
+        cuts: of it.
     """
-    kept, some = dense.analysis.kept(cut.units), dense.fit[:REPAIRED]
-    run, known = running(kept), places(kept.traced)
-    whole = narrowed(watch(running(dense.analysis.kept(dense.analysis.every)), dense.tensors, some), kept)
-    judged = dense.cut(cut.units, cut.fitted)
-    tried = repaired(run, known, judged, some, whole)
-    off = dense.off(cut.units, tried)
-    helps = float(off.mean()) < cut.nats
-    _say(off if helps else cut.off, dense.divergence(outputs(run, tried if helps else judged, some), whole.output))
-    tensors = dense.cut(cut.units, dense.fitted(cut.units, whole=True))
-    return repaired(run, known, tensors, some, whole) if helps else tensors
+    some = dense.fit[:REPAIRED]
+    whole = watch(running(dense.analysis.kept(dense.analysis.every)), dense.tensors, some)
+
+    def tensors(cut: Cut, fitted: Fits) -> dict[str, Tensor]:
+        kept, plain = dense.analysis.kept(cut.units), dense.cut(cut.units, fitted)
+        if not cut.repaired:
+            return plain
+        return repaired(running(kept), places(kept.traced), plain, some, narrowed(whole, kept))
+
+    def off(cut: Cut) -> Tensor:
+        return dense.off(cut.units, tensors(cut, cut.fitted))
+
+    also = [replace(cut, repaired=True) for cut in cuts]
+    best = min([*cuts, *(replace(cut, off=off(cut)) for cut in also)], key=_nats)
+    shown = outputs(running(dense.analysis.kept(best.units)), tensors(best, best.fitted), some)
+    _say(best.off, dense.divergence(shown, whole.output))
+    return Pruned(best.units, tensors(best, dense.fitted(best.units, whole=True)))
 
 
 def evenly(analysis: Analysis, budget: Budget, how: Prune) -> set[Widths]:
@@ -242,6 +256,11 @@ def near(group: Group, curve: Curve, width: int, round_to: int) -> Curve:
 
 def _nats(cut: Cut) -> float:
     return cut.nats
+
+
+def _nearest(cuts: Iterable[Cut]) -> list[Cut]:
+    """Those of least divergence, each widths once, the nearest first."""
+    return sorted({cut.widths: cut for cut in cuts}.values(), key=_nats)[:NEAREST]
 
 
 def _parts(analysis: Analysis, widths: Widths, curves: Sequence[Curve]) -> str:

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zoo.compression.activations import Draw, observe, patches, portions
+from zoo.compression.activations import Draw, observe, patches, portions, wide
 from zoo.errors import DataError
 
-ROUNDING = 1e-14  # of a double-precision sum over all rows, with room
-MAX_BYTES = 2 << 30  # of second moments held at a time
+ROUNDING = 8.0  # times C's precision and the root of its size: twice what its eigenvalues were seen to be off
+MAX_BYTES = 1 << 30  # of second moments held at a time
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,19 @@ class Moments:
     """First and second moments of what a layer reads.
 
     Args:
-        mean: μ [n].
-        covariance: C [n, n], about zero where the layer may not shift its mean.
-        power: E[x²] [n].
+        mean: μ [n] in double precision, zero where the layer may not shift it.
+        covariance: C [n, n].
         rows: how many were looked at.
     """
 
     mean: Tensor
     covariance: Tensor
-    power: Tensor
     rows: int
+
+    @property
+    def power(self) -> Tensor:
+        """E[x²] [n], in double precision."""
+        return self.covariance.diagonal().double() + self.mean.square()
 
 
 @dataclass(frozen=True)
@@ -59,15 +62,10 @@ class Parts:
     def whole(self) -> Moments:
         """Of all images."""
         rows = self.fit.rows + self.held.rows
-        mean, second, power = (
-            (self.fit.rows * fit + self.held.rows * held) / rows
-            for fit, held in zip(_raw(self.fit), _raw(self.held), strict=True)
-        )
-        return Moments(mean, second - torch.outer(mean, mean), power, rows)
-
-
-def _raw(seen: Moments) -> tuple[Tensor, Tensor, Tensor]:
-    return seen.mean, seen.covariance + torch.outer(seen.mean, seen.mean), seen.power
+        share, between = self.fit.rows / rows, self.fit.mean - self.held.mean
+        mean = self.held.mean + share * between
+        covariance = torch.lerp(self.held.covariance, self.fit.covariance, share)
+        return Moments(mean, covariance.addr_(*[between.to(covariance)] * 2, alpha=share * (1 - share)), rows)
 
 
 def moments(
@@ -82,32 +80,33 @@ def moments(
         normalised: paths of layers whose outputs a batch norm takes, which takes a shift of their mean up.
 
     Returns:
-        Path → moments, in double precision, on the CPU.
+        Path → moments, on the CPU, C in the model's precision and in single at least.
 
     Raises:
         DataError: there are no images, or an activation isn't finite.
     """
-    first: dict[str, Tensor] = {}
-    second: dict[str, Tensor] = {}
-    rows: dict[str, int] = {}
+    layers = {path: model.get_submodule(path) for path in readers}
+    shifted = {path for path, layer in layers.items() if path in normalised or getattr(layer, "bias", None) is not None}
+    origin, first, second = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor]()
+    rows = dict[str, int]()
 
     def read(path: str, layer: nn.Module, x: Tensor, draw: Draw) -> None:
-        x = patches(layer, x.to(torch.promote_types(x.dtype, torch.float32)), draw)
-        x = x.double()  # μμᵀ is about to be taken off: in floats C would turn indefinite
-        total, products = x.sum(0), x.T @ x
-        first[path] = first[path] + total if path in first else total
-        second[path] = second[path] + products if path in second else products
+        x = patches(layer, wide(x), draw)
+        if path not in rows:  # sums about what is near the mean stay exact when μμᵀ is taken off, of a constant 0
+            near = torch.where((x == x[0]).all(0), x[0], x.mean(0))
+            origin[path] = near if path in shifted else torch.zeros_like(near)
+            first[path], second[path] = torch.zeros_like(x[0], dtype=torch.double), x.new_zeros(2 * x.shape[1:])
+        if path in shifted:
+            x = x - origin[path]
+            first[path] += x.sum(0, dtype=torch.double)
+        second[path].addmm_(x.T, x)
         rows[path] = rows.get(path, 0) + len(x)
 
-    layers = {path: model.get_submodule(path) for path in readers}
     with torch.no_grad():
         observe(model, layers, batches, before=read)
     if layers and not rows:
         raise DataError("calibration: no images; pass at least one batch")
-    return {
-        path: _moments(model, path, first[path] / rows[path], second[path] / rows[path], rows[path], normalised)
-        for path in rows
-    }
+    return {path: _moments(path, origin[path], first[path], second[path], rows[path]) for path in rows}
 
 
 class Seen:
@@ -130,7 +129,7 @@ class Seen:
         normalised: Collection[str] = (),
     ) -> None:
         self.model, self.fit, self.held, self.normalised = model, fit, held, normalised
-        self.bytes = {path: 16 * model.get_parameter(f"{path}.weight")[0].numel() ** 2 for path in readers}
+        self.bytes = {path: 2 * 4 * model.get_parameter(f"{path}.weight")[0].numel() ** 2 for path in readers}
         self.known: dict[str, Parts] = {}
 
     def of(self, readers: Iterable[str]) -> dict[str, Parts]:
@@ -149,32 +148,38 @@ class Seen:
             yield portion, self.of(path for need in needs[portion] for path in need)
 
 
-def _moments(
-    model: nn.Module, path: str, mean: Tensor, second: Tensor, rows: int, normalised: Collection[str]
-) -> Moments:
-    mean, second = mean.cpu(), second.cpu()
+def _moments(path: str, origin: Tensor, first: Tensor, second: Tensor, rows: int) -> Moments:
+    """Of sums over rows, about an origin."""
     if not torch.isfinite(second).all():
         raise DataError(f"calibration: the input of {path} isn't finite; check the images and the model")
-    if getattr(model.get_submodule(path), "bias", None) is None and path not in normalised:
-        mean = torch.zeros_like(mean)
-    return Moments(mean, second - torch.outer(mean, mean), second.diagonal().clone(), rows)
+    off = first / rows
+    C = second.div_(rows).sub_(torch.outer(off, off))
+    return Moments((origin + off).cpu(), C.cpu(), rows)
 
 
 def ridged(seen: Moments, ridge: float) -> Tensor:
-    """λ: of each input the ridge, and no less than what rounding may have made of C; C + diag(λ) is positive definite.
+    """C + diag(λ), in double precision: positive definite, λ of each input the ridge, and no less than C's rounding.
 
-    C is the difference of E[x xᵀ] and μμᵀ: where inputs hardly vary, rounding is all that is left of it. Each input has
-    a λ of its own, so that the scale of none makes a difference.
+    Each input has a λ of its own, so that the scale of none makes a difference.
 
     Args:
         seen: moments of the inputs.
         ridge: share of C's diagonal.
 
     Returns:
-        λ [n].
+        C + diag(λ) [n, n].
     """
+    C = seen.covariance.double()
+    least = (max(ridge, rounding(seen)) * C.diagonal()).clamp(min=1e-30)
+    C = C.clone() if C is seen.covariance else C
+    C.diagonal().add_(least)
+    return C
+
+
+def rounding(seen: Moments) -> float:
+    """Share of C's diagonal by which rounding may have moved its eigenvalues."""
     C = seen.covariance
-    return torch.maximum(ridge * C.diagonal(), ROUNDING * len(C) * seen.power).clamp(min=1e-30)
+    return float(ROUNDING * torch.finfo(C.dtype).eps * len(C) ** 0.5)
 
 
 def weighted(weight: Tensor, seen: Moments) -> Tensor:
@@ -184,9 +189,10 @@ def weighted(weight: Tensor, seen: Moments) -> Tensor:
         weight: W [out, n].
         seen: moments of the inputs.
     """
-    signal = (weight @ seen.covariance * weight).sum(1)
-    rounding = ROUNDING * weight.shape[1] * (weight.square() @ seen.power)
-    return torch.where(signal > rounding, 1 / signal.clamp(min=1e-300), 0.0)
+    C = seen.covariance.double()
+    signal = (weight @ C * weight).sum(1)
+    least = rounding(seen) * (weight.square() @ C.diagonal())
+    return torch.where(signal > least, 1 / signal.clamp(min=1e-300), 0.0)
 
 
 def columns(weight: Tensor, positions: Tensor) -> Tensor:
@@ -215,8 +221,8 @@ def fit(weight: Tensor, seen: Moments, kept: Tensor, ridge: float) -> Tensor:
     Returns:
         W' [out, k].
     """
-    W, C = weight.detach().flatten(1).double(), seen.covariance
-    gram = C[kept][:, kept] + ridged(seen, ridge)[kept].diag()
-    cross = W @ C[:, kept]
+    W = weight.detach().flatten(1).double()
+    gram = ridged(seen, ridge)[kept][:, kept]
+    cross = W @ seen.covariance[:, kept].double()
     L, failed = torch.linalg.cholesky_ex(gram)
     return (torch.linalg.solve(gram, cross.T) if failed else torch.cholesky_solve(cross.T, L)).T
