@@ -9,19 +9,20 @@ import unicodedata
 
 import pytest
 from huggingface_hub import ModelCard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from msgspec.structs import replace
 
 import zoo
 from zoo import catalog, errors
-from zoo.catalog.entry import Base
+from zoo.catalog.entry import Base, own
 from zoo.catalog.report import Report
 from zoo.cli import main
 from zoo.cli.tables import say, say_json, table
 from zoo.errors import RepositoryError, StructureError, ZooError
 from zoo.pages.card import render
+from zoo.pages.front_matter import eval_results
 from zoo.printable import MAX_LINE, MAX_MESSAGE, logger, printable
 from zoo.structure.description import Description
 from zoo.structure.graph.graph import Graph, Node
@@ -265,7 +266,7 @@ def card(text):
     """The card of a model of which as much as can be is said in these words."""
     graph = Graph(("x",), (Node("act", "relu", ("x",)),), ("act",))
     recipe = {"data": text, "options": {text: [text]}, "teachers": [text], "schedule": {text: text}}
-    entry = zoo.catalog.entry.own("loud", "resnet18", "image-classification", license=text, note=text, source=text)
+    entry = own("loud", "resnet18", "image-classification", license=text, note=text, source=text)
     data = {"dataset": text, "split": text, "images": 5, "interpolation": text}
     report = Report("loud", {"top1": 0.5}, data, {"torch": "2.9"}, text)
     description = Description("loud", Base("timm/resnet18"), graph=graph, recipe=recipe)
@@ -304,3 +305,29 @@ def test_what_is_written_can_be_read(tmp_path):
     with pytest.raises(RepositoryError, match=r"measured has the key 'top 1', expected a figure's name such as top1"):
         zoo.save(model, tmp_path / "new", report=Report("digits_cnn", {"top 1": 1.0}))
     assert not (tmp_path / "new").exists()
+
+
+# Anything in the place of what is known.
+
+KNOWN = {"dataset": "digits", "split": "test", "images": 5, "input": [1, 32, 32], "interpolation": "bicubic"}
+KNOWN |= {"crop_pct": 0.9, "mean": [0.5], "std": None, "against": "digits_cnn", "left_out": 1, "labels": {"a": 1}}
+plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=5)
+plain |= st.sampled_from([HOSTILE, 10**400, -(10**400), "a/b", "~", "\ud800"])
+anything = st.recursive(plain, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=3), x, max_size=3))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.fixed_dictionaries({}, optional={key: anything | st.just(value) for key, value in KNOWN.items()}), anything)
+def test_whatever_results_say_of_their_data_is_refused_or_shown(data, other):
+    told = {"schema": 1, "name": "any", "measured": {"top1": 0.5, "params": 5}, "data": {**data, "other": other}}
+    try:
+        report = Report.from_json(told)
+    except RepositoryError:
+        return
+    description = Description("any", Base("timm/resnet18"))
+    entry = own("any", "resnet18", "image-classification", base=Base("timm/resnet18"))
+    text = render(entry, description, report, {})
+
+    assert all(is_harmless(line) for line in text.split("\n"))
+    assert ModelCard(text).data.pipeline_tag == "image-classification"
+    assert eval_results(report, "image-classification").keys() <= {".eval_results/b.yaml"}

@@ -65,7 +65,7 @@ class Reading(Struct):
 
     dataset: Name = ""
     split: Name = ""
-    images: Count | None = None
+    images: Count = 1
     input: Annotated[list[Count], Meta(min_length=3, max_length=3)] | None = None
     interpolation: Name = ""
     crop_pct: Finite | None = None
