@@ -18,6 +18,8 @@ from zoo.server.app import OWN
 from zoo.server.connections import ENDING, Connection, close_late, places, sharing
 from zoo.server.log import LOG
 
+QUEUE = 2048  # connections that wait to be accepted
+
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach an address."""
@@ -63,8 +65,8 @@ def ports(host: str, port: int) -> Iterator[tuple[socket.socket, socket.socket]]
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with contextlib.ExitStack() as stack:
         try:
-            api = stack.enter_context(socket.create_server((host, port), family=family, backlog=64))
-            cdn = stack.enter_context(socket.create_server((host, 0), family=family, backlog=64))
+            api = stack.enter_context(socket.create_server((host, port), family=family, backlog=QUEUE))
+            cdn = stack.enter_context(socket.create_server((host, 0), family=family, backlog=QUEUE))
         except (OSError, OverflowError) as error:
             number = error.errno if isinstance(error, OSError) else None
             raise StorageError(number, f"can't listen on {host}, port {port}: {error}; choose another port") from error
@@ -77,6 +79,16 @@ def address(host: str, listener: socket.socket) -> str:
     """The address of a port as clients write it."""
     name = socket.gethostname() if host in ("", "0.0.0.0", "::") else host
     return f"http://{f'[{name}]' if ':' in name else name}:{listener.getsockname()[1]}"
+
+
+class Server(uvicorn.Server):
+    """A server that accepts few connections at once, though many may wait for it; uvicorn has one number for both."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen; uvicorn's part of the protocol."""
+        await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(QUEUE)
 
 
 def answer(application: ASGIApp, *listeners: socket.socket) -> None:
@@ -96,11 +108,11 @@ def answer(application: ASGIApp, *listeners: socket.socket) -> None:
         server_header=False,
         proxy_headers=False,
         headers=[("Cross-Origin-Resource-Policy", "same-origin")],  # no page of another site shows what is here
-        backlog=min(places(), 64),  # how many are accepted at once
+        backlog=places() // 4,  # how many are accepted at once
         callback_notify=every_second,
         timeout_notify=1,
         timeout_graceful_shutdown=2 * math.ceil(ENDING),
     )
-    server = uvicorn.Server(config)
+    server = Server(config)
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=list(listeners))
