@@ -21,6 +21,7 @@ from zoo.catalog.report import Report
 from zoo.cli import main
 from zoo.cli.tables import say, say_json, table
 from zoo.errors import RepositoryError, StructureError, ZooError
+from zoo.hub.remote import Listed
 from zoo.pages.card import render
 from zoo.pages.front_matter import eval_results
 from zoo.printable import MAX_LINE, MAX_MESSAGE, logger, printable
@@ -242,6 +243,33 @@ def test_what_may_be_any_text_is_shown_harmless(what, command, hostile, capsys):
 
     assert (end.value.code, err) == (0, "")
     assert all(is_harmless(line) for line in out.split("\n"))
+
+
+TYPED = ["{}", "show {}", "show ./{}", "verify a/{}", "verify --size {} digits_cnn", "list --method {}", "export {}"]
+TYPED += ["push {} a/b", "build digits_cnn --data /{}", "import ./{} --out /nowhere", "verify --labels {} digits_cnn"]
+
+
+@pytest.mark.parametrize("line", TYPED)
+def test_what_was_typed_or_is_a_file_s_name_is_told_harmless(line, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([word.format(TEXT.replace("\0", "")) for word in line.split()])
+    out, err = capsys.readouterr()
+
+    assert (end.value.code in (1, 2), out) == (True, "")
+    assert all(is_harmless(line) for line in err.split("\n"))
+
+
+@pytest.mark.parametrize("how", [[], ["--json"]])
+def test_a_list_of_the_hub_is_shown_harmless(how, capsys, monkeypatch):
+    listed = [Listed(HOSTILE * 99, HOSTILE, HOSTILE, (HOSTILE,))]
+    monkeypatch.setattr("zoo.hub.remote.models_on_hub", lambda organisation: listed)
+    with pytest.raises(SystemExit) as end:
+        main(["list", "--hub", "me", *how])
+    out = capsys.readouterr().out
+
+    assert not end.value.code
+    assert all(is_harmless(line) for line in out.split("\n"))
+    assert "on the Hub" in out or json.loads(out)["models"][-1]["repo"] == HOSTILE * 99
 
 
 # Cards.

@@ -1,6 +1,8 @@
 """What the Hub refuses, of fetching, publishing and listing: one line at once, with the next step; nothing changes."""
 
+import re
 import time
+from types import SimpleNamespace
 
 import pytest
 from client import LARGE, OTHER, SECONDS, SMALL, command, dead, faults, point, publish, requests, same
@@ -10,6 +12,7 @@ from huggingface_hub.utils import _http
 
 import zoo
 from zoo.errors import HubError, RepositoryError, UnknownName
+from zoo.hub.errors import refused
 from zoo.verbs import saving
 
 # huggingface_hub's own way of sending a file, which its newest httpx doesn't like.
@@ -209,3 +212,11 @@ def test_a_listing_that_cannot_be_had_is_said(guarded, tmp_path, monkeypatch, ca
     assert time.monotonic() - started < SECONDS
     assert (code, out) == (1, "")
     assert err.splitlines()[-1].startswith("error: " + words.format(at=address))
+
+
+@pytest.mark.parametrize("said", ["", " \n ", "\n\nno\nyes"])
+def test_an_answer_without_a_reason_is_told_all_the_same(said):
+    answer = SimpleNamespace(status_code=599, reason_phrase="")
+    told = refused("org/model", SimpleNamespace(server_message=said, response=answer))
+
+    assert re.fullmatch(r"\S+ answers 599 for org/model \((without a reason|no)\): try again later", told)

@@ -75,7 +75,8 @@ def unreachable(error: BaseException) -> str:
 def refused(repo: str, error: HfHubHTTPError) -> str:
     """What the endpoint answered, and what to do about it."""
     status = error.response.status_code
-    said = (error.server_message or error.response.reason_phrase).strip().splitlines()[0]  # not the signed address
+    told = (error.server_message or error.response.reason_phrase).strip()  # not the signed address
+    said = (told.splitlines() or ["without a reason"])[0]
     next_step = {
         401: "log in: hf auth login",
         403: "the token may not do that: hf auth login with one that may write there",
