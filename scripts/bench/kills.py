@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count, product
 from pathlib import Path
 from typing import Any
@@ -34,17 +34,19 @@ from forked import forked
 import zoo
 from zoo import atomic
 from zoo.cli import main as command
+from zoo.verbs import building
 
 SHORT = {"epochs": 4, "batch_size": 16, "warmup": 0.0, "checkpoint_seconds": 0.0}
 LOCKD = {"initial_logit": 0.05, "start_steps": 1, "images": 32, "schedule": {**SHORT, "lr": 0.1}}
 DWAIN = {"max_accepted_ppl_diff": 9.0, "trade_off_factor": 99.0, "min_rank": 8, "images": 32, "schedule": SHORT}
-DISTIL = ("--epochs", "4", "--batch-size", "32")
+DATA = ("--data", "digits[:192]")
+DISTIL = ("--epochs", "4", "--batch-size", "32", *DATA)
 COMMANDS: dict[str, tuple[str, ...]] = {
     "compress prune, distil": ("compress", "digits_cnn", "--method", "prune", "--budget", "0.5", *DISTIL),
     "compress low_rank, distil": ("compress", "digits_vit", "--method", "low_rank", "--budget", "0.5", *DISTIL),
-    "compress falor": ("compress", "digits_vit", "--method", "falor"),
-    "compress lockd": ("compress", "digits_vit", "--method", "lockd"),
-    "compress dwain": ("compress", "digits_vit", "--method", "dwain"),
+    "compress falor": ("compress", "digits_vit", "--method", "falor", *DATA),
+    "compress lockd": ("compress", "digits_vit", "--method", "lockd", *DATA),
+    "compress dwain": ("compress", "digits_vit", "--method", "dwain", *DATA),
     "build": ("build", "digits_cnn_pruned_25", "--steps", "20"),
 }
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -52,7 +54,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "compress lockd": LOCKD,
     "compress dwain": DWAIN,
 }
-IMPORTED = ["zoo.verbs.building", "zoo.tasks.classification.accuracy", "zoo.compression.prune.plan_or_graph"]
+IMPORTED = ["zoo.tasks.classification.accuracy", "zoo.compression.prune.plan_or_graph"]
 IMPORTED += ["zoo.compression.low_rank.dwain", "accelerate", "datasets", "sklearn.datasets", "torch._dynamo"]
 ATTEMPTS = 4  # in a row that are killed, before one goes on to the end
 
@@ -74,6 +76,7 @@ def main() -> None:
             saves(Path(folder) / "saves apart", times, " (no exchange)")
         for module in IMPORTED:
             importlib.import_module(module)
+        ends(Path(folder) / "ends", ("compress", "digits_cnn", "--method", "low_rank", "--budget", "0.7", *DATA))
         for name, arguments in list(COMMANDS.items())[: 1 if asked.quick else None]:
             settings = [f"--set={key}={json.dumps(value)}" for key, value in SETTINGS.get(name, {}).items()]
             runs(Path(folder) / name, name, (*arguments, *settings), 1 if asked.quick else asked.runs)
@@ -125,16 +128,7 @@ def saves(here: Path, times: int, how: str) -> None:
 def runs(here: Path, name: str, arguments: tuple[str, ...], times: int) -> None:
     """Kill a command at random moments, a few times in a row, and compare what it ends in."""
     here.mkdir(parents=True)
-    out, chosen = here / "out", numpy.random.default_rng(0)
-    data = () if arguments[0] == "build" else ("--data", "digits[:192]")
-
-    def act(rank: int) -> None:
-        quiet = os.open(here.with_name(f"{here.name}.log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
-        with contextlib.suppress(SystemExit):
-            command([*arguments, *data, "--out", str(out)])
-
+    out, act, chosen = here / "out", quietly(here / "out", arguments), numpy.random.default_rng(0)
     killed(act, None)
     whole = content(out)
     shutil.rmtree(out)
@@ -152,6 +146,42 @@ def runs(here: Path, name: str, arguments: tuple[str, ...], times: int) -> None:
         other += content(out) != whole or [path.name for path in here.iterdir()] != ["out"]
     kills = f"{times * ATTEMPTS:5} kills over {seconds:.1f} s, {ended} came too late; hidden files at once {hidden}"
     print(f"{name:26}{kills}; {times - other} of {times} ended in the same bytes and nothing else")
+
+
+def ends(here: Path, arguments: tuple[str, ...]) -> None:
+    """Kill a command that has compressed before at every step on the disk of what it still does."""
+    (here / "before").mkdir(parents=True)
+    with mock.patch.object(building, "save", side_effect=SystemExit):
+        killed(quietly(here / "before" / "out", arguments), None)
+    killed(quietly(here / "whole" / "out", arguments), None)
+    whole, place = content(here / "whole" / "out"), here / "place"
+    act = quietly(place / "out", arguments)
+    found: Counter[str] = Counter()
+    for step in count(1):
+        shutil.copytree(here / "before", place)
+        came = moments.ending(lambda: act(0), step, lambda event: os.kill(os.getpid(), signal.SIGKILL))
+        found["new" if (place / "out").exists() else "none"] += 1
+        killed(act, None)
+        found["the same"] += content(place / "out") == whole and [path.name for path in place.iterdir()] == ["out"]
+        shutil.rmtree(place)
+        if came == "no such step":
+            break
+    left = f"left no model {found['none']} times, a whole one {found['new']} times"
+    print(f"{'compress, its last stages':26}killed at every one of {step} steps {left}; ", end="")
+    print(f"{found['the same']} of {step} ended in the same bytes and nothing else")
+
+
+def quietly(out: Path, arguments: Sequence[str]) -> Callable[[int], None]:
+    """A function that carries a command out, which speaks to a file."""
+
+    def act(rank: int) -> None:
+        quiet = os.open(out.parent.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        with contextlib.suppress(SystemExit):
+            command([*arguments, "--out", str(out)])
+
+    return act
 
 
 def killed(act: Callable[[int], None], after: float | None) -> bool:
