@@ -133,7 +133,7 @@ def test_of_all_cuts_the_one_nearest_to_the_dense_model_on_images_held_back_is_t
     monkeypatch.setattr(pruning, "cut_to", lambda *rest: cuts.append(cut_to(*rest)) or cuts[-1])
     analysis = analysed(model, images(SIZES[kind])[0][:2])
     dense = dense_of(model, analysis, images(SIZES[kind]), Prune().ridge, divergence)
-    chosen, held = choose(dense, Budget(0.4), FINE)[0], torch.cat([*dense.held])
+    chosen, held = choose(dense, Budget(0.4), FINE)[0][0], torch.cat([*dense.held])
     target = outputs(model, held).log_softmax(1)
     for each in cuts:
         plan = Plan((narrow(model, analysis, each.units),))
@@ -148,7 +148,7 @@ def test_of_all_cuts_the_one_nearest_to_the_dense_model_on_images_held_back_is_t
 def test_of_the_nearest_cuts_the_one_nearest_once_signals_are_repaired_is_left(repairs, network, monkeypatch):
     model = network("cnn")
     dense = dense_of(model, analysed(model, images(32)[0][:2]), images(32), Prune().ridge, divergence)
-    cuts = choose(dense, Budget(0.4), FINE)
+    cuts, _ = choose(dense, Budget(0.4), FINE)
     assert [each.nats for each in cuts] == sorted(each.nats for each in cuts)
     assert len({each.widths for each in cuts}) == len(cuts) in range(2, pruning.NEAREST + 1)
     last, off = cuts[-1], type(dense).off
@@ -276,14 +276,15 @@ def test_a_compressed_model_that_is_saved_and_loaded_gives_equal_outputs(tmp_pat
     model = initialised(base).eval()
     own = {"input_size": (1, 32, 32), "mean": (0.5,), "std": (0.5,)}
     model.pretrained_cfg, model.zoo_entry = {**model.pretrained_cfg, **own}, Description("digits", base)
-    pruned = zoo.compress(model, budget=0.5, data="digits", images=64, floor=0.1)
+    pruned = zoo.compress(model, budget=0.5, data="digits", images=64, seed=3, floor=0.1)
     loaded = zoo.load(zoo.save(pruned, tmp_path / "pruned"))
     batch = torch.randn(4, 1, 32, 32)
     assert torch.equal(outputs(pruned, batch), outputs(loaded, batch))
     assert pruned.zoo_entry.plan == loaded.zoo_entry.plan
     assert pruned.zoo_entry.name == "digits_pruned_50"
     budget = {"macs": 0.5, "params": None}
-    assert pruned.zoo_entry.recipe == {"method": "prune", "budget": budget, "options": {"floor": 0.1}}
+    said = {"floor": 0.1, "images": 64, "seed": 3}
+    assert pruned.zoo_entry.recipe == {"method": "prune", "budget": budget, "options": {"floor": 0.1, "seed": 3}}
     assert not pruned.training
 
 
@@ -369,7 +370,7 @@ def test_moments_that_do_not_fit_together_are_collected_in_portions_and_choose_t
     def chosen():
         collected.clear()
         dense = dense_of(model, analysis, batches, Prune().ridge, divergence)
-        return [units.tolist() for units in choose(dense, Budget(0.5), Prune())[0].units], len(collected)
+        return [units.tolist() for units in choose(dense, Budget(0.5), Prune())[0][0].units], len(collected)
 
     together, once = chosen()
     monkeypatch.setattr(refitting, "MAX_BYTES", 1)

@@ -6,6 +6,8 @@ whole: of these the one nearest to the dense model on images held back is taken.
 
 import itertools
 
+import torch
+
 from zoo.catalog.entry import Budget
 from zoo.compression.channels.groups import Analysis
 from zoo.compression.prune import damage
@@ -16,12 +18,13 @@ from zoo.compression.prune.prune import NEAREST, Cut, Prune, Widths, cut_to
 ENDS = 2  # groups at either end that may stay whole
 
 
-def choose(dense: Dense, budget: Budget, how: Prune) -> list[Cut]:
+def choose(dense: Dense, budget: Budget, how: Prune) -> tuple[list[Cut], list[damage.Curve]]:
     """In place of `prune.choose`."""
     rankings = [*damage.ranked(dense, how.criterion)]
     tried = itertools.product((False, True), range(ENDS + 1))
     found = {one_share(dense.analysis, budget, how, streams, ends) for streams, ends in tried} - {None}
-    return sorted((cut_to(dense, rankings, each) for each in found), key=lambda cut: cut.nats)[:NEAREST]
+    cuts = sorted((cut_to(dense, rankings, each) for each in found), key=lambda cut: cut.nats)[:NEAREST]
+    return cuts, damage.curves(rankings, torch.zeros(len(rankings)))
 
 
 def one_share(analysis: Analysis, budget: Budget, how: Prune, streams: bool, ends: int = 0) -> Widths | None:

@@ -98,12 +98,12 @@ def compress(
         DataError, StructureError: an argument, the images or the model can't be used.
     """
     schedule, augment = ({} if said is None else said for said in (schedule, augment))
-    kept = {"schedule": schedule, "calibrate_steps": calibrate_steps}  # in the recipe, where said
-    how, own = declarations(method, {**options, **kept, "images": images, "seed": seed, "augment": augment})
+    apart = structs.asdict(Apart(images, seed, schedule, augment, calibrate_steps))
+    how, own = declarations(method, {**options, **apart})
     budget = checked_budget(method, budget)
     original, dense = _checked(model, method)
     model = original if own else single(original)
-    recipe = {"method": method, "options": {**options, **{key: value for key, value in kept.items() if value}}}
+    recipe = {"method": method, "options": {**options, **_unusual(apart)}}
     recipe |= {} if budget is None else {"budget": structs.asdict(budget)}
     about = replace(dense, name=f"{dense.name}_{suffix(method, budget)}", recipe=recipe, source="")
     far = task_of(model).divergence
@@ -115,6 +115,12 @@ def compress(
     if advice := METHODS[method].advice:
         _say_if_little(method, measure(smaller).macs / measure(model).macs, _shapes(smaller) == _shapes(model), advice)
     return alike_(smaller, original)
+
+
+def _unusual(apart: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that differ from `Apart`'s defaults, which a recipe names."""
+    usual = structs.asdict(Apart())
+    return {key: value for key, value in apart.items() if value != usual[key]}
 
 
 def _checked(model: nn.Module, method: str) -> tuple[nn.Module, Description]:

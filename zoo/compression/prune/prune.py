@@ -138,13 +138,15 @@ def prune(
     """
     how = how or Prune()
     dense = dense_of(model, analysis, batches, how.ridge, divergence)
-    cuts = choose(dense, budget, how)
+    cuts, curves = choose(dense, budget, how)
     if all(map(torch.equal, cuts[0].units, dense.analysis.every)):
         return Pruned(cuts[0].units, dense.tensors)
-    return finished(dense, cuts)
+    pruned = finished(dense, cuts)
+    log.info("prune: of what the cut does, %s", _parts(dense.analysis, [*map(len, pruned.units)], curves))
+    return pruned
 
 
-def choose(dense: Dense, budget: Budget, how: Prune) -> list[Cut]:
+def choose(dense: Dense, budget: Budget, how: Prune) -> tuple[list[Cut], list[Curve]]:
     """Choose the units that stay.
 
     Args:
@@ -153,7 +155,7 @@ def choose(dense: Dense, budget: Budget, how: Prune) -> list[Cut]:
         how: the declaration.
 
     Returns:
-        The nearest of all cuts that were tried, the nearest first.
+        The nearest of all cuts that were tried, the nearest first, and what each group's width does.
 
     Raises:
         BudgetError: the budget can't be met.
@@ -161,7 +163,7 @@ def choose(dense: Dense, budget: Budget, how: Prune) -> list[Cut]:
     """
     alike = evenly(dense.analysis, budget, how)
     if alike == {tuple(map(len, dense.analysis.every))}:
-        return [Cut(alike.pop(), dense.analysis.every, {}, torch.zeros(1))]
+        return [Cut(alike.pop(), dense.analysis.every, {}, torch.zeros(1))], []
     rankings = [*_shown(damage.ranked(dense, how.criterion), "groups", len(dense.analysis.groups))]
     cuts = _nearest(cut_to(dense, rankings, each) for each in _shown(sorted(alike), "shares"))
     cut = cuts[0]
@@ -180,8 +182,7 @@ def choose(dense: Dense, budget: Budget, how: Prune) -> list[Cut]:
         if number >= PATIENCE and min(found[-PATIENCE:]) > NEARER * min(found[:-PATIENCE]):
             break
     log.debug("prune: %s nats on images held back", ", ".join(f"{nats:.4f}" for nats in found))
-    log.info("prune: of what the cut does, %s", _parts(dense.analysis, cuts[0].widths, damage.curves(rankings, logs)))
-    return cuts
+    return cuts, damage.curves(rankings, logs)
 
 
 def cut_to(dense: Dense, rankings: Sequence[Ranking], widths: Widths) -> Cut:
@@ -263,7 +264,7 @@ def _nearest(cuts: Iterable[Cut]) -> list[Cut]:
     return sorted({cut.widths: cut for cut in cuts}.values(), key=_nats)[:NEAREST]
 
 
-def _parts(analysis: Analysis, widths: Widths, curves: Sequence[Curve]) -> str:
+def _parts(analysis: Analysis, widths: Sequence[int], curves: Sequence[Curve]) -> str:
     """The groups whose cut does most."""
     nats = [curve[k] for curve, k in zip(curves, widths, strict=True)]
     most = sorted(zip(nats, analysis.groups, widths, strict=True), key=lambda each: -each[0])[:TOLD]
