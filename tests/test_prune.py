@@ -284,7 +284,7 @@ def test_a_compressed_model_that_is_saved_and_loaded_gives_equal_outputs(tmp_pat
     assert pruned.zoo_entry.name == "digits_pruned_50"
     budget = {"macs": 0.5, "params": None}
     said = {"floor": 0.1, "images": 64, "seed": 3}
-    assert pruned.zoo_entry.recipe == {"method": "prune", "budget": budget, "options": {"floor": 0.1, "seed": 3}}
+    assert pruned.zoo_entry.recipe == {"method": "prune", "budget": budget, "options": said}
     assert not pruned.training
 
 
