@@ -7,6 +7,9 @@ lock and nothing to restore. Why one mode and not two: each call passes through 
 call.
 """
 
+import math
+import os
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -16,21 +19,34 @@ from torch import Tensor, nn
 from torch.utils._device import DeviceContext, _device_constructors
 
 from zoo.catalog.entry import Base
-from zoo.declarations import validated
+from zoo.deadline import deadline
+from zoo.declarations import Name, validated
 from zoo.errors import FingerprintError, StructureError, UnknownName, in_one_line
 from zoo.structure.sources import source_of
+from zoo.structure.tensors import tensors_of
 
-MAX_PARAMS = 100_000_000_000  # ten times the largest vision model that timm knows
-MAX_TENSORS = 20_000  # as many as two seconds build
-MAX_ARGUMENT = 200_000  # the largest head that timm knows has 115,217 classes
+# What timm's own networks have at most stands behind each.
+MAX_PARAMS = 20_000_000_000  # 6.7e9
+MAX_TENSORS = 20_000  # 3,108; as many as two seconds build
+MAX_CALLS = 200_000  # 33,008; calls of torch while it is built
+MAX_REAL = 1_000_000  # 15,960; elements that are computed while it is built, whose values a skeleton needs
+MAX_ARGUMENT = 200_000  # the largest head has 115,217 classes
+MAX_SIZE = 4_096  # 4,096; of anything but classes: what is made of it may grow with its square
+MAX_VALUES = 1_000  # that arguments hold, however deep
 
 _Bounds = msgspec.Meta(ge=-MAX_ARGUMENT, le=MAX_ARGUMENT)
-Plain = None | bool | str | Annotated[int, _Bounds] | Annotated[float, _Bounds]
+_Sizes = msgspec.Meta(ge=-MAX_SIZE, le=MAX_SIZE)
+Plain = None | bool | Name | Annotated[int, _Bounds] | Annotated[float, _Bounds]
 Size = Annotated[int, msgspec.Meta(ge=1, le=MAX_ARGUMENT)]
-_Argument: Any = Plain
+_Value: Any = None | bool | Name | Annotated[int, _Sizes] | Annotated[float, _Bounds]
+_Argument: Any = _Value
 for _ in range(4):  # lists and dicts within each other
-    _Argument = Plain | Annotated[list[_Argument], msgspec.Meta(max_length=1000)] | dict[str, _Argument]
-_Arguments = msgspec.defstruct("_Arguments", [("args", dict[str, _Argument])])  # as a struct it is read in microseconds
+    _Argument = _Value | Annotated[list[_Argument], msgspec.Meta(max_length=MAX_VALUES)] | dict[Name, _Argument]
+_Classes = Annotated[int, msgspec.Meta(ge=0, le=MAX_ARGUMENT)]
+# As structs they are read in microseconds.
+_Arguments = msgspec.defstruct("_Arguments", [("args", dict[Name, _Argument])])
+_Head = msgspec.defstruct("_Head", [("num_classes", _Classes | None, None)])
+_Heads = msgspec.defstruct("_Heads", [("args", _Head)])
 
 _CONSTRUCTORS: set[Callable[..., Any]] = _device_constructors()
 _INITIALISERS: set[Callable[..., Any]] = {
@@ -47,12 +63,15 @@ class Meta(DeviceContext):
 
     def __init__(self) -> None:
         super().__init__(torch.device("meta"))
-        self.elements = self.tensors = 0
+        self.elements = self.real = self.tensors = self.calls = 0
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        self.calls += 1
+        if self.calls > MAX_CALLS:
+            raise _absurd(MAX_CALLS, "operations")
         if func in _INITIALISERS:
             tensor = args[0] if args else kwargs["tensor"]
             if tensor.is_meta:
@@ -62,13 +81,20 @@ class Meta(DeviceContext):
                 kwargs["device"] = self.device
             result = func(*args, **kwargs)
             self.elements += result.numel()
+            self.real += 0 if result.is_meta else result.numel()
             self.tensors += 1
-            if self.elements > MAX_PARAMS or self.tensors > MAX_TENSORS:
-                raise StructureError(
-                    f"base asks for more than {MAX_PARAMS:.0e} elements or {MAX_TENSORS} tensors: refused"
-                )
+            if self.elements > MAX_PARAMS:
+                raise _absurd(MAX_PARAMS, "elements")
+            if self.real > MAX_REAL:
+                raise _absurd(MAX_REAL, "elements with values")
+            if self.tensors > MAX_TENSORS:
+                raise _absurd(MAX_TENSORS, "tensors")
             return result
         return func(*args, **kwargs)
+
+
+def _absurd(most: int, what: str) -> StructureError:
+    return StructureError(f"the structure asks for more than {most:,} {what}: refused")
 
 
 def skeleton(base: Base) -> nn.Module:
@@ -84,7 +110,7 @@ def skeleton(base: Base) -> nn.Module:
         UnknownName: the source has no such architecture in the installed version.
         StructureError: an argument isn't one of the architecture's, or asks for something absurd.
     """
-    with Meta():
+    with deadline(f"base {base.id[:100]}"), Meta():
         return _create(base)
 
 
@@ -99,8 +125,12 @@ def initialised(base: Base, seed: int = 0) -> nn.Module:
         The model, on the CPU, in train mode.
 
     Raises:
-        UnknownName, StructureError: as for `skeleton`.
+        UnknownName, StructureError: as for `skeleton`, or it is larger than the memory of this machine.
     """
+    dense = skeleton(base)  # says what is absurd before anything is allocated
+    needed, there = sum(each.nbytes for each in tensors_of(dense).values()), _memory()
+    if needed > there:
+        raise StructureError(f"base {base.id} takes {needed / 2**30:,.3g} GiB, this machine has {there / 2**30:,.3g}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _create(base)
@@ -127,15 +157,39 @@ def check_tag(base: Base) -> None:
 
 def _create(base: Base) -> nn.Module:
     source, architecture = source_of(base), base.architecture
-    plain = validated(_Arguments, {"args": base.args}, f"base {base.id}:", StructureError)
-    args = {key: _argument(base, key, value) for key, value in plain.args.items()}
+    args = {key: _argument(base, key, value) for key, value in _checked(base).items()}
     if not source.has(architecture):
         raise UnknownName(
             f"base {base.id}: {source.package} {source.version} has no architecture {architecture!r}; "
             f"pip install -U {source.package}, or list them with {source.listing}"
         )
-    with in_one_line(f"base {base.id} can't be built with {dict(base.args)}"):
+    with in_one_line(f"base {base.id} can't be built with {reprlib.repr(dict(base.args))}"):
         return source.create(architecture, tag(base), **args)
+
+
+def _checked(base: Base) -> dict[str, Any]:
+    """The arguments as plain data, whose numbers are bounded, and that they aren't too many."""
+    where, number = f"base {base.id}:", "num_classes"
+    validated(_Heads, {"args": base.args}, where, StructureError)
+    others = {key: value for key, value in base.args.items() if key != number}
+    plain: dict[str, Any] = validated(_Arguments, {"args": others}, where, StructureError).args
+    if (found := _values(plain)) > MAX_VALUES:
+        raise StructureError(f"{where} args hold {found:,} values, expected at most {MAX_VALUES:,}")
+    return {**plain, **({number: base.args[number]} if number in base.args else {})}
+
+
+def _values(value: Any) -> int:
+    if isinstance(value, dict | list):
+        return sum(map(_values, value.values() if isinstance(value, dict) else value))
+    return 1
+
+
+def _memory() -> float:
+    """Bytes that this machine has; infinite where the system doesn't say."""
+    names: Mapping[str, int] = getattr(os, "sysconf_names", {})
+    if not {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= names.keys():
+        return math.inf
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _argument(base: Base, key: str, value: Any) -> Any:

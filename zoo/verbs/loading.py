@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from zoo import atomic, catalog
 from zoo.catalog.entry import Base, Entry, Origin
+from zoo.deadline import deadline
 from zoo.declarations import validated
 from zoo.errors import RepositoryError, StructureError, UnknownName, ZooError, as_cause, first_line
 from zoo.hub import remote, repository
@@ -109,7 +110,8 @@ def create(name: str | os.PathLike[str] | Base, *, seed: int = 0) -> nn.Module:
     Raises:
         UnknownName, RepositoryError, StructureError: as for `load`.
     """
-    description, config = _description(name)
+    with deadline(f"{name}: its structure"):
+        description, config = _description(name)
     if description.base is None or description.graph is not None:
         raise StructureError(f"create: {description.name} is a graph, which has no initialiser: load it instead")
     model = initialised(description.base, seed)

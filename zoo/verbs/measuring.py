@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from zoo.catalog.report import Report
+from zoo.deadline import deadline
 from zoo.hub.repository import versions
 from zoo.measurement.macs import forward_on_meta, measure, unwrapped
 from zoo.structure.describing import describe
@@ -58,7 +59,8 @@ def report_of(
         The figures, with the data, preprocessing, versions and machine that they hold for.
     """
     model = unwrapped(model)
-    counts = measure(model)
+    with deadline("counting its macs"):
+        counts = measure(model)
     figures: dict[str, float] = {"params": counts.params, "macs": counts.macs, "kmapp": round(counts.kmapp, 4)}
     where: dict[str, Any] = {}
     device = next(model.parameters()).device
