@@ -278,6 +278,12 @@ def test_a_plan_that_gives_other_outputs_is_not_taken():
 # What is damaged, or dangerous.
 
 
+def without_weights(config):
+    gelu = next(config[key] for key in config if key.isdigit() and config[key]["name"] == "gelu")
+    number = len([key for key in config if key.isdigit()])
+    config.update({str(number): {**gelu, "name": "alone", "predecessor_indices": [0]}, "output_index": number})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -290,10 +296,18 @@ def test_a_plan_that_gives_other_outputs_is_not_taken():
         (lambda c: c["5"].update(module_index=None), "vertex 5: module_index is None"),
         (lambda c: c["5"].update(name=None), "vertex 5 has no name"),
         (lambda c: c["1"].update(name=c["0"]["name"]), "the name is taken"),
-        (lambda c: c["5"].update(is_atomic=False), "has 0 vertices, nested 1 deep"),
+        (lambda c: c["5"].update(is_atomic=False), "has 0 vertices of 71 so far, nested 1 deep"),
         (lambda c: c.pop("output_index"), "output_index is None"),
         (lambda c: c.update(output_index=10**6), "output_index is 1000000"),
         (dict.clear, "has 0 vertices"),
+        (lambda c: c.update({"class": "Model"}), "class is 'Model', expected DagModule: not a torch-dag checkpoint"),
+        (lambda c: c.update({"class": None}), "class is None, expected DagModule"),
+        (lambda c: c.update(output_index=0), "the output 'x' is an input: nothing is computed"),
+        (without_weights, "the output depends on none of the weights"),
+        (
+            lambda c: c["5"].update(is_atomic=False, module_dict={str(i): c["0"] for i in range(9_999)}),
+            "has 9999 vertices of 10070 so far",
+        ),
     ],
 )
 def test_a_graph_that_is_not_one_is_refused(damaged, change, message):
@@ -304,10 +318,17 @@ def test_a_graph_that_is_not_one_is_refused(damaged, change, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_checkpoint_of_old_does_not_say_its_class(damaged):
+    images, expected = reference("convnextv2_atto_tiny_pruned")
+    folder = damaged(lambda config: config.pop("class"))
+
+    assert off(converted(folder, "net"), images, expected) <= 1e-5
+
+
 def test_a_graph_within_itself_without_end_is_refused(damaged):
     def nest(config):
         inner = {key: config[key] for key in ("0", "1", "output_index") if key in config} | {"output_index": 1}
-        for _ in range(20):
+        for _ in range(9):
             inner = {
                 "0": config["0"],
                 "1": {**config["1"], "is_atomic": False, "module_dict": inner},

@@ -22,10 +22,13 @@ from zoo.hub.foreign.torch_dag.vertices import VERTEX_CONVERTERS, convert_vertex
 from zoo.hub.foreign.torch_dag.writer import Value, Writer
 from zoo.hub.foreign.unpickle import Record
 from zoo.structure.graph.graph import MAX_NODES, Graph, check_graph
+from zoo.structure.graph.ops import MODULES
 
 CONFIG = "config.dict.json"
 MODULES_FILE = "modules.pt"
+CLASS = "DagModule"
 MAX_NESTING = 8
+WEIGHTED = {*MODULES, "parameter"} - {"dropout"}
 NAMES = frozenset(
     {
         *LEAF_CONVERTERS,
@@ -70,6 +73,8 @@ def _read(folder: Path) -> tuple[Graph, dict[str, Tensor]]:
     modules = unpickle.load_pickle(folder / MODULES_FILE, NAMES)
     if not isinstance(modules, Record) or modules.name != "torch.nn.modules.container.ModuleList":
         raise StructureError(f"{folder / MODULES_FILE} isn't a list of modules: not a torch-dag checkpoint")
+    if (kind := config.get("class", CLASS)) != CLASS:  # which old files don't say
+        raise StructureError(f"{folder / CONFIG}: class is {kind!r:.40}, expected {CLASS}: not a torch-dag checkpoint")
     writer = Writer()
     inputs, value = _graph(writer, config, list(modules.modules.values()), None, "", 0)
     outputs = (value,) if isinstance(value, str) else value
@@ -77,7 +82,20 @@ def _read(folder: Path) -> tuple[Graph, dict[str, Tensor]]:
         raise StructureError(f"{folder / CONFIG}: the output is a shape, expected a tensor")
     graph = Graph(tuple(inputs), tuple(writer.nodes), outputs)
     check_graph(graph, str(folder / CONFIG))
+    if through := [name for name in outputs if name in inputs]:
+        raise StructureError(f"{folder / CONFIG}: the output {through[0]!r:.60} is an input: nothing is computed")
+    if _reached(graph).isdisjoint({node.name for node in graph.nodes if node.op in WEIGHTED}):
+        raise StructureError(f"{folder / CONFIG}: the output depends on none of the weights")
     return graph, writer.tensors
+
+
+def _reached(graph: Graph) -> set[str]:
+    """What the outputs depend on."""
+    reached = set(graph.outputs)
+    for node in reversed(graph.nodes):
+        if node.name in reached:
+            reached.update(node.inputs)
+    return reached
 
 
 def _graph(
@@ -87,8 +105,10 @@ def _graph(
     where = prefix or CONFIG
     vertices = [value for key, value in config.items() if key.isdigit()] if isinstance(config, Mapping) else []
     output = config.get("output_index") if isinstance(config, Mapping) else None
-    if not vertices or len(vertices) > MAX_NODES or depth > MAX_NESTING:
-        raise StructureError(f"{where} has {len(vertices)} vertices, nested {depth} deep: not a torch-dag graph")
+    writer.vertices += len(vertices)
+    if not vertices or writer.vertices > MAX_NODES or depth > MAX_NESTING:
+        counted = f"{len(vertices)} vertices of {writer.vertices} so far"
+        raise StructureError(f"{where} has {counted}, nested {depth} deep: not a torch-dag graph")
     if type(output) is not int or not 0 <= output < len(vertices):
         raise StructureError(f"{where}: output_index is {output!r:.40}, expected 0 to {len(vertices) - 1}")
     values: list[Value] = []

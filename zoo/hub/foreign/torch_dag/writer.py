@@ -30,11 +30,13 @@ class Writer:
         nodes: written so far.
         tensors: path → value.
         modules: which node has which record's weights, for those that several vertices share.
+        vertices: read so far, those of graphs within vertices too.
     """
 
     nodes: list[Node] = field(default_factory=list)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     modules: dict[int, str] = field(default_factory=dict)
+    vertices: int = 0
 
     def function(self, op: str, name: str, *inputs: str, **attributes: Any) -> str:
         """Write a function node; returns its name."""
