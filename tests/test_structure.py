@@ -97,7 +97,7 @@ def test_whatever_json_is_read_gives_a_plan_or_an_error_of_one_line(data):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({}, "plan is {}, expected a list"),
+        ({}, "plan is {}, expected a list of at most 100"),
         ([1], "plan[0] is 1, expected a table"),
         ([{"edit": "mask"}, {}], "plan[1]: unknown edit None, known are narrow, factor, mask, drop, swap"),
         ([{"edit": "fold"}], "plan[0]: unknown edit 'fold', known are narrow, factor, mask, drop, swap"),
@@ -128,7 +128,7 @@ def test_whatever_json_is_read_gives_a_plan_or_an_error_of_one_line(data):
         ([{"edit": "narrow", "tensors": {"a": 3}}], "plan[0].tensors.a is 3, expected a list"),
         ([{"edit": "narrow", "tensors": {"a": [2, 3.0]}}], f"plan[0].tensors.a[1] is 3.0, {SIZE}"),
         ([{"edit": "mask", "paths": "fc"}], "plan[0].paths is 'fc', expected a list"),
-        ([{"edit": "mask", "paths": [1]}], "plan[0].paths[0] is 1, expected text of at most 1,000 characters"),
+        ([{"edit": "mask", "paths": [1]}], "plan[0].paths[0] is 1, expected a path of at most 32 words"),
         ([{"edit": "drop", "paths": {"a\nb": "one"}}], r"plan[0].paths['a\nb'] is 'one', expected identity or zero"),
     ],
 )

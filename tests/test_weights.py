@@ -241,7 +241,7 @@ def test_missing_weights_are_named(saved):
         (lambda c: c["zoo"].update(recipe={"converted_from": {"format": "timm", "sha256": 5}}), "sha256 is 5, expec"),
         (lambda c: (c["zoo"].update(later=1), c["zoo"].pop("plan")), ": zoo: missing 'plan'"),
         (lambda c: c["zoo"].update(schema=True), "has schema True, zoo {} reads up to 1: needs zoo >= 9.9"),
-        (lambda c: c.update(num_classes=True), ": num_classes is True, expected a whole number of at least 0"),
+        (lambda c: c.update(num_classes=True), ": num_classes is True, expected a whole number from 0 to 200,000"),
         (lambda c: c.update(pretrained_cfg=3), ": pretrained_cfg is 3, expected a table"),
     ],
 )  # fmt: skip

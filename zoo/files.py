@@ -4,15 +4,18 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from zoo import atomic
 from zoo.errors import RepositoryError, StorageError
 
 REPOSITORY = {"config.json", "model.safetensors", "README.md", "results.json", "graph.json", "model.onnx"}
-MAX_JSON = 64 * 1024 * 1024  # bytes; the largest plans are kilobytes
+MAX_JSON = 8 * 2**20  # bytes; the largest plans are kilobytes, the names of 22,000 classes one megabyte
+MAX_DEPTH = 32  # lists and objects within each other; another project's graphs, within each other too, have 20
 
 
 def cache() -> Path:
@@ -65,29 +68,49 @@ def write_json(path: Path, data: Any) -> None:
         file.write((json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, most: int = MAX_JSON) -> dict[str, Any]:
     """Read a JSON object.
 
+    Args:
+        path: the file.
+        most: bytes that it may have.
+
     Raises:
-        RepositoryError: the file is missing, isn't JSON, or isn't an object.
+        RepositoryError: the file is missing, too large, isn't JSON (which has neither NaN nor halves of a character),
+            isn't an object, or is nested too deep.
     """
     try:
-        if path.exists() and (not path.is_file() or path.stat().st_size > MAX_JSON):
-            raise RepositoryError(f"{path} isn't a file of at most {MAX_JSON >> 20} MB: not a model repository")
-        data = json.loads(path.read_bytes())
+        if path.exists() and (not path.is_file() or path.stat().st_size > most):
+            raise RepositoryError(f"{path} isn't a file of at most {most >> 20} MB: not a model repository")
+        data = msgspec.json.decode(path.read_bytes())
     except FileNotFoundError:
         raise RepositoryError(f"{path.parent} has no {path.name}: not a model repository") from None
     except OSError as error:
         raise RepositoryError(f"{path} can't be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise RepositoryError(f"{path} isn't JSON: {error}") from None
     if not isinstance(data, dict):
         raise RepositoryError(f"{path} holds a {type(data).__name__}, expected an object")
+    level: list[Any] = [data]
+    for _ in range(MAX_DEPTH):
+        level = [part for each in level for part in _parts(each)]
+    if level:
+        raise RepositoryError(f"{path} is nested more than {MAX_DEPTH} deep: refused")
     return data
 
 
+def _parts(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
 def sha256(path: Path) -> str:
-    """The file's sha256, read from the disk."""
+    """The file's sha256, read from the disk.
+
+    Raises:
+        RepositoryError: it isn't there, or is no file.
+    """
+    if not path.is_file():
+        raise RepositoryError(f"{path} isn't a file: fetch or save the repository again")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -3,21 +3,23 @@
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import msgspec
 import timm
 import torch
-from msgspec import Struct
+from msgspec import Meta, Struct
 from torch import nn
 
 from zoo import atomic
-from zoo.catalog.entry import Base
+from zoo.catalog.entry import INTERPOLATIONS, Base
 from zoo.catalog.report import Versions
-from zoo.declarations import ModelName, Name, Version, Whole, fits, validated
+from zoo.deadline import deadline
+from zoo.declarations import Finite, ModelName, Name, Positive, Version, fits, one_of, validated
 from zoo.errors import RepositoryError, WeightsError
 from zoo.files import read_json, sha256, sha256_stamped, write_json, writing_folder
 from zoo.hub import timm_folder, weights
-from zoo.structure.base import fingerprint, skeleton, tag
+from zoo.structure.base import MAX_ARGUMENT, MAX_SIZE, fingerprint, skeleton, tag
 from zoo.structure.description import (
     DEFAULT_TASK,
     Description,
@@ -41,15 +43,41 @@ RESULTS = "results.json"
 GRAPH = "graph.json"
 FILES = (CONFIG, WEIGHTS, CARD, RESULTS, GRAPH)
 
+MAX_SIDE = 4_096  # pixels; timm's largest images have 1,024
+MIN_CROP = 0.5  # of a side; timm's smallest share is 0.875
+CROP_MODES = ("center", "squash", "border")
+
 # What timm says of where the dense weights lie: it doesn't hold for ours.
 _ELSEWHERE = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load", "notes"}
+
+
+_Channels = Annotated[int, Meta(ge=1, le=MAX_SIZE)]
+_Side = Annotated[int, Meta(ge=1, le=MAX_SIDE)]
+_Classes = Annotated[int, Meta(ge=0, le=MAX_ARGUMENT)]
+_Input = Annotated[
+    tuple[_Channels, _Side, _Side], Meta(description=f"channels, height and width, at most {MAX_SIDE:,} pixels a side")
+]
+_Paths = Name | list[Name] | None
+
+
+class _Pretrained(Struct):
+    """Of timm's description of a model's input and classes what transforms, costs and new heads follow from."""
+
+    input_size: _Input | None = None
+    mean: Annotated[list[Finite], Meta(max_length=MAX_SIZE)] | None = None
+    std: Annotated[list[Positive], Meta(max_length=MAX_SIZE)] | None = None
+    crop_pct: Annotated[float, Meta(ge=MIN_CROP, le=2)] | None = None
+    crop_mode: Annotated[str, one_of(CROP_MODES)] | None = None
+    interpolation: Annotated[str, one_of(INTERPOLATIONS)] | None = None
+    first_conv: _Paths = None
+    classifier: _Paths = None
 
 
 class _Config(Struct):
     """Of timm's keys those that are read here."""
 
-    num_classes: Whole = 0
-    pretrained_cfg: Mapping[str, Any] = {}
+    num_classes: _Classes = 0
+    pretrained_cfg: _Pretrained = msgspec.field(default_factory=_Pretrained)
 
 
 class _Converted(Struct, frozen=True):
@@ -188,7 +216,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise RepositoryError(f"{folder} isn't a folder: expected a model repository")
     config = read_json(folder / CONFIG)
     if "zoo" not in config and timm_folder.is_timms(config):
-        return _with_names(folder, timm_folder.as_ours(config, folder / CONFIG, folder / WEIGHTS))
+        config = timm_folder.as_ours(config, folder / CONFIG, folder / WEIGHTS)
     ours = config.get("zoo")
     if not isinstance(ours, dict):
         raise RepositoryError(f"{folder / CONFIG} has no key 'zoo': not written by this package")
@@ -282,11 +310,12 @@ def rebuild(folder: Path, device: str | torch.device = "cpu", *, mmap: bool = Tr
     Raises:
         RepositoryError, StructureError, FingerprintError, WeightsError: whatever doesn't fit, named.
     """
-    config = read_config(folder)
-    description = describe_folder(folder, config)
-    model = structure_of(config, description)
+    with deadline(f"{folder}: its structure"):
+        config = read_config(folder)
+        description = describe_folder(folder, config)
+        model = structure_of(config, description)
     path, expected = folder / WEIGHTS, config["zoo"]["weights_sha256"]
-    values = weights.load_weights(path, device, mmap=mmap)
+    values = weights.load_weights(path, device, mmap=mmap, structure=model)
     if (digest := sha256_stamped(path)) != expected:
         raise _altered(path, expected, digest)
     assign_(model, values, str(path))

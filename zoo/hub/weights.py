@@ -15,13 +15,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.atomic import writing
 from zoo.errors import WeightsError
-from zoo.structure.tensors import bytes_of
+from zoo.structure.tensors import bytes_of, tensors_of
 
 ALIGNMENT = 64
+HEAD_ROW = 200  # bytes that a tensor takes in the head beside its name
+HEAD_ROOM = 2**20  # bytes of the head for what else its writer says
+VALUES_ROOM = 2**28  # bytes for buffers whose size a structure doesn't know
 
 _DTYPES = {
     torch.float64: "F64",
@@ -71,7 +74,9 @@ def save_weights(path: Path, values: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def load_weights(path: Path, device: str | torch.device = "cpu", *, mmap: bool = True) -> dict[str, Tensor]:
+def load_weights(
+    path: Path, device: str | torch.device = "cpu", *, mmap: bool = True, structure: nn.Module | None = None
+) -> dict[str, Tensor]:
     """Read a safetensors file.
 
     Args:
@@ -79,14 +84,19 @@ def load_weights(path: Path, device: str | torch.device = "cpu", *, mmap: bool =
         device: where the tensors shall lie.
         mmap: on the CPU leave the values in the file until they are used; writing to them doesn't change it. But who
             overwrites the file in place changes them, and who truncates it ends the process (SIGBUS).
+        structure: what the tensors are for, which bounds the file's head and size before either is read.
 
     Returns:
         Name → tensor.
 
     Raises:
-        WeightsError: the file is missing, truncated or damaged.
+        WeightsError: the file is missing, truncated or damaged, or larger than the structure can need.
     """
+    if path.exists() and not path.is_file():
+        raise WeightsError(f"{path} isn't a file: fetch or save the repository again")
     try:
+        if structure is not None:
+            _check_size(path, tensors_of(structure))
         with safe_open(path, framework="pt", device=str(device)) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
     except FileNotFoundError:
@@ -94,3 +104,16 @@ def load_weights(path: Path, device: str | torch.device = "cpu", *, mmap: bool =
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path} is damaged ({error}): fetch or save it again") from None
     return {n: value if mmap and not value.data_ptr() % ALIGNMENT else value.clone() for n, value in tensors.items()}
+
+
+def _check_size(path: Path, needed: Mapping[str, Tensor]) -> None:
+    """Compare a file's head and size with the most that these tensors take."""
+    with path.open("rb") as file:
+        head = int.from_bytes(file.read(8), "little")
+    most = HEAD_ROOM + sum(HEAD_ROW + 2 * len(name) for name in needed)
+    if head > most:
+        raise WeightsError(f"a head of {head:,} bytes, where its structure needs at most {most:,}")
+    size, widest = path.stat().st_size, torch.float64.itemsize
+    most += VALUES_ROOM + sum(tensor.numel() * widest for tensor in needed.values())
+    if size > most:
+        raise WeightsError(f"{size:,} bytes, where its structure needs at most {most:,}")

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from zoo.atomic import writing
-from zoo.files import MAX_JSON, read_json, write_json
+from zoo.files import read_json, write_json
 from zoo.server import blobs
 from zoo.server.errors import BadRequest, Conflict, Forbidden, RepoNotFound, RevisionNotFound, StaleParent, TooLarge
 from zoo.server.names import KINDS, RepoId, ref
-from zoo.server.store import Repository, find, home, resolved
+from zoo.server.store import MAX_COMMIT, Repository, find, home, resolved
 from zoo.server.values import ATTRIBUTES, Change, Commit, File, changed, git_oid
 
 REFS = 10_000  # branches of a repository, and tags
@@ -168,7 +168,7 @@ def sweep(root: Path) -> None:
         for path in root.glob(f"{kind}s/*/*/**/.*.json.*"):
             path.unlink(missing_ok=True)
         for path in root.glob(f"{kind}s/*/*/commits/*.json"):
-            used.update(each[2] for each in read_json(path)["files"].values())
+            used.update(each[2] for each in read_json(path, MAX_COMMIT)["files"].values())
     blobs.sweep(root, used)
 
 
@@ -196,7 +196,7 @@ def _write(folder: Path, new: Commit) -> Commit:
         data = json.dumps(kept, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise BadRequest("title and message of a commit must be text") from None
-    if len(data) > MAX_JSON:
+    if len(data) > MAX_COMMIT:
         raise TooLarge(f"a commit of {len(new.files)} files is more than one can be read back")
     sha1 = hashlib.sha1(data, usedforsecurity=False).hexdigest()
     with writing(folder / "commits" / f"{sha1}.json") as file:

@@ -24,6 +24,8 @@ from zoo.server.log import say_once
 from zoo.server.names import HASH, RepoId, repo_id
 from zoo.server.values import Commit, File
 
+MAX_COMMIT = 64 * 2**20  # bytes of a commit's file, which names every file of the repository
+
 
 @dataclass(frozen=True)
 class Repository:
@@ -103,7 +105,7 @@ def resolved(repository: Repository, revision: str) -> Commit:
 
 @lru_cache(maxsize=32)  # each may hold a row for each of some 100,000 files
 def _read(path: Path) -> Commit:
-    data = read_json(path)
+    data = read_json(path, MAX_COMMIT)
     files = {name: File(*each) for name, each in data.pop("files").items()}
     return Commit(path.stem, **data, files=files)
 

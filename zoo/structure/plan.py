@@ -20,6 +20,16 @@ from zoo.structure.replacements import REPLACEMENTS, Identity, Zero
 
 Spatial = Literal["first", "last"]
 Remnant = Literal["identity", "zero"]
+MAX_EDITS = 100  # each goes through all modules; what the methods leave has up to four
+MAX_WORDS = 32  # words of a path, and so how deep factors lie in factors
+Path = Annotated[
+    str,
+    Meta(
+        max_length=1_000,
+        pattern=rf"^[^.]*(\.[^.]*){{0,{MAX_WORDS - 1}}}\Z",
+        description=f"a path of at most {MAX_WORDS} words",
+    ),
+]
 Size = Annotated[int, Meta(ge=1, le=2**31 - 1)]  # the base bounds them further
 
 
@@ -74,9 +84,9 @@ class Narrow(_Edit, frozen=True):
         tensors: shapes by path of a tensor that is no layer's (a position embedding, a bias table, a block's scale).
     """
 
-    widths: Mapping[Name, Width] = {}
-    heads: Mapping[Name, Heads] = {}
-    tensors: Mapping[Name, tuple[Size, ...]] = {}
+    widths: Mapping[Path, Width] = {}
+    heads: Mapping[Path, Heads] = {}
+    tensors: Mapping[Path, tuple[Size, ...]] = {}
 
     def apply_(self, model: nn.Module) -> None:
         """Keep the first channels of each."""
@@ -93,7 +103,7 @@ class Narrow(_Edit, frozen=True):
 class Factor(_Edit, frozen=True):
     """W (m × n) becomes B·A with A (rank × n) and B (m × rank): two layers in sequence, the bias in the second."""
 
-    layers: Mapping[Name, Rank] = {}
+    layers: Mapping[Path, Rank] = {}
 
     def apply_(self, model: nn.Module) -> None:
         """Replace each layer by its two factors."""
@@ -104,7 +114,7 @@ class Factor(_Edit, frozen=True):
 class Mask(_Edit, frozen=True):
     """Stored zeros stay zero while training; the structure is the base's."""
 
-    paths: tuple[Name, ...] = ()
+    paths: tuple[Path, ...] = ()
 
     def apply_(self, model: nn.Module) -> None:
         """Check that each path has a weight."""
@@ -116,7 +126,7 @@ class Mask(_Edit, frozen=True):
 class Drop(_Edit, frozen=True):
     """A block becomes the identity, or a branch beside a shortcut becomes zero."""
 
-    paths: Mapping[Name, Remnant] = {}
+    paths: Mapping[Path, Remnant] = {}
 
     def apply_(self, model: nn.Module) -> None:
         """Replace each module."""
@@ -130,7 +140,7 @@ class Drop(_Edit, frozen=True):
 class Swap(_Edit, frozen=True):
     """A module takes an allow-listed class (`replacements.REPLACEMENTS`) where timm's own hard-codes a width."""
 
-    classes: Mapping[Name, Name] = {}
+    classes: Mapping[Path, Name] = {}
 
     def apply_(self, model: nn.Module) -> None:
         """Change each class; parameters and attributes stay."""
@@ -170,9 +180,9 @@ class Plan:
         """Read what `to_json` wrote.
 
         Raises:
-            StructureError: an unknown edit, an unknown or missing key, or a value of another type.
+            StructureError: an unknown edit, an unknown or missing key, a value of another type, or too much of one.
         """
-        return cls(validated(tuple[Edit, ...], data, where, StructureError))
+        return cls(validated(Annotated[tuple[Edit, ...], Meta(max_length=MAX_EDITS)], data, where, StructureError))
 
 
 def apply_(model: nn.Module, plan: Plan) -> nn.Module:

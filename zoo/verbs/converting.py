@@ -15,6 +15,7 @@ from msgspec import structs
 from torch import Tensor, nn
 
 from zoo.catalog.entry import Base, Entry
+from zoo.deadline import deadline
 from zoo.errors import CheckpointError, StructureError, WeightsError
 from zoo.files import sha256_stamped
 from zoo.hub import weights
@@ -51,7 +52,8 @@ def converted(
     format = _format(folder, entry)
     hashes = checked_hashes(folder, entry)
     base = base or (entry.base if entry else None)
-    model, description = _READERS[format](folder, name, entry, base, probabilities)
+    with deadline(f"{folder}: its structure"):
+        model, description = _READERS[format](folder, name, entry, base, probabilities)
     origin = {"repo": entry.origin.repo, "commit": entry.origin.commit} if entry and entry.origin else {}
     came = {"format": format, **origin, "sha256": hashes, "changed": list(description.recipe.get("changed", ()))}
     task = entry.task if entry else description.task
@@ -133,7 +135,7 @@ def _timm(
     base = Base(entry.origin.repo)
     model, path = skeleton(base), folder / CHECKPOINT_FILES["timm"][-1]
     try:
-        tensors = weights.load_weights(path)
+        tensors = weights.load_weights(path, structure=model)
         missing = {n: b for n, b in model.named_buffers() if n.endswith("num_batches_tracked") and n not in tensors}
         assign_(model, {**tensors, **{n: torch.zeros_like(b, device="cpu") for n, b in missing.items()}}, str(path))
     except WeightsError as error:

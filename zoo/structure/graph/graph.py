@@ -23,7 +23,7 @@ OPS = {**MODULES, **TENSORS, **CALLS}
 MAX_PRODUCT = 1e28  # what shape arithmetic may reach, each size that it reads counted as MAX_ARGUMENT
 INTS = {function.__name__: function for function in SIZES}
 MAX_WORDS = 16  # words of a dotted name
-MAX_NODES = 50_000  # the largest model of the catalog has some 1,500
+MAX_NODES = 10_000  # the largest model of the catalog has some 1,500
 
 _Attribute: Any = Plain
 for _ in range(3):  # lists within each other
