@@ -111,6 +111,23 @@ def test_nothing_of_a_hostile_folder_fails_or_shows_what_is_not_in_it(hostile, n
         assert SECRET.encode() not in found.body
 
 
+def test_a_repository_that_is_damaged_keeps_no_other_from_being_listed(tmp_path):
+    with serving(tmp_path) as address:
+        for name in ("good", "broken", "history", "blob"):
+            create(address, f"org/{name}")
+            commit(address, f"org/{name}", regular("README.md", f"---\ntags: [{name}]\n---\n"))
+        stored = tmp_path / ".hub" / "models" / "org"
+        (stored / "broken" / "repository.json").write_text('{"created": 1, "unknown": 2}')
+        for path in stored.glob("history/commits/*"):
+            path.write_text("{")
+        for path in tmp_path.glob(".hub/blobs/*/*"):
+            if b"[blob]" in path.read_bytes():
+                path.unlink()
+    with serving(tmp_path, complaints=["is left out: "]) as address:
+        rows = ask(address, "GET", "/api/models?full=true").json()
+        assert {row["id"] for row in rows} == {"org/good", "org/blob"}
+
+
 def test_what_is_left_out_is_said_once_and_as_text(tmp_path, caplog, monkeypatch):
     model = tmp_path / "org" / "escapes"
     model.mkdir(parents=True)

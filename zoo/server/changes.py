@@ -19,14 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from zoo.atomic import writing
+from zoo.errors import RepositoryError
 from zoo.files import read_json, write_json
 from zoo.server import blobs
 from zoo.server.errors import BadRequest, Conflict, Forbidden, RepoNotFound, RevisionNotFound, StaleParent, TooLarge
+from zoo.server.log import say_once
 from zoo.server.names import KINDS, RepoId, ref
 from zoo.server.store import MAX_COMMIT, Repository, find, home, resolved
 from zoo.server.values import ATTRIBUTES, Change, Commit, File, changed, git_oid
 
-REFS = 10_000  # branches of a repository, and tags
+REFS = 3000  # branches of a repository, and tags
 _one = threading.Lock()  # change at a time
 
 
@@ -168,7 +170,11 @@ def sweep(root: Path) -> None:
         for path in root.glob(f"{kind}s/*/*/**/.*.json.*"):
             path.unlink(missing_ok=True)
         for path in root.glob(f"{kind}s/*/*/commits/*.json"):
-            used.update(each[2] for each in read_json(path, MAX_COMMIT)["files"].values())
+            try:
+                used.update(each[2] for each in read_json(path, MAX_COMMIT)["files"].values())
+            except RepositoryError as error:  # one damaged commit doesn't keep the server from beginning
+                say_once(f"bytes that nothing uses aren't removed, as it isn't known what does: {error}")
+                return
     blobs.sweep(root, used)
 
 

@@ -62,7 +62,10 @@ def front_matter(text: str, longest: int = FRONT_MATTER) -> dict[str, Any]:
 
 def card(path: Path) -> dict[str, Any]:
     """The front matter of a README.md; empty if it has none that can be read."""
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError:  # it went away meanwhile
+        return {}
     return _card(path, status.st_size, status.st_mtime_ns)
 
 
@@ -77,7 +80,10 @@ def _card(path: Path, size: int, modified: int) -> dict[str, Any]:
 
 def parameter_counts(path: Path) -> dict[str, int] | None:
     """Elements by dtype as the head of a safetensors file gives them; None if it isn't one."""
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError:
+        return None
     return _parameters(path, status.st_size, status.st_mtime_ns)
 
 

@@ -18,6 +18,7 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
+from zoo.errors import RepositoryError
 from zoo.files import sha256_stamped
 from zoo.server.errors import BadRequest, EntryNotFound, RepoNotFound
 from zoo.server.log import say_once
@@ -126,6 +127,6 @@ def _hashed(folder: Path, path: str, inode: int, size: int, modified: int, chang
             large = is_large(path, size, file.read(512))
         sha256 = sha256_stamped(folder / path)
         data = pointer(sha256, size) if large else (folder / path).read_bytes()
-    except OSError as error:
-        raise EntryNotFound(f"{path!r} can't be read: {error.strerror}") from None
+    except (OSError, RepositoryError) as error:
+        raise EntryNotFound(f"{path!r} can't be read: {error}") from None
     return File(git_oid(data), size, sha256, large)

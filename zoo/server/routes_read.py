@@ -10,9 +10,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from zoo.errors import RepositoryError
 from zoo.server import access, info, receiving, store
 from zoo.server.errors import BadRequest, EntryNotFound, RevisionNotFound
 from zoo.server.hub import OWNER, cdn_path, hub, owner, parameter, readable, revision, seen
+from zoo.server.log import say_once
 from zoo.server.sending import FileAnswer
 
 PAGE = 4 << 20  # bytes
@@ -29,7 +31,11 @@ def listing(request: Request) -> Response:
     rows, by_id, fits = [], {}, info.asked_for(query)
     for repository in store.repositories(root, request.path_params["kind"]):
         if asking or not repository.private:
-            row = info.listed(root, repository)
+            try:
+                row = info.listed(root, repository)
+            except (RevisionNotFound, RepositoryError) as error:  # it went away meanwhile, or is damaged
+                say_once(f"{repository.name.kind} {repository.name.id} is left out: {error}")
+                continue
             if fits(row):
                 rows.append(row)
                 by_id[row["id"]] = repository
@@ -44,7 +50,7 @@ def listing(request: Request) -> Response:
         repository = by_id[row["id"]]
         try:
             return info.picked(info.summary(root, repository, store.resolved(repository, "main")), fields)
-        except RevisionNotFound:  # it went away meanwhile
+        except (RevisionNotFound, RepositoryError):
             return None
 
     return _page(request, rows, 1000, lambda row: json.dumps([row[sort], row["id"]]), whole)
