@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from zoo.errors import (
 )
 from zoo.pages.card import render
 from zoo.structure.describing import describe
+from zoo.verbs.beginning import NOTE, beside
 from zoo.verbs.building import make
 
 FILES = ["README.md", "config.json", "model.safetensors", "results.json"]
@@ -243,6 +245,19 @@ def test_the_card_holds_the_measured_figures_beside_those_of_the_dense_base(prun
     assert f"{100 * dense['top1']:.2f} %" in rows["top-1"]
     assert results["kl"] > 0
     assert zoo.verify(folder).passed
+
+
+def test_what_a_kill_has_left_at_the_very_end_of_a_build_goes_when_it_is_asked_for_again(pruned, tmp_path):
+    folder, lines = shutil.copytree(pruned[0], tmp_path / "vit_60"), []
+    removed = tmp_path / ".vit_60.work.12345678.zoo-aside.folder"
+    for half in (beside(folder) / "start", removed / "start"):
+        half.mkdir(parents=True)
+    (beside(folder) / NOTE).write_text("{}")
+    removed.with_suffix("").touch()
+
+    make(PRUNED, folder, say=lines.append)
+    assert lines == [f"made already: {folder}"]
+    assert files(tmp_path) == ["vit_60"]
 
 
 @pytest.mark.parametrize("name", ["digits_vit_pruned_50", "digits_cnn_pruned_25", "digits_cnn_lowrank_50"])
