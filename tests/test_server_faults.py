@@ -173,6 +173,29 @@ def test_a_full_disk_is_said_and_leaves_what_was_there(before, tmp_path):
     assert unfinished(folder) == []
 
 
+@pytest.mark.parametrize(("full", "where"), [(4_000, "a part"), (12_000, "joining them")])
+def test_a_disk_that_fills_up_during_an_upload_in_parts_keeps_those_and_the_client_goes_on(
+    full, where, before, tmp_path
+):
+    folder, data = shutil.copytree(before, tmp_path / "hub"), DATA * 2
+    oid = hashlib.sha256(data).hexdigest()
+    with serving(folder, part=8192, faults={"full": full}) as address:
+        state = whole(address)
+        upload = batch(address, "org/one", oid, len(data)).json()["objects"][0]["actions"]["upload"]
+        parts = [url for key, url in upload["header"].items() if key != "chunk_size"]
+        sent = [follow(url, "PUT", data[8192 * at : 8192 * (at + 1)]).status for at, url in enumerate(parts)]
+        joined = follow(upload["href"], "POST", "{}").status
+
+        assert {*sent[:-1]} == {507 if where == "a part" else 200}
+        assert joined == (400 if where == "a part" else 507)
+        assert unfinished(folder) == []
+        assert whole(address) == state
+    with serving(folder, part=8192) as address:
+        assert commit(address, "org/one", large(address, "org/one", "p.bin", data)).status == 200
+        assert content(address, "org/one", "p.bin").body == data
+    assert unfinished(folder) == []
+
+
 def broken():
     yield b"x" * 5_000_000
     raise BrokenPipeError
