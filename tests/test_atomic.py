@@ -13,7 +13,8 @@ from pathlib import Path
 import moments
 import pytest
 
-from zoo import atomic
+import zoo
+from zoo import atomic, catalog
 from zoo.errors import StorageError
 from zoo.exchange import exchanged
 
@@ -187,3 +188,24 @@ def test_a_folder_is_discarded_at_once_and_one_that_is_not_there_costs_nothing(t
     assert list(tmp_path.iterdir()) == []
     atomic.discard(tmp_path / "new folder" / "model")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        zoo.load,
+        zoo.create,
+        lambda name: zoo.load(Path(name)),
+        lambda name: zoo.push(name, "./elsewhere"),
+        lambda name: zoo.verify(name, structure_only=True),
+    ],
+    ids=["load", "create", "load a path", "push", "verify"],
+)
+def test_whoever_asks_for_a_model_whose_replacement_was_cut_off_finds_the_former_one(ask, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    zoo.push(catalog.EMBEDDED / "digits_cnn_pruned_25", "./org/name")
+    (tmp_path / "org" / "name").rename(tmp_path / "org" / ".name.12345678.zoo-aside.former")
+    (tmp_path / "org" / ".name.12345678.zoo-aside").touch()
+
+    ask("org/name")
+    assert (tmp_path / "org" / "name" / "model.safetensors").is_file()
