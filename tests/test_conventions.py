@@ -363,7 +363,7 @@ def test_the_input_that_a_model_states_is_the_default(count):
 
 @pytest.mark.parametrize("count", COUNTINGS.values(), ids=COUNTINGS)
 def test_an_unknown_or_refused_input_is_told_in_one_line(count):
-    with pytest.raises(StructureError, match=r"^measure: the model has no pretrained_cfg; pass input=\(channels,.*\)$"):
+    with pytest.raises(StructureError, match=r"^measure: the model names no input size; pass input=\(channels,.*\)$"):
         count(nn.Linear(2, 2))
     with pytest.raises(StructureError, match=r"^measure: the model refuses an input of \(1, 4, 4\): [^\n]+$"):
         count(nn.Conv2d(3, 3, 3), (1, 4, 4))

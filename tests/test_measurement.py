@@ -122,7 +122,7 @@ def test_counts_do_not_depend_on_values_device_or_type(dtype, cnn):
 
 
 def test_a_model_that_says_nothing_of_its_input_is_refused():
-    with pytest.raises(StructureError, match=r"^measure: the model has no pretrained_cfg; pass input=\("):
+    with pytest.raises(StructureError, match=r"^measure: the model names no input size; pass input=\("):
         measure(nn.Linear(2, 2))
 
 

@@ -204,6 +204,9 @@ IN_CONFIG = {
     "argument": lambda c: c["zoo"]["base"]["args"].update({HOSTILE: 1}),
     "edit": lambda c: c["zoo"]["plan"].append({"edit": HOSTILE * 999}),
     "module": lambda c: c["zoo"]["plan"].append({"edit": "drop", "paths": {HOSTILE * 999: "identity"}}),
+    "licence": lambda c: c["pretrained_cfg"].update(license=["mit"]),
+    "licence without end": lambda c: c["pretrained_cfg"].update(license="m" * 9999),
+    "no input": lambda c: c["pretrained_cfg"].update(input_size=None),
     "fingerprint": lambda c: c["zoo"]["fingerprint"].update({HOSTILE: HOSTILE}),
 }  # fmt: skip
 REFUSED = {

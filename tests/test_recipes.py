@@ -40,10 +40,10 @@ def content(folder):
         ({"method": "falor", "ranks": 4}, "falor has no option 'ranks', known are "),
         ({"method": "lockd", "ranks": 4}, "lockd has no option 'ranks', known are "),
         ({"data": "classes"}, "classes: no split for test: expected validation or val or valid or test, found train"),
-        ({"data": "classes"}, "expected images in classes/train/CLASS and classes/validation/CLASS"),
-        ({"data": "classes/a"}, "classes/a: no classes were found; expected images in classes/a/train/CLASS"),
+        ({"data": "classes"}, "expected images in its train/CLASS and validation/CLASS"),
+        ({"data": "classes/a"}, "classes/a: no classes were found; expected images in its train/CLASS"),
         ({"data": "texts"}, "texts: no images could be read"),
-        ({"data": "./missing"}, "./missing: no such folder; expected images in ./missing/train/CLASS and "),
+        ({"data": "./missing"}, "./missing: no such folder; expected images in its train/CLASS and "),
     ],
 )
 def test_what_is_wrong_with_options_or_data_is_said_before_the_first_step(tmp_path, monkeypatch, options, expected):

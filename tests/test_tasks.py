@@ -165,9 +165,9 @@ def test_a_hub_data_set_is_streamed_with_columns_renamed_and_validation_preferre
         (
             "/no/such/folder",
             DataError,
-            r"^/no/such/folder: no such folder; expected images in /no/such/folder/train",
+            r"^/no/such/folder: no such folder; expected images in its train/CLASS",
         ),
-        ("./missing", DataError, r"^\./missing: no such folder; expected images in \./missing/train/CLASS and "),
+        ("./missing", DataError, r"^\./missing: no such folder; expected images in its train/CLASS and "),
         (__file__, DataError, r"test_tasks\.py: a file, not a folder; expected images in "),
         ("org/name", DataError, r"^org/name: neither a folder here nor .*Couldn't reach.*hf auth login$"),
     ],
@@ -186,7 +186,7 @@ def test_a_folder_without_images_classes_or_the_split_is_an_error(make_folder, t
     with pytest.raises(DataError, match="empty: no images could be read"):
         dataset(str(tmp_path / "empty"), "train")
     folder = make_folder("train/0.png", "train/1.png")
-    with pytest.raises(DataError, match=r"images: no classes were found; expected images in .*/train/CLASS and "):
+    with pytest.raises(DataError, match=r"images: no classes were found; expected images in its train/CLASS and "):
         dataset(folder, "train")
     with pytest.raises(
         DataError, match=r"no split for test: expected validation or val.*, found train; expected .*/CL"
@@ -219,8 +219,9 @@ def test_every_kind_of_augmentation_works_on_grey_images(augment, train):
 def test_wrong_settings_of_a_transform_are_errors():
     with pytest.raises(DataError, match=r"^augment: unknown flip; possible are: auto_augment, color_jitter,"):
         training_transform(GREY, {"flip": 0.5})
-    with pytest.raises(DataError, match=r"a mean for each, found input_size \[1, 16, 16\] and mean \[0.485, 0.456"):
-        evaluation_transform({"input_size": [1, 16, 16]})
+    for said in ({}, {"mean": [0.5]}, {"std": [0.5]}):
+        with pytest.raises(DataError, match=r"a mean and a std for each, found input_size \[1, 16, 16\], mean \[0"):
+            evaluation_transform({"input_size": [1, 16, 16], **said})
 
 
 def test_evaluation_batches_are_all_images_in_order(test):

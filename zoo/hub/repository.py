@@ -61,7 +61,7 @@ _Paths = Name | list[Name] | None
 
 
 class _Pretrained(Struct):
-    """Of timm's description of a model's input and classes what transforms, costs and new heads follow from."""
+    """Of timm's description of a model what transforms, costs, new heads and cards follow from."""
 
     input_size: _Input | None = None
     mean: Annotated[list[Finite], Meta(max_length=MAX_SIZE)] | None = None
@@ -69,6 +69,7 @@ class _Pretrained(Struct):
     crop_pct: Annotated[float, Meta(ge=MIN_CROP, le=2)] | None = None
     crop_mode: Annotated[str, one_of(CROP_MODES)] | None = None
     interpolation: Annotated[str, one_of(INTERPOLATIONS)] | None = None
+    license: Name | None = None
     first_conv: _Paths = None
     classifier: _Paths = None
 

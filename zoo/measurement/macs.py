@@ -86,8 +86,8 @@ def forward_on_meta(model: nn.Module, input: Sequence[int] | None = None) -> tup
     """
     if input is None:
         config = getattr(model, "pretrained_cfg", None)
-        if not config or "input_size" not in config:
-            raise StructureError("measure: the model has no pretrained_cfg; pass input=(channels, height, width)")
+        if not config or config.get("input_size") is None:
+            raise StructureError("measure: the model names no input size; pass input=(channels, height, width)")
         input = config["input_size"]
     channels, height, width = (int(size) for size in input)
     tensors = [*model.named_parameters(), *model.named_buffers()]

@@ -16,7 +16,7 @@ from PIL import Image
 from zoo.errors import DataError, UnknownName, as_cause, first_line, require
 from zoo.tasks import columns, draws, objects
 from zoo.tasks.digits import digit_pairs, digits
-from zoo.tasks.folders import SPLITS, expected, folder_of_data, split_of
+from zoo.tasks.folders import EXPECTED, SPLITS, folder_of_data, split_of
 from zoo.tasks.inside import check_card
 
 if TYPE_CHECKING:
@@ -94,14 +94,14 @@ def _opened(spec: Any, split: str) -> Any:
         folder = Path(spec).expanduser()
         is_folder = spec != "" and folder.is_dir()
     except (OSError, RuntimeError) as error:  # a name that no file can have, the home of nobody
-        raise DataError(f"{spec}: no such folder ({first_line(error)}); {expected(spec)}") from None
+        raise DataError(f"{spec}: no such folder ({first_line(error)}); {EXPECTED}") from None
     if is_folder:
         return folder_of_data(folder, split)
     if on_hub(spec):
         return split_of(spec, _hub(spec), split)
     if "/" in spec or os.sep in spec or (spec and folder.exists()):
         what = "a file, not a folder" if folder.exists() else "no such folder"
-        raise DataError(f"{spec}: {what}; {expected(spec)}")
+        raise DataError(f"{spec}: {what}; {EXPECTED}")
     raise UnknownName(f"no data set {spec!r}; possible are: digits, digit_pairs, a folder, a Hub id such as org/name")
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SPLITS = {"train": ("train",), "test": ("validation", "val", "valid", "test")}
 EXTENSIONS = {".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 FILES_OF_ROWS = {".parquet", ".arrow", ".tar"}
+EXPECTED = "expected images in its train/CLASS and validation/CLASS, of two classes at least"
 
 
 def folder_of_data(folder: Path, split: str) -> "Dataset":
@@ -42,11 +43,6 @@ def split_of(spec: str, splits: Any, split: str) -> Any:
         if name in splits:
             return splits[name]
     raise DataError(f"{spec}: no split for {split}: expected {' or '.join(SPLITS[split])}, found {', '.join(splits)}")
-
-
-def expected(folder: Path | str) -> str:
-    """What a folder of data should look like."""
-    return f"expected images in {folder}/train/CLASS and {folder}/validation/CLASS, of two classes at least"
 
 
 def by_number(name: str) -> tuple[int, str]:
@@ -88,13 +84,11 @@ def _of_library(folder: Path, split: str) -> "Dataset":
             **{"path": str(folder)} if rows else {"path": "imagefolder", "data_dir": str(folder)}
         )
     except Exception as error:  # the library lets through whatever its readers raise
-        raise DataError(f"{folder}: no images could be read ({first_line(error)}); {expected(folder)}") from as_cause(
-            error
-        )
+        raise DataError(f"{folder}: no images could be read ({first_line(error)}); {EXPECTED}") from as_cause(error)
     try:
         opened: Dataset = split_of(str(folder), splits, split)
     except DataError as error:
-        raise DataError(f"{error}; {expected(folder)}") from None
+        raise DataError(f"{error}; {EXPECTED}") from None
     if not rows and not any(name in opened.column_names for name in LABEL_COLUMNS):
-        raise DataError(f"{folder}: no classes were found; {expected(folder)}")
+        raise DataError(f"{folder}: no classes were found; {EXPECTED}")
     return opened

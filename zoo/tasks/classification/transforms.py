@@ -84,10 +84,11 @@ def _mode(transform: Any) -> str:
 def _after_mode(pretrained_cfg: Mapping[str, Any], **settings: Any) -> Transform:
     config = resolve_data_config(pretrained_cfg=dict(pretrained_cfg))
     channels = config["input_size"][0]
-    if channels not in MODES or len(config["mean"]) != channels:
+    mean, std = list(config["mean"]), list(config["std"])
+    if channels not in MODES or not len(mean) == len(std) == channels:
         raise DataError(
-            f"pretrained_cfg: expected 1 or 3 channels and a mean for each, found input_size "
-            f"{list(config['input_size'])} and mean {list(config['mean'])}; set input_size, mean and std"
+            f"pretrained_cfg: expected 1 or 3 channels, a mean and a std for each, found input_size "
+            f"{list(config['input_size'])}, mean {mean} and std {std}; set input_size, mean and std"
         )
     transform = create_transform(**{**config, **settings})
     transform.transforms.insert(0, partial(decode, mode=MODES[channels]))
