@@ -111,6 +111,18 @@ def test_nothing_of_a_hostile_folder_fails_or_shows_what_is_not_in_it(hostile, n
         assert SECRET.encode() not in found.body
 
 
+def test_no_file_is_hashed_for_a_listing(tmp_path, monkeypatch):
+    model = tmp_path / "org" / "model"
+    model.mkdir(parents=True)
+    for name in ("config.json", "README.md", "model.safetensors"):
+        (model / name).write_text("{}")
+    monkeypatch.setattr(plain, "_hashed", lambda *file: pytest.fail(f"{file} is hashed"))
+    repository = store.find(tmp_path / ".hub", RepoId("model", "org/model"))
+    assert info.listed(tmp_path / ".hub", repository)["id"] == "org/model"
+    with pytest.raises(pytest.fail.Exception):
+        info.siblings(repository.tree)
+
+
 def test_a_repository_that_is_damaged_keeps_no_other_from_being_listed(tmp_path):
     with serving(tmp_path) as address:
         for name in ("good", "broken", "history", "blob"):

@@ -47,6 +47,9 @@ class Files(Mapping[str, File]):
         with _hashing[hash(path) % len(_hashing)]:  # many may ask for one file at once
             return _hashed(self._folder, path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
+    def __contains__(self, path: object) -> bool:
+        return path in self._status  # Mapping's own would hash the file
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._status)
 
