@@ -29,7 +29,6 @@ import torch
 from torch import Tensor, nn
 
 from zoo.compression.activations import Draw, observe
-from zoo.compression.calibration import dealt
 from zoo.compression.channels import reference
 from zoo.compression.channels.groups import Group
 from zoo.compression.prune.criteria import CRITERIA, Evidence, gradients, l2
@@ -39,7 +38,8 @@ from zoo.compression.prune.readers import Fits, fits
 from zoo.measurement.passes import pass_sizes
 
 ALONE = (0.75, 0.5, 0.25, 0.125)  # shares of its units to which a group without a gate is cut
-LOOKED = 4  # passes over images in which all groups are cut together
+LOOKED = 4  # passes over images in which all groups are cut together,
+PARTS = 4  # each in so many parts: what a backward pass needs is held until it comes
 
 Curve = Mapping[int, float]
 """Width → damage, in nats."""
@@ -124,10 +124,10 @@ def together(dense: Dense, units: Sequence[Tensor], fitted: Fits, number: int = 
     gates = torch.ones(len(groups), dtype=torch.float64, requires_grad=True)
     errors = {path: [*_errors(dense, path, *fit)] for path, fit in fitted.items()}
     held = torch.cat([*dense.held])
-    count = LOOKED * pass_sizes(len(held), held.shape[-2:].numel())[0]
-    looked, targets = (each.roll(-number * count, 0)[:count] for each in (held, dense.target))
-    batches = dealt([looked])
-    wanted = iter(targets.split([*map(len, batches)]))
+    size = pass_sizes(len(held), held.shape[-2:].numel())[0]
+    start, count = -number * LOOKED * size, LOOKED * size
+    parts = (each.roll(start, 0)[:count].split(-(-size // PARTS)) for each in (held, dense.target))
+    batches, wanted = next(parts), iter(next(parts))
     slopes: list[Tensor] = []
 
     def run(batch: Tensor) -> None:

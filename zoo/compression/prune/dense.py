@@ -51,8 +51,9 @@ class Dense:
         groups, fitted = self.analysis.groups, dict[str, tuple[Tensor, Tensor]]()
         cut = readers_of([group for group, kept in zip(groups, units, strict=True) if len(kept) < group.units])
         for portion, parts in self.seen.portions([[path] for path in cut]):
-            asked = {path: parts[path].whole if whole else parts[path].fit for path in cut[portion]}
-            fitted |= fits(self.tensors, groups, units, asked, self.ridge)
+            for path in cut[portion]:  # one by one: moments of all images are made when they are asked for
+                seen = {path: parts[path].whole if whole else parts[path].fit}
+                fitted |= fits(self.tensors, groups, units, seen, self.ridge)
         return fitted
 
     def cut(self, units: Sequence[Tensor], fitted: Fits) -> dict[str, Tensor]:

@@ -153,7 +153,7 @@ def _moments(path: str, origin: Tensor, first: Tensor, second: Tensor, rows: int
     if not torch.isfinite(second).all():
         raise DataError(f"calibration: the input of {path} isn't finite; check the images and the model")
     off = first / rows
-    C = second.div_(rows).sub_(torch.outer(off, off))
+    C = second.div_(rows).addr_(off.to(second), off.to(second), alpha=-1)
     return Moments((origin + off).cpu(), C.cpu(), rows)
 
 
@@ -222,7 +222,8 @@ def fit(weight: Tensor, seen: Moments, kept: Tensor, ridge: float) -> Tensor:
         W' [out, k].
     """
     W = weight.detach().flatten(1).double()
-    gram = ridged(seen, ridge)[kept][:, kept]
-    cross = W @ seen.covariance[:, kept].double()
+    C = seen.covariance[:, kept]
+    gram = ridged(Moments(seen.mean[kept], C[kept], seen.rows), ridge)
+    cross = W @ C.double()
     L, failed = torch.linalg.cholesky_ex(gram)
     return (torch.linalg.solve(gram, cross.T) if failed else torch.cholesky_solve(cross.T, L)).T
