@@ -12,6 +12,7 @@ from torch import nn
 
 import zoo
 from zoo.catalog.entry import Base
+from zoo.deadline import deadline
 from zoo.errors import FingerprintError, StructureError, UnknownName
 from zoo.structure import base
 from zoo.structure.base import check_fingerprint, fingerprint, initialised, skeleton
@@ -96,7 +97,6 @@ def test_initial_values_follow_the_seed_and_leave_the_random_state():
         ("resnet18", {"num_classes": float("nan")}),
         ("resnet18", {"layers": {"deep": {"er": 10**9}}}),
         ("maxvit_tiny_tf_224", {"img_size": 4_000}),
-        ("efficientvit_m0", {"img_size": 4_096, "window_size": [4_096] * 3}),
         ("convnext_tiny", {"depths": [100_000] * 1000}),
         ("resnet18", {"norm_layer": "x" * 1001}),
         ("resnet18", {"layers": [[1] * 900] * 2}),
@@ -118,13 +118,19 @@ def test_an_absurd_base_is_refused_soon_and_without_memory(architecture, args):
 @pytest.mark.parametrize(
     "key",
     ["pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "scriptable",
-     "exportable", "no_jit", "features_only", "device", "dtype", "model_name"],
+     "exportable", "no_jit", "features_only", "device", "dtype", "model_name", "pruned", "pretrained_strict"],
 )  # fmt: skip
 @pytest.mark.parametrize("build", [skeleton, initialised], ids=["skeleton", "initialised"])
 def test_arguments_for_files_and_weights_are_refused(build, key):
     message = f"base timm/resnet18: argument '{key}' isn't part of an architecture; remove it"
     with pytest.raises(StructureError, match=f"^{message}$"):
         build(Base("timm/resnet18", {key: True}))
+
+
+def test_what_timm_computes_in_loops_of_its_own_is_broken_off(monkeypatch):
+    monkeypatch.setattr(base, "deadline", lambda what: deadline(what, 0.5))
+    with pytest.raises(StructureError, match=r"^base timm/efficientvit_m0 takes more than 0\.5 s of CPU: refused$"):
+        skeleton(Base("timm/efficientvit_m0", {"img_size": 2_048, "window_size": [2_048] * 3}))
 
 
 def test_what_no_memory_holds_is_refused_before_it_is_allocated(monkeypatch):

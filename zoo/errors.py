@@ -88,7 +88,10 @@ class StorageError(ZooError, OSError):
         return printable(str(self.args[-1]))
 
 
-FOREIGN = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+FOREIGN = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError),
+    *(NameError, OSError, RuntimeError, StopIteration, TypeError, ValueError),
+)
 """What torch and timm raise upon what they can't do."""
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import timm
-from timm.models import get_arch_pretrained_cfgs
+from timm.models import build_model_with_cfg, get_arch_pretrained_cfgs
 from torch import nn
 
 from zoo import models
@@ -46,6 +46,8 @@ def _timms(architecture: str, tag: str | None, **args: Any) -> nn.Module:
     return model
 
 
+_FACTORY = {*inspect.signature(timm.create_model).parameters, *inspect.signature(build_model_with_cfg).parameters}
+
 SOURCES: dict[str, Source] = {
     "timm": Source(
         package="timm",
@@ -54,7 +56,7 @@ SOURCES: dict[str, Source] = {
         has=timm.is_model,
         tags=lambda architecture: {name.partition(".")[2] for name in get_arch_pretrained_cfgs(architecture)},
         create=_timms,
-        refused={*inspect.signature(timm.create_model).parameters, "features_only", "device", "dtype"} - {"kwargs"},
+        refused=_FACTORY - {"kwargs"} | {"features_only", "pruned", "device", "dtype"},
     ),
     "zoo": Source(
         package="compressed-zoo",
