@@ -1,7 +1,8 @@
 """Reports: what a model costs and what it is good for, measured here."""
 
+import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ from zoo.tasks.task import Labels
 
 if TYPE_CHECKING:
     from zoo.tasks.columns import Data
+
+MAX_BATCH = 2**28  # numbers in one batch of images, a gigabyte
 
 
 def report_of(
@@ -51,7 +54,8 @@ def report_of(
         name: of the model; None takes the one that it carries.
         images: evaluate on at most so many.
         workers: processes that load images; None takes a core each where it is worth it.
-        batch_size: images of one batch, of which a CPU computes some at a time; None takes 32 there, else 256.
+        batch_size: images of one batch, of which a CPU computes some at a time; None takes 32 there, else 256, and
+            fewer of large images.
         size: side in pixels of the square images to evaluate on; None takes the model's own.
         crop_pct: share of the shorter side that is cropped, 0..1; None takes the model's own.
 
@@ -73,13 +77,18 @@ def report_of(
         opened, left_out = _opened(data, images, skip_damaged)
         rows = task.matched(opened, model, data, labels)
         workers = workers_for(rows) if workers is None else workers
-        batch_size = batch_size or (32 if device.type == "cpu" else 256)
+        batch_size = batch_size or _batch(device, config["input_size"])
         batches = task.loader(rows, task.evaluation_transform(config), batch_size, workers=workers)
         measured = evaluate(model, batches, task=task, against=against, progress="evaluate")
         where = _where(data, config, int(measured.pop("images")), skip_damaged, left_out, labels)
         where |= {"against": describe(against).name} if against is not None else {}
         figures.update(measured)
     return Report(name or describe(model).name, figures, where, versions(), _hardware(device))
+
+
+def _batch(device: torch.device, input: Sequence[int]) -> int:
+    """How many images a batch has where nobody says it."""
+    return max(1, min(32 if device.type == "cpu" else 256, MAX_BATCH // math.prod(input)))
 
 
 def _opened(data: str, limit: int | None, skip_damaged: bool) -> tuple["Data", int | None]:
