@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from msgspec import Meta, Struct
+from mutating import damaged
 
 from zoo import catalog
 from zoo.catalog import reader
@@ -174,23 +174,6 @@ DOORS = {
     "a configuration": (described, CONFIG, Description),
     "a catalog": (lambda data, _: reader.entries(Path("mine.toml"), data), {"family": FAMILY, "model": [MODEL]}, list),
 }
-numbers = st.integers() | st.floats() | st.sampled_from([10**400, -1, 0, 1, 2**63])
-plain = st.none() | st.booleans() | numbers | st.text(max_size=5)
-anything = st.recursive(
-    plain, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=5), x, max_size=3), max_leaves=5
-)
-
-
-@st.composite
-def damaged(draw, value):
-    """A value of which a part is anything."""
-    keys = sorted(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
-    if not keys or draw(st.integers(0, 4)) == 0:
-        return draw(anything)
-    key = draw(st.sampled_from(keys))
-    copy = dict(value) if isinstance(value, dict) else list(value)
-    copy[key] = draw(damaged(value[key]))
-    return copy
 
 
 @pytest.mark.parametrize("door", DOORS)

@@ -11,32 +11,56 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from mutating import mutations, valid_folders, written
 
 import zoo
 from zoo import catalog
-from zoo.errors import RepositoryError, StructureError, WeightsError
+from zoo.errors import RepositoryError, StructureError, WeightsError, ZooError
 from zoo.structure.plan import Plan
 
 BENCH = Path(__file__).parents[1] / "scripts" / "bench"
 sys.path.insert(0, str(BENCH))
 import hostile  # noqa: E402
+from hostile_folders import DOORS, FOLDERS, doors  # noqa: E402
 
 sys.path.remove(str(BENCH))
 
 LARGE = ("MB", "000 (", "00,000", "50,000", "4,000]", "8 deep", "of 400 each", "2e10", "4,096 (efficientvit)")
 READ = ("README.md is", "graph.json is", "results.json is")  # by what loading a plan doesn't look at
-SMALL = [name for name in hostile.FOLDERS if not any(word in name for word in LARGE)]
+SMALL = [name for name in FOLDERS if not any(word in name for word in LARGE)]
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_folder_that_asks_for_much_costs_little_and_is_refused_in_one_line(name, tmp_path):
-    write, doors = hostile.FOLDERS[name]
+    write, read = FOLDERS[name]
     write(tmp_path / "net")
-    cost = hostile.cost(hostile.DOORS[doors[0]], tmp_path / "net")
+    cost = hostile.cost(DOORS[read[0]], tmp_path / "net")
 
     assert cost.within
     assert (cost.said == "read") == name.startswith(READ)
     assert "\n" not in cost.said
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, of layers without channels
+def test_any_change_of_a_valid_folder_gives_a_model_or_an_error_of_one_line(tmp_path):
+    """`scripts/bench/run hostile --fuzz MINUTES` does the same for longer."""
+    folders = valid_folders(tmp_path)
+
+    @settings(max_examples=30)
+    @given(mutations(folders))
+    def gives(mutation):
+        name, files = mutation
+        folder = written(folders[name], tmp_path / "net", files)
+        said = []
+        for door in doors(folder):
+            try:
+                DOORS[door](folder)
+            except ZooError as error:
+                said.append(str(error))
+        assert not any("\n" in each for each in said)
+
+    gives()
 
 
 @pytest.fixture

@@ -1,9 +1,10 @@
 """What folders cost that ask for much: CPU seconds and memory of each, and what was said.
 
-scripts/bench/run hostile [--quick] [--only WORD]
+scripts/bench/run hostile [--quick] [--only WORD] [--fuzz MINUTES]
 
 Each folder of `hostile_folders` is read through each of its doors in a process of its own; of the doors the dearest is
 shown. The exit status is 1 where a folder costs more than SECONDS or MEMORY, or is refused by anything but a ZooError.
+With `--fuzz` valid folders are read of which parts were changed at random, for so many minutes.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import torch
 from hostile_folders import DOORS, FOLDERS
+from hostile_fuzz import fuzz
 
 from zoo.errors import ZooError
 
@@ -83,8 +85,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="three folders")
     parser.add_argument("--only", default="", help="folders with this in their name")
+    parser.add_argument("--fuzz", type=float, metavar="MINUTES", help="read folders changed at random instead")
     asked = parser.parse_args()
     torch.set_num_threads(1)  # a process that is forked has the one
+    if asked.fuzz:
+        sys.exit(bool(fuzz(asked.fuzz, SECONDS)))
     names = QUICK if asked.quick else [name for name in FOLDERS if asked.only in name]
     exceeded = 0
     print(f"{'folder':44}{'CPU s':>7}{'MiB':>7}  {'door':17}said")

@@ -50,6 +50,12 @@ DOORS: Mapping[str, Callable[[Path], object]] = {
 }
 FOUR = ("load", "create", "show", "verify")
 
+
+def doors(folder: Path) -> tuple[str, ...]:
+    """Those that a folder is read through, of a repository or of a checkpoint."""
+    return ("convert",) if (folder / "config.dict.json").exists() else (*FOUR, "transform")
+
+
 # What writes a folder.
 
 Write = Callable[[Path], None]
@@ -250,6 +256,7 @@ FOLDERS: Mapping[str, tuple[Write, tuple[str, ...]]] = {
     "windows of 4,096 (efficientvit)": (base("efficientvit_m0", window_size=[4_096] * 3, img_size=4_096), FOUR),
     "kernels of 4,096 (convit)": (base("convit_tiny", local_up_to_layer=4_096, locality_strength=4_096.0), FOUR),
     "layers of [4,000] x 4": (base("resnet18", layers=[4_000] * 4), FOUR),
+    "arguments of timm's builder": (base("resnet18", pruned=True), FOUR),
     # Plans.
     "2,000 empty edits": (plan(*[{"edit": "narrow"}] * 2_000), FOUR),
     "200,000 empty edits": (plan(*[{"edit": "mask"}] * 200_000), FOUR),
@@ -284,6 +291,7 @@ FOLDERS: Mapping[str, tuple[Write, tuple[str, ...]]] = {
     "crop_pct of 1e-6": (config(lambda c: c["pretrained_cfg"].update(crop_pct=1e-6)), (*FOUR, "transform",
         "verify on digits")),
     "crop_pct of 0": (config(lambda c: c["pretrained_cfg"].update(crop_pct=0)), (*FOUR, "transform")),
+    "a std of another length": (config(lambda c: c["pretrained_cfg"].update(std=[0.5] * 3)), ("transform",)),
     "a mean of 1,000,000": (config(lambda c: c["pretrained_cfg"].update(mean=[0.5] * 10**6)), (*FOUR, "transform")),
     # Another project's checkpoints.
     "50,000 vertices": (checkpoint(_vertices), ("convert",)),

@@ -96,7 +96,7 @@ def load_weights(
         raise WeightsError(f"{path} isn't a file: fetch or save the repository again")
     try:
         if structure is not None:
-            _check_size(path, tensors_of(structure))
+            _check_size(path, structure)
         with safe_open(path, framework="pt", device=str(device)) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
     except FileNotFoundError:
@@ -106,14 +106,17 @@ def load_weights(
     return {n: value if mmap and not value.data_ptr() % ALIGNMENT else value.clone() for n, value in tensors.items()}
 
 
-def _check_size(path: Path, needed: Mapping[str, Tensor]) -> None:
-    """Compare a file's head and size with the most that these tensors take."""
+def _check_size(path: Path, structure: nn.Module) -> None:
+    """Compare a file's head and size with the most that a structure's tensors take."""
     with path.open("rb") as file:
         head = int.from_bytes(file.read(8), "little")
+    size = path.stat().st_size
+    if head <= HEAD_ROOM and size <= VALUES_ROOM:  # which need no count
+        return
+    needed = tensors_of(structure)
     most = HEAD_ROOM + sum(HEAD_ROW + 2 * len(name) for name in needed)
     if head > most:
         raise WeightsError(f"a head of {head:,} bytes, where its structure needs at most {most:,}")
-    size, widest = path.stat().st_size, torch.float64.itemsize
-    most += VALUES_ROOM + sum(tensor.numel() * widest for tensor in needed.values())
+    most += VALUES_ROOM + sum(tensor.numel() * torch.float64.itemsize for tensor in needed.values())
     if size > most:
         raise WeightsError(f"{size:,} bytes, where its structure needs at most {most:,}")
