@@ -10,6 +10,7 @@ import torch
 import zoo
 from zoo import catalog
 from zoo.errors import RepositoryError, StructureError
+from zoo.printable import MAX_MESSAGE
 from zoo.tasks.classification import CLASSIFICATION
 from zoo.tasks.digits import digit_pairs
 from zoo.tasks.evaluation import evaluate
@@ -167,7 +168,7 @@ def test_no_claim_chooses_what_is_read_of_this_disk_or_fetched_from_an_address(s
     with pytest.raises(RepositoryError, match="say which data here they are of with --data") as raised:
         zoo.verify(folder)
     assert str(raised.value).isprintable()
-    assert len(str(raised.value)) <= 300
+    assert len(str(raised.value)) <= MAX_MESSAGE
 
 
 def test_what_a_claim_makes_us_fetch_is_said_before_anything_is_read(doubtful, monkeypatch, caplog):

@@ -8,7 +8,7 @@ isn't printable the escape that Python writes for it. Errors, logs, tables and c
 import logging
 import re
 
-MAX_MESSAGE = 300  # characters of an error or a name
+MAX_MESSAGE = 400  # characters of an error: where two paths of a cache and the advice have room
 MAX_LINE = 2_000  # characters of a line that tells several, or of a table's cell
 _BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 

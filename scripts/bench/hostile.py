@@ -23,6 +23,7 @@ from hostile_folders import DOORS, FOLDERS
 from hostile_fuzz import fuzz
 
 from zoo.errors import ZooError
+from zoo.printable import MAX_MESSAGE
 
 SECONDS = 10.0  # of CPU
 MEMORY = 2048  # MiB, beyond what the process has when it starts
@@ -64,7 +65,8 @@ def cost(read: Callable[[Path], object], folder: Path) -> Cost:
             read(folder)
             theirs.send(("read", True, before))
         except ZooError as error:
-            theirs.send((str(error), True, before))
+            said = str(error)
+            theirs.send((said, said.isprintable() and len(said) <= MAX_MESSAGE, before))
         except BaseException as error:
             theirs.send((f"{type(error).__name__}: {error}", False, before))
         os._exit(0)

@@ -45,6 +45,7 @@ DOORS: Mapping[str, Callable[[Path], object]] = {
     "show": _shown,
     "verify": partial(zoo.verify, structure_only=True),
     "verify on digits": partial(zoo.verify, images=2, workers=0),
+    "verify as claimed": partial(zoo.verify, workers=0),
     "transform": _transformed,
     "convert": lambda folder: converted(folder, "net"),
 }
@@ -79,6 +80,17 @@ def config(change: Callable[[Any], object]) -> Write:
         data = valid(folder)
         change(data)
         put(folder / "config.json", data)
+
+    return write
+
+
+def results(**data: Any) -> Write:
+    """A model whose results say this of their data."""
+
+    def write(folder: Path) -> None:
+        valid(folder)
+        said = json.loads((folder / "results.json").read_text())
+        put(folder / "results.json", {**said, "data": {**said["data"], **data}})
 
     return write
 
@@ -293,6 +305,17 @@ FOLDERS: Mapping[str, tuple[Write, tuple[str, ...]]] = {
     "crop_pct of 0": (config(lambda c: c["pretrained_cfg"].update(crop_pct=0)), (*FOUR, "transform")),
     "a std of another length": (config(lambda c: c["pretrained_cfg"].update(std=[0.5] * 3)), ("transform",)),
     "a mean of 1,000,000": (config(lambda c: c["pretrained_cfg"].update(mean=[0.5] * 10**6)), (*FOUR, "transform")),
+    # Data that a claim names, and what is printed.
+    **{
+        f"figures of {spec!r}": (results(dataset=spec), ("show", "verify as claimed"))
+        for spec in ("/", "~", "/proc", "../..", "file:///etc", "digit_pairs[:999999999]", "\x1b[2J", "digits[:5][:5]")
+    },
+    "figures of a name nested 30 deep": (results(dataset=json.loads("[" * 28 + "]" * 28)), ("show", "verify")),
+    "200,000 labels that colour the terminal": (results(labels=["\x1b[31m"] * 200_000), ("show", "verify")),
+    "a figure that repaints a line": (text("results.json", lambda: json.dumps(
+        {"name": "a", "measured": {"x\x1b[1A\r top1 agrees": 1}})), ("show", "verify")),
+    "a name that ends code": (config(lambda c: c["zoo"].update(name='a")\n```\n# b')), FOUR),
+    "an argument that colours the terminal": (config(lambda c: c["zoo"]["base"]["args"].update({"\x1b[31m": 1})), FOUR),
     # Another project's checkpoints.
     "50,000 vertices": (checkpoint(_vertices), ("convert",)),
     "vertices 5 x 8 deep": (checkpoint(_wide_and_deep), ("convert",)),
