@@ -26,7 +26,19 @@ from hostile_folders import DOORS, FOLDERS, doors  # noqa: E402
 
 sys.path.remove(str(BENCH))
 
-LARGE = ("MB", "000 (", "00,000", "50,000", "4,000]", "8 deep", "of 400 each", "2e10", "4,096 (efficientvit)")
+LARGE = (
+    "MB",
+    "000 (",
+    "00,000",
+    "50,000",
+    "4,000]",
+    "1,500",
+    "9,999",
+    "8 deep",
+    "of 400 each",
+    "2e10",
+    "4,096 (efficientvit)",
+)
 READ = ("README.md is", "graph.json is", "results.json is")  # by what loading a plan doesn't look at
 SMALL = [name for name in FOLDERS if not any(word in name for word in LARGE)]
 

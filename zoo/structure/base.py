@@ -23,7 +23,7 @@ from zoo.deadline import deadline
 from zoo.declarations import Name, validated
 from zoo.errors import FingerprintError, StructureError, UnknownName, in_one_line
 from zoo.structure.sources import source_of
-from zoo.structure.tensors import tensors_of
+from zoo.structure.tensors import check_computed, tensors_of
 
 # What timm's own networks have at most stands behind each.
 MAX_PARAMS = 20_000_000_000  # 6.7e9
@@ -128,6 +128,7 @@ def initialised(base: Base, seed: int = 0) -> nn.Module:
         UnknownName, StructureError: as for `skeleton`, or it is larger than the memory of this machine.
     """
     dense = skeleton(base)  # says what is absurd before anything is allocated
+    check_computed(dense.buffers())
     needed, there = sum(each.nbytes for each in tensors_of(dense).values()), _memory()
     if needed > there:
         raise StructureError(f"base {base.id} takes {needed / 2**30:,.3g} GiB, this machine has {there / 2**30:,.3g}")

@@ -4,7 +4,7 @@ Those are relative positions, masks of windows, rotary frequencies. timm keeps t
 again (`init_non_persistent_buffers`), so a file needn't hold them, and one that plain tools read mustn't.
 """
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoo.errors import StructureError, WeightsError
 
-MAX_COMPUTED = 1 << 28  # elements of all buffers that are computed: ten times what the largest of timm's networks needs
+MAX_COMPUTED = 50_000_000  # elements of all buffers that are computed, of 40 bytes meanwhile; timm's have 25,239,576
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -114,9 +114,7 @@ def compute_(model: nn.Module, given: Container[str]) -> None:
         StructureError: they are absurdly large.
     """
     absent = {id(module): module for path, (module, _) in computable(model).items() if path not in given}
-    held = [tensor for module in absent.values() for tensor in _own(module).values()]
-    if sum(tensor.numel() for tensor in held) > MAX_COMPUTED:
-        raise StructureError(f"its buffers have more than {MAX_COMPUTED:,} elements: refused")
+    check_computed(tensor for module in absent.values() for tensor in _own(module).values())
     kept = {path: module._buffers.get(name) for path, (module, name) in computable(model).items() if path in given}
     types = {p.dtype for p in model.parameters() if p.is_floating_point()}
     place = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -131,6 +129,16 @@ def compute_(model: nn.Module, given: Container[str]) -> None:
     for path, (module, name) in computable(model).items():
         if path in kept:
             module._buffers[name] = kept[path]
+
+
+def check_computed(buffers: Iterable[Tensor]) -> None:
+    """Bound what is computed, which takes several times its size meanwhile.
+
+    Raises:
+        StructureError: it is absurdly large.
+    """
+    if sum(tensor.numel() for tensor in buffers) > MAX_COMPUTED:
+        raise StructureError(f"its buffers have more than {MAX_COMPUTED:,} elements: refused")
 
 
 def _own(module: nn.Module) -> dict[str, Tensor]:

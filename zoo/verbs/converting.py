@@ -28,6 +28,7 @@ from zoo.structure.plan import Plan, apply_
 from zoo.structure.sources import is_base_id
 from zoo.structure.tensors import assign_
 
+SECONDS = 60.0  # of CPU, in which weights are read and compared too
 SIDES = (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512, 640, 768, 896, 1024)  # pixels
 
 
@@ -52,7 +53,7 @@ def converted(
     format = _format(folder, entry)
     hashes = checked_hashes(folder, entry)
     base = base or (entry.base if entry else None)
-    with deadline(f"{folder}: its structure"):
+    with deadline(str(folder), SECONDS):
         model, description = _READERS[format](folder, name, entry, base, probabilities)
     origin = {"repo": entry.origin.repo, "commit": entry.origin.commit} if entry and entry.origin else {}
     came = {"format": format, **origin, "sha256": hashes, "changed": list(description.recipe.get("changed", ()))}
