@@ -20,10 +20,13 @@ from PIL import Image
 import zoo
 from zoo import catalog
 from zoo.cli.listing import show
+from zoo.files import sha256
 from zoo.structure.base import fingerprint, skeleton
+from zoo.structure.tensors import computable, tensors_of
 from zoo.verbs.converting import converted
 
 CHECKPOINTS = Path(__file__).parents[2] / "tests" / "data" / "torch_dag"
+DTYPES = {torch.float32: "F32", torch.int64: "I64"}
 HUGE = 4_000 * "9"
 
 
@@ -107,17 +110,28 @@ def text(file: str, written: Callable[[], str | bytes]) -> Write:
 
 
 def base(id: str, honest: bool = False, input: tuple[int, int, int] = (3, 224, 224), **args: Any) -> Write:
-    """A dense base; an honest one with the fingerprint that it has."""
+    """A dense base; an honest one with its own fingerprint, and with weights that take no room on the disk."""
 
-    def change(data: Any) -> None:
+    def write(folder: Path) -> None:
+        data, dense = valid(folder), zoo.Base(f"timm/{id}", args)
         data.pop("label_names")
         data["pretrained_cfg"]["input_size"] = input
-        made = {"base": {"id": f"timm/{id}", "args": args}, "plan": [], "fingerprint": {}}
+        data["num_classes"] = args.get("num_classes", 1000)
+        data["zoo"] |= {"base": {"id": dense.id, "args": args}, "plan": [], "fingerprint": {}}
         if honest:
-            made["fingerprint"] = fingerprint(skeleton(zoo.Base(f"timm/{id}", args)))
-        data["zoo"].update(made)
+            model = skeleton(dense)
+            data["zoo"]["fingerprint"] = fingerprint(model)
+            rows, end, computed = {}, 0, computable(model)
+            for name, value in tensors_of(model).items():
+                if name not in computed:
+                    place, end = [end, end + value.nbytes], end + value.nbytes
+                    rows[name] = {"dtype": DTYPES[value.dtype], "shape": list(value.shape), "data_offsets": place}
+            fill(folder / "model.safetensors", json.dumps(rows).encode(), end)
+            if end < 2**30:
+                data["zoo"]["weights_sha256"] = sha256(folder / "model.safetensors")
+        put(folder / "config.json", data)
 
-    return config(change)
+    return write
 
 
 def plan(*edits: Any) -> Write:
@@ -140,16 +154,20 @@ def graph(nodes: list[dict[str, Any]], inputs: tuple[str, ...] = ("x",)) -> Writ
 
 
 def weights(head: Callable[[], bytes], bytes_: int = 0) -> Write:
-    """A model whose model.safetensors has this head, and so many bytes that take no room on the disk."""
+    """A model whose model.safetensors has this head, and so many bytes."""
 
     def write(folder: Path) -> None:
         valid(folder)
-        said = head()
-        with (folder / "model.safetensors").open("wb") as file:
-            file.write(struct.pack("<Q", len(said)) + said)
-            file.truncate(8 + len(said) + bytes_)
+        fill(folder / "model.safetensors", head(), bytes_)
 
     return write
+
+
+def fill(file: Path, head: bytes, size: int) -> None:
+    """Write a safetensors file whose values are zeros that take no room on the disk."""
+    with file.open("wb") as opened:
+        opened.write(struct.pack("<Q", len(head)) + head)
+        opened.truncate(8 + len(head) + size)
 
 
 def tensors(count: int, shape: list[int] | None = None) -> bytes:
@@ -221,7 +239,7 @@ def relus(count: int) -> list[dict[str, Any]]:
 
 CONV = {"in_channels": 1, "out_channels": 1, "kernel_size": 1}
 convolutions = [
-    {"name": f"c{i}", "op": "conv2d", "inputs": [f"c{i - 1}" if i else "x"], "attributes": CONV} for i in range(19_999)
+    {"name": f"c{i}", "op": "conv2d", "inputs": [f"c{i - 1}" if i else "x"], "attributes": CONV} for i in range(9_999)
 ]
 wide = [
     {"name": f"c{i}", "op": "concat", "inputs": ["x" if not i else f"c{i - 1}"] * 400, "attributes": {"dim": 0}}
@@ -262,12 +280,20 @@ FOLDERS: Mapping[str, tuple[Write, tuple[str, ...]]] = {
     "resolution of 20,000 (levit)": (base("levit_128s", img_size=20_000), FOUR),
     "resolution of 20,000 (efficientformer)": (base("efficientformer_l1", resolution=20_000), FOUR),
     "8e10 parameters": (base("vit_tiny_patch16_224", embed_dim=4_096, depth=400, num_heads=8), FOUR),
-    "2e10 parameters": (base("vit_tiny_patch16_224", honest=True, embed_dim=4_096, depth=98, num_heads=8), FOUR),
+    "2e10 parameters": (base("vit_tiny_patch16_224", honest=True, embed_dim=4_096, depth=98, num_heads=8), ("create",)),
     "windows of 4,096 (tiny_vit)": (base("tiny_vit_5m_224", window_sizes=[4_096] * 4), FOUR),
     "windows of 1,000 (tiny_vit)": (base("tiny_vit_5m_224", window_sizes=[1_000] * 4), FOUR),
     "windows of 4,096 (efficientvit)": (base("efficientvit_m0", window_size=[4_096] * 3, img_size=4_096), FOUR),
     "kernels of 4,096 (convit)": (base("convit_tiny", local_up_to_layer=4_096, locality_strength=4_096.0), FOUR),
     "layers of [4,000] x 4": (base("resnet18", layers=[4_000] * 4), FOUR),
+    "a table of 127^4 positions (beit)": (base("beit_base_patch16_224", True, (3, 2_032, 2_032), img_size=2_032,
+        depth=1, embed_dim=8, num_heads=1, num_classes=0), FOUR),
+    "a window of 126 x 126 (swin)": (base("swin_tiny_patch4_window7_224", True, (3, 2_016, 2_016), img_size=2_016,
+        window_size=126, depths=[1], embed_dim=8, num_heads=[1], num_classes=0), FOUR),
+    "masks of 342,225 windows (swin)": (base("swin_tiny_patch4_window7_224", True, (3, 4_095, 4_095), img_size=4_095,
+        patch_size=1, depths=[2], embed_dim=8, num_heads=[1], num_classes=0), FOUR),
+    "depth of 1,500 (vit)": (base("vit_tiny_patch16_224", True, depth=1_500, embed_dim=8, num_heads=1, num_classes=0),
+        FOUR),
     "arguments of timm's builder": (base("resnet18", pruned=True), FOUR),
     # Plans.
     "2,000 empty edits": (plan(*[{"edit": "narrow"}] * 2_000), FOUR),
@@ -279,7 +305,8 @@ FOLDERS: Mapping[str, tuple[Write, tuple[str, ...]]] = {
         FOUR),
     # Graphs.
     "50,000 relus": (graph(relus(50_000)), FOUR),
-    "19,999 convolutions": (graph(convolutions), FOUR),
+    "9,999 relus": (graph(relus(9_999)), FOUR),
+    "9,999 convolutions": (graph(convolutions), FOUR),
     "1,000 concatenations of 400 each": (graph(wide), FOUR),
     "a shape of numbers of 4,000 digits (graph)": (graph([parameter(attributes={"shape": [int(HUGE)] * 64})]), FOUR),
     "8e10 parameters of a graph": (graph([parameter(attributes={"shape": [200_000, 200_000, 2]})]), FOUR),
