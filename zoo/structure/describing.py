@@ -14,7 +14,7 @@ from zoo.measurement.macs import input_size, unchanged, unwrapped
 from zoo.printable import logger
 from zoo.structure.base import fingerprint, skeleton, tag
 from zoo.structure.description import Description, config_of, configure_, description_of, skeleton_of
-from zoo.structure.sources import SOURCES
+from zoo.structure.sources import SOURCES, source_of
 from zoo.structure.tensors import assign_, tensors_of
 
 log = logger(__name__)
@@ -40,6 +40,8 @@ def described(model: nn.Module, base: Base | None = None) -> tuple[nn.Module, De
         refuse(model)
     if base is None and carried is not None:
         return model, carried
+    if base is not None:
+        source_of(base)  # which says what an id looks like, before it is the model's name
     description = _dense(model) if base is None else Description(base.architecture, base)
     _settle_(model, description)
     return model, description
