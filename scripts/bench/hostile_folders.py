@@ -334,7 +334,7 @@ FOLDERS: Mapping[str, tuple[Write, tuple[str, ...]]] = {
     "a mean of 1,000,000": (config(lambda c: c["pretrained_cfg"].update(mean=[0.5] * 10**6)), (*FOUR, "transform")),
     # Data that a claim names, and what is printed.
     **{
-        f"figures of {spec!r}": (results(dataset=spec), ("show", "verify as claimed"))
+        f"figures of {spec!r}": (results(dataset=spec), ("verify as claimed", "show"))
         for spec in ("/", "~", "/proc", "../..", "file:///etc", "digit_pairs[:999999999]", "\x1b[2J", "digits[:5][:5]")
     },
     "figures of a name nested 30 deep": (results(dataset=json.loads("[" * 28 + "]" * 28)), ("show", "verify")),
