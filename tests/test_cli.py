@@ -355,7 +355,7 @@ def test_a_damaged_repository_is_refused_in_one_line(run, repository, damage, ex
             "json: zoo.recipe.teachers is 'digits_cnn', expected a list",
         ),
         (("zoo",), "plan", [{"edit": "narrow", "widths": 3}], "zoo.plan[0].widths is 3, expected a table"),
-        (("pretrained_cfg",), "input_size", 32, "config.json: pretrained_cfg.input_size is 32, expected a list"),
+        (("pretrained_cfg",), "input_size", 32, "config.json: pretrained_cfg.input_size is 32, expected channels"),
     ],
 )
 def test_show_of_a_damaged_folder_is_refused_in_one_line(run, repository, where, key, value, expected):

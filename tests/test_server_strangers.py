@@ -12,6 +12,7 @@ import pytest
 from hub import TOKEN, ask, batch, commit, create, follow, regular, serving
 from served import EVERY_CHANGE, TEXT, address, folder
 
+from zoo.printable import MAX_MESSAGE
 from zoo.server import connections
 from zoo.server.connections import LINES, LONGEST
 from zoo.server.receiving import BODY, STRANGERS
@@ -236,7 +237,7 @@ def test_so_many_paths_may_be_asked_about_by_a_form(address, content_type):
 def test_a_refusal_is_a_line_of_some_hundred_characters(address, path):
     answer = ask(address, "GET", path + "%1b%5d0%3b" + "x" * 10_000, token=TOKEN)
     message = answer.headers["x-error-message"]
-    assert (answer.status, len(message) <= 300, message.isprintable()) == (404, True, True)
+    assert (answer.status, len(message) <= MAX_MESSAGE, message.isprintable()) == (404, True, True)
     assert answer.json()["error"] == message
 
 
