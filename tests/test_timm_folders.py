@@ -1,6 +1,9 @@
 """What timm saved itself, in a folder or on the Hub, loads as a dense model: its classes, their names, its size."""
 
 import json
+import os
+import time
+from functools import partial
 
 import pytest
 import timm
@@ -10,8 +13,10 @@ from hub import commit, create, large, regular, serving
 from timm.models import save_for_hf
 
 import zoo
-from zoo.errors import RepositoryError, StructureError
-from zoo.files import read_json, write_json
+from zoo.deadline import deadline
+from zoo.errors import RepositoryError, StructureError, WeightsError
+from zoo.files import read_json, sha256, write_json
+from zoo.hub import repository, timm_folder
 
 NAMES = ["daisy", "poppy", "rose"]
 BARE = {"model_args": {}, "label_names": None}
@@ -100,6 +105,27 @@ def test_a_pickle_is_refused_with_the_way_to_save_it_otherwise(tmp_path):
     made("classes of its own", tmp_path, safe_serialization=False)
     with pytest.raises(RepositoryError, match=r"pytorch_model.bin, a pickle.*save_for_hf\(model, FOLDER, safe_serial"):
         zoo.load(tmp_path)
+
+
+def test_weights_that_take_long_to_read_are_waited_for(tmp_path, monkeypatch):
+    def slowly(path):
+        end = time.process_time() + 0.8
+        while time.process_time() < end:
+            pass
+        return sha256(path)
+
+    model, images = made("classes of its own", tmp_path)
+    monkeypatch.setattr(timm_folder, "sha256_stamped", slowly)
+    monkeypatch.setattr(repository, "deadline", partial(deadline, seconds=0.3))
+    assert same(model, zoo.load(tmp_path), images)
+
+
+@pytest.mark.parametrize("read", [zoo.load, zoo.create, repository.read_config])
+def test_weights_that_are_larger_than_the_model_can_need_are_not_read(read, tmp_path, monkeypatch):
+    made("classes of its own", tmp_path)
+    os.truncate(tmp_path / "model.safetensors", 2**40)  # which takes no room
+    with pytest.raises(WeightsError, match=r"safetensors is damaged \(1,099,511,627,776 bytes, where its structure"):
+        read(tmp_path)
 
 
 def test_what_timm_saved_is_not_published_as_ours(tmp_path):

@@ -297,6 +297,18 @@ def structure_of(config: Mapping[str, Any], description: Description) -> nn.Modu
     return model
 
 
+def structure_in(folder: Path) -> tuple[dict[str, Any], Description, nn.Module]:
+    """What a repository's config.json says, what is described there, and that structure on meta.
+
+    Raises:
+        RepositoryError, UnknownName, StructureError, FingerprintError: as for `read_config` and `structure_of`.
+    """
+    config = read_config(folder)  # which reads the weights of a folder that timm saved, however long that takes
+    with deadline(f"{folder}: its structure"):
+        description = describe_folder(folder, config)
+        return config, description, structure_of(config, description)
+
+
 def rebuild(folder: Path, device: str | torch.device = "cpu", *, mmap: bool = True) -> nn.Module:
     """Rebuild the model that a repository holds: base on meta → plan → weights.
 
@@ -311,10 +323,7 @@ def rebuild(folder: Path, device: str | torch.device = "cpu", *, mmap: bool = Tr
     Raises:
         RepositoryError, StructureError, FingerprintError, WeightsError: whatever doesn't fit, named.
     """
-    with deadline(f"{folder}: its structure"):
-        config = read_config(folder)
-        description = describe_folder(folder, config)
-        model = structure_of(config, description)
+    config, _, model = structure_in(folder)
     path, expected = folder / WEIGHTS, config["zoo"]["weights_sha256"]
     values = weights.load_weights(path, device, mmap=mmap, structure=model)
     if (digest := sha256_stamped(path)) != expected:

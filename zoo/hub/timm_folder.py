@@ -9,6 +9,7 @@ import timm
 from zoo.catalog.entry import Base
 from zoo.errors import RepositoryError
 from zoo.files import sha256_stamped
+from zoo.hub import weights
 from zoo.structure.base import fingerprint, skeleton
 
 PICKLES = ("pytorch_model.bin", "pytorch_model.pth", "model.pth")
@@ -31,6 +32,7 @@ def as_ours(config: Mapping[str, Any], config_file: Path, weights_file: Path) ->
     Raises:
         RepositoryError: it lacks something, or its weights are a pickle.
         StructureError: timm builds no such model.
+        WeightsError: its weights are larger than such a model can need.
     """
     folder = weights_file.parent
     pickles = [name for name in PICKLES if (folder / name).is_file()]
@@ -51,6 +53,9 @@ def as_ours(config: Mapping[str, Any], config_file: Path, weights_file: Path) ->
     if own.get("fixed_input_size", usual.get("fixed_input_size")):
         args["img_size"] = size[1:]
     base = Base(f"timm/{architecture}", {**args, **{key: value for key, value in given.items() if value is not None}})
+    dense, fetched = skeleton(base), weights_file.is_file()
+    if fetched:
+        weights.check_size(weights_file, dense)
     names = config.get("label_names", own.get("label_names", own.get("labels")))
     return {
         "architecture": architecture,
@@ -62,7 +67,7 @@ def as_ours(config: Mapping[str, Any], config_file: Path, weights_file: Path) ->
             "name": architecture,
             "base": {"id": base.id, "args": dict(base.args)},
             "plan": [],
-            "fingerprint": fingerprint(skeleton(base)),
-            "weights_sha256": sha256_stamped(weights_file) if weights_file.is_file() else "",
+            "fingerprint": fingerprint(dense),
+            "weights_sha256": sha256_stamped(weights_file) if fetched else "",
         },
     }

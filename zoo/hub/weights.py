@@ -96,18 +96,24 @@ def load_weights(
         raise WeightsError(f"{path} isn't a file: fetch or save the repository again")
     try:
         if structure is not None:
-            _check_size(path, structure)
+            check_size(path, structure)
         with safe_open(path, framework="pt", device=str(device)) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
     except FileNotFoundError:
         raise WeightsError(f"{path.parent} has no {path.name}: fetch or save the repository again") from None
+    except WeightsError:
+        raise
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path} is damaged ({error}): fetch or save it again") from None
     return {n: value if mmap and not value.data_ptr() % ALIGNMENT else value.clone() for n, value in tensors.items()}
 
 
-def _check_size(path: Path, structure: nn.Module) -> None:
-    """Compare a file's head and size with the most that a structure's tensors take."""
+def check_size(path: Path, structure: nn.Module) -> None:
+    """Compare a file's head and size with the most that a structure's tensors take.
+
+    Raises:
+        WeightsError: it is larger.
+    """
     with path.open("rb") as file:
         head = int.from_bytes(file.read(8), "little")
     size = path.stat().st_size
@@ -116,7 +122,13 @@ def _check_size(path: Path, structure: nn.Module) -> None:
     needed = tensors_of(structure)
     most = HEAD_ROOM + sum(HEAD_ROW + 2 * len(name) for name in needed)
     if head > most:
-        raise WeightsError(f"a head of {head:,} bytes, where its structure needs at most {most:,}")
+        raise _too_large(path, f"a head of {head:,} bytes", most)
     most += VALUES_ROOM + sum(tensor.numel() * torch.float64.itemsize for tensor in needed.values())
     if size > most:
-        raise WeightsError(f"{size:,} bytes, where its structure needs at most {most:,}")
+        raise _too_large(path, f"{size:,} bytes", most)
+
+
+def _too_large(path: Path, found: str, most: int) -> WeightsError:
+    return WeightsError(
+        f"{path} is damaged ({found}, where its structure needs at most {most:,}): fetch or save it again"
+    )

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from zoo import atomic, catalog
 from zoo.catalog.entry import Base, Entry, Origin
-from zoo.deadline import deadline
 from zoo.declarations import validated
 from zoo.errors import RepositoryError, StructureError, UnknownName, ZooError, as_cause, first_line
 from zoo.hub import remote, repository
@@ -110,8 +109,7 @@ def create(name: str | os.PathLike[str] | Base, *, seed: int = 0) -> nn.Module:
     Raises:
         UnknownName, RepositoryError, StructureError: as for `load`.
     """
-    with deadline(f"{name}: its structure"):
-        description, config = _description(name)
+    description, config = _description(name)
     if description.base is None or description.graph is not None:
         raise StructureError(f"create: {description.name} is a graph, which has no initialiser: load it instead")
     model = initialised(description.base, seed)
@@ -352,7 +350,5 @@ def _description(name: str | os.PathLike[str] | Base) -> tuple[Description, Any]
                 raise RepositoryError(f"the structure of {name} isn't known yet: {obstacle}")
             return Description(entry.name, entry.base, task=entry.task), None
     folder = folder_of(name, files=(repository.CONFIG, repository.GRAPH))
-    config = repository.read_config(folder)
-    description = repository.describe_folder(folder, config)
-    repository.structure_of(config, description)  # refuses what this timm builds otherwise, or what is absurd
+    config, description, _ = repository.structure_in(folder)  # refuses what this timm builds otherwise, or is absurd
     return description, config.get("pretrained_cfg")
