@@ -246,6 +246,9 @@ wide = [
     for i in range(1_000)
 ]
 parameter = partial(dict, name="p", op="parameter", inputs=[])
+doubled = [["layer4.0.conv2"]]
+for _ in range(9):
+    doubled.append([f"{path}.{i}" for path in doubled[-1] for i in (0, 1)])
 nested = ["layer1.0.conv1" + ".0" * i for i in range(400)]
 FIT = {"crop_pct": 1e-6, "crop_mode": "squash"}
 
@@ -300,6 +303,8 @@ FOLDERS: Mapping[str, tuple[Write, tuple[str, ...]]] = {
     "200,000 empty edits": (plan(*[{"edit": "mask"}] * 200_000), FOUR),
     "100,000 masks of a path": (plan({"edit": "mask", "paths": ["conv1.0"] * 100_000}), FOUR),
     "factors nested 400 deep": (plan({"edit": "factor", "layers": {path: {"rank": 1} for path in nested}}), FOUR),
+    "factors of factors, 512 of a layer": (config(lambda c: c["zoo"].update(plan=[
+        {"edit": "factor", "layers": {path: {"rank": 48} for path in paths}} for paths in doubled])), FOUR),
     "2,000 edits that narrow nothing": (plan(*[{"edit": "narrow", "widths": {"fc": {}}}] * 2_000), FOUR),
     "a shape of numbers of 4,000 digits (plan)": (plan({"edit": "narrow", "tensors": {"fc.weight": [int(HUGE)] * 2}}),
         FOUR),

@@ -69,7 +69,7 @@ def refresh_(module: nn.Module) -> None:
 def refresh_block_(module: nn.Module) -> None:
     """Set the attributes of a block that repeat the sizes of its layers, and forget what it has computed from them."""
     _follow_(module, BLOCKS.get(class_name(module), {}))
-    if getattr(module, "attention_bias_cache", None):
+    if vars(module).get("attention_bias_cache"):  # in vars: nn.Module's getattr takes long over what isn't there
         setattr(module, "attention_bias_cache", {})  # noqa: B010  # declared in subclasses
 
 

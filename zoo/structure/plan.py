@@ -17,9 +17,11 @@ from zoo.errors import StructureError
 from zoo.structure import blocks
 from zoo.structure.narrowing import count, followed, narrow_heads_, narrow_layer_, narrow_tensor_, width_of
 from zoo.structure.replacements import REPLACEMENTS, Identity, Zero
+from zoo.structure.tensors import tensors_of
 
 Spatial = Literal["first", "last"]
 Remnant = Literal["identity", "zero"]
+MAX_GROWTH = 2  # times the values of the base; a layer split at full rank has twice its own
 MAX_EDITS = 100  # each goes through all modules; what the methods leave has up to four
 MAX_WORDS = 32  # words of a path, and so how deep factors lie in factors
 Path = Annotated[
@@ -197,12 +199,20 @@ def apply_(model: nn.Module, plan: Plan) -> nn.Module:
 
     Raises:
         StructureError: an edit addresses a module that isn't there, of a class that can't be edited, or asks for more
-            than the base has.
+            than the base has, or for factors of factors that make it larger.
     """
+    splits = any(isinstance(edit, Factor) for edit in plan.edits)  # no other edit adds values
+    before = _values(model) if splits else 0
     with followed(model):
         for edit in plan.edits:
             edit.apply_(model)
+    if splits and (left := _values(model)) > MAX_GROWTH * before:
+        raise StructureError(f"the plan leaves {left:,} values, its base has {before:,}: refused")
     return model
+
+
+def _values(model: nn.Module) -> int:
+    return sum(tensor.numel() for tensor in tensors_of(model).values())
 
 
 def narrowing(
