@@ -111,6 +111,7 @@ def test_of_those_that_want_a_place_alone_one_comes_after_the_other_and_nothing_
 
 def test_nothing_is_removed_that_only_looks_alike(tmp_path):
     names = [".model.zoo-aside", ".model.12345678.zoo", "model.12345678.zoo-aside", ".model.12345678.zoo-aside.folder"]
+    names.append("...12345678.zoo-aside")  # of the place `.`, which is none
     for name in names:
         (tmp_path / name).write_text("years of work")
     with atomic.writing(tmp_path / "model"):

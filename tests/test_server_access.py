@@ -228,6 +228,17 @@ def test_a_plain_folder_that_changes_becomes_another_revision(tmp_path):
         assert content(address, "org/model", "config.json", third).body == b'{"a": 2}'
 
 
+def test_a_card_that_changes_is_read_again_though_it_has_its_former_size_and_time(tmp_path):
+    model = tmp_path / "org" / "model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    with serving(tmp_path) as address:
+        for tag in ("one", "two"):
+            (model / "README.md").write_text(f"---\ntags: [{tag}]\n---\n")
+            os.utime(model / "README.md", (1e9, 1e9))
+            assert ask(address, "GET", "/api/models/org/model").json()["tags"] == [tag]
+
+
 @pytest.mark.parametrize(
     ("host", "meant"),
     [

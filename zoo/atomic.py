@@ -142,7 +142,7 @@ def sweep(parent: Path) -> None:
     with contextlib.suppress(OSError):
         for name in os.listdir(parent):
             if _ASIDE.fullmatch(name):
-                with contextlib.suppress(OSError), (parent / name).open("r+b") as file:
+                with contextlib.suppress(OSError, ValueError), (parent / name).open("r+b") as file:  # no place may be .
                     if _locked(file):
                         _clear(parent / name)
 

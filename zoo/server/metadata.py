@@ -66,11 +66,11 @@ def card(path: Path) -> dict[str, Any]:
         status = path.stat()
     except OSError:  # it went away meanwhile
         return {}
-    return _card(path, status.st_size, status.st_mtime_ns)
+    return _card(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 @lru_cache(maxsize=4096)
-def _card(path: Path, size: int, modified: int) -> dict[str, Any]:
+def _card(path: Path, size: int, modified: int, changed: int) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             return front_matter(file.read(FRONT_MATTER + 64).decode("utf-8", "replace"))
@@ -84,7 +84,7 @@ def parameter_counts(path: Path) -> dict[str, int] | None:
         status = path.stat()
     except OSError:
         return None
-    return _parameters(path, status.st_size, status.st_mtime_ns)
+    return _parameters(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 class Tensor(msgspec.Struct):
@@ -98,7 +98,7 @@ _HEAD = msgspec.json.Decoder(dict[str, Tensor])
 
 
 @lru_cache(maxsize=4096)
-def _parameters(path: Path, size: int, modified: int) -> dict[str, int] | None:
+def _parameters(path: Path, size: int, modified: int, changed: int) -> dict[str, int] | None:
     counts: dict[str, int] = {}
     try:
         with path.open("rb") as file:
