@@ -17,12 +17,14 @@ from mutating import mutations, valid_folders, written
 import zoo
 from zoo import catalog
 from zoo.errors import RepositoryError, StructureError, WeightsError, ZooError
+from zoo.files import read_json
+from zoo.hub.weights import save_weights
 from zoo.structure.plan import Plan
 
 BENCH = Path(__file__).parents[1] / "scripts" / "bench"
 sys.path.insert(0, str(BENCH))
 import hostile  # noqa: E402
-from hostile_folders import DOORS, FOLDERS, doors  # noqa: E402
+from hostile_folders import DOORS, FOLDERS, doors, graph, put, relus  # noqa: E402
 
 sys.path.remove(str(BENCH))
 
@@ -122,3 +124,14 @@ def test_a_plan_is_bounded_before_it_is_applied(most, more, message):
     Plan.from_json(most)
     with pytest.raises(StructureError, match=message):
         Plan.from_json(more)
+
+
+def test_a_graph_without_weights_is_read_measured_and_saved(tmp_path):
+    graph(relus(1))(tmp_path / "net")
+    config = read_json(tmp_path / "net" / "config.json")
+    config["zoo"]["weights_sha256"] = save_weights(tmp_path / "net" / "model.safetensors", {})
+    put(tmp_path / "net" / "config.json", config)
+
+    rows = {row.figure: row for row in zoo.verify(tmp_path / "net", structure_only=True).rows}
+    assert (rows["params"].measured, rows["params"].verdict) == (0, "differs")
+    assert zoo.measure(zoo.load(zoo.save(zoo.load(tmp_path / "net"), tmp_path / "again"))).params == 0

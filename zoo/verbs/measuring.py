@@ -15,6 +15,7 @@ from zoo.hub.repository import versions
 from zoo.measurement.macs import forward_on_meta, measure, unwrapped
 from zoo.structure.describing import describe
 from zoo.structure.description import config_of
+from zoo.structure.tensors import tensors_of
 from zoo.tasks import task_of
 from zoo.tasks.columns import is_stream
 from zoo.tasks.datasets import dataset
@@ -67,7 +68,7 @@ def report_of(
         counts = measure(model)
     figures: dict[str, float] = {"params": counts.params, "macs": counts.macs, "kmapp": round(counts.kmapp, 4)}
     where: dict[str, Any] = {}
-    device = next(model.parameters()).device
+    device = next((held.device for held in tensors_of(model).values()), torch.device("cpu"))
     if data is not None:
         config = config_of(model)
         config["input_size"] = (counts.input[0], *2 * (size,)) if size else counts.input
