@@ -1,5 +1,8 @@
 """What is saved gives what the model gave, or isn't saved."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -9,6 +12,7 @@ import zoo
 from zoo.catalog.entry import Base, Budget
 from zoo.errors import StructureError
 
+CHECKPOINT = Path(__file__).parent / "data" / "torch_dag" / "beit_tiny_pruned"
 IMAGES = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
 
 
@@ -91,3 +95,10 @@ def test_a_model_without_a_size_or_without_values_is_refused_in_a_line(tmp_path)
     for act in (lambda: zoo.save(model, tmp_path / "model"), lambda: zoo.compress(model, budget=0.5, data=[IMAGES])):
         with pytest.raises(StructureError, match="names no input size"):
             act()
+
+
+def test_a_folder_whose_name_no_model_may_have_is_imported_under_another(tmp_path):
+    source = shutil.copytree(CHECKPOINT, tmp_path / "mon modèle")
+    with pytest.raises(StructureError, match="name, which --name gives, is 'mon modèle', expected a name of"):
+        zoo.convert(source, tmp_path / "ours", size=64)
+    assert zoo.load(zoo.convert(source, tmp_path / "ours", name="modele", size=64)).zoo_entry.name == "modele"

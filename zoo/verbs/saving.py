@@ -13,6 +13,7 @@ from torch import nn
 from zoo import catalog
 from zoo.catalog.entry import Base, Entry, own
 from zoo.catalog.report import Report
+from zoo.declarations import ModelName, validated
 from zoo.errors import RepositoryError, StructureError, UnknownName
 from zoo.files import free, read_json, writing_folder
 from zoo.hub import remote, repository
@@ -92,6 +93,7 @@ def convert(
     free(Path(folder))
     entry, checkpoint = origin_of(source)
     name = name or (entry.name if entry else checkpoint.name)
+    validated(ModelName, name, "the model's name, which --name gives,", StructureError)  # a folder has any
     base = Base(base) if isinstance(base, str) else base
     model = converted(checkpoint, name, entry, base=base, probabilities=probabilities)
     if size is not None:
