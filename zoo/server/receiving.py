@@ -13,6 +13,7 @@ from anyio import CapacityLimiter, from_thread, to_thread
 from starlette.requests import ClientDisconnect, Request
 
 from zoo.errors import StorageError
+from zoo.server.connections import LEAST
 from zoo.server.errors import BadRequest, TimedOut, TooLarge
 from zoo.server.hub import hub, owner
 
@@ -20,7 +21,6 @@ BODY = 8 << 20  # bytes of a JSON or form body of the owner's
 STRANGERS = 1 << 18  # of anyone else's
 MEMORY = 1 << 16  # bytes of a body that aren't on the disk while the rest arrives
 PATIENCE = 60.0  # seconds in which at least LEAST bytes must arrive
-LEAST = 60_000
 PIECE = 1 << 18  # bytes handed on at once
 FIELDS = 10_000  # of a form
 T = TypeVar("T")
