@@ -35,6 +35,7 @@ from huggingface_hub import file_download
 import zoo
 from zoo import catalog
 from zoo.errors import HubError, RepositoryError, StorageError, UnknownName, WeightsError
+from zoo.files import MAX_JSON
 from zoo.hub import remote
 
 
@@ -128,6 +129,16 @@ def test_a_graph_is_asked_for_where_the_configuration_names_one(endpoint):
         remote.fetch("org/graph", files=["config.json"])
     commit(endpoint, "org/graph", regular("graph.json", "{}"))
     assert files_of(remote.fetch("org/graph", files=["config.json"]))[1] == ["config.json", "graph.json"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "results.json"])
+def test_a_file_that_would_be_refused_for_its_size_is_not_fetched(endpoint, tmp_path, name):
+    repo = f"org/huge_{name}"
+    publish(endpoint, repo, SMALL)
+    commit(endpoint, repo, regular(name, " " * (MAX_JSON + 1)))
+    with pytest.raises(RepositoryError, match=rf"{name} of {repo} has 8,388,609 bytes, .* at most 8,388,608: not f"):
+        zoo.load(repo)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.stat().st_size > MAX_JSON]
 
 
 @pytest.mark.parametrize(

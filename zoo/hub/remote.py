@@ -17,8 +17,10 @@ from huggingface_hub import (
     CommitOperationDelete,
     HfApi,
     constants,
+    get_hf_file_metadata,
     get_session,
     hf_hub_download,
+    hf_hub_url,
     try_to_load_from_cache,
 )
 from huggingface_hub.errors import (
@@ -31,7 +33,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type:
 
 from zoo.catalog.methods import METHODS
 from zoo.errors import HubError, RepositoryError, UnknownName, WeightsError
-from zoo.files import sha256_stamped
+from zoo.files import MAX_JSON, sha256_stamped
 from zoo.hub.errors import explained, refused, unreachable
 from zoo.hub.repository import CONFIG, FILES, GRAPH, WEIGHTS, read_config
 from zoo.printable import logger
@@ -281,9 +283,18 @@ def _file(repo: str, name: str, revision: str | None, access: Access) -> Path:
     if not pinned and not _offline(access):
         log.info("asking %s for %s", constants.ENDPOINT, repo)
     if path is None and not access.local_files_only:  # the client alone would try a dead endpoint for half a minute
-        HfApi(token=access.token).model_info(repo, revision=revision, timeout=TIMEOUT)
+        _check_size(repo, name, revision, access)
         log.info("fetching %s of %s from %s", name, repo, constants.ENDPOINT)
     return _download(repo, name, revision, access)
+
+
+def _check_size(repo: str, name: str, revision: str | None, access: Access) -> None:
+    """Refuse a file that would be refused once it is here; one that isn't there the client tells, and remembers."""
+    with contextlib.suppress(EntryNotFoundError):
+        url = hf_hub_url(repo, name, revision=revision)
+        size = get_hf_file_metadata(url, token=access.token, timeout=TIMEOUT).size or 0
+        if name != WEIGHTS and size > MAX_JSON:
+            raise RepositoryError(f"{name} of {repo} has {size:,} bytes, expected at most {MAX_JSON:,}: not fetched")
 
 
 def _cached(repo: str, name: str, revision: str | None, access: Access) -> Path | None:
