@@ -1,6 +1,7 @@
 """Deadline: whatever takes its CPU seconds is broken off, and nothing else is."""
 
 import contextlib
+import signal
 import threading
 import time
 
@@ -48,21 +49,37 @@ def test_the_work_of_another_thread_does_not_count():
         other.join()
 
 
-def test_a_thread_of_its_own_is_broken_off_too():
-    found = []
-
+def test_in_another_thread_and_beside_a_timer_of_others_nothing_is_broken_off():
     def run():
-        try:
-            with deadline("the work", 0.2):
-                work(20)
-        except StructureError as error:
-            found.append(str(error))
+        with deadline("the work", 0.2):
+            work(0.6)
+            found.append("done")
 
+    found = []
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    assert len(found) == 1
-    assert found[0].startswith("the work takes more than 0.2 s of CPU: refused")
+    try:
+        signal.setitimer(signal.ITIMER_PROF, 1000)
+        run()
+        assert signal.getitimer(signal.ITIMER_PROF)[0] > 900
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    assert found == ["done", "done"]
+
+
+def test_the_signal_goes_to_whom_it_went_before():
+    def own(number, frame):
+        raise AssertionError
+
+    former = signal.signal(signal.SIGPROF, own)
+    try:
+        with pytest.raises(StructureError), deadline("the work", 0.2):
+            work(20)
+        assert signal.getsignal(signal.SIGPROF) is own
+        assert not any(signal.getitimer(signal.ITIMER_PROF))
+    finally:
+        signal.signal(signal.SIGPROF, former)
 
 
 def test_within_another_the_outer_one_holds():

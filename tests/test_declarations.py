@@ -22,7 +22,6 @@ from zoo.compression.low_rank.low_rank import LowRank
 from zoo.compression.prune.prune import Prune
 from zoo.declarations import Count, Finite, Name, Positive, Share, Whole, one_of, validated
 from zoo.errors import StructureError, ZooError
-from zoo.files import write_json
 from zoo.hub import repository
 from zoo.structure.description import Description
 from zoo.structure.graph.graph import Graph
@@ -163,7 +162,7 @@ MODEL = {
 
 
 def described(data, folder):
-    write_json(folder / "config.json", data)
+    (folder / "config.json").write_text(json.dumps(data))  # in ASCII, which half a surrogate can be written in too
     return repository.describe_folder(folder, repository.read_config(folder))
 
 
