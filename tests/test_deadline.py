@@ -40,6 +40,7 @@ def test_what_stays_below_is_left_alone_and_waiting_is_no_work():
     with deadline("the work", 0.4):
         work(0.1)
         time.sleep(0.8)
+    assert not any(signal.getitimer(signal.ITIMER_PROF))
 
 
 def test_the_work_of_another_thread_does_not_count():

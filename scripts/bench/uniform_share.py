@@ -13,7 +13,7 @@ from zoo.compression.channels.groups import Analysis
 from zoo.compression.prune import damage
 from zoo.compression.prune.allocation import widths
 from zoo.compression.prune.dense import Dense
-from zoo.compression.prune.prune import NEAREST, Cut, Prune, Widths, cut_to
+from zoo.compression.prune.prune import Cut, Prune, Widths, cut_to, nearest
 
 ENDS = 2  # groups at either end that may stay whole
 
@@ -23,7 +23,7 @@ def choose(dense: Dense, budget: Budget, how: Prune) -> tuple[list[Cut], list[da
     rankings = [*damage.ranked(dense, how.criterion)]
     tried = itertools.product((False, True), range(ENDS + 1))
     found = {one_share(dense.analysis, budget, how, streams, ends) for streams, ends in tried} - {None}
-    cuts = sorted((cut_to(dense, rankings, each) for each in found), key=lambda cut: cut.nats)[:NEAREST]
+    cuts = nearest(cut_to(dense, rankings, each) for each in found)
     return cuts, damage.curves(rankings, torch.zeros(len(rankings)))
 
 

@@ -126,8 +126,9 @@ def together(dense: Dense, units: Sequence[Tensor], fitted: Fits, number: int = 
     held = torch.cat([*dense.held])
     size = pass_sizes(len(held), held.shape[-2:].numel())[0]
     start, count = -number * LOOKED * size, LOOKED * size
-    parts = (each.roll(start, 0)[:count].split(-(-size // PARTS)) for each in (held, dense.target))
-    batches, wanted = next(parts), iter(next(parts))
+    both = (held, dense.target)
+    batches, targets = (each.roll(start, 0)[:count].split(-(-size // PARTS)) for each in both)
+    wanted = iter(targets)
     slopes: list[Tensor] = []
 
     def run(batch: Tensor) -> None:

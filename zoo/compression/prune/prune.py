@@ -165,7 +165,7 @@ def choose(dense: Dense, budget: Budget, how: Prune) -> tuple[list[Cut], list[Cu
     if alike == {tuple(map(len, dense.analysis.every))}:
         return [Cut(alike.pop(), dense.analysis.every, {}, torch.zeros(1))], []
     rankings = [*_shown(damage.ranked(dense, how.criterion), "groups", len(dense.analysis.groups))]
-    cuts = _nearest(cut_to(dense, rankings, each) for each in _shown(sorted(alike), "shares"))
+    cuts = nearest(cut_to(dense, rankings, each) for each in _shown(sorted(alike), "shares"))
     cut = cuts[0]
     logs, found = torch.full((len(rankings),), torch.nan, dtype=torch.float64), [cut.nats]
     for number in _shown(range(ROUNDS), "rounds"):
@@ -177,7 +177,7 @@ def choose(dense: Dense, budget: Budget, how: Prune) -> tuple[list[Cut], list[Cu
         except BudgetError:  # both targets, met where it began, aren't met in reach of there
             break
         cut = cut_to(dense, rankings, widths)
-        cuts = _nearest([*cuts, cut])
+        cuts = nearest([*cuts, cut])
         found.append(cut.nats)
         if number >= PATIENCE and min(found[-PATIENCE:]) > NEARER * min(found[:-PATIENCE]):
             break
@@ -259,8 +259,8 @@ def _nats(cut: Cut) -> float:
     return cut.nats
 
 
-def _nearest(cuts: Iterable[Cut]) -> list[Cut]:
-    """Those of least divergence, each widths once, the nearest first."""
+def nearest(cuts: Iterable[Cut]) -> list[Cut]:
+    """Those of least divergence, each widths once, the nearest first: as many as are repaired."""
     return sorted({cut.widths: cut for cut in cuts}.values(), key=_nats)[:NEAREST]
 
 
