@@ -7,31 +7,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from family import CHECKPOINT, FAMILY
 from msgspec import structs
 
 import zoo
 from zoo import catalog, files
 from zoo.verbs import conversions
 
-CHECKPOINT = Path(__file__).parent / "data" / "torch_dag" / "deit3_tiny_pruned"
-CATALOG = """
-[family]
-architecture = "deit3_small_patch16_224"
-task = "image-classification"
-base = "timm/deit3_small_patch16_224.fb_in1k"
-license = "apache-2.0"
-input = [3, 64, 64]
-[[model]]
-name = "tiny"
-origin = { repo = "upstream/tiny", format = "torch-dag" }
-"""
-
 
 @pytest.fixture
 def entry(tmp_path, monkeypatch):
     """Of an origin that nothing was converted of."""
     (tmp_path / "catalog").mkdir()
-    (tmp_path / "catalog" / "own.toml").write_text(CATALOG)
+    (tmp_path / "catalog" / "own.toml").write_text(FAMILY.format(family="", more=""))
     monkeypatch.setenv("ZOO_CATALOG", str(tmp_path / "catalog"))
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     return catalog.info("tiny")

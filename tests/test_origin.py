@@ -1,12 +1,12 @@
 """Models whose weights lie in another project's repository: fetched, converted once, loaded by name."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 import timm
 import torch
 from client import dead, faults, point, requests
+from family import CHECKPOINT, FAMILY
 from hub import commit, create, large, regular, serving
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -15,20 +15,6 @@ import zoo
 from zoo.errors import CatalogError, CheckpointError, HubError, RepositoryError, UnknownName
 from zoo.files import sha256
 from zoo.structure.base import skeleton
-
-CHECKPOINT = Path(__file__).parent / "data" / "torch_dag" / "deit3_tiny_pruned"
-FAMILY = """
-[family]
-architecture = "deit3_small_patch16_224"
-task = "image-classification"
-base = "timm/deit3_small_patch16_224.fb_in1k"
-license = "apache-2.0"
-input = [3, 64, 64]
-{family}
-[[model]]
-name = "tiny"
-origin = {{ repo = "upstream/tiny", format = "torch-dag"{more} }}
-"""
 
 
 @pytest.fixture(scope="module")
