@@ -12,7 +12,7 @@ from PIL import Image
 
 import zoo
 from zoo.catalog.entry import Budget, Recipe
-from zoo.cli import making
+from zoo.cli import building, making
 from zoo.errors import DataError, RepositoryError, StructureError, ZooError
 from zoo.verbs import beginning
 from zoo.verbs.building import make
@@ -220,7 +220,7 @@ def test_a_training_that_cannot_be_is_refused_before_anything_is_compressed(tmp_
 
 def test_the_command_line_says_what_a_training_is_and_its_recipe_carries_it(tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(making, "_build", lambda entry, out: made.append(entry.recipe))
+    monkeypatch.setattr(making, "made", lambda entry, out: made.append(entry.recipe))
     words = "--epochs 3 --batch-size 32 --lr 0.01 --weight-decay 0.1 --ema 0.99 --alpha 0.5 --temperature 3"
     more = "--divergence symmetric --teacher digits_cnn_pruned_50 --teacher digits_cnn --augment hflip=0 --seed 7"
     base = ["digits_cnn", "--budget", "0.5", "--data", "digits", "--out", str(tmp_path)]
@@ -245,7 +245,7 @@ def test_what_a_method_that_trains_would_ignore_is_refused(method, ignored, tmp_
 
 def test_what_the_message_says_sets_the_methods_own_training(tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(making, "_build", lambda entry, out: made.append(entry.recipe))
+    monkeypatch.setattr(making, "made", lambda entry, out: made.append(entry.recipe))
     base = ["digits_cnn", "--method", "lockd", "--data", "digits", "--out", str(tmp_path), "--augment", "hflip=0"]
     making.compress.main([*base, "--set", 'schedule={"lr": 0.1}'], standalone_mode=False)
     assert declarations_of(made[0])[1].lr == 0.1
@@ -277,6 +277,6 @@ def test_steps_of_a_recipe_that_trains_nothing_are_refused():
 
 def test_a_build_may_be_told_its_steps_and_they_are_part_of_its_recipe(tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(making, "_build", lambda entry, out: made.append(entry.recipe))
-    making.build.main(["digits_cnn_pruned_50", "--steps", "3"], standalone_mode=False)
+    monkeypatch.setattr(building, "made", lambda entry, out: made.append(entry.recipe))
+    building.build.main(["digits_cnn_pruned_50", "--steps", "3"], standalone_mode=False)
     assert made[0].schedule["steps"] == 3

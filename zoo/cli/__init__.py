@@ -1,7 +1,7 @@
 """The command line: arguments in, functions called, results printed. Nothing else prints or sets an exit code.
 
-A file for each kind of command: `listing`, `making`, `verifying`, `exchanging`, `covering`; what several of them
-take is `options`, how all of them print `tables`.
+A file for each kind of command: `listing`, `making`, `building`, `publishing`, `verifying`, `exchanging`, `covering`;
+what several of them take is `options`, how all of them print `tables`.
 """
 
 import atexit
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from zoo.cli import covering, exchanging, listing, making, verifying
+from zoo.cli import building, covering, exchanging, listing, making, publishing, verifying
 from zoo.cli.tables import say
 from zoo.errors import ZooError
 from zoo.printable import logger
@@ -78,10 +78,10 @@ for command in (
     listing.list_models,
     listing.show,
     making.compress,
-    making.build,
-    making.push,
+    building.build,
+    publishing.push,
     exchanging.import_model,
-    making.serve,
+    publishing.serve,
     verifying.verify,
     covering.coverage,
     exchanging.export_model,

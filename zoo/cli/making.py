@@ -1,20 +1,17 @@
-"""The commands that make, publish and serve models."""
+"""`zoo compress`: smaller models, one or several."""
 
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 from msgspec import to_builtins
 
-from zoo import catalog
 from zoo.catalog.entry import Budget, Entry, Recipe
 from zoo.catalog.methods import METHODS, available, budgeted
+from zoo.cli.building import made, saying
 from zoo.cli.options import SETTING, Range, Share, Shares, data_options, distillation, distillation_options
 from zoo.cli.tables import as_json, say, say_json, table
-from zoo.errors import ZooError
 
 
 @click.command(
@@ -83,7 +80,7 @@ def compress(
     if sweep or lose_at_most is not None:
         _swept(at, sweep, lose_at_most, out, as_json)
     else:
-        _build(at(budget), out)
+        made(at(budget), out)
 
 
 def _check_distils(recipe: Recipe, how: dict[str, Any]) -> None:
@@ -102,7 +99,7 @@ def _swept(
 ) -> None:
     from zoo.verbs.sweeping import figures_of, kept, knee, plot, smallest, sweep
 
-    with _saying() as tell:
+    with saying() as tell:
         points = sweep(at, shares or (), out, tell) if lost is None else smallest(at, lost / 100, out, tell)
     named = knee(points) if lost is None else kept(points, lost / 100)
     plot(points, named, out / "sweep.png")
@@ -119,85 +116,3 @@ def _swept(
 def _cells(point: Any, figures: Iterable[float | None]) -> list[str]:
     counts = f"{point.budget:g}", f"{point.macs:,.0f}", f"{point.params:,.0f}"
     return [point.name, *counts, *("-" if value is None else f"{value:.4f}" for value in figures)]
-
-
-@click.command(epilog="\b\nzoo build digits_cnn_pruned_25 --out build/mine")
-@click.argument("name")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the repository.  [default: build/NAME]")
-@click.option("--data", help="Another data set than the recipe's.")
-@click.option("--steps", type=click.IntRange(1), help="Train for so many steps at most.  [default: the recipe's]")
-@data_options
-def build(name: str, out: Path | None, data: str | None, steps: int | None, skip_damaged: bool, labels: Any) -> None:
-    """Make the model NAME by its recipe.
-
-    A build that was stopped goes on where it stopped; a model that is there already is made neither again nor replaced.
-    """
-    from zoo.verbs.recipes import at_most, read_as
-
-    entry = at_most(read_as(catalog.info(name), data, skip_damaged, labels), steps)
-    _build(entry, out or Path("build") / name)
-
-
-def _build(entry: Entry, out: Path) -> None:
-    from zoo.verbs.beginning import processes
-    from zoo.verbs.building import make
-
-    with _saying() as tell:
-        folder = make(entry, out, say=tell)
-    if processes().is_main_process:
-        say(str(folder))
-
-
-@contextmanager
-def _saying() -> Iterator[Callable[[str], None]]:
-    """What is said as each step begins, and how long the one before it took, on stderr."""
-    begun: list[float] = []  # when the step under way began
-
-    def tell(line: str) -> None:
-        if begun:
-            say(f"  {time.monotonic() - begun.pop():.1f} s", err=True)
-        step = line[:1].isdigit()
-        say(f"{line} ..." if step else line, nl=not step, err=True)
-        if step:
-            begun.append(time.monotonic())
-
-    try:
-        yield tell
-    except ZooError:
-        if begun:
-            say("", err=True)  # the error stands on a line of its own
-        raise
-
-
-@click.command(epilog="\b\nzoo push build/mine me/digits_vit_half --tag v1")
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.argument("to")
-@click.option("--private", is_flag=True, help="On the Hub, make it so that only you see it.")
-@click.option("--tag", help="On the Hub, name this version, e.g. v1.")
-def push(folder: Path, to: str, private: bool, tag: str | None) -> None:
-    """Publish the repository FOLDER.
-
-    TO is ORG/NAME on the Hub, or a folder such as ./models/NAME. What is there already is replaced whole or not at
-    all; the same folder again changes nothing.
-    """
-    from zoo.verbs.saving import push
-
-    say(push(folder, to, private=private, tag=tag))
-
-
-@click.command(epilog="\b\nzoo serve ./hub --port 8080")
-@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes any free one.")
-@click.option("--token", envvar="ZOO_SERVE_TOKEN", help="What clients must present to write. [env: ZOO_SERVE_TOKEN]")
-def serve(folder: Path, port: int, token: str | None) -> None:
-    """Serve FOLDER as a Hub on this machine, until Ctrl-C.
-
-    Clients find it by HF_ENDPOINT; they need HF_HUB_DISABLE_XET=1.
-    """
-    from zoo.server import serve
-
-    serve(folder, port=port, token=token, say=_serving)
-
-
-def _serving(address: str) -> None:
-    say(f"{address}  (clients: HF_ENDPOINT={address} HF_HUB_DISABLE_XET=1; Ctrl-C ends it)", err=True)
