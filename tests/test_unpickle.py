@@ -123,7 +123,7 @@ def test_names_of_both_protocols_are_known(tmp_path):
 ALLOWED = {"PROTO", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"}
 ALLOWED |= {"BINUNICODE", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "APPEND"}
 ALLOWED |= {"APPENDS", "SETITEM", "SETITEMS", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "GLOBAL", "REDUCE"}
-ALLOWED |= {"NEWOBJ", "BUILD", "BINPERSID"}
+ALLOWED |= {"NEWOBJ", "BUILD", "BINPERSID", "BINSTRING", "SHORT_BINSTRING"}
 REFUSED = {opcode.name: opcode.code.encode("latin-1") for opcode in pickletools.opcodes if opcode.name not in ALLOWED}
 
 ARGUMENT = b"\x01\0\0\0\0\0\0\0a\n\0b\n"  # whatever form an opcode reads, this has it
@@ -150,9 +150,9 @@ FOREIGN = ["os.system", "posix.system", "builtins.eval", "__builtin__.exec", "bu
 FOREIGN += ["builtins.__import__", "importlib.import_module", "subprocess.Popen", "functools.partial", "torch.load"]
 FOREIGN += ["copyreg._reconstructor", "copyreg.__newobj__", "torch.nn.Linear", "torch.hub.load", "operator.attrgetter"]
 FOREIGN += [
-    "torch._utils._rebuild_tensor",
-    "torch._utils._rebuild_parameter.__globals__",
+    "torch._utils._rebuild_qtensor",
     "torch.storage.UntypedStorage",
+    "torch._utils._rebuild_parameter.__globals__",
 ]
 FOREIGN += [
     "collections.OrderedDict.fromkeys",
@@ -176,7 +176,24 @@ ATTACKS = {
     "reduce of a tensor": (tensor((2,), (1,)) + b")R", "a Tensor is used as a Global"),
     "reduce with a list": (LEAF + b"]R", "a list is used as a tuple"),
     "reduce of a storage's type": (call("torch.FloatStorage", i(10**9)), "torch.FloatStorage is called with (int)"),
-    "new of an ordered dict of pairs": (g("collections.OrderedDict") + t(b"]") + b"\x81", "is called with (list)"),
+    "new of an ordered dict of no pairs": (g("collections.OrderedDict") + t(b"](Ne") + b"\x81", "called with (list)"),
+    "a dict made again and again": (
+        b"](" + (b"](" + i(1) + b"Ne") * 5000 + b"e\x85q\0" + (g("collections.OrderedDict") + b"h\0R") * 2000,
+        "it takes more than 1000000 steps",
+    ),
+    "ordered dict with a tuple as key": (call("collections.OrderedDict", b"](](" + b")Nee"), "a tuple is a key"),
+    "parameter of 2017 of integers": (
+        call("torch.nn.parameter.Parameter", tensor((6,), (1,), of=storage("Long", numel=6))),
+        "is called with (Tensor)",
+    ),
+    "parameter of 2017 with hooks": (
+        call("torch.nn.parameter.Parameter", tensor((), ())) + t(b"\x88", b"\x89", b"}" + s("a") + b"Ns") + b"b",
+        "a tuple is used as a dict",
+    ),
+    "storage that is a view": (
+        t(s("storage"), g("torch.FloatStorage"), s("0"), s("cpu"), i(12), t(s("1"), i(0), i(2))) + b"Q",
+        "a persistent id is (str, torch.FloatStorage, str, str, int, tuple)",
+    ),
     "build of a class": (LEAF + b"}" + s("read") + b"Nsb", f"a {LEAF_NAME} is used as a Record"),
     "build of slots": (OBJECT + t(b"N", b"}" + s("name") + s("x") + b"s") + b"b", "a tuple is used as a dict"),
     "build of a tensor": (tensor((2,), (1,)) + b"}b", "a Tensor is used as a Record"),

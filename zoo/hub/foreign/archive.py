@@ -1,5 +1,6 @@
-"""Archives: the zip files of torch.save, their members and the tensors in them, within what the file's size allows.
+"""Archives: the files of torch.save, their pickles and the tensors in them, within what the file's size allows.
 
+Since torch 1.6 they are zip files (`Archive`), before that pickles one after another, and then the values (`Legacy`).
 Every size is checked before memory is taken: members are stored, not compressed, so together they claim no more than
 the file has, and tensors are cut from them under one account.
 """
@@ -21,6 +22,7 @@ from torch import Tensor
 from zoo.errors import WeightsError
 
 MAX_DIRECTORY = 4 * 1024**2  # bytes of zip directory, about 40,000 members; the largest checkpoints have 1,000
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."  # two pickles: torch's mark, and 1001
 MAX_RANK = 16
 COPIES, ROOM = 4, 16 * 1024**2  # storages and tensors may take COPIES x the file + ROOM bytes; usual are 2 x the file
 
@@ -57,7 +59,7 @@ class Storage:
 
 
 @contextmanager
-def open_archive(path: Path) -> "Iterator[Archive]":
+def open_archive(path: Path) -> "Iterator[Archive | Legacy]":
     """Open a file of torch.save; whatever is wrong with it in the block is told as WeightsError with its path.
 
     Raises:
@@ -66,6 +68,9 @@ def open_archive(path: Path) -> "Iterator[Archive]":
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
+            if file.read(len(LEGACY)) == LEGACY:
+                yield Legacy(file, size)
+                return
             _check_directory(file, size)
             with zipfile.ZipFile(file, metadata_encoding="utf-8") as members:
                 yield Archive(members, size)
@@ -90,37 +95,22 @@ def _check_directory(file: IO[bytes], size: int) -> None:
         refuse(f"its directory has {length} bytes, expected at most {MAX_DIRECTORY}")
 
 
-class Archive:
-    """The members of an open archive, under modules/, archive/ or whatever folder its data.pkl is in."""
+class Tensors:
+    """The tensors of a file, cut from its storages.
 
-    def __init__(self, members: zipfile.ZipFile, size: int) -> None:
-        self._members = members
-        self._infos = {info.filename: info for info in members.infolist()}
-        if len(self._infos) < len(members.infolist()):
-            refuse("two of its members have the same name")
-        if sum(info.file_size for info in self._infos.values()) > size:
-            refuse(f"its members claim more bytes than the {size} of the file")
-        pickles = [name for name in self._infos if re.fullmatch(r"[^/]+/data\.pkl", name)]
-        if len(pickles) != 1:
-            refuse(f"it has {len(pickles)} members */data.pkl, expected one")
-        self._prefix = pickles[0].removesuffix("data.pkl")
-        order = self.read("byteorder", 16) if f"{self._prefix}byteorder" in self._infos else b"little"
-        if order not in (b"little", b"big"):
-            refuse(f"its byte order is {order!r}, expected little or big")
-        self._swapped = order.decode() != sys.byteorder
+    Args:
+        size: of the file, in bytes.
+        little: whether its values lie little end first.
+    """
+
+    def __init__(self, size: int, little: bool) -> None:
+        self._swapped = little != (sys.byteorder == "little")
         self._left = COPIES * size + ROOM
         self._values: dict[Storage, Tensor] = {}
 
-    def read(self, name: str, most: int) -> bytes:
-        """The bytes of a member, as many as it claims and at most `most`."""
-        info = self._infos.get(self._prefix + name)
-        if info is None:
-            refuse(f"it has no member {name}")
-        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-            refuse(f"{name} is compressed, expected stored as torch.save does")
-        if info.file_size > most:
-            refuse(f"{name} has {info.file_size} bytes, expected at most {most}")
-        return self._members.read(info)
+    def _stored(self, storage: Storage, size: int) -> bytes:
+        """The bytes of a storage as they lie in the file, at most so many."""
+        raise NotImplementedError
 
     def tensor(self, storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
         """A view of a storage as a tensor of its own, contiguous.
@@ -153,11 +143,12 @@ class Archive:
     def _read(self, storage: Storage) -> Tensor:
         """All values of a storage, read once however many tensors lie in it."""
         if storage not in self._values:
-            name, size = f"data/{storage.key}", storage.numel * storage.dtype.itemsize
+            size = storage.numel * storage.dtype.itemsize
             self._spend(size)
-            data = self.read(name, size)
+            data = self._stored(storage, size)
             if len(data) != size:
-                refuse(f"{name} has {len(data)} bytes, expected {size} for {storage.numel} x {storage.dtype}")
+                where = f"data/{storage.key}"
+                refuse(f"{where} has {len(data)} bytes, expected {size} for {storage.numel} x {storage.dtype}")
             width = storage.dtype.itemsize
             raw = torch.frombuffer(bytearray(data or b"\0" * width), dtype=torch.uint8)[:size]
             raw = raw.view(-1, width).flip(1).flatten() if self._swapped else raw
@@ -168,3 +159,97 @@ class Archive:
         self._left -= size
         if self._left < 0:
             refuse(f"its tensors take more than {COPIES} times its own size")
+
+
+class Archive(Tensors):
+    """The members of an open archive, under modules/, archive/ or whatever folder its data.pkl is in."""
+
+    def __init__(self, members: zipfile.ZipFile, size: int) -> None:
+        self._members = members
+        self._infos = {info.filename: info for info in members.infolist()}
+        if len(self._infos) < len(members.infolist()):
+            refuse("two of its members have the same name")
+        if sum(info.file_size for info in self._infos.values()) > size:
+            refuse(f"its members claim more bytes than the {size} of the file")
+        pickles = [name for name in self._infos if re.fullmatch(r"[^/]+/data\.pkl", name)]
+        if len(pickles) != 1:
+            refuse(f"it has {len(pickles)} members */data.pkl, expected one")
+        self._prefix = pickles[0].removesuffix("data.pkl")
+        order = self.read("byteorder", 16) if f"{self._prefix}byteorder" in self._infos else b"little"
+        if order not in (b"little", b"big"):
+            refuse(f"its byte order is {order!r}, expected little or big")
+        super().__init__(size, order == b"little")
+
+    def read(self, name: str, most: int) -> bytes:
+        """The bytes of a member, as many as it claims and at most `most`."""
+        info = self._infos.get(self._prefix + name)
+        if info is None:
+            refuse(f"it has no member {name}")
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+            refuse(f"{name} is compressed, expected stored as torch.save does")
+        if info.file_size > most:
+            refuse(f"{name} has {info.file_size} bytes, expected at most {most}")
+        return self._members.read(info)
+
+    def _stored(self, storage: Storage, size: int) -> bytes:
+        return self.read(f"data/{storage.key}", size)
+
+
+class Legacy(Tensors):
+    """A file from before torch 1.6: marks, the object's pickle, the storages' keys, and their values in that order.
+
+    The values lie behind the pickle that needs them, so it is run twice: at first its tensors are empty.
+    """
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        super().__init__(size, little=True)
+        self._file = file
+        self._size = size
+        self._named: dict[str, Storage] = {}
+        self._begin: dict[str, int] | None = None
+
+    def pickle_at(self, place: int, most: int) -> bytes:
+        """The bytes from a place on, at most so many, in which a pickle ends somewhere."""
+        self._file.seek(place)
+        return self._file.read(most)
+
+    def locate(self, keys: object, place: int, little: bool) -> None:
+        """Find where the values of each storage begin.
+
+        Args:
+            keys: of the storages, in the order of their values.
+            place: of the first.
+            little: whether values lie little end first.
+
+        Raises:
+            WeightsError: keys and values aren't those of the tensors that were named.
+        """
+        if not isinstance(keys, list) or not all(type(key) is str for key in keys) or set(keys) != set(self._named):
+            refuse("the storages that follow aren't those of its tensors")
+        begin: dict[str, int] = {}
+        for key in keys:
+            self._file.seek(place)
+            held = self._named[key]
+            told = int.from_bytes(self._file.read(8), "little" if little else "big")
+            if key in begin or told != held.numel:
+                refuse(f"storage {short(key)} has {told} values or lies there twice, expected {held.numel}, once")
+            begin[key] = place + 8
+            place += 8 + held.numel * held.dtype.itemsize
+        if place > self._size:
+            refuse(f"its storages end at byte {place}, the file at {self._size}: it is truncated")
+        super().__init__(self._size, little)
+        self._begin = begin
+
+    def tensor(self, storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+        """As for `Tensors`; empty as long as nobody knows where values lie."""
+        if self._named.setdefault(storage.key, storage) != storage:
+            refuse(f"storage {storage.key} has two types or lengths")
+        if self._begin is not None:
+            return super().tensor(storage, offset, size, stride)
+        self._spend(1024)
+        return torch.empty(0, dtype=storage.dtype)
+
+    def _stored(self, storage: Storage, size: int) -> bytes:
+        assert self._begin is not None
+        self._file.seek(self._begin[storage.key])
+        return self._file.read(size)

@@ -1,6 +1,6 @@
 """Pickles: what torch.save wrote → inert records, lists, dicts and tensors.
 
-The one room that reads pickles, and nothing in them is imported, called or run. A stack machine for the 32 opcodes that
+The one room that reads pickles, and nothing in them is imported, called or run. A stack machine for the 34 opcodes that
 protocol 2 uses for modules moves plain data; a name is looked up in a table, never in a module; the only things made
 are containers, slices, tensors and records. It isn't built on `pickle.Unpickler`, which, whatever its `find_class`
 returns, lets a file set attributes of that class (BUILD), reserve gigabytes by one memo index and end the process by
@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from zoo.errors import WeightsError
-from zoo.hub.foreign.archive import STORAGES, Archive, Storage, natural, open_archive, refuse, short
+from zoo.hub.foreign.archive import LEGACY, STORAGES, Legacy, Storage, Tensors, natural, open_archive, refuse, short
 
 MAX_PICKLE = 8 * 1024**2  # bytes; the largest checkpoints have less than 1 MB
 MAX_STEPS = 1_000_000  # opcodes, each of which may take 200 bytes; the largest checkpoints have about 200,000
@@ -29,15 +29,18 @@ MAX_DEPTH = 64  # containers within each other; a module within a module is thre
 
 _CALLS = {
     "torch._utils._rebuild_tensor_v2": "tensor",
+    "torch._utils._rebuild_tensor": "tensor",  # until torch 0.3
     "torch._utils._rebuild_parameter": "parameter",
+    "torch.nn.parameter.Parameter": "parameter",  # until torch 0.3
     "collections.OrderedDict": "dict",
 }
 _CALLS |= {f"{module}.{name}": name for module in ("__builtin__", "builtins") for name in ("set", "slice", "Ellipsis")}
+_OLD = ("torch._utils._rebuild_tensor", "torch.nn.parameter.Parameter")
 _CONSTANTS = {pickle.NONE: None, pickle.NEWTRUE: True, pickle.NEWFALSE: False, pickle.EMPTY_TUPLE: ()}
 _LAYOUTS = {
     pickle.BINGET: "<B", pickle.LONG_BINGET: "<I", pickle.BINPUT: "<B", pickle.LONG_BINPUT: "<I", pickle.BININT: "<i",
     pickle.BININT1: "<B", pickle.BININT2: "<H", pickle.BINFLOAT: ">d", pickle.LONG1: "<B", pickle.BINUNICODE: "<I",
-    pickle.PROTO: "<B",
+    pickle.PROTO: "<B", pickle.SHORT_BINSTRING: "<B", pickle.BINSTRING: "<I",
 }  # fmt: skip
 _TUPLES = {pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}
 
@@ -84,7 +87,7 @@ class Record:
 
 
 def load_pickle(path: Path, names: Collection[str]) -> Any:
-    """Read a file of torch.save in the zip format (torch >= 1.6), running nothing in it.
+    """Read a file of torch.save, running nothing in it; of torch 0.1.1's tar files nothing is known here.
 
     Args:
         path: the file.
@@ -102,8 +105,31 @@ def load_pickle(path: Path, names: Collection[str]) -> Any:
         WeightsError: the file is missing, truncated or damaged, asks for more than its size allows, or holds anything
             else.
     """
+    known = frozenset(names)
     with open_archive(path) as archive:
-        return _Machine(archive, frozenset(names)).run()
+        if isinstance(archive, Legacy):
+            return _legacy(archive, known)
+        machine = _Machine(archive, known, archive.read("data.pkl", MAX_PICKLE))
+        value = machine.run()
+        if machine.rest:
+            refuse("data.pkl: something is left over at the end")
+        return value
+
+
+def _legacy(archive: Legacy, names: frozenset[str]) -> Any:
+    """What was saved before torch 1.6: three pickles follow the marks, and then the values."""
+
+    def read(place: int) -> tuple[Any, int]:
+        machine = _Machine(archive, names, program := archive.pickle_at(place, MAX_PICKLE))
+        value = machine.run()
+        return value, place + len(program) - machine.rest
+
+    machine, begin = read(len(LEGACY))
+    _, end = read(begin)
+    keys, values = read(end)
+    little = not isinstance(machine, dict) or machine.get("little_endian", True) is True
+    archive.locate(keys, values, little)
+    return read(begin)[0]
 
 
 def _kinds(*values: object) -> str:
@@ -113,14 +139,20 @@ def _kinds(*values: object) -> str:
 class _Machine:
     """The stack machine that a pickle is a program for, with nothing in its reach."""
 
-    def __init__(self, archive: Archive, names: frozenset[str]) -> None:
+    def __init__(self, archive: Tensors, names: frozenset[str], program: bytes) -> None:
         self._archive = archive
         self._names = names
         self._left = MAX_STEPS
         self._stack: list[Any] = []
         self._outer: list[list[Any]] = []  # the stacks below the marks
         self._memo: dict[int, Any] = {}
-        self._file = io.BytesIO(archive.read("data.pkl", MAX_PICKLE))
+        self._file = io.BytesIO(program)
+        self._size = len(program)
+
+    @property
+    def rest(self) -> int:
+        """How many bytes follow where it stands."""
+        return self._size - self._file.tell()
 
     def run(self) -> Any:
         code = b""
@@ -131,7 +163,7 @@ class _Machine:
                     refuse(f"it takes more than {MAX_STEPS} steps")
                 code = self._take(1)
                 self._step(code)
-            if self._file.read(1) or len(self._stack) != 1 or self._outer:
+            if len(self._stack) != 1 or self._outer:
                 refuse("something is left over at the end")
             _check(self._stack[0], self._names)
         except (WeightsError, UnicodeDecodeError) as error:
@@ -164,7 +196,7 @@ class _Machine:
         elif code in _TUPLES:
             values = tuple(self._pop() for _ in range(_TUPLES[code]))
             self._stack.append(values[::-1])
-        elif code == pickle.BINUNICODE:
+        elif code in (pickle.BINUNICODE, pickle.SHORT_BINSTRING, pickle.BINSTRING):  # the latter are Python 2's
             self._stack.append(self._take(number).decode())
         elif code in (pickle.SETITEM, pickle.SETITEMS):
             pairs = self._marked() if code == pickle.SETITEMS else [self._pop(), self._pop()][::-1]
@@ -177,9 +209,7 @@ class _Machine:
         elif code in (pickle.EMPTY_LIST, pickle.EMPTY_DICT):
             self._stack.append([] if code == pickle.EMPTY_LIST else {})
         elif code == pickle.BUILD:
-            state = self._pop(dict)
-            if type(self._top()) is not dict or state.keys() != {"_metadata"}:  # which every state_dict carries
-                self._top(Record).state = state
+            self._build(self._pop())
         elif code == pickle.BINPERSID:
             self._stack.append(_storage(self._pop(tuple)))
         elif code == pickle.GLOBAL:
@@ -190,6 +220,19 @@ class _Machine:
             self._stack.append(int.from_bytes(self._take(number), "little", signed=True))
         elif code != pickle.STOP and (code != pickle.PROTO or number != 2):
             refuse(f"it has the opcode {code!r}, expected those of protocol 2 for modules")
+
+    def _build(self, state: Any) -> None:
+        """Give the top its attributes."""
+        match self._top(), state:
+            case dict(), {"_metadata": _} if len(state) == 1:  # which every state_dict carries
+                return
+            case nn.Parameter(), (bool(), bool(), {**hooks}) if not hooks:  # until torch 0.3
+                return
+            case Record(name="numpy.dtype"), tuple():  # of a number beside the tensors
+                return
+        if type(state) is not dict:
+            refuse(f"a {_kinds(state)} is used as a dict")
+        self._top(Record).state = state
 
     def _named(self) -> Any:
         """A class or function by its module and name, which stand on two lines."""
@@ -226,11 +269,18 @@ class _Machine:
         match _CALLS.get(name, "record" if name in self._names else None), arguments:
             case "tensor", (Storage() as storage, at, tuple() as size, tuple() as step, bool(), {**more}) if not more:
                 return self._archive.tensor(storage, at, size, step)
+            case "tensor", (Storage() as storage, at, tuple() as size, tuple() as step) if name in _OLD:
+                return self._archive.tensor(storage, at, size, step)
+            case "parameter", (Tensor() as data,) if name in _OLD and type(data) is Tensor and data.is_floating_point():
+                return nn.Parameter(data)
             case "parameter", (Tensor() as data, bool() as gradient, {**more}) if not more:
                 if not isinstance(data, nn.Parameter) and (data.is_floating_point() or not gradient):
                     return nn.Parameter(data, gradient)
             case "dict", ():
                 return {}
+            case "dict", (list() as pairs,) if all(type(pair) is list and len(pair) == 2 for pair in pairs):  # Python 2
+                self._left -= len(pairs)  # the same list may be made a dict many times
+                return dict(zip(_keys([key for key, _ in pairs]), [value for _, value in pairs], strict=True))
             case "set", (list() as values,):
                 self._left -= len(values)  # the same list may be made a set many times
                 return set(_keys(values))
@@ -251,8 +301,9 @@ def _keys(values: list[Any]) -> list[Any]:
 
 def _storage(identity: tuple[Any, ...]) -> Storage:
     match identity:
-        case "storage", Global(kind), str() as key, str(), int() as numel if kind in STORAGES and natural(numel):
-            return Storage(short(key), STORAGES[kind], numel)
+        case "storage", Global(kind), str() as key, str(), int() as numel, *view if kind in STORAGES and natural(numel):
+            if view in ([], [None]):  # before torch 1.6 there could be views of storages
+                return Storage(short(key), STORAGES[kind], numel)
     raise WeightsError(f"a persistent id is ({_kinds(*identity)}), expected 'storage', type, key, device and length")
 
 
