@@ -12,6 +12,7 @@ from torch import nn
 from zoo.catalog.entry import Base
 from zoo.structure import base, blocks
 from zoo.structure.plan import Heads, Plan, Swap, apply_, narrowing
+from zoo.structure.replacements import REPLACEMENTS
 from zoo.structure.tensors import assign_, tensors_of
 
 VIT = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 4}
@@ -229,3 +230,9 @@ def test_a_rebuilt_model_says_the_widths_that_it_has(name):
     classifier = classifier[0] if isinstance(classifier, tuple) else classifier
     reader = next(layer for layer in classifier.modules() if isinstance(layer, nn.Linear | nn.Conv2d))
     assert reader.weight.shape[1] in (model.head_hidden_size, model.num_features)
+
+
+def test_a_swap_names_the_class_that_its_replacement_is_a_subclass_of():
+    replaced = {name: kind.__mro__[1] for name, kind in REPLACEMENTS.items()}
+
+    assert {f"{kind.__module__}.{kind.__qualname__}": name for name, kind in replaced.items()} == blocks.SWAPS

@@ -3,11 +3,19 @@
 import gc
 import subprocess
 import sys
+from collections import OrderedDict
 
 import pytest
+import torch
+from torch import nn
 
 import zoo
 from zoo.cli import main
+from zoo.hub.repository import write_repository
+from zoo.structure.description import Description, configure_
+from zoo.structure.graph.exported import export, lift
+from zoo.structure.graph.graph import graph_module
+from zoo.structure.tensors import assign_
 
 
 @pytest.fixture
@@ -56,3 +64,23 @@ def test_the_command_line_ends_without_going_through_what_is_left():
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert run.stdout.splitlines()[-1] == "True"
+
+
+def test_a_graph_is_loaded_and_run_without_the_libraries_that_bases_come_from(tmp_path):
+    model = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 3), relu=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(1))).eval()
+    program = export(model, torch.randn(2, 3, 8, 8))
+    graph, tensors = lift(program, program.state_dict)
+    lifted = assign_(graph_module(graph), tensors, "lifted")
+    configure_(lifted, {"input_size": (3, 8, 8)})
+    write_repository(tmp_path / "net", lifted, Description("net", None, graph=graph), {})
+    code = (
+        "import sys, torch, zoo\n"
+        "model = zoo.load(sys.argv[1])\n"
+        "print(model(torch.ones(1, 3, 8, 8)).sum().item())\n"
+        "print([name for name in ('timm', 'torchvision', 'torch._dynamo') if name in sys.modules])"
+    )
+
+    arguments = [sys.executable, "-c", code, tmp_path / "net"]
+    run = subprocess.run(arguments, capture_output=True, text=True, check=True)
+
+    assert run.stdout.splitlines() == [str(model(torch.ones(1, 3, 8, 8)).sum().item()), "[]"]

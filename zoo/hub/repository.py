@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-import timm
 import torch
 from msgspec import Meta, Struct
 from torch import nn
@@ -32,6 +31,7 @@ from zoo.structure.description import (
 from zoo.structure.graph import bounds
 from zoo.structure.graph.graph import Graph
 from zoo.structure.plan import Plan
+from zoo.structure.sources import SOURCES, source_of, timm
 from zoo.structure.tensors import assign_, computable, stored, tensors_of
 from zoo.version import __version__
 
@@ -134,7 +134,7 @@ def versions() -> dict[str, str]:
     """Versions of what a model's figures depend on."""
     return {
         "zoo": __version__,
-        "timm": timm.__version__,
+        "timm": SOURCES["timm"].version,
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
@@ -276,7 +276,7 @@ def _as_saved(base: Base, saved: Mapping[str, str]) -> Base:
     if tag(base) is None or "num_classes" in base.args:
         return base
     names = base.id.partition("/")[2], base.architecture
-    own, usual = (timm.models.get_pretrained_cfg_value(name, "num_classes") for name in names)
+    own, usual = (timm().models.get_pretrained_cfg_value(name, "num_classes") for name in names)
     if own == usual or fingerprint(skeleton(base), saved) == saved:
         return base
     return Base(base.id, {**base.args, "num_classes": usual})
@@ -304,6 +304,8 @@ def structure_in(folder: Path) -> tuple[dict[str, Any], Description, nn.Module]:
         RepositoryError, UnknownName, StructureError, FingerprintError: as for `read_config` and `structure_of`.
     """
     config = read_config(folder)  # which reads the weights of a folder that timm saved, however long that takes
+    if isinstance(saved := _saved(folder, config), _OfPlan):
+        source_of(saved.base)  # so does importing its library
     with deadline(f"{folder}: its structure"):
         description = describe_folder(folder, config)
         return config, description, structure_of(config, description)

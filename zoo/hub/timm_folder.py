@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
-
 from zoo.catalog.entry import Base
 from zoo.errors import RepositoryError
 from zoo.files import sha256_stamped
 from zoo.hub import weights
 from zoo.structure.base import fingerprint, skeleton
+from zoo.structure.sources import SOURCES, timm
 
 PICKLES = ("pytorch_model.bin", "pytorch_model.pth", "model.pth")
 
@@ -18,7 +17,7 @@ PICKLES = ("pytorch_model.bin", "pytorch_model.pth", "model.pth")
 def is_timms(config: Mapping[str, Any]) -> bool:
     """Whether a config.json that isn't ours is timm's, of an architecture that this timm has."""
     architecture = config.get("architecture")
-    return isinstance(architecture, str) and timm.is_model(architecture)
+    return isinstance(architecture, str) and SOURCES["timm"].has(architecture)
 
 
 def as_ours(config: Mapping[str, Any], config_file: Path, weights_file: Path) -> dict[str, Any]:
@@ -47,7 +46,7 @@ def as_ours(config: Mapping[str, Any], config_file: Path, weights_file: Path) ->
     size = own.get("input_size", [3, 224, 224]) if isinstance(own, dict) else None
     if not isinstance(given, dict) or not isinstance(size, list) or len(size) != 3:
         raise RepositoryError(f"{config_file}: expected pretrained_cfg with input_size, and model_args, as timm writes")
-    usual = timm.get_pretrained_cfg(architecture).to_dict(remove_source=True)  # type: ignore[union-attr]
+    usual = timm().get_pretrained_cfg(architecture).to_dict(remove_source=True)
     classes = config.get("num_classes", own.get("num_classes", usual["num_classes"]))
     args = {"num_classes": classes, "in_chans": size[0]}
     if own.get("fixed_input_size", usual.get("fixed_input_size")):

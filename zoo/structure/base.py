@@ -110,6 +110,7 @@ def skeleton(base: Base) -> nn.Module:
         UnknownName: the source has no such architecture in the installed version.
         StructureError: an argument isn't one of the architecture's, or asks for something absurd.
     """
+    source_of(base)  # importing a library takes longer than a base may, and makes tensors of its own
     with deadline(f"base {base.id[:100]}"), Meta():
         return _create(base)
 
@@ -195,7 +196,7 @@ def _memory() -> float:
 
 def _argument(base: Base, key: str, value: Any) -> Any:
     """An argument as timm takes it, lists as tuples."""
-    if key in source_of(base).refused:
+    if key in source_of(base).refused():
         raise StructureError(f"base {base.id}: argument {key!r} isn't part of an architecture; remove it")
     if isinstance(value, list):
         return tuple(_argument(base, key, item) for item in value)

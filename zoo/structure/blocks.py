@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import StructureError
-from zoo.structure.replacements import REPLACEMENTS
 
 Follows = Mapping[
     str, tuple[tuple[str, int], ...]
@@ -242,6 +241,22 @@ _LINEAR = Layout(
     {**dict.fromkeys(_both("qkv_proj"), ("1+2d",)), "out_proj.weight": _READS}, {"embed_dim": "d"}, heads=""
 )
 
+SWAPS: dict[str, str] = {
+    "timm.models.beit.Attention": "BeitAttention",
+    "timm.models.cait.ClassAttn": "CaitClassAttention",
+    "timm.models.davit.ChannelAttention": "DavitChannelAttention",
+    "timm.models.davit.WindowAttention": "DavitWindowAttention",
+    "timm.models.edgenext.CrossCovarianceAttn": "EdgeNextAttention",
+    "timm.models.metaformer.Attention": "MetaFormerAttention",
+    "timm.models.pvt_v2.Attention": "PvtAttention",
+    "timm.models.vision_transformer_relpos.RelPosAttention": "RelPosAttention",
+    "timm.models.swin_transformer_v2_cr.WindowMultiHeadAttention": "SwinCrAttention",
+    "timm.models.swin_transformer_v2.WindowAttention": "SwinV2Attention",
+    "timm.models.cait.TalkingHeadAttn": "TalkingHeadAttention",
+    "timm.models.xcit.XCA": "XcitAttention",
+}
+"""Classes that hard-code a width → the replacement that has a layout, a key of `replacements.REPLACEMENTS`."""
+
 LAYOUTS: dict[str, Layout] = {
     **dict.fromkeys(
         (
@@ -252,7 +267,7 @@ LAYOUTS: dict[str, Layout] = {
             "timm.models.maxxvit.AttentionCl",
             "timm.models.swin_transformer.WindowAttention",
             "timm.models.volo.ClassAttention",
-            *(f"zoo.structure.replacements.{name}" for name in REPLACEMENTS),
+            *(f"zoo.structure.replacements.{name}" for name in SWAPS.values()),
         ),
         Layout(),
     ),
@@ -271,11 +286,6 @@ LAYOUTS: dict[str, Layout] = {
         {name: patterns for name, patterns in _TENSORS.items() if name not in _both("norm")}  # of the reduced map
     ),
 }
-
-SWAPS: dict[str, str] = {
-    f"{kind.__mro__[1].__module__}.{kind.__mro__[1].__qualname__}": name for name, kind in REPLACEMENTS.items()
-}
-"""Classes that hard-code a width → the replacement that has a layout."""
 
 
 def class_name(module: nn.Module) -> str:

@@ -16,7 +16,7 @@ from zoo.declarations import Name, validated
 from zoo.errors import StructureError
 from zoo.structure import blocks
 from zoo.structure.narrowing import count, followed, narrow_heads_, narrow_layer_, narrow_tensor_, width_of
-from zoo.structure.replacements import REPLACEMENTS, Identity, Zero
+from zoo.structure.remnants import Identity, Zero
 from zoo.structure.tensors import tensors_of
 
 Spatial = Literal["first", "last"]
@@ -146,6 +146,8 @@ class Swap(_Edit, frozen=True):
 
     def apply_(self, model: nn.Module) -> None:
         """Change each class; parameters and attributes stay."""
+        from zoo.structure.replacements import REPLACEMENTS  # timm's own come with it, which a graph does without
+
         for path, name in self.classes.items():
             module = _module(model, self, path)
             replacement = REPLACEMENTS.get(name) if isinstance(name, str) else None

@@ -1,4 +1,4 @@
-"""The few modules that a plan may put in place of a base's own."""
+"""The few modules that a plan may put in place of a base's own: subclasses of timm's, which come with timm."""
 
 import math
 from typing import Any
@@ -18,22 +18,6 @@ from timm.models import (
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-
-class Zero(nn.Module):
-    """A dropped branch: zeros of its input's shape, so that only the shortcut remains."""
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return zeros like `x`, whatever else is passed."""
-        return torch.zeros_like(x)
-
-
-class Identity(nn.Module):
-    """A dropped block: its first input, whatever else is passed (torch's own takes one argument only)."""
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return `x`."""
-        return x
 
 
 def attend(

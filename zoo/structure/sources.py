@@ -1,18 +1,18 @@
 """Sources: the libraries whose dense architectures a base may name, `SOURCE/ARCHITECTURE[.TAG]`.
 
-To add one, write its row of SOURCES; what names, builds, compresses, saves and loads a base asks this table.
+To add one, write its row of SOURCES; what names, builds, compresses, saves and loads a base asks this table. A library
+is imported when one of its models is asked for: graphs load without any.
 """
 
+import functools
+import importlib.metadata
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import timm
-from timm.models import build_model_with_cfg, get_arch_pretrained_cfgs
 from torch import nn
 
-from zoo import models
 from zoo.catalog.entry import Base
 from zoo.errors import StructureError
 from zoo.version import __version__
@@ -25,46 +25,70 @@ class Source:
     Args:
         package: that holds them, as pip calls it.
         version: which is installed.
+        library: imports it.
         listing: the Python that lists them.
         has: whether there is an architecture of a name.
         tags: architecture → names of its weights.
         create: architecture, tag or None, arguments → the model with the values of its own initialiser.
-        refused: arguments of `create` that aren't part of an architecture, such as weights and files.
+        refused: gives the arguments of `create` that aren't part of an architecture, such as weights and files.
     """
 
     package: str
     version: str
+    library: Callable[[], object]
     listing: str
     has: Callable[[str], bool]
     tags: Callable[[str], Collection[str]]
     create: Callable[..., nn.Module]
-    refused: Collection[str] = ()
+    refused: Callable[[], Collection[str]] = tuple
+
+
+def timm() -> Any:
+    """Import timm, which brings torchvision and torch._dynamo: whoever can do without calls this where it can't."""
+    return importlib.import_module("timm")
+
+
+def _architectures() -> Mapping[str, Callable[..., nn.Module]]:
+    from zoo.models import ARCHITECTURES  # in timm's manners, and with some of its functions
+
+    return ARCHITECTURES
 
 
 def _timms(architecture: str, tag: str | None, **args: Any) -> nn.Module:
-    model: nn.Module = timm.create_model(f"{architecture}.{tag}" if tag else architecture, **args)
+    model: nn.Module = timm().create_model(f"{architecture}.{tag}" if tag else architecture, **args)
     return model
 
 
-_FACTORY = {*inspect.signature(timm.create_model).parameters, *inspect.signature(build_model_with_cfg).parameters}
+def _tags(architecture: str) -> Collection[str]:
+    return {name.partition(".")[2] for name in timm().models.get_arch_pretrained_cfgs(architecture)}
+
+
+@functools.cache
+def _factorys() -> Collection[str]:
+    factories = timm().create_model, timm().models.build_model_with_cfg
+    names = {name for factory in factories for name in inspect.signature(factory).parameters}
+    return names - {"kwargs"} | {"features_only", "pruned", "device", "dtype"}
+
 
 SOURCES: dict[str, Source] = {
     "timm": Source(
         package="timm",
-        version=timm.__version__,
+        version=importlib.metadata.version("timm"),
+        library=timm,
         listing="timm.list_models()",
-        has=timm.is_model,
-        tags=lambda architecture: {name.partition(".")[2] for name in get_arch_pretrained_cfgs(architecture)},
+        has=lambda architecture: timm().is_model(architecture),
+        tags=_tags,
         create=_timms,
-        refused=_FACTORY - {"kwargs"} | {"features_only", "pruned", "device", "dtype"},
+        refused=_factorys,
     ),
     "zoo": Source(
         package="compressed-zoo",
         version=__version__,
+        library=_architectures,
         listing="zoo.models.ARCHITECTURES",
-        has=models.ARCHITECTURES.__contains__,
+        has=lambda architecture: architecture in _architectures(),
         tags=lambda architecture: (),
-        create=lambda architecture, tag, **args: models.ARCHITECTURES[architecture](**args),
+        create=lambda architecture, tag, **args: _architectures()[architecture](**args),
     ),
 }
 
@@ -75,7 +99,7 @@ def is_base_id(name: object) -> bool:
 
 
 def source_of(base: Base) -> Source:
-    """The row of `SOURCES` that an id names.
+    """The row of `SOURCES` that an id names, its library imported.
 
     Raises:
         StructureError: there is none, or the id isn't spelt like one.
@@ -84,4 +108,5 @@ def source_of(base: Base) -> Source:
     if not is_base_id(base.id) or not name.replace("_", "").replace("-", "").replace(".", "").isalnum():
         expected = " or ".join(f"{source}/<architecture>" for source in SOURCES)
         raise StructureError(f"base {base.id!r} isn't known, expected {expected}")
+    SOURCES[base.source].library()
     return SOURCES[base.source]

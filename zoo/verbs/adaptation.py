@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from msgspec import structs
-from timm.models._features import FeatureGetterNet  # not among timm.models' exported names
 from torch import nn
 
 from zoo.errors import StructureError
 from zoo.structure.describing import describe
 from zoo.structure.description import attach_, config_of, configure_
 from zoo.structure.plan import Narrow, Plan, Width, apply_
+from zoo.structure.sources import timm
 from zoo.structure.tensors import tensors_of
 
 
@@ -127,7 +127,8 @@ def features(model: nn.Module) -> nn.Module:
     """
     if not hasattr(model, "forward_intermediates"):
         raise StructureError(f"features_only: {type(model).__name__} has no forward_intermediates in this timm")
-    wrapped = FeatureGetterNet(model, out_indices=len(model.feature_info))  # type: ignore[arg-type]
+    getter = timm().models._features.FeatureGetterNet  # not among timm.models' exported names
+    wrapped: Any = getter(model, out_indices=len(model.feature_info))  # type: ignore[arg-type]
     configure_(wrapped, config_of(model))
     attach_(wrapped, describe(model))
     weight = next(model.parameters())
@@ -137,4 +138,4 @@ def features(model: nn.Module) -> nn.Module:
         maps = torch.func.functional_call(wrapped.eval(), on_meta, (image,))
     for index, output in zip(wrapped.feature_info.out_indices, maps, strict=True):
         wrapped.feature_info.info[index]["num_chs"] = output.shape[1]
-    return wrapped
+    return wrapped  # type: ignore[no-any-return]

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-import timm
 import torch
 from msgspec import Meta
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from zoo.printable import logger
 from zoo.structure.base import MAX_ARGUMENT, check_tag, initialised, skeleton
 from zoo.structure.description import Description, attach_, config_of, configure_
 from zoo.structure.plan import Plan, apply_
-from zoo.structure.sources import is_base_id, source_of
+from zoo.structure.sources import SOURCES, is_base_id, source_of, timm
 from zoo.tasks import task_of
 from zoo.verbs import adaptation
 from zoo.verbs.conversions import conversion, converted_before
@@ -148,7 +147,7 @@ def pretrained(base: Base, revision: str | None = None, access: Access = DEFAULT
     name = base.id.removeprefix("timm/")
     overlay = _weights_of(name, revision, access)
     try:
-        model: nn.Module = timm.create_model(
+        model: nn.Module = timm().create_model(
             name, pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=access.cache_dir, **base.args
         )
     except (OSError, RuntimeError, ValueError) as error:
@@ -163,7 +162,7 @@ def pretrained(base: Base, revision: str | None = None, access: Access = DEFAULT
 
 def _weights_of(name: str, revision: str | None, access: Access) -> dict[str, Any] | None:
     """The file with timm's weights as an overlay of its configuration; None where timm must fetch them itself."""
-    config = timm.get_pretrained_cfg(name)
+    config = timm().get_pretrained_cfg(name)
     file = None
     if config is not None and config.hf_hub_id:
         file = remote.fetch_weights(
@@ -318,7 +317,7 @@ def _entry(name: str) -> Entry:
     except UnknownName as error:
         if (Path(name) / repository.CONFIG).is_file():
             raise UnknownName(f"no model {name!r} in the catalog; for the folder of that name say ./{name}") from None
-        if timm.is_model(name):
+        if SOURCES["timm"].has(name):
             raise UnknownName(f"no model {name!r} in the catalog; timm's own of that name is timm/{name}") from None
         raise error
 

@@ -15,12 +15,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from timm.data.imagenet_info import ImageNetInfo
 from torch import nn
 
 from zoo.errors import DataError, require
 from zoo.printable import logger
 from zoo.structure.description import config_of, configure_
+from zoo.structure.sources import timm
 from zoo.tasks.columns import labels_of, relabelled
 from zoo.tasks.folders import by_number
 from zoo.tasks.task import Labels
@@ -236,7 +236,7 @@ def _tables(*sources: tuple[Keys, ...]) -> Tables:
 
 @cache
 def _imagenet() -> tuple[Keys, ...]:
-    info = ImageNetInfo()
+    info = timm().data.ImageNetInfo()
     described = map(_keys, info.label_descriptions())
     return tuple(
         ((*names, wnid), *others) for wnid, (names, *others) in zip(info.label_names(), described, strict=True)

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from timm.data.config import resolve_data_config
-from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
 from zoo.errors import DataError
+from zoo.structure.sources import timm
 from zoo.tasks.loader import Transform, generators_kept
 from zoo.tasks.pixels import Pixels, decode
 
@@ -46,7 +45,8 @@ def training_transform(pretrained_cfg: Mapping[str, Any], augment: Mapping[str, 
     Raises:
         DataError: timm has no such augmentation, or the model takes neither grey nor colour images.
     """
-    known = set(inspect.signature(create_transform).parameters) - {"is_training", "use_prefetcher", "separate"}
+    taken = set(inspect.signature(timm().data.create_transform).parameters)
+    known = taken - {"is_training", "use_prefetcher", "separate"}
     if unknown := sorted(set(augment) - known):
         raise DataError(f"augment: unknown {', '.join(unknown)}; possible are: {', '.join(sorted(known))}")
     return _after_mode(pretrained_cfg, is_training=True, **augment)
@@ -82,7 +82,7 @@ def _mode(transform: Any) -> str:
 
 
 def _after_mode(pretrained_cfg: Mapping[str, Any], **settings: Any) -> Transform:
-    config = resolve_data_config(pretrained_cfg=dict(pretrained_cfg))
+    config = timm().data.resolve_data_config(pretrained_cfg=dict(pretrained_cfg))
     channels = config["input_size"][0]
     mean, std = list(config["mean"]), list(config["std"])
     if channels not in MODES or not len(mean) == len(std) == channels:
@@ -90,6 +90,6 @@ def _after_mode(pretrained_cfg: Mapping[str, Any], **settings: Any) -> Transform
             f"pretrained_cfg: expected 1 or 3 channels, a mean and a std for each, found input_size "
             f"{list(config['input_size'])}, mean {mean} and std {std}; set input_size, mean and std"
         )
-    transform = create_transform(**{**config, **settings})
+    transform = timm().data.create_transform(**{**config, **settings})
     transform.transforms.insert(0, partial(decode, mode=MODES[channels]))
     return transform  # type: ignore[no-any-return]
