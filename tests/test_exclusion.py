@@ -2,10 +2,12 @@
 
 import json
 
+import datasets
 import pytest
 import torch
 from click.testing import CliRunner
 from conftest import CNN
+from PIL import Image
 from torch import nn
 
 import zoo
@@ -20,6 +22,31 @@ from zoo.structure.plan import Factor
 def images(size, count=24):
     return list(torch.randn(2, count // 2, 3, size, size, generator=torch.Generator().manual_seed(0)))
 
+
+def labelled(size, count=24):
+    """Return noise with the classes of the model, for a method that trains."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator)
+    kind = datasets.ClassLabel(names=[str(number) for number in range(5)])
+    features = datasets.Features({"image": datasets.Image(), "label": kind})
+    rows = {"image": [Image.fromarray(each.numpy()) for each in pixels], "label": [n % 5 for n in range(count)]}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+SHORT = {"epochs": 1, "steps": 2, "batch_size": 8}
+LOOSE = {
+    "prune": lambda: {"budget": 0.95, "data": images(32)},
+    "low_rank": lambda: {"budget": 0.95, "data": images(32)},
+    "falor": lambda: {"nsr_final_threshold": 9.0, "kl_final_threshold": 9.0, "data": images(32)},
+    "lockd": lambda: {"initial_logit": 0.05, "start_steps": 1, "schedule": {**SHORT, "lr": 0.1}, "data": labelled(32)},
+    "dwain": lambda: {
+        "max_accepted_ppl_diff": 9.0,
+        "trade_off_factor": 99.0,
+        "min_rank": 2,
+        "schedule": SHORT,
+        "data": labelled(32),
+    },
+}
 
 LAYERS = ["stem.conv", "stages.0.conv1", "stages.0.conv2", "stages.1.conv1", "head.fc"]
 PATTERNS = {
@@ -39,63 +66,84 @@ def tree():
     model["stages"]["0"] = nn.ModuleDict({"conv1": nn.Conv2d(4, 4, 1), "conv2": nn.Conv2d(4, 4, 1)})
     model["stages"]["1"] = nn.ModuleDict({"conv1": nn.Conv2d(4, 4, 1)})
     model["head"] = nn.ModuleDict({"fc": nn.Linear(4, 2)})
+    model["act"] = nn.ReLU()
     return model
 
 
 @pytest.mark.parametrize("what", PATTERNS)
 def test_names_patterns_and_words_stand_for_layers(what):
-    exclude, expected = PATTERNS[what]
-    left = chosen(tree(), LAYERS, exclude, "falor")
-    assert left == [path for path in LAYERS if path not in expected]
+    patterns, expected = PATTERNS[what]
+    assert chosen(tree(), LAYERS, patterns, (), "falor") == [path for path in LAYERS if path not in expected]
+    assert chosen(tree(), LAYERS, (), patterns, "falor") == (expected if patterns else LAYERS)
+
+
+def test_of_both_what_only_names_and_exclude_does_not_may_change():
+    assert chosen(tree(), LAYERS, "*conv1", "stages", "falor") == ["stages.0.conv2"]
+    assert chosen(tree(), LAYERS, "stages", "stages.0", "falor") == []
 
 
 @pytest.mark.parametrize(("word", "name", "otherwise"), [("head", "classifier", "2"), ("stem", "first_conv", "0")])
 def test_words_mean_what_the_configuration_says_else_the_last_and_the_first_layer(word, name, otherwise):
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
-    assert excluded(model, [word], "prune") == {otherwise}
+    assert {path.partition(".")[0] for path in excluded(model, [word], (), "prune")} == {otherwise}
     model.pretrained_cfg = {name: ("0", "2")}
-    assert excluded(model, [word], "prune") == {"0", "2"}
+    assert {path.partition(".")[0] for path in excluded(model, [word], (), "prune")} == {"0", "2"}
 
 
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        ("layer1.*", "exclude names 'layer1.*', but the model has no such layer; head and stem are words for some"),
+        ("act", "names 'act', but the model has no such layer"),  # it has nothing that could change
+        ("layer1.*", "names 'layer1.*', but the model has no such layer; head and stem are words for some"),
         ("stages.3.conv1", "no such layer; near it are stages.1.conv1, stages.0.conv1, "),
         ("stage.*", "no such layer; near it are stages, stages.1, stages.0, and head and stem are words for some"),
     ],
 )
 def test_what_means_no_layer_is_refused_with_the_nearest_names(pattern, message):
-    with pytest.raises(UnknownName) as caught:
-        excluded(tree(), [pattern], "prune")
-    assert message in str(caught.value)
+    for exclude, only in ((pattern, ()), ((), [pattern])):
+        with pytest.raises(UnknownName, match=f"^prune: {'exclude' if exclude else 'only'} names ") as caught:
+            excluded(tree(), exclude, only, "prune")
+        assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("exclude", [["layer2.*"], "layer1.0.conv2", ["head", "stem"]], ids=str)
-@pytest.mark.parametrize("method", ["prune", "low_rank", "falor"])
-def test_no_excluded_layer_changes_its_shape_and_others_do(method, exclude, cnn):
+WHOLE = [
+    {"exclude": ["layer2.*"]},
+    {"exclude": "layer1.0.conv2"},
+    {"exclude": ["head", "stem"]},
+    {"only": ["layer[14].*", "layer2"], "exclude": "layer2.*conv2"},
+]
+
+
+@pytest.mark.parametrize("patterns", WHOLE, ids=str)
+@pytest.mark.parametrize("method", ["prune", "low_rank", "falor", "lockd", "dwain"])
+def test_no_excluded_layer_changes_its_shape_and_others_do(method, patterns, cnn):
     """Layers of `layer1` and the stem write into one residual stream, so all of them stay whole together."""
     cnn.zoo_entry = Description("cnn", CNN)
-    loose = {"nsr_final_threshold": 9.0, "kl_final_threshold": 9.0}
-    options = {"budget": 0.95} if method != "falor" else loose
-    smaller = zoo.compress(cnn, method=method, data=images(32), exclude=exclude, **options)
+    smaller = zoo.compress(cnn, method=method, **patterns, **LOOSE[method]())
     before, after = cnn.state_dict(), smaller.state_dict()
-    whole = [path for path in excluded(cnn, exclude, method) if f"{path}.weight" in before]
+    whole = excluded(cnn, patterns.get("exclude", ()), patterns.get("only", ()), method)
     assert whole
-    assert all(after[f"{path}.weight"].shape == before[f"{path}.weight"].shape for path in whole)
+    assert all(after[path].shape == before[path].shape for path in whole)
     assert any(path not in before or after[path].shape != before[path].shape for path in after)
     edits = smaller.zoo_entry.plan.edits
-    assert not {path for edit in edits if isinstance(edit, Factor) for path in edit.layers} & set(whole)
+    assert not {f"{path}.weight" for edit in edits if isinstance(edit, Factor) for path in edit.layers} & set(whole)
 
 
 def test_layers_are_excluded_on_the_command_line(tmp_path):
-    arguments = ["compress", "digits_cnn", "--budget", "0.6", "--data", "digits", "--epochs", "0", "--out"]
-    settings = ["--set", 'exclude=["layer1", "head"]', "--set", "images=32", "--set", "criterion=l2"]
-    found = CliRunner().invoke(cli, [*arguments, str(tmp_path / "out"), *settings], catch_exceptions=False)
+    arguments = ["compress", "digits_cnn", "--budget", "0.8", "--data", "digits", "--epochs", "0", "--out"]
+    settings = ["--exclude", "layer1", "--exclude", "head", "--only", "layer*", "--only", "head"]
+    quick = ["--set", "images=32", "--set", "criterion=l2"]
+    found = CliRunner().invoke(cli, [*arguments, str(tmp_path / "out"), *settings, *quick], catch_exceptions=False)
     assert found.exit_code == 0, found.output
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["zoo"]["recipe"]["options"]["exclude"]
+    options = json.loads((tmp_path / "out" / "config.json").read_text())["zoo"]["recipe"]["options"]
+    assert (options["exclude"], options["only"]) == (["layer1", "head"], ["layer*", "head"])
     dense, smaller = zoo.load("digits_cnn"), zoo.load(tmp_path / "out")
-    whole = [path for path in excluded(dense, ["layer1", "head"], "prune") if f"{path}.weight" in dense.state_dict()]
-    assert whole
-    for path in whole:
-        assert smaller.get_parameter(f"{path}.weight").shape == dense.get_parameter(f"{path}.weight").shape
+    for path in excluded(dense, ["layer1", "head"], ["layer*", "head"], "prune"):
+        assert smaller.get_parameter(path).shape == dense.get_parameter(path).shape
+    assert zoo.measure(smaller).macs <= 0.8 * zoo.measure(dense).macs
+
+
+def test_patterns_are_said_in_one_way(tmp_path):
+    line = ["compress", "digits_cnn", "--budget", "0.6", "--data", "digits", "--out", str(tmp_path / "out")]
+    found = CliRunner().invoke(cli, [*line, "--exclude", "head", "--set", "exclude=stem"])
+    assert (found.exit_code, "exclude is said twice" in found.output) == (2, True)

@@ -146,6 +146,6 @@ def test_the_noise_to_signal_ratio_is_what_its_formula_says(seed, channel):
 
 def test_excluded_layers_are_named_in_full():
     model = nn.ModuleDict({"stem": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
-    assert chosen(model, ["stem", "head"], ["head"], "falor") == ["stem"]
+    assert chosen(model, ["stem", "head"], ["head"], (), "falor") == ["stem"]
     with pytest.raises(UnknownName, match=r"dwain: exclude names 'stem\.0', but the model has no such layer"):
-        chosen(model, ["stem", "head"], ["stem.0"], "dwain")
+        chosen(model, ["stem", "head"], ["stem.0"], (), "dwain")

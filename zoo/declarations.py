@@ -5,6 +5,7 @@ told in one line: its place, what was found, and what its type expects.
 """
 
 import functools
+import inspect
 import re
 import reprlib
 import sys
@@ -99,6 +100,54 @@ def _like(kind: Any) -> Any:
 @functools.cache
 def _fields(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
+
+
+class Argument(Struct, frozen=True):
+    """One field of a declaration, in words.
+
+    Args:
+        name: of the field.
+        kind: what it may be.
+        default: its value where nothing is said.
+        meaning: what its declaration's docstring says.
+    """
+
+    name: str
+    kind: str
+    default: Any
+    meaning: str
+
+
+def arguments(kind: Any) -> list[Argument]:
+    """The fields of a declaration, all with defaults, as its docstring tells them.
+
+    Args:
+        kind: a dataclass or a `Struct`.
+
+    >>> [(each.name, each.meaning) for each in arguments(Argument)[:1]]
+    [('name', 'of the field')]
+    """
+    said, values = meanings(inspect.getdoc(kind) or ""), inspect.signature(kind).parameters
+    struct = {each.name: each for each in msgspec.structs.fields(kind)} if _is_struct(kind) else {}
+
+    def default(name: str) -> Any:  # of a struct a signature has a factory's name
+        made = struct[name].default_factory if name in struct else msgspec.NODEFAULT
+        return values[name].default if made is msgspec.NODEFAULT else made()
+
+    return [Argument(name, _told(kind), default(name), said.get(name, "")) for name, kind in _fields(kind).items()]
+
+
+def meanings(docstring: str) -> dict[str, str]:
+    """What the section `Args` of a docstring says of each argument, without the full stop."""
+    section = re.search(r"^Args:\n((?:[ ]+.*\n|\n)*)", f"{docstring}\n", re.MULTILINE)
+    found = re.finditer(r"^ {4}(\w+)(?: \([^)]*\))?: (.*(?:\n {5,}.*)*)", section[1] if section else "", re.MULTILINE)
+    return {match[1]: " ".join(match[2].split()).removesuffix(".") for match in found}
+
+
+def _told(kind: Any) -> str:
+    """A type in words, of an option too that needn't be said."""
+    optional = type(None) in get_args(kind)
+    return f"{_expected(kind)}{' or none' if optional else ''}"
 
 
 def _problem(kind: Any, data: Any, place: str) -> str:

@@ -4,14 +4,41 @@ The table stands here because listings, the reader of the catalog and the comman
 wait for torch. `zoo.compression` says how a method is added.
 """
 
-from collections.abc import Mapping
+import ast
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Struct
+
+from zoo.declarations import Count, Whole
 from zoo.errors import UnknownName
 
 if TYPE_CHECKING:
     from zoo.catalog.entry import Budget
+
+
+CALIBRATION_IMAGES = 512
+
+
+class Apart(Struct, frozen=True):
+    """Arguments of `zoo.compress` that may stand among a recipe's options, beside those of its method's declaration.
+
+    Args:
+        images: how many of the data set are looked at.
+        seed: of what is random.
+        schedule: fields of the schedule that differ from the method's own, for a method that trains.
+        augment: keyword arguments of timm's training transform, for a method that trains.
+        calibrate_steps: of distillation on those images alone that follow, without labels.
+    """
+
+    images: Count = CALIBRATION_IMAGES
+    seed: Whole = 0
+    schedule: Mapping[str, Any] = {}
+    augment: Mapping[str, Any] = {}
+    calibrate_steps: Whole = 0
 
 
 @dataclass(frozen=True)
@@ -143,6 +170,46 @@ def runnable(name: str) -> Method:
     if name not in available():
         raise UnknownName(f"no method {name!r}: this version compresses by {', '.join(available())}")
     return METHODS[name]
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Check the names of a method's options, before its file is run and torch is waited for.
+
+    Raises:
+        UnknownName: the method has no such option.
+    """
+    known = _options_of(_file_of(str(METHODS[name].module)), "ALGORITHM")
+    for key in options:
+        if known and key not in known and key not in Apart.__struct_fields__:
+            raise unknown_option(name, key, known)
+
+
+def unknown_option(where: str, key: str, known: Sequence[str]) -> UnknownName:
+    """The error of a field that a declaration doesn't have."""
+    return UnknownName(f"{where} has no option {key!r}, known are {', '.join(known)}")
+
+
+def _options_of(file: Path, name: str) -> list[str]:
+    """Fields of the class of a name, or of the declaration that `ALGORITHM` has; none where none is seen."""
+    for line in ast.parse(file.read_text(encoding="utf-8")).body:
+        match line:
+            case ast.Assign([ast.Name(id=target)], ast.Call(args=[ast.Name(id=declaration), *_])) if target == name:
+                return _options_of(file, declaration)
+            case ast.ClassDef(name=declared, body=body) if declared == name:
+                fields = (each.target for each in body if isinstance(each, ast.AnnAssign))
+                return [each.id for each in fields if isinstance(each, ast.Name)]
+            case ast.ImportFrom(module=module, names=names) if any(each.name == name for each in names):
+                return _options_of(_file_of(str(module)), name)
+    return []
+
+
+def _file_of(module: str) -> Path:
+    """The file of a module; importing it would import what holds it too."""
+    top, *parts = module.split(".")
+    spec = find_spec(top)
+    assert spec is not None
+    file = Path(str(spec.origin))
+    return file.parent.joinpath(*parts).with_suffix(".py") if parts else file
 
 
 def check_task(name: str, task: str) -> None:

@@ -105,6 +105,8 @@ def distillation(
 
 def _labels(context: click.Context, option: click.Parameter, file: Path | None) -> Any:
     """What a file of labels says, as `zoo.tasks.classification.classes.matched` takes it."""
+    if file is None:
+        return None
     from zoo.tasks.classification.classes import read_labels
 
-    return None if file is None else read_labels(file)
+    return read_labels(file)

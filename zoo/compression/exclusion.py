@@ -1,11 +1,14 @@
 """Exclusion: which layers every method leaves as they are, by name, by pattern or by a word.
 
-A name is a module's path and stands for all that the module holds; a pattern is one of `fnmatch` over such paths, in
+`exclude` says what stays, `only` what alone may change; of both together, what `only` names and `exclude` doesn't. A
+name is a module's path and stands for all that the module holds; a pattern is one of `fnmatch` over such paths, in
 which `*` passes dots. Two words stand for layers of any model: `head`, what classifies, and `stem`, what reads the
 image, as `pretrained_cfg` says, else the last and the first layer.
+
+Where channels go, the layers that read them change too, and norms between: `only` names a block, not one layer of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
@@ -16,51 +19,61 @@ from zoo.structure.description import config_of
 
 WORDS = {"head": ("classifier", -1), "stem": ("first_conv", 0)}
 """A word → what `pretrained_cfg` calls its layers, and which of all layers it is otherwise."""
-REASON = "it is excluded"
+REASON, OTHERS = "it is excluded", "it isn't among the only ones"
+
+Patterns = str | Sequence[str]
+"""Paths, patterns and words, or one of them."""
 
 
-def excluded(model: nn.Module, exclude: str | Sequence[str], method: str) -> set[str]:
-    """Paths of the modules that stay as they are.
+def excluded(model: nn.Module, exclude: Patterns, only: Patterns, method: str) -> dict[str, str]:
+    """Path of each tensor to be trained that stays as it is → why.
 
     Args:
-        model: whose modules.
-        exclude: paths, patterns and words.
+        model: whose.
+        exclude: what stays.
+        only: what alone may change; nothing is said by ().
         method: that is asked, for the message.
 
     Raises:
-        UnknownName: one of them means no module; the message has those of a similar name.
+        UnknownName: one of them means no layer; the message has those of a similar name.
 
-    >>> sorted(excluded(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), ["head", "1*"], "prune"))
-    ['1', '2']
+    >>> layers = nn.Sequential(nn.Linear(2, 2, False), nn.ReLU(), nn.Linear(2, 2, False))
+    >>> excluded(layers, "head", (), "prune"), excluded(layers, (), ["2", "stem"], "prune")
+    ({'2.weight': 'it is excluded'}, {})
     """
-    known = [path for path, _ in model.named_modules(remove_duplicate=False) if path]
-    paths: set[str] = set()
-    for pattern in [exclude] if isinstance(exclude, str) else exclude:
+    reasons: dict[int, str] = {}  # a tensor that two layers share stays for either
+    if only:
+        may = {id(tensor) for tensor in _held(model, only, "only", method)}
+        reasons |= {id(tensor): OTHERS for tensor in model.parameters() if id(tensor) not in may}
+    reasons |= {id(tensor): REASON for tensor in _held(model, exclude, "exclude", method)}
+    named = model.named_parameters()  # of one that is shared, the name that the analysis has too
+    return {path: reasons[id(tensor)] for path, tensor in named if id(tensor) in reasons}
+
+
+def _held(model: nn.Module, patterns: Patterns, what: str, method: str) -> Iterator[nn.Parameter]:
+    """The tensors of the layers that patterns mean."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    known = [path for path, module in modules.items() if path and next(module.parameters(), None) is not None]
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
         named = {path for path in known if fnmatchcase(path, str(pattern))} | _worded(model, pattern)
         if not named:
             near = get_close_matches(str(pattern).rstrip(".*"), known, 3, 0.5)
             raise UnknownName(
-                f"{method}: exclude names {pattern!r}, but the model has no such layer; "
+                f"{method}: {what} names {pattern!r}, but the model has no such layer; "
                 f"{'near it are ' + ', '.join(near) + ', and ' if near else ''}{' and '.join(WORDS)} are words for some"
             )
-        paths |= {path for path in known if any(path == name or path.startswith(f"{name}.") for name in named)}
-    return paths
+        for path in named:
+            yield from modules[path].parameters()
 
 
-def kept_whole(model: nn.Module, exclude: str | Sequence[str], method: str) -> dict[tuple[str, int], str]:
+def kept_whole(model: nn.Module, exclude: Patterns, only: Patterns, method: str) -> dict[tuple[str, int], str]:
     """Path and dimension of the tensors of which nothing may be cut → why, as `tried` takes them.
 
     Raises:
         UnknownName: as in `excluded`.
     """
-    modules = dict(model.named_modules(remove_duplicate=False))
-    theirs = {id(tensor) for path in excluded(model, exclude, method) for tensor in modules[path].parameters()}
-    return {
-        (path, dim): REASON
-        for path, tensor in model.named_parameters()  # of one that is shared, the name that the analysis has too
-        if id(tensor) in theirs
-        for dim in range(tensor.ndim)
-    }
+    whole = excluded(model, exclude, only, method)
+    return {(path, dim): reason for path, reason in whole.items() for dim in range(model.get_parameter(path).ndim)}
 
 
 def _worded(model: nn.Module, word: str) -> set[str]:

@@ -6,6 +6,7 @@ from typing import Any
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
 
+from zoo.catalog.data_names import HUB_ID
 from zoo.catalog.entry import Base, Entry
 from zoo.catalog.methods import METHODS
 from zoo.catalog.report import Report
@@ -14,7 +15,6 @@ from zoo.pages import words
 from zoo.structure.description import Description
 from zoo.structure.sources import is_base_id
 from zoo.tasks import TASKS
-from zoo.tasks.datasets import HUB_ID
 from zoo.tasks.task import Leading
 
 

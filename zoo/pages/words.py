@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from zoo.tasks.datasets import HUB_ID
+from zoo.catalog.data_names import HUB_ID
 
 
 def short_count(count: float) -> str:

@@ -3,20 +3,18 @@
 Images are handed on as they are stored; `zoo.tasks.pixels` alone decodes them.
 """
 
-import os
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from zoo.errors import DataError, UnknownName, as_cause, first_line, require
+from zoo.catalog.data_names import folder_named, limited
+from zoo.errors import DataError, as_cause, first_line, require
 from zoo.tasks import columns, draws, objects
 from zoo.tasks.digits import digit_pairs, digits
-from zoo.tasks.folders import EXPECTED, SPLITS, folder_of_data, split_of
+from zoo.tasks.folders import SPLITS, folder_of_data, split_of
 from zoo.tasks.inside import check_card
 
 if TYPE_CHECKING:
@@ -25,9 +23,6 @@ if TYPE_CHECKING:
     from zoo.tasks.columns import Data
 
 NOISE_IMAGES, NOISE_CLASSES = 64, 1000
-NAMED = ("digits", "digit_pairs", "noise")
-HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
-LIMITED = re.compile(r"(.+)\[:(\d{1,9})\]", re.ASCII)
 
 
 def dataset(spec: Any, split: str, *, limit: int | None = None, seed: int = 0, skip_damaged: bool = False) -> "Data":
@@ -71,17 +66,6 @@ def dataset(spec: Any, split: str, *, limit: int | None = None, seed: int = 0, s
     return draws.undamaged(data, name) if skip_damaged else data
 
 
-def limited(spec: Any) -> tuple[Any, int | None]:
-    """What `SPEC[:N]` names, and N; of anything else itself and None."""
-    match = LIMITED.fullmatch(spec) if isinstance(spec, str) else None
-    return (match[1], int(match[2])) if match else (spec, None)
-
-
-def on_hub(spec: Any) -> bool:
-    """Whether a data set is one of the Hub: its name has the form of an id, and no folder here has that name."""
-    return isinstance(spec, str) and HUB_ID.fullmatch(spec) is not None and not Path(spec).expanduser().is_dir()
-
-
 def _opened(spec: Any, split: str) -> Any:
     """A data set as its library gives it."""
     if not isinstance(spec, str):
@@ -90,19 +74,8 @@ def _opened(spec: Any, split: str) -> Any:
         return digits(split)
     if spec == "noise":
         return _noise(split)
-    try:
-        folder = Path(spec).expanduser()
-        is_folder = spec != "" and folder.is_dir()
-    except (OSError, RuntimeError) as error:  # a name that no file can have, the home of nobody
-        raise DataError(f"{spec}: no such folder ({first_line(error)}); {EXPECTED}") from None
-    if is_folder:
-        return folder_of_data(folder, split)
-    if on_hub(spec):
-        return split_of(spec, _hub(spec), split)
-    if "/" in spec or os.sep in spec or (spec and folder.exists()):
-        what = "a file, not a folder" if folder.exists() else "no such folder"
-        raise DataError(f"{spec}: {what}; {EXPECTED}")
-    raise UnknownName(f"no data set {spec!r}; possible are: digits, digit_pairs, a folder, a Hub id such as org/name")
+    folder = folder_named(spec)
+    return split_of(spec, _hub(spec), split) if folder is None else folder_of_data(folder, split)
 
 
 def _of_stream(

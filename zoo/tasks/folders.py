@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.catalog.data_names import EXPECTED
 from zoo.errors import DataError, as_cause, first_line, require
 from zoo.tasks.columns import LABEL_COLUMNS
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 SPLITS = {"train": ("train",), "test": ("validation", "val", "valid", "test")}
 EXTENSIONS = {".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 FILES_OF_ROWS = {".parquet", ".arrow", ".tar"}
-EXPECTED = "expected images in its train/CLASS and validation/CLASS, of two classes at least"
 
 
 def folder_of_data(folder: Path, split: str) -> "Dataset":

@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from zoo.catalog.data_names import limited, on_hub
 from zoo.errors import DataError, as_cause, require
 from zoo.tasks.columns import is_stream
-from zoo.tasks.datasets import dataset, limited, on_hub
+from zoo.tasks.datasets import dataset
 from zoo.tasks.folders import SPLITS
 from zoo.tasks.inside import check_card
 from zoo.tasks.streams import Stream

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from msgspec import Struct, structs
+from msgspec import structs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from zoo.catalog.entry import Budget
-from zoo.catalog.methods import METHODS, check_task, suffix
+from zoo.catalog.methods import CALIBRATION_IMAGES, METHODS, Apart, check_task, suffix, unknown_option
 from zoo.compression import Given, algorithm
 from zoo.compression.calibration import batched, check_finite, parted
 from zoo.compression.keeping import alike_, rebuilt, single
 from zoo.compression.refinement import refine_
-from zoo.declarations import Count, Whole, validated
-from zoo.errors import BudgetError, DataError, StructureError, UnknownName
+from zoo.declarations import validated
+from zoo.errors import BudgetError, DataError, StructureError
 from zoo.measurement.macs import measure, unchanged
 from zoo.printable import logger
 from zoo.structure.describing import check_outputs, described
@@ -33,18 +33,7 @@ from zoo.verbs.distilling import data_name, epochs, training_images
 
 log = logger(__name__)
 
-CALIBRATION_IMAGES = 512
 LITTLE = 0.99  # of the macs, that are left of a model which is hardly smaller
-
-
-class Apart(Struct, frozen=True):
-    """Arguments of `compress` that may stand among a recipe's options, beside fields of its method's declaration."""
-
-    images: Count = CALIBRATION_IMAGES
-    seed: Whole = 0
-    schedule: Mapping[str, Any] = {}
-    augment: Mapping[str, Any] = {}
-    calibrate_steps: Whole = 0
 
 
 @torch.inference_mode(False)  # gradients, whatever the caller's mode
@@ -188,7 +177,7 @@ def declared(kind: Callable[..., Any], options: Mapping[str, Any], where: str) -
     known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in options:
         if key not in known:
-            raise UnknownName(f"{where} has no option {key!r}, known are {', '.join(known)}")
+            raise unknown_option(where, key, known)
     return kind(**options)
 
 

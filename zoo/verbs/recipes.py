@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from zoo import atomic
 from zoo.catalog.entry import Base, Budget, Entry, Recipe, own
-from zoo.catalog.methods import runnable, suffix
+from zoo.catalog.methods import Apart, runnable, suffix
 from zoo.declarations import validated
 from zoo.errors import BudgetError, DataError, RepositoryError, UnknownName
 from zoo.files import free, sha256_stamped
@@ -20,7 +20,7 @@ from zoo.structure.description import config_of
 from zoo.tasks.task import Labels
 from zoo.training.distillation import Distil
 from zoo.training.schedule import Schedule
-from zoo.verbs.compressing import Apart, checked_budget, declarations, declared
+from zoo.verbs.compressing import checked_budget, declarations, declared
 from zoo.verbs.loading import create
 from zoo.verbs.verification import results_of, weights_of
 

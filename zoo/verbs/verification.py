@@ -10,6 +10,7 @@ from msgspec import structs
 from torch import nn
 
 from zoo import catalog
+from zoo.catalog.data_names import HUB_ID, NAMED, limited
 from zoo.catalog.report import Report, Row, Verification
 from zoo.errors import RepositoryError
 from zoo.files import read_json
@@ -17,7 +18,6 @@ from zoo.hub import repository
 from zoo.measurement.conventions import COUNTINGS
 from zoo.printable import logger
 from zoo.structure.sources import is_base_id
-from zoo.tasks.datasets import HUB_ID, NAMED, limited
 from zoo.tasks.evaluation import BESIDE
 from zoo.tasks.task import Labels
 from zoo.verbs.loading import folder_of, load

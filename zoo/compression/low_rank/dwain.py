@@ -60,7 +60,8 @@ class Dwain:
         data_steps: batches for the directions, the first of the calibration set.
         metric_steps: batches for each probe of a rank, likewise.
         finetune_last: how many of the layers replaced last are trained after each replacement; None trains all.
-        exclude: layers that stay dense, as in `exclusion`.
+        exclude: paths, patterns or words (`head`, `stem`) of layers that stay dense, as in `exclusion`.
+        only: layers that alone may be factored, likewise; none means all.
     """
 
     trade_off_factor: Annotated[float, Meta(gt=0)] = 0.5
@@ -72,6 +73,7 @@ class Dwain:
     metric_steps: Count = 8
     finetune_last: Count | None = None
     exclude: str | Sequence[str] = ()
+    only: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
         validate(self, "dwain", DataError)
@@ -118,14 +120,14 @@ def dwain(
         DataError: the images or labels can't be used, an activation or the loss isn't finite, or the state is another
             run's.
         StructureError: the outputs aren't logits.
-        UnknownName: `exclude` names no layer.
+        UnknownName: `exclude` or `only` names no layer.
         MissingExtra: accelerate isn't installed.
         StorageError: the state can't be read or written.
     """
     how, schedule = how or Dwain(), schedule or SCHEDULE
     smaller = copy.deepcopy(model).eval().requires_grad_(False)
     _check_labels(batches, dense_logits(smaller, [images for images, _ in batches]))
-    layers = matrices(smaller, batches[0][0], how.exclude, "dwain")[::-1]  # the last first
+    layers = matrices(smaller, batches[0][0], how.exclude, how.only, "dwain")[::-1]  # the last first
     params = sum(p.numel() for p in smaller.parameters())
     seen = [tensor for batch in batches for tensor in batch]
     run = states.digest("dwain", (how, schedule, seed), smaller, seen) if state else ""
@@ -234,7 +236,8 @@ def _resume_(path: Path, run: str, model: nn.Module) -> dict[str, int | None]:
 
 def trained(model: nn.Module, image: Tensor, how: Dwain) -> Trained:
     """The model, as often as there are layers to look at: at most, since few are replaced and each has fewer macs."""
-    return Trained(copy.deepcopy(model), times=len(matrices(model, image, how.exclude, "dwain")), at_most=True)
+    layers = matrices(model, image, how.exclude, how.only, "dwain")
+    return Trained(copy.deepcopy(model), times=len(layers), at_most=True)
 
 
 def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:

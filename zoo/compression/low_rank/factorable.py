@@ -1,13 +1,13 @@
 """Factorable: which layers can become two in sequence, and from which rank on that saves nothing."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zoo.compression.exclusion import excluded
+from zoo.compression.exclusion import Patterns, excluded
 from zoo.structure.plan import Rank
 
 
@@ -73,29 +73,31 @@ def _plain(layer: Any) -> bool:
     return computes and weight is not None and weight.is_floating_point()
 
 
-def chosen(model: nn.Module, paths: Iterable[str], exclude: str | Sequence[str], method: str) -> list[str]:
-    """Those paths that aren't excluded.
+def chosen(model: nn.Module, paths: Iterable[str], exclude: Patterns, only: Patterns, method: str) -> list[str]:
+    """Those paths of layers that aren't excluded.
 
     Raises:
-        UnknownName: `exclude` names no module of the model.
+        UnknownName: `exclude` or `only` names no layer of the model.
     """
-    gone = excluded(model, exclude, method)
-    return [path for path in paths if path not in gone]
+    gone = excluded(model, exclude, only, method)
+    return [path for path in paths if f"{path}.weight" not in gone]
 
 
-def matrices(model: nn.Module, image: Tensor, exclude: str | Sequence[str], method: str) -> list[str]:
+def matrices(model: nn.Module, image: Tensor, exclude: Patterns, only: Patterns, method: str) -> list[str]:
     """Those factorable layers, but the excluded, that multiply each position by one matrix: Linear and 1 × 1.
 
     Args:
         model: in eval mode; left as it was.
         image: images that it takes [B, C, H, W].
         exclude: as in `exclusion`.
+        only: likewise.
         method: that is asked, for the message.
 
     Raises:
-        UnknownName: `exclude` names no module of the model.
+        UnknownName: `exclude` or `only` names no layer of the model.
     """
-    layers = {path: model.get_submodule(path) for path in chosen(model, factorable(model, image), exclude, method)}
+    paths = chosen(model, factorable(model, image), exclude, only, method)
+    layers = {path: model.get_submodule(path) for path in paths}
     return [path for path, layer in layers.items() if getattr(layer, "kernel_size", (1, 1)) == (1, 1)]
 
 

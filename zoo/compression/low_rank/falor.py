@@ -50,7 +50,8 @@ class Falor:
         kl_final_threshold: largest divergence that it may cause, in nats.
         data_steps: batches for the directions, the first of the calibration set.
         metric_steps: batches for each probe of a rank, likewise.
-        exclude: layers that stay dense, as in `exclusion`.
+        exclude: paths, patterns or words (`head`, `stem`) of layers that stay dense, as in `exclusion`.
+        only: layers that alone may be factored, likewise; none means all.
     """
 
     nsr_final_threshold: Annotated[float, Meta(gt=0)] = 0.01
@@ -58,6 +59,7 @@ class Falor:
     data_steps: Count = 5
     metric_steps: Count = 5
     exclude: str | Sequence[str] = ()
+    only: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
         validate(self, "falor", DataError)
@@ -86,12 +88,12 @@ def falor(
     Raises:
         DataError: the calibration images can't be used, an activation isn't finite, or the state is another run's.
         StructureError: the outputs aren't logits.
-        UnknownName: `exclude` names no layer.
+        UnknownName: `exclude` or `only` names no layer.
         StorageError: the state can't be read or written.
     """
     how = how or Falor()
     logits, probed = dense_logits(model, batches)[: how.metric_steps], batches[: how.metric_steps]
-    layers = matrices(model, batches[0], how.exclude, "falor")
+    layers = matrices(model, batches[0], how.exclude, how.only, "falor")
     run = states.digest("falor", how, model, batches) if state else ""
     ranks: dict[str, int | None] = states.load_state(state, run)[1] if state and state.exists() else {}
     tensors: dict[str, Tensor] = {}

@@ -65,7 +65,8 @@ class Lockd:
         proportion_threshold: the largest share of channels that a factored layer keeps.
         start: pairs start from the layer's decomposition, or at random.
         start_steps: batches that the decomposition looks at.
-        exclude: layers that stay dense, as in `exclusion`.
+        exclude: paths, patterns or words (`head`, `stem`) of layers that stay dense, as in `exclusion`.
+        only: layers that alone may be factored, likewise; none means all.
     """
 
     nsr_threshold: Positive = 0.1
@@ -76,6 +77,7 @@ class Lockd:
     start: Start = "decomposition"
     start_steps: Count = 8
     exclude: str | Sequence[str] = ()
+    only: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
         validate(self, "lockd", DataError)
@@ -109,7 +111,7 @@ def lockd(
     Raises:
         DataError: the images can't be used, the loss isn't finite, or the state is another run's.
         StructureError: the outputs aren't logits, or no layer can be factored.
-        UnknownName: `exclude` names no layer.
+        UnknownName: `exclude` or `only` names no layer.
         MissingExtra: accelerate isn't installed.
         StorageError: the state can't be written.
     """
@@ -143,10 +145,10 @@ def starting_pairs(model: nn.Module, image: Tensor, how: Lockd, seed: int = 0) -
 
     Raises:
         StructureError: no layer can be factored.
-        UnknownName: `exclude` names no layer.
+        UnknownName: `exclude` or `only` names no layer.
     """
     ranks = {path: _full(model.get_submodule(path)) for path in factorable(model, image)}
-    ranks = {path: ranks[path] for path in chosen(model, ranks, how.exclude, "lockd")}
+    ranks = {path: ranks[path] for path in chosen(model, ranks, how.exclude, how.only, "lockd")}
     if not ranks:
         raise StructureError(f"lockd: {type(model).__name__} has no layer that can be factored")
     with torch.random.fork_rng(devices=[]):

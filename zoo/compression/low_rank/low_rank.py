@@ -76,7 +76,8 @@ class LowRank:
         damping: γ of the steps, as a share of the mean square of each that a second factor reads.
         steps: of all second factors together.
         seed: of the random signs.
-        exclude: layers that stay dense, as in `exclusion`.
+        exclude: paths, patterns or words (`head`, `stem`) of layers that stay dense, as in `exclusion`.
+        only: layers that alone may be factored, likewise; none means all.
         max_bytes: of a pass's covariances; more are collected in several passes. Activations come on top.
     """
 
@@ -88,6 +89,7 @@ class LowRank:
     steps: Count = 1
     seed: Whole = 0
     exclude: str | Sequence[str] = ()
+    only: str | Sequence[str] = ()
     max_bytes: Count = MAX_STATISTICS
 
     def __post_init__(self) -> None:
@@ -120,7 +122,7 @@ def low_rank(
         BudgetError: the budget can't be met.
         DataError: the calibration images can't be used.
         StructureError: the model doesn't give logits, or is in train mode.
-        UnknownName: `exclude` names no layer.
+        UnknownName: `exclude` or `only` names no layer.
     """
     how = how or LowRank()
     if model.training:
@@ -128,7 +130,7 @@ def low_rank(
     if sum(map(len, batches)) < 2:
         raise DataError(f"calibration: {sum(map(len, batches))} images; pass at least two, some hundred are better")
     shown, held = judged(batches)
-    paths = chosen(model, factorable(model, shown[0][:2]), how.exclude, "low_rank")
+    paths = chosen(model, factorable(model, shown[0][:2]), how.exclude, how.only, "low_rank")
     normalised = _normalised(model, paths, shown[0][:2])
     dense = _biased(model, normalised)
     layers: dict[str, nn.Linear | nn.Conv2d] = {path: dense.get_submodule(path) for path in paths}  # type: ignore[misc]

@@ -36,7 +36,7 @@ def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:
         allocate(analysis, prior(analysis), budget, how.round_to, how.floor)
         return halves(analysis)
 
-    trial, no_plan = planning.plan_else_graph(dense, image, enough, kept_whole(dense, how.exclude, "prune"))
+    trial, no_plan = planning.plan_else_graph(dense, image, enough, kept_whole(dense, how.exclude, how.only, "prune"))
     if no_plan:
         enough(trial.analysis)  # before anything is measured
     found = prune(dense, trial.analysis, given.batches, budget, how, given.divergence)

@@ -54,12 +54,14 @@ class Prune:
     """How channels are pruned.
 
     Args:
-        criterion: how the units of a group are ranked, a name in `criteria.CRITERIA`.
+        criterion: how the units of a group are ranked: `obs`, `activation`, `taylor`, `l1` or `l2`, as in `criteria`.
         round_to: widths are multiples of it, which kernels like; groups of few units take an eighth of them.
         floor: the smallest share of a group's units in the cuts that the rounds begin with; a quarter of it is tried
             too, and less where it must be.
         ridge: of the refit, as a share of each input's variance.
-        exclude: layers whose outputs and inputs stay whole, as in `exclusion`; of an analysis that knows them.
+        exclude: paths, patterns or words (`head`, `stem`) of layers whose outputs and inputs stay whole, as in
+            `exclusion`; of an analysis that knows them.
+        only: layers that alone may change, likewise, those between and those that read them included; none means all.
     """
 
     criterion: str = "obs"
@@ -67,6 +69,7 @@ class Prune:
     floor: Annotated[float, Meta(ge=0, le=1)] = 0.125
     ridge: Annotated[float, Meta(ge=1e-13, le=1e12)] = 1e-4
     exclude: str | Sequence[str] = ()
+    only: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
         validate(self, "prune", BudgetError)

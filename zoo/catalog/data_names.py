@@ -1,0 +1,46 @@
+"""Names of data sets, as far as words go: what they may be, before anything that opens one is imported."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import DataError, UnknownName, first_line
+
+NAMED = ("digits", "digit_pairs", "noise")
+HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
+LIMITED = re.compile(r"(.+)\[:(\d{1,9})\]", re.ASCII)
+EXPECTED = "expected images in its train/CLASS and validation/CLASS, of two classes at least"
+
+
+def limited(spec: Any) -> tuple[Any, int | None]:
+    """What `SPEC[:N]` names, and N; of anything else itself and None."""
+    match = LIMITED.fullmatch(spec) if isinstance(spec, str) else None
+    return (match[1], int(match[2])) if match else (spec, None)
+
+
+def on_hub(spec: Any) -> bool:
+    """Whether a data set is one of the Hub: its name has the form of an id, and no folder here has that name."""
+    return isinstance(spec, str) and HUB_ID.fullmatch(spec) is not None and not Path(spec).expanduser().is_dir()
+
+
+def folder_named(spec: str) -> Path | None:
+    """The folder that a data set's name means, without a limit; None where it is the package's or the Hub's.
+
+    Raises:
+        DataError: there is no such folder.
+        UnknownName: the word names no data set.
+    """
+    if spec in NAMED:
+        return None
+    try:
+        folder = Path(spec).expanduser()
+        is_folder = spec != "" and folder.is_dir()
+    except (OSError, RuntimeError) as error:  # a name that no file can have, the home of nobody
+        raise DataError(f"{spec}: no such folder ({first_line(error)}); {EXPECTED}") from None
+    if is_folder or on_hub(spec):
+        return folder if is_folder else None
+    if "/" in spec or os.sep in spec or (spec and folder.exists()):
+        what = "a file, not a folder" if folder.exists() else "no such folder"
+        raise DataError(f"{spec}: {what}; {EXPECTED}")
+    raise UnknownName(f"no data set {spec!r}; possible are: digits, digit_pairs, a folder, a Hub id such as org/name")
