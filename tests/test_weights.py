@@ -161,18 +161,18 @@ def test_a_file_of_another_writer_is_aligned_when_read(tmp_path):
         (lambda v: v.pop("fc.weight"), r"fc.weight is missing, the plan expects \(5, 12\): save it again"),
         (
             lambda v: v.update({"fc.weight": torch.zeros(5, 13)}),
-            r"fc.weight is \(5, 13\) on disk, the plan expects \(5, 12\): plan and weights differ",
+            r"fc.weight is \(5, 13\), the plan expects \(5, 12\): plan and weights differ",
         ),
         (
             lambda v: v.update({"fc.bias": torch.zeros(5, dtype=torch.int64)}),
-            "fc.bias is torch.int64 on disk, the plan expects torch.float32",
+            "fc.bias is torch.int64, the plan expects torch.float32",
         ),
         (
             lambda v: v.update({"bn1.num_batches_tracked": torch.tensor(0.0)}),
-            "bn1.num_batches_tracked is torch.float32 on disk, the plan expects torch.int64",
+            "bn1.num_batches_tracked is torch.float32, the plan expects torch.int64",
         ),
-        (lambda v: v.update(more=torch.zeros(1)), "more on disk, but the plan has no such tensor: plan and weights"),
-        (lambda v: v.update(more=torch.zeros(1), most=torch.zeros(1)), "more and 1 more on disk, but the plan has no"),
+        (lambda v: v.update(more=torch.zeros(1)), "more there, but the plan has no such tensor: plan and weights"),
+        (lambda v: v.update(more=torch.zeros(1), most=torch.zeros(1)), "more and 1 more there, but the plan has no"),
         (lambda v: v.update({"fc.weights": v.pop("fc.weight")}), "fc.weight is missing"),
     ],
     ids=["missing", "misshapen", "integers", "floats", "extra", "two extra", "renamed"],

@@ -10,7 +10,7 @@ from zoo.declarations import Count, Finite, ModelName, Positive, Share, Whole, o
 from zoo.errors import BudgetError
 
 STATUSES = ("published", "origin", "embedded", "recipe")
-LIBRARIES = ("timm", "torchvision", "zoo")  # of dense architectures; zoo.structure.sources builds what it can
+LIBRARIES = ("timm", "torchvision", "zoo")  # of dense architectures; zoo.structure.sources builds them
 COUNTING_NAMES = ("ptdeco", "torch-dag")  # published ways of counting kmapp; zoo.measurement.conventions does them
 
 # Shares are 0..1. `map` is COCO's mAP50-95, `map50` VOC's; `speedup` is the share of the latency that is saved;
@@ -52,10 +52,9 @@ class Base(Struct, frozen=True, forbid_unknown_fields=True):
     """A dense architecture, and its weights, by id.
 
     Args:
-        id: `timm/<architecture>[.<tag>]` (the tag names the dense weights), `zoo/<architecture>` of `zoo.models`, or
-            the name of an entry of the catalog; `torchvision/<architecture>` stands in the catalog and can't be built
-            yet.
-        args: keyword arguments of that architecture, as `timm.create_model` takes them.
+        id: `timm/<architecture>[.<tag>]` (the tag names the dense weights), `torchvision/<architecture>[.<weights>]`,
+            `zoo/<architecture>` of `zoo.models`, or the name of an entry of the catalog.
+        args: keyword arguments of that architecture, as `timm.create_model`, or torchvision's function, takes them.
     """
 
     id: str

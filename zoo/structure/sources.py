@@ -15,6 +15,7 @@ from torch import nn
 
 from zoo.catalog.entry import Base
 from zoo.errors import StructureError
+from zoo.structure import torchvision_models
 from zoo.version import __version__
 
 
@@ -80,6 +81,16 @@ SOURCES: dict[str, Source] = {
         tags=_tags,
         create=_timms,
         refused=_factorys,
+    ),
+    "torchvision": Source(
+        package="torchvision",
+        version=importlib.metadata.version("torchvision"),
+        library=torchvision_models.library,
+        listing="torchvision.models.list_models(torchvision.models)",
+        has=lambda architecture: architecture in torchvision_models.names(),
+        tags=lambda architecture: torchvision_models.weights(architecture).keys(),
+        create=torchvision_models.create,
+        refused=lambda: ("weights", "progress"),
     ),
     "zoo": Source(
         package="compressed-zoo",

@@ -70,7 +70,7 @@ def assign_(model: nn.Module, values: Mapping[str, Tensor], where: str) -> nn.Mo
                 held[name] = seen[id(expected)]
     if left:
         first, more = next(iter(left)), f" and {len(left) - 1} more" if len(left) > 1 else ""
-        raise WeightsError(f"{where}: {first}{more} on disk, but the plan has no such tensor: plan and weights differ")
+        raise WeightsError(f"{where}: {first}{more} there, but the plan has no such tensor: plan and weights differ")
     compute_(model, given)
     return model
 
@@ -85,11 +85,11 @@ def _checked(path: str, expected: Tensor, found: Tensor | None, where: str) -> T
         raise WeightsError(f"{where}: {path} is missing, the plan expects {tuple(expected.shape)}: save it again")
     if found.shape != expected.shape:
         raise WeightsError(
-            f"{where}: {path} is {tuple(found.shape)} on disk, the plan expects {tuple(expected.shape)}: "
+            f"{where}: {path} is {tuple(found.shape)}, the plan expects {tuple(expected.shape)}: "
             f"plan and weights differ"
         )
     if found.dtype != expected.dtype and not (found.is_floating_point() and expected.is_floating_point()):
-        raise WeightsError(f"{where}: {path} is {found.dtype} on disk, the plan expects {expected.dtype}")
+        raise WeightsError(f"{where}: {path} is {found.dtype}, the plan expects {expected.dtype}")
     return found
 
 

@@ -30,13 +30,17 @@ def set_num_classes_(model: nn.Module, num_classes: int) -> None:
     """
     if num_classes == getattr(model, "num_classes", None):
         return
-    if num_classes < 0 or not callable(getattr(model, "reset_classifier", None)):
-        raise StructureError(f"num_classes={num_classes}: expected 0 or more, on a model with reset_classifier")
-    config = config_of(model)
+    config, resets = config_of(model), callable(getattr(model, "reset_classifier", None))
+    if num_classes < (0 if resets else 1) or not (resets or config.get("classifier")):
+        expected = "0 or more, on a model with reset_classifier, or 1 or more where pretrained_cfg names its classifier"
+        raise StructureError(f"num_classes={num_classes}: expected {expected}")
     classifier = config.get("classifier") or ()
     paths = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     inputs = {path: _inputs(_module(model, path)) for path in paths}
-    model.reset_classifier(num_classes)  # type: ignore[operator]
+    if resets:
+        model.reset_classifier(num_classes)  # type: ignore[operator]
+    else:
+        _reset_(model, paths, num_classes)
     if num_classes:  # timm's new head reads the base's width
         apply_(model, Plan((Narrow({path: Width(inputs=kept) for path, kept in inputs.items() if kept}),)))
     config.pop("label_names", None)  # of the former head
@@ -49,6 +53,22 @@ def set_num_classes_(model: nn.Module, num_classes: int) -> None:
     head = Narrow({path: Width(inputs=kept) for path, kept in inputs.items() if kept and path in plan.paths()})
     plan = Plan((*edits, head) if num_classes and head.widths else edits)
     _redescribe_(model, plan, num_classes=num_classes)
+
+
+def _reset_(model: nn.Module, paths: tuple[str, ...], num_classes: int) -> None:
+    """New layers in the place of a classifier's, of a model that has no function for it."""
+    for path in paths:
+        old = _module(model, path)
+        where: dict[str, Any] = {"device": next(old.parameters()).device, "dtype": next(old.parameters()).dtype}
+        if isinstance(old, nn.Linear):
+            new: nn.Module = nn.Linear(old.in_features, num_classes, old.bias is not None, **where)
+        elif isinstance(old, nn.Conv2d):
+            same: dict[str, Any] = {"stride": old.stride, "padding": old.padding, "bias": old.bias is not None}
+            new = nn.Conv2d(old.in_channels, num_classes, old.kernel_size, **same, **where)  # type: ignore[arg-type]
+        else:
+            raise StructureError(f"num_classes={num_classes}: {path} is a {type(old).__name__}, which isn't replaced")
+        model.set_submodule(path, new)
+    model.num_classes = num_classes  # type: ignore[assignment]
 
 
 def _module(model: nn.Module, path: Any) -> nn.Module:

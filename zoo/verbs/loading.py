@@ -20,11 +20,12 @@ from zoo.printable import logger
 from zoo.structure.base import MAX_ARGUMENT, check_tag, initialised, skeleton
 from zoo.structure.description import Description, attach_, config_of, configure_
 from zoo.structure.plan import Plan, apply_
-from zoo.structure.sources import SOURCES, is_base_id, source_of, timm
+from zoo.structure.sources import SOURCES, is_base_id
 from zoo.tasks import task_of
 from zoo.verbs import adaptation
 from zoo.verbs.conversions import conversion, converted_before
 from zoo.verbs.converting import CHECKPOINT_FILES, preprocessing
+from zoo.verbs.dense_weights import WEIGHTS
 
 log = logger(__name__)
 
@@ -48,8 +49,8 @@ def load(
     """Load a model with its weights.
 
     Args:
-        name: of the catalog; `org/name` on the Hub; the folder of a repository (`./folder`); or a dense timm id with
-            its tag (`timm/resnet50d.a1_in1k`).
+        name: of the catalog; `org/name` on the Hub; the folder of a repository (`./folder`); or a dense id with its
+            tag (`timm/resnet50d.a1_in1k`, `torchvision/resnet18.IMAGENET1K_V1`).
         revision: of a model on the Hub: a commit, in full or shortened, a tag or a branch; None is the commit that the
             catalog pins, or the head. Of a timm id: of the repository that its weights lie in.
         namespace: the organisation or user on the Hub that a plain name is looked up at; None is `ZOO_NAMESPACE`, which
@@ -125,7 +126,7 @@ def pretrained(base: Base, revision: str | None = None, access: Access = DEFAULT
     """Load a dense base with its weights.
 
     Args:
-        base: an entry of the catalog, or a timm id with its tag (`timm/resnet50d.a1_in1k`).
+        base: an entry of the catalog, or an id with its tag (`timm/resnet50d.a1_in1k`).
         revision: as for `load`.
         access: how the Hub is asked.
 
@@ -140,40 +141,11 @@ def pretrained(base: Base, revision: str | None = None, access: Access = DEFAULT
         return repository.rebuild(folder_of(base.id, revision, None, access))
     check_tag(base)
     skeleton(base)  # says what is wrong with the arguments before anything is fetched
-    if not source_of(base).tags(base.architecture):
+    if base.source not in WEIGHTS:
         raise RepositoryError(
             f"{base.id} has no weights of its own: put yours into zoo.create({base.id!r}) and zoo.save that"
         )
-    name = base.id.removeprefix("timm/")
-    overlay = _weights_of(name, revision, access)
-    try:
-        model: nn.Module = timm().create_model(
-            name, pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=access.cache_dir, **base.args
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise RepositoryError(f"the weights of {base.id} can't be fetched by timm: {first_line(error)}") from as_cause(
-            error
-        )
-    # where the weights lay isn't what they are
-    configure_(model, {key: value for key, value in config_of(model).items() if key != "file"})
-    attach_(model, Description(base.architecture, base))
-    return model.eval()
-
-
-def _weights_of(name: str, revision: str | None, access: Access) -> dict[str, Any] | None:
-    """The file with timm's weights as an overlay of its configuration; None where timm must fetch them itself."""
-    config = timm().get_pretrained_cfg(name)
-    file = None
-    if config is not None and config.hf_hub_id:
-        file = remote.fetch_weights(
-            config.hf_hub_id, config.hf_hub_filename or repository.WEIGHTS, revision, access=access
-        )
-    if file is None and (revision or access.local_files_only or access.refresh or access.token):
-        raise RepositoryError(
-            f"timm/{name} has no {repository.WEIGHTS} on the Hub, and what timm fetches itself takes neither revision, "
-            f"token, local_files_only nor refresh: leave them out"
-        )
-    return None if file is None else {"file": str(file), "custom_load": False}
+    return WEIGHTS[base.source](base, revision, access).eval()
 
 
 def transform(model: nn.Module) -> Callable[[Any], Tensor]:
