@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from zoo.verbs.building import build
     from zoo.verbs.compressing import compress
     from zoo.verbs.distilling import distil
+    from zoo.verbs.exporting import export
     from zoo.verbs.loading import create, load, transform
     from zoo.verbs.saving import convert, push, save
     from zoo.verbs.verification import verify
@@ -31,6 +32,7 @@ _ROOMS = {
     "zoo.catalog.entry": ("Base",),
     "zoo.verbs.compressing": ("compress",),
     "zoo.verbs.distilling": ("distil",),
+    "zoo.verbs.exporting": ("export",),
     "zoo.verbs.loading": ("create", "load", "transform"),
     "zoo.measurement.macs": ("measure",),
     "zoo.verbs.saving": ("convert", "push", "save"),
@@ -45,6 +47,7 @@ __all__ = [
     "convert",
     "create",
     "distil",
+    "export",
     "info",
     "load",
     "measure",

@@ -1,4 +1,4 @@
-"""`zoo import` and `zoo export`: other projects' formats."""
+"""`zoo import` and `zoo export`: other projects' and programs' formats."""
 
 from pathlib import Path
 
@@ -36,21 +36,35 @@ def import_model(
         say(push(folder, to))
 
 
-@click.command("export", epilog="\b\nzoo export digits_vit_lowrank_50 --ptdeco --out build/ptdeco")
+@click.command(
+    "export",
+    epilog="\b\nzoo export digits_vit_pruned_25 --onnx build/digits.onnx\n"
+    "zoo export digits_vit_lowrank_50 --ptdeco --out build/ptdeco\n",
+)
 @click.argument("model")
-@click.option("--ptdeco", is_flag=True, required=True, help="decompose_config.json and decompose_state_dict.pt.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The new folder.")
-def export_model(model: str, ptdeco: bool, out: Path) -> None:
-    """Write MODEL in another project's format.
+@click.option("--onnx", type=click.Path(path_type=Path), help="The new file, of ONNX.")
+@click.option("--ptdeco", is_flag=True, help="decompose_config.json and decompose_state_dict.pt.")
+@click.option("--out", type=click.Path(path_type=Path), help="The new folder, of ptdeco.")
+def export_model(model: str, onnx: Path | None, ptdeco: bool, out: Path | None) -> None:
+    """Write MODEL in another program's format.
 
-    MODEL is a name of the list, ORG/NAME on the Hub, or a repository's folder. ptdeco has decomposed models alone, over
-    a timm model that whoever reads the folder must know.
+    MODEL is a name of the list, ORG/NAME on the Hub, a repository's folder, or a timm id such as
+    timm/resnet18.a1_in1k. An ONNX file takes batches of any size, says in its metadata what images must undergo, and is
+    compared with the model by onnxruntime before it is written. ptdeco has decomposed models alone, over a timm model
+    that whoever reads the folder must know.
     """
-    from zoo.hub.foreign.ptdeco import write_decomposition
-    from zoo.structure.describing import describe
-    from zoo.verbs.loading import load
+    if (onnx is None) != ptdeco or (out is None) == ptdeco:
+        raise click.UsageError("expected --onnx FILE, or --ptdeco --out FOLDER")
+    if onnx is not None:
+        from zoo.verbs.exporting import export
 
-    loaded = load(model)
-    description = describe(loaded)
-    write_decomposition(out, loaded, description.plan)
-    say(f"{out}, over {description.base.id if description.base else description.name}")
+        say(str(export(model, onnx=onnx)))
+    if out is not None:
+        from zoo.hub.foreign.ptdeco import write_decomposition
+        from zoo.structure.describing import describe
+        from zoo.verbs.loading import load
+
+        loaded = load(model)
+        description = describe(loaded)
+        write_decomposition(out, loaded, description.plan)
+        say(f"{out}, over {description.base.id if description.base else description.name}")

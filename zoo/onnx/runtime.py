@@ -1,0 +1,72 @@
+"""Runtime: an ONNX program as onnxruntime computes it, beside the model that it was written from."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoo.errors import StructureError, first_line, require
+from zoo.measurement.macs import unchanged
+from zoo.onnx.export import IMAGES, named
+
+BATCHES = (1, 7)
+CLOSE = 1e-4  # of the largest output
+
+
+def compared(program: bytes, model: nn.Module, size: tuple[int, int, int]) -> float:
+    """Compare onnxruntime's outputs for images of noise with the model's.
+
+    Formula: max over outputs and batches of max|found - expected| / max|expected|.
+
+    Args:
+        program: what a file holds.
+        model: that it was written from.
+        size: channels, height and width of its images.
+
+    Returns:
+        The largest difference as a share of the largest output.
+
+    Raises:
+        MissingExtra: onnxruntime isn't installed.
+        StructureError: onnxruntime refuses the program, or computes something else.
+    """
+    name = type(model).__name__
+    run = session(program, name)
+    weight = next(model.parameters())
+    most = 0.0
+    for batch in BATCHES:
+        images = torch.randn(batch, *size, generator=torch.Generator().manual_seed(batch))
+        with unchanged(model), torch.no_grad():
+            expected = {key: value.cpu() for key, value in named(model(images.to(weight))).items()}
+        try:
+            found = dict(zip(expected, map(torch.from_numpy, run(None, {IMAGES: images.numpy()})), strict=True))
+        except (RuntimeError, ValueError) as error:
+            raise StructureError(f"{name}: onnxruntime doesn't run it on {batch} images: {first_line(error)}") from None
+        for key, tensor in expected.items():
+            if found[key].shape != tensor.shape:
+                shapes = f"{list(found[key].shape)} for {batch} images, the model {list(tensor.shape)}"
+                raise StructureError(f"{name}: onnxruntime gives {key} {shapes}: it isn't written")
+            off = (found[key].double() - tensor.double()).abs().max() / tensor.double().abs().max().clamp(min=1e-30)
+            most = max(most, float(off)) if off.isfinite() else float("inf")
+    if most > CLOSE:
+        raise StructureError(
+            f"{name}: onnxruntime gives something else (by {most:.2g} of the largest output, expected at most "
+            f"{CLOSE:g}): it isn't written"
+        )
+    return most
+
+
+def session(program: bytes, name: str) -> Any:
+    """A function that runs a program on the CPU: names of outputs or None, {name: array} → arrays.
+
+    Raises:
+        MissingExtra: onnxruntime isn't installed.
+        StructureError: onnxruntime refuses the program.
+    """
+    onnxruntime = require("onnxruntime", "fast")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    try:
+        return onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"]).run
+    except Exception as error:  # its classes are of its compiled part
+        raise StructureError(f"{name}: onnxruntime refuses it: {first_line(error)}") from None
