@@ -13,8 +13,9 @@ import zoo
 from zoo.cli import main
 from zoo.hub.repository import write_repository
 from zoo.structure.description import Description, configure_
-from zoo.structure.graph.exported import export, lift
+from zoo.structure.graph.exported import lift
 from zoo.structure.graph.graph import graph_module
+from zoo.structure.graph.tracing import export
 from zoo.structure.tensors import assign_
 
 

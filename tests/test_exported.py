@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from zoo.errors import StructureError
-from zoo.structure.graph.exported import export, lift
+from zoo.structure.graph.exported import lift
 from zoo.structure.graph.graph import Graph, Node, check_graph, graph_module
+from zoo.structure.graph.tracing import export
 from zoo.structure.tensors import assign_, tensors_of
 
 TOKENS = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 4, "num_classes": 5}

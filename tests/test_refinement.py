@@ -16,8 +16,9 @@ from zoo.compression import refinement
 from zoo.compression.calibration import parted
 from zoo.compression.refinement import Relative, refine_, shared, units_of, views
 from zoo.errors import DataError
-from zoo.structure.graph.exported import export, lift
+from zoo.structure.graph.exported import lift
 from zoo.structure.graph.graph import graph_module
+from zoo.structure.graph.tracing import export
 from zoo.structure.tensors import assign_
 from zoo.verbs.building import make
 from zoo.verbs.recipes import recipe_for

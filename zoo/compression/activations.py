@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
+from zoo.measurement.divergence import as_one
+
 MAX_ROWS = 16_384  # of a layer over all images: patches overlap, so more of them tell nothing new;
 PER_IMAGE = 64  # of each image, where that makes more
 
@@ -170,11 +172,11 @@ def observe(
             run(batch)
 
 
-def outputs_of(run: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> Iterator[Tensor]:
+def outputs_of(run: Callable[[Tensor], Any], batches: Iterable[Tensor]) -> Iterator[Tensor]:
     """What a model puts out for each batch [B, C, H, W], in double precision."""
     for batch in batches:
         with torch.no_grad():  # not across the yield: it would reach whoever asks
-            outputs = run(batch).double()
+            outputs = as_one(run(batch)).double()
         yield outputs
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from zoo.printable import logger
 from zoo.structure.description import Description, config_of, configure_, skeleton_of
+from zoo.structure.graph.ops import DropPath
 from zoo.structure.tensors import assign_, tensors_of
 
 log = logger(__name__)
@@ -76,7 +77,7 @@ def _rates(model: nn.Module) -> dict[str, float]:
     """Path of what drops activations → its rate; timm's classifiers have one themselves."""
     rates = {}
     for path, module in model.named_modules():
-        name = "p" if isinstance(module, nn.modules.dropout._DropoutNd) else "drop_prob"
+        name = "p" if isinstance(module, nn.modules.dropout._DropoutNd | DropPath) else "drop_prob"
         rate = getattr(module, name, None) or (getattr(module, "drop_rate", None) if not path else None)
         if isinstance(rate, int | float) and rate > 0:
             rates[path] = float(rate)

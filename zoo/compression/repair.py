@@ -30,6 +30,7 @@ from zoo.compression.activations import Draw, observe, outputs_of, wide
 from zoo.compression.channels import cutting, reference
 from zoo.compression.channels.cutting import Kept, Traced
 from zoo.compression.channels.trace import argument
+from zoo.measurement.divergence import as_one
 
 aten = torch.ops.aten
 
@@ -218,7 +219,7 @@ def running(kept: Kept) -> Run:
     def run(tensors: Mapping[str, Tensor], batch: Tensor, look: Look) -> Tensor:
         held = {path: tensor.to(batch.device) for path, tensor in {**traced.program.constants, **tensors}.items()}
         how = _Showing(program.graph_module, known, look)
-        return reference.leaves(reference.run_program(program, traced.paths, held, batch, how))[0]
+        return as_one(reference.run_program(program, traced.paths, held, batch, how))
 
     return run
 

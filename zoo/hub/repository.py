@@ -194,7 +194,7 @@ def _structure(description: Description) -> dict[str, Any]:
     """The keys that say how the structure is rebuilt."""
     base = description.base and {"id": description.base.id, "args": dict(description.base.args)}
     if description.graph is not None:
-        return {"base": base, "graph": GRAPH}
+        return {"base": base, "graph": GRAPH, "plan": description.plan.to_json()}
     saved = fingerprint(dense_skeleton(description), description.plan.paths())
     mark = {"structure": description.structure} if description.structure != "exact" else {}
     return {"base": base, "plan": description.plan.to_json(), "fingerprint": saved, **mark}
@@ -257,10 +257,10 @@ def describe_folder(folder: Path, config: Mapping[str, Any]) -> Description:
     """
     saved = _saved(folder, config)
     about: dict[str, Any] = {"recipe": config["zoo"].get("recipe", {}), "task": saved.task, "source": str(folder)}
+    plan = Plan.from_json(saved.plan, f"{folder / CONFIG}: zoo.plan")
     if isinstance(saved, _OfGraph):
         graph = Graph.from_json(read_json(folder / GRAPH), str(folder / GRAPH))
-        return Description(saved.name, saved.base, graph=graph, **about)
-    plan = Plan.from_json(saved.plan, f"{folder / CONFIG}: zoo.plan")
+        return Description(saved.name, saved.base, plan, graph=graph, **about)
     return Description(saved.name, _as_saved(saved.base, saved.fingerprint), plan, structure=saved.structure, **about)
 
 

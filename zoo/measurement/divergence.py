@@ -5,10 +5,12 @@ Source: Kullback, Leibler, "On Information and Sufficiency" (1951).
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 """Outputs, and those of a reference → how far each image's are from it [B], in nats."""
@@ -43,6 +45,25 @@ def symmetric_kl(outputs: Tensor, target: Tensor, temperature: float = 1.0) -> T
 def symmetric(divergence: Divergence, outputs: Tensor, target: Tensor) -> Tensor:
     """The larger one of both directions of any divergence, for each image [B]."""
     return torch.maximum(divergence(outputs, target), divergence(target, outputs))
+
+
+def as_one(outputs: Any) -> Tensor:
+    """What a model returned as one tensor that begins with the batch.
+
+    Args:
+        outputs: a tensor, or tensors in a tuple, a list or a dictionary.
+
+    Returns:
+        The tensor, where it is one; of several, the values of those that begin with the batch [B, n, 1].
+
+    >>> as_one({"a": torch.zeros(2, 3), "b": torch.zeros(2, 4, 5)}).shape
+    torch.Size([2, 23, 1])
+    """
+    tensors = [each for each in pytree.tree_leaves(outputs) if isinstance(each, Tensor)]
+    if len(tensors) == 1:
+        return tensors[0]
+    alike = [each.flatten(1) for each in tensors if each.ndim > 1 and len(each) == len(tensors[0])]
+    return torch.cat(alike, 1).unsqueeze(2)
 
 
 def divergence(outputs: Tensor, target: Tensor) -> Tensor:

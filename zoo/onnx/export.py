@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from zoo.errors import StructureError, in_one_line, require
 from zoo.measurement.macs import input_size, unchanged
 from zoo.structure.description import Description, config_of
-from zoo.structure.graph.exported import export
+from zoo.structure.graph.tracing import export
 from zoo.structure.tensors import tensors_of
 from zoo.version import __version__
 

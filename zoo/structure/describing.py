@@ -1,114 +1,132 @@
-"""A model in memory → what it is; or which module of it can't be rebuilt, and what to do about that."""
+"""A model in memory → what it is: edits over a base where a source builds that, else a graph."""
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
-from torch.utils import _pytree as pytree
 
 from zoo.catalog.entry import Base
-from zoo.errors import StructureError, WeightsError, in_one_line
+from zoo.errors import StructureError, UnknownName, WeightsError, first_line, in_one_line
 from zoo.measurement.macs import input_size, unchanged, unwrapped
 from zoo.printable import logger
 from zoo.structure.base import fingerprint, skeleton, tag
-from zoo.structure.description import Description, config_of, configure_, description_of, skeleton_of
+from zoo.structure.description import (
+    DEFAULT_TASK,
+    OTHER_TASK,
+    Description,
+    attach_,
+    config_of,
+    configure_,
+    description_of,
+    skeleton_of,
+)
+from zoo.structure.graph.capture import capture, check_values, fold, leaves
 from zoo.structure.sources import SOURCES, source_of
 from zoo.structure.tensors import assign_, tensors_of
 
 log = logger(__name__)
 
 
-def described(model: nn.Module, base: Base | None = None) -> tuple[nn.Module, Description]:
-    """A model without what wraps it, and what it is.
+def described(
+    model: nn.Module, base: Base | None = None, example: Sequence[int] | Tensor | None = None
+) -> tuple[nn.Module, Description]:
+    """A model without what wraps it, and what it is, compared with what is rebuilt of that.
+
+    What is computed from other tensors is folded. What no source builds, and isn't what it was loaded as, becomes a
+    graph.
 
     Args:
-        model: from `compress`, `load` or timm. What timm left in its `pretrained_cfg` of the weights that it started
-            from (classes, channels, image size) becomes what it has now.
+        model: any module. What timm left in its `pretrained_cfg` of the weights that it started from (classes,
+            channels, image size) becomes what it has now.
         base: the dense architecture; None reads it from the model.
+        example: channels, height, width of the images, or some of them [B, C, H, W]; None takes what `pretrained_cfg`
+            says.
 
     Returns:
-        The model, and its description.
+        The model, or of one that becomes a graph what runs it, with the same tensors; and its description.
 
     Raises:
         StructureError: it isn't a model that can be rebuilt: which module is in the way, and what to do.
     """
-    model = unwrapped(model)
-    carried = description_of(model)
-    for refuse in (_features, _holder, _parametrized):
-        refuse(model)
-    if base is None and carried is not None:
-        return model, carried
-    if base is not None:
-        source_of(base)  # which says what an id looks like, before it is the model's name
-    description = _dense(model) if base is None else Description(base.architecture, base)
-    _settle_(model, description)
-    return model, description
+    model = fold(unwrapped(model))
+    check_values(model)
+    try:
+        description = describe(model) if base is None else _of_base(base)
+        if description_of(model) is not description:
+            _settle_(model, description)
+        check_outputs(model, description)
+        return model, description
+    except (StructureError, WeightsError, UnknownName) as error:
+        if base is not None:
+            raise
+        image = _example(model, example)
+        if image is None:
+            raise StructureError(f"{error}; or say example=(CHANNELS, HEIGHT, WIDTH), and it becomes a graph") from None
+        return _as_graph(model, image, first_line(error))
 
 
 def describe(model: nn.Module) -> Description:
     """What `compress` or `load` left on a model, or what timm's own tells.
 
     Raises:
-        StructureError: as for `described`.
+        StructureError: neither tells what it is.
     """
-    return described(model)[1]
+    model = unwrapped(model)
+    return description_of(model) or _dense(model)
 
 
-# What is refused whatever the architecture
+def _of_base(base: Base) -> Description:
+    source_of(base)  # which says what an id looks like, before it is the model's name
+    return Description(base.architecture, base)
 
 
-def _features(model: nn.Module) -> None:
-    if type(model).__module__.startswith("timm.models._features"):
-        raise StructureError(
-            f"the model is a {type(model).__name__}, which gives features only: save the whole classifier, "
-            f"zoo.load(FOLDER, features_only=True) gives its features"
-        )
+# What no source builds
 
 
-def _holder(model: nn.Module) -> None:
-    if config_of(model):
-        return
-    for path, module in model.named_modules():
-        if path and config_of(module).get("architecture"):
-            raise StructureError(
-                f"the model is a {type(model).__name__} around timm's at {path!r}, whose other layers can't be "
-                f"rebuilt: {_own_head(f'model.get_submodule({path!r})')}"
-            )
+def _example(model: nn.Module, example: Sequence[int] | Tensor | None) -> Tensor | None:
+    """Images to trace a model with, of its type and on its device."""
+    if isinstance(example, Tensor):
+        return example
+    size = _seen(model).get("input_size") if example is None else example
+    if size is None:
+        return None
+    weight = next((t for t in tensors_of(model).values() if t.is_floating_point()), torch.zeros(0))
+    with in_one_line(f"example={example!r} isn't the size of an image, (CHANNELS, HEIGHT, WIDTH)"):
+        return torch.randn(1, *size, generator=torch.Generator().manual_seed(0)).to(weight)
 
 
-def _own_head(timms: str) -> str:
-    return (
-        f"m = {timms}; m.reset_classifier(CLASSES); m.get_classifier().load_state_dict(YOUR_LINEAR.state_dict()) "
-        f"gives timm's own head your weights; save m"
-    )
+def _seen(model: nn.Module) -> dict[str, Any]:
+    """What a model says of its images, or the first module in it that says something."""
+    return next(filter(None, map(config_of, model.modules())), {})
 
 
-def _parametrized(model: nn.Module) -> None:
-    for path, module in model.named_modules():
-        if parametrize.is_parametrized(module):
-            name = next(iter(module.parametrizations))
-            remedy = f"torch.nn.utils.parametrize.remove_parametrizations(model.get_submodule({path!r}), {name!r})"
-        elif hook := next(filter(None, map(_reparametrizing, module._forward_pre_hooks.values())), None):
-            name, remove = hook
-            remedy = f"{remove}(model.get_submodule({path!r}), {name!r})"
-        else:
-            continue
-        raise StructureError(f"{path}.{name} is computed from other tensors, not rebuilt: {remedy}, then save")
-
-
-def _reparametrizing(hook: Callable[..., Any]) -> tuple[str, str] | None:
-    """The tensor that a hook of torch's older functions computes, and the function that ends it."""
-    kind = type(hook)
-    if kind.__module__ == "torch.nn.utils.prune":
-        return str(getattr(hook, "_tensor_name")), "torch.nn.utils.prune.remove"  # noqa: B009  # declared in subclasses
-    removes = {
-        "torch.nn.utils.weight_norm": "torch.nn.utils.remove_weight_norm",
-        "torch.nn.utils.spectral_norm": "torch.nn.utils.remove_spectral_norm",
-    }
-    remove = removes.get(kind.__module__)
-    return None if remove is None else (str(getattr(hook, "name")), remove)  # noqa: B009
+def _as_graph(model: nn.Module, image: Tensor, reason: str) -> tuple[nn.Module, Description]:
+    carried, config = description_of(model), _seen(model)
+    made, graph = capture(model, image)
+    if carried or config_of(model).get("architecture"):
+        log.warning("%s becomes a graph, which needs no code of its own: %s", type(model).__name__, reason)
+    else:
+        log.info("%s becomes a graph, which needs no code of its own", type(model).__name__)
+    with torch.no_grad():
+        outputs = made(image)
+    logits = isinstance(outputs, Tensor) and outputs.ndim == 2
+    name = carried.name if carried else re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(model).__name__).lower()
+    task = carried.task if carried else DEFAULT_TASK if logits else OTHER_TASK
+    description = Description(name, carried.base if carried else None, graph=graph, task=task)
+    modules = dict(made.named_modules())
+    layers = {key: config[key] for key in ("first_conv", "classifier") if config.get(key) in modules}
+    former = {key: value for key, value in config.items() if key not in ("first_conv", "classifier", "architecture")}
+    if "mean" not in config:
+        scale = {"mean": (0.0,) * image.shape[1], "std": (1.0,) * image.shape[1], "interpolation": "bicubic"}
+        former = {"crop_pct": 1.0, **scale, **former}
+        log.info("%s: its images come as 0..1, as nothing says another mean and std", name)
+    classes = outputs.shape[1] if logits else 0
+    configure_(made, {**former, **layers, "input_size": tuple(image.shape[1:]), "num_classes": classes})
+    made.num_classes = classes  # type: ignore[assignment]
+    attach_(made, description)
+    return made, description
 
 
 # What a library's own model is
@@ -230,7 +248,10 @@ def _remedy(model: nn.Module, base: Base, path: str) -> str:
     config = config_of(model)
     heads = config.get("classifier") or ()
     if any(f"{path}.".startswith(f"{head}.") for head in ((heads,) if isinstance(heads, str) else heads)):
-        return _own_head("model")
+        return (
+            "model.reset_classifier(CLASSES); model.get_classifier().load_state_dict(YOUR_LINEAR.state_dict()) gives "
+            "timm's own head your weights"
+        )
     return (
         f"put {base.source}'s module back, or, if it was created with arguments, pass base=Base({base.id!r}, {{the "
         f"arguments}}) to zoo.save and load that"
@@ -253,8 +274,6 @@ def check_outputs(model: nn.Module, description: Description) -> None:
     """
     name, held = description.name, tensors_of(model)
     weight = next((t for t in held.values() if t.is_floating_point()), torch.zeros(0))
-    if weight.is_meta:
-        raise StructureError(f"{name} has no values: it is on the meta device")
     try:
         rebuilt = assign_(skeleton_of(description), held, name)
     except WeightsError as error:
@@ -283,5 +302,4 @@ def _outputs(model: nn.Module, image: Tensor, name: str) -> list[Tensor]:
     seeded = torch.random.fork_rng(devices=[image.device] * image.is_cuda)
     with in_one_line(f"{name} doesn't run on {tuple(image.shape)}"), unchanged(model), torch.no_grad(), seeded:
         torch.manual_seed(0)
-        outputs = model(image)
-    return [each for each in pytree.tree_leaves(outputs) if isinstance(each, Tensor)]
+        return leaves(model(image))

@@ -20,6 +20,7 @@ from zoo.structure.plan import Plan, apply_
 
 Structure = Literal["exact", "stand-in"]
 DEFAULT_TASK = "image-classification"  # where nothing says otherwise, as in timm and earlier repositories
+OTHER_TASK = "image-feature-extraction"  # of what gives anything but logits
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Description:
     Args:
         name: the model's.
         base: the dense architecture; of a graph what it was once made from, None where that isn't known here.
-        plan: the edits over the base; empty for a dense model.
-        graph: a structure that stands alone, in place of base and plan.
+        plan: the edits over the base or the graph; empty for a dense model.
+        graph: a structure that stands alone, in place of the base.
         recipe: how it was made, as plain data.
         structure: `stand-in` where the published widths aren't known yet, else `exact`.
         source: the folder that it was loaded from, or where it came from otherwise.
@@ -103,7 +104,7 @@ def skeleton_of(
     """
     model: nn.Module
     if description.graph is not None:
-        model = graph_module(description.graph, description.name)
+        model = apply_(graph_module(description.graph, description.name), description.plan)
     else:
         dense = dense_skeleton(description)
         if saved is not None and description.base is not None:

@@ -18,11 +18,12 @@ from torch import nn
 
 from zoo.errors import UnknownName
 from zoo.measurement.macs import unwrapped
-from zoo.structure.description import DEFAULT_TASK, description_of
+from zoo.structure.description import DEFAULT_TASK, OTHER_TASK, description_of
 from zoo.tasks.classification import CLASSIFICATION
+from zoo.tasks.features import FEATURES
 from zoo.tasks.task import Task
 
-TASKS: dict[str, Task] = {"image-classification": CLASSIFICATION}
+TASKS: dict[str, Task] = {"image-classification": CLASSIFICATION, OTHER_TASK: FEATURES}
 """By the Hub's pipeline tag."""
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from zoo.errors import DataError, require
+from zoo.measurement.divergence import as_one
 from zoo.measurement.macs import unchanged
 from zoo.measurement.passes import pass_sizes
 from zoo.tasks import task_of
@@ -75,4 +76,4 @@ def _outputs(model: nn.Module, images: Tensor) -> Tensor:
     where = next(chain(model.parameters(), model.buffers()), images)
     images = images.to(where.device, where.dtype if where.is_floating_point() else images.dtype)
     sizes = pass_sizes(len(images), images.shape[-2:].numel()) if where.device.type == "cpu" else len(images)
-    return torch.cat([model(part).float() for part in images.split(sizes)])
+    return torch.cat([as_one(model(part)).float() for part in images.split(sizes)])

@@ -8,9 +8,12 @@ loading may reach no training.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from zoo.errors import UnknownName
-from zoo.training.distillation import Step, distil_step, task_step
+from zoo.structure.description import DEFAULT_TASK, OTHER_TASK
+from zoo.training.distillation import Step, distil_step, task_step, untaught_step
+from zoo.training.losses import imitation
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,10 @@ class Steps:
     distil: Callable[..., Step]
 
 
-STEPS: dict[str, Steps] = {"image-classification": Steps(task_step, distil_step)}
+STEPS: dict[str, Steps] = {
+    DEFAULT_TASK: Steps(task_step, distil_step),
+    OTHER_TASK: Steps(untaught_step, partial(distil_step, loss=imitation)),
+}
 """By the Hub's pipeline tag."""
 
 

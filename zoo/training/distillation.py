@@ -137,6 +137,15 @@ def renormalised(images: Tensor, student: Mapping[str, Any], teacher: Mapping[st
     return images
 
 
+def untaught_step(model: nn.Module, batch: Batch, progress: float) -> Tensor:
+    """The training step of a model that has no labels to learn from.
+
+    Raises:
+        DataError: always; it needs a teacher.
+    """
+    raise DataError("the model's outputs aren't logits, so no labels teach it: distil it from a teacher")
+
+
 def task_step(model: nn.Module, batch: Batch, progress: float) -> Tensor:
     """The training step of a model without teachers: cross-entropy with the labels."""
     images, labels = batch

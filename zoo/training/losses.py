@@ -1,11 +1,12 @@
 """What training minimises, as pure functions of logits."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.measurement.divergence import kl, symmetric_kl
+from zoo.measurement.divergence import as_one, kl, symmetric_kl
+from zoo.measurement.divergence import divergence as distance
 
 DivergenceName = Literal["kl", "symmetric"]
 
@@ -36,3 +37,8 @@ def distillation(
     D = {"kl": kl, "symmetric": symmetric_kl}[divergence]
     taught = temperature**2 * D(student, teacher, temperature).mean()
     return alpha * taught + (1 - alpha) * F.cross_entropy(student.float(), labels)
+
+
+def imitation(student: Any, teacher: Any, *_: Any) -> Tensor:
+    """The noise to signal of a student's outputs, whatever they are, to its teacher's; the mean over the batch."""
+    return distance(as_one(student).float(), as_one(teacher).float()).mean()

@@ -1,7 +1,7 @@
 """`compress`: a model in, a smaller model out."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from zoo.compression.keeping import alike_, rebuilt, single
 from zoo.compression.refinement import refine_
 from zoo.declarations import validated
 from zoo.errors import BudgetError, DataError, StructureError
-from zoo.measurement.macs import measure, unchanged
+from zoo.measurement.macs import measure, unchanged, unwrapped
 from zoo.printable import logger
-from zoo.structure.describing import check_outputs, described
+from zoo.structure.describing import described
 from zoo.structure.description import Description, config_of
+from zoo.structure.graph.capture import check_values
 from zoo.structure.tensors import tensors_of
 from zoo.tasks import task_of
 from zoo.tasks.datasets import dataset
@@ -52,12 +53,14 @@ def compress(
     augment: Mapping[str, Any] | None = None,
     machine: Machine | None = None,
     calibrate_steps: int = 0,
+    example: Sequence[int] | Tensor | None = None,
     **options: Any,
 ) -> nn.Module:
     """Compress a model.
 
     Args:
-        model: from `zoo.load` or timm, dense or compressed before; left as it was.
+        model: from `zoo.load` or timm, dense or compressed before, or any module that `torch.export` takes, which
+            becomes a graph; left as it was.
         budget: share of its macs that stays, 0..1, or shares of macs and params, for methods that work to one
             (`prune`, `low_rank`); the others have thresholds instead.
         data: calibration images: a data set as `--data` takes it, a Dataset of `datasets` or torch, or batches
@@ -75,6 +78,8 @@ def compress(
         calibrate_steps: of distillation on the calibration images alone that follow, without labels, as
             `zoo.compression.refinement` says; one image in four is then held back, which the method doesn't see either,
             but for one that trains, which sees the whole data set.
+        example: of a module that says nothing of its images: their channels, height, width, or some of them
+            [B, C, H, W].
         options: fields of the method's declaration (`zoo.compression.prune.prune.Prune`, ...) that differ from its
             defaults.
 
@@ -90,7 +95,7 @@ def compress(
     apart = structs.asdict(Apart(images, seed, schedule, augment, calibrate_steps))
     how, own = declarations(method, {**options, **apart})
     budget = checked_budget(method, budget)
-    original, dense = _checked(model, method)
+    original, dense = _checked(model, method, example)
     model = original if own else single(original)
     recipe = {"method": method, "options": {**options, **_unusual(apart)}}
     recipe |= {} if budget is None else {"budget": structs.asdict(budget)}
@@ -112,14 +117,12 @@ def _unusual(apart: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in apart.items() if value != usual[key]}
 
 
-def _checked(model: nn.Module, method: str) -> tuple[nn.Module, Description]:
+def _checked(model: nn.Module, method: str, example: Sequence[int] | Tensor | None) -> tuple[nn.Module, Description]:
     """A model without what wraps it, and its description, both such as the method can use."""
-    original, dense = described(model)
-    if dense.base is None or dense.graph is not None:
-        raise StructureError(f"{dense.name} is a graph: only what has a plan over a base can be compressed")
+    check_values(unwrapped(model))
+    check_finite(unwrapped(model))
+    original, dense = described(model, example=example)
     check_task(method, dense.task)
-    check_finite(original)
-    check_outputs(original, dense)
     return original, dense
 
 

@@ -4,11 +4,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from zoo import catalog
 from zoo.catalog.entry import Base, Entry, own
@@ -19,7 +19,7 @@ from zoo.files import free, read_json, writing_folder
 from zoo.hub import remote, repository
 from zoo.pages.card import render
 from zoo.pages.front_matter import eval_results
-from zoo.structure.describing import check_outputs, described
+from zoo.structure.describing import described
 from zoo.structure.description import DEFAULT_TASK, Description, config_of, configure_
 from zoo.verbs.converting import converted
 from zoo.verbs.loading import origin_of
@@ -33,15 +33,20 @@ def save(
     base: Base | str | None = None,
     report: Report | None = None,
     dense: Report | None = None,
+    *,
+    example: Sequence[int] | Tensor | None = None,
 ) -> Path:
     """Write a repository: config.json, model.safetensors, README.md and results.json.
 
     Args:
-        model: from `compress` or `load`, or any dense timm model.
+        model: from `compress` or `load`, a dense model of timm, or any module that `torch.export` takes: that is saved
+            as a graph.
         folder: where; an earlier repository there is replaced.
         base: the dense architecture; None reads it from what `compress`, `load` or timm left on the model.
         report: what was measured; None counts params and macs.
         dense: what was measured of the dense base, to stand beside it on the card.
+        example: channels, height, width of the images, or some of them [B, C, H, W]; None takes what
+            `model.pretrained_cfg` says.
 
     Returns:
         The folder.
@@ -52,8 +57,7 @@ def save(
         StorageError: the disk is full or refuses.
     """
     base = Base(base) if isinstance(base, str) else base
-    model, description = described(model, base)
-    check_outputs(model, description)
+    model, description = described(model, base, example)
     report = report or report_of(model, name=description.name)
     config = config_of(model)
     card = render(_entry(description, config), description, report, config, dense)

@@ -18,16 +18,16 @@ from zoo.compression.channels.groups import Analysis, Cost, Group, Slice
 from zoo.compression.channels.ids import Vector
 from zoo.compression.channels.trace import Layer, Walk
 from zoo.structure import blocks
-from zoo.structure.graph.exported import export
+from zoo.structure.graph.tracing import export
 from zoo.structure.tensors import tensors_of
 
 Whole = Mapping[tuple[str, int], str]
 """Path and dimension of tensors whose channels stay → why."""
 
 
-def exported(model: nn.Module, image: Tensor) -> ExportedProgram:
-    """Export a model with a batch of at least two, so that the batch can be any."""
-    return export(model, image if len(image) > 1 else image.repeat(2, 1, 1, 1))
+def exported(model: nn.Module, image: Tensor, dims: Sequence[int] = (0,)) -> ExportedProgram:
+    """Export a model with a batch of at least two, so that the batch can be any, and other dimensions where asked."""
+    return export(model, image if len(image) > 1 else image.repeat(2, 1, 1, 1), dims)
 
 
 def analyse(program: ExportedProgram, model: nn.Module, whole: Whole = MappingProxyType({})) -> Analysis:

@@ -17,6 +17,7 @@ from zoo.measurement.macs import forward_on_meta
 from zoo.structure import blocks
 from zoo.structure.describing import describe
 from zoo.structure.description import config_of, skeleton_of
+from zoo.structure.graph.tracing import DIMS
 from zoo.structure.plan import Plan, Swap
 from zoo.structure.tensors import tensors_of
 
@@ -25,6 +26,8 @@ NO_PLAN = "the attributes of its block aren't known, so no plan can cut it"
 
 def swapped(model: nn.Module) -> nn.Module:
     """The model with replacements where timm's own classes hard-code a width; it has copies of the weights.
+
+    A graph has none of timm's classes.
 
     Raises:
         StructureError: the model doesn't say what it was made from.
@@ -67,7 +70,7 @@ def by_plan(
 def plan_else_graph(
     model: nn.Module, image: Tensor, chosen: Chosen, whole: Whole = MappingProxyType({})
 ) -> tuple[Trial, str]:
-    """What plans can cut of a model, or what graphs can where that isn't enough.
+    """What plans can cut of a model, or what graphs can where that isn't enough; of a graph that alone.
 
     Args:
         model: from `swapped`.
@@ -81,6 +84,9 @@ def plan_else_graph(
     Raises:
         StructureError: the model can't be exported.
     """
+    if describe(model).graph is not None:
+        program = exported(model, image, DIMS)
+        return tried(program, model, image, chosen, whole=whole), "model is one"
     program = exported(model, image)
     try:
         return by_plan(program, model, image, chosen, whole), ""

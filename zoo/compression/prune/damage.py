@@ -29,12 +29,12 @@ import torch
 from torch import Tensor, nn
 
 from zoo.compression.activations import Draw, observe
-from zoo.compression.channels import reference
 from zoo.compression.channels.groups import Group
 from zoo.compression.prune.criteria import CRITERIA, Evidence, gradients, l2
 from zoo.compression.prune.dense import Dense
 from zoo.compression.prune.obs import eliminate, inputs
 from zoo.compression.prune.readers import Fits, fits
+from zoo.measurement.divergence import as_one
 from zoo.measurement.passes import pass_sizes
 
 ALONE = (0.75, 0.5, 0.25, 0.125)  # shares of its units to which a group without a gate is cut
@@ -133,7 +133,7 @@ def together(dense: Dense, units: Sequence[Tensor], fitted: Fits, number: int = 
 
     def run(batch: Tensor) -> None:
         with torch.enable_grad():
-            outputs = reference.leaves(dense.model(batch))[0]  # a detector's come in several scales
+            outputs = as_one(dense.model(batch))  # a detector's come in several scales
             nats = dense.divergence(outputs, next(wanted).to(outputs)).mean()
             slopes.append(torch.autograd.grad(nats, gates)[0])
 

@@ -47,7 +47,8 @@ def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:
             no_plan = str(error)
     if no_plan:
         structure, tensors = _graph(given.description, dense, trial.analysis, found, image)
-        log.info("%s becomes a graph: by a plan, the %s", structure.name, no_plan)
+        if given.description.graph is None:
+            log.info("%s becomes a graph: by a plan, the %s", structure.name, no_plan)
     grown = {path for path, now in dense.named_buffers() if path in buffers and now.shape != buffers[path][1]}
     return structure, {**tensors, **{path: buffers[path][0] for path in grown & set(tensors)}}
 

@@ -4,7 +4,8 @@ All are pure functions of tensors: nothing random, nothing in place, nothing tha
 attributes are the names of ATen's own schema, so that a node reads as a call: `aten.slice.Tensor`, `dim=1, start=1`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,19 +35,28 @@ where.self zeros_like
 PLACEMENT = ("device", "layout", "pin_memory", "memory_format", "non_blocking", "copy")
 
 
-def lstm(
-    input: Tensor,
-    hx: Sequence[Tensor],
-    params: Sequence[Tensor],
-    has_biases: bool,
-    num_layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Run a recurrent layer, without dropout; `train`, or cuDNN would keep nothing for the backward pass."""
-    flags = (has_biases, num_layers, 0.0, True, bidirectional, batch_first)
-    output, h, c = torch.lstm(input, list(hx), list(params), *flags)
-    return output, h, c
+def _recurrent(run: Callable[..., Any]) -> Callable[..., Any]:
+    """A recurrent layer without dropout; `train`, or cuDNN would keep nothing for the backward pass."""
+
+    def layer(
+        input: Tensor,
+        hx: Any,
+        params: Sequence[Tensor],
+        has_biases: bool,
+        num_layers: int,
+        bidirectional: bool,
+        batch_first: bool,
+    ) -> Any:
+        states = list(hx) if isinstance(hx, list | tuple) else hx
+        return run(input, states, list(params), has_biases, num_layers, 0.0, True, bidirectional, batch_first)
+
+    layer.__name__ = layer.__qualname__ = run.__name__
+    return layer
+
+
+lstm, gru = _recurrent(torch.lstm), _recurrent(torch.gru)
+rnn_tanh, rnn_relu = _recurrent(torch.rnn_tanh), _recurrent(torch.rnn_relu)
+RECURRENT = {f"aten.{layer.__name__}.input": layer for layer in (lstm, gru, rnn_tanh, rnn_relu)}
 
 
 def batch_norm(input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
@@ -66,11 +76,14 @@ def _table(names: str) -> Iterator[tuple[str, Op]]:
 ATEN: Mapping[str, Op] = {
     **dict(_table(_NAMES)),
     "aten.batch_norm": Op(batch_norm, ("input", "weight", "bias", "eps"), ("input", "weight", "bias")),
-    "aten.lstm.input": Op(
-        lstm,
-        ("input", "hx", "params", "has_biases", "num_layers", "bidirectional", "batch_first"),
-        ("input", "hx", "params"),
-    ),
+    **{
+        name: Op(
+            layer,
+            ("input", "hx", "params", "has_biases", "num_layers", "bidirectional", "batch_first"),
+            ("input", "hx", "params"),
+        )
+        for name, layer in RECURRENT.items()
+    },
 }
 
 SAME: Mapping[str, tuple[str, ...]] = {

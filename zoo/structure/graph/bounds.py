@@ -10,6 +10,7 @@ import hashlib
 import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -21,7 +22,7 @@ from zoo.declarations import validated
 from zoo.errors import FOREIGN, StructureError, as_cause, first_line
 from zoo.files import cache
 from zoo.structure.base import Size
-from zoo.structure.graph.aten import ATEN
+from zoo.structure.graph.aten import RECURRENT
 from zoo.structure.graph.graph import Graph
 from zoo.structure.tensors import tensors_of
 from zoo.version import __version__
@@ -30,7 +31,6 @@ MAX_IMAGE_BYTES = 8 * 2**30  # beside it and the weights; timm's largest, samvit
 MAX_MADE = 100_000  # tensors, in one run
 BATCH = 64  # what grows with the square of the batch takes too much here
 _Sizes = Annotated[tuple[Size, Size, Size], Meta(description="channels, height and width; mend its config")]
-_LSTM = ATEN["aten.lstm.input"].call
 _PARTS: Mapping[Any, Callable[..., int]] = {  # one tensor's, counted before they are made
     torch.ops.aten.unbind.int: lambda x, dim=0: x.shape[dim],
     torch.ops.aten.split.Tensor: lambda x, size, dim=0: x.shape[dim] // size,
@@ -92,18 +92,20 @@ class _Nodes(fx.Interpreter):
         return super().run_node(n)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return super().call_function(_abreast if target is _LSTM else target, args, kwargs)
+        steps = partial(_abreast, target) if target in RECURRENT.values() else target
+        return super().call_function(steps, args, kwargs)
 
 
 def _abreast(
-    input: Tensor, hx: Sequence[Tensor], params: Sequence[Tensor], batch_first: bool, **flags: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+    layer: Any, input: Tensor, hx: Any, params: Sequence[Tensor], batch_first: bool, **flags: Any
+) -> tuple[Tensor, ...]:
     """Run a recurrent layer's steps side by side, as a larger batch: their memory in the time of one."""
-    hx, shape = list(hx), input.shape
-    steps = math.prod(shape[:2]) // hx[0].shape[1]
-    wide = [h.repeat(1, steps, 1) for h in hx]
-    output, _, _ = _LSTM(input.reshape(1, -1, shape[2]), wide, params, batch_first=False, **flags)
-    return output.reshape(*shape[:2], -1), hx[0], hx[1]
+    states, shape = list(hx) if isinstance(hx, list | tuple) else [hx], input.shape
+    steps = math.prod(shape[:2]) // states[0].shape[1]
+    wide = [h.repeat(1, steps, 1) for h in states]
+    given = wide if isinstance(hx, list | tuple) else wide[0]
+    output, *_ = layer(input.reshape(1, -1, shape[2]), given, params, batch_first=False, **flags)
+    return output.reshape(*shape[:2], -1), *states
 
 
 class _Live(TorchDispatchMode):

@@ -8,18 +8,18 @@ the images become casts to the type of whatever images come, so that half precis
 import math
 import operator
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.export import Dim, ExportedProgram
+from torch import Tensor, fx
+from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from zoo.errors import StructureError, in_one_line
-from zoo.structure.graph.aten import ATEN, SAME
+from zoo.errors import StructureError
+from zoo.structure.graph.aten import ATEN, RECURRENT, SAME
+from zoo.structure.graph.drops import DROPOUTS, drops_branches
 from zoo.structure.graph.graph import OPS, Graph, Node, check_graph
 from zoo.structure.graph.layers import layers
 from zoo.structure.graph.ops import DTYPES
@@ -29,8 +29,10 @@ from zoo.structure.graph.program import (
     dtype_of,
     in_place,
     is_whole,
+    keys,
     live,
     may_share,
+    module_class,
     module_path,
     operation,
 )
@@ -47,57 +49,6 @@ _CASTS = {"aten.to.dtype", "aten.to.device", "aten.to.dtype_layout", "aten._to_c
 _MADE = {f"aten.{prefix}{name}": name for name in ("zeros", "ones", "full") for prefix in ("", "new_")}
 _MADE |= {"aten.arange": "arange", "aten.arange.start": "arange"}
 _RESHAPES = {"aten.view": "size", "aten.reshape": "shape", "aten._unsafe_view": "size", "aten.expand": "size"}
-
-
-def export(model: nn.Module, image: Tensor) -> ExportedProgram:
-    """Trace a model in eval mode to ATen operations, with any batch size where the model allows it.
-
-    Args:
-        model: the model; its mode is left as it was.
-        image: one batch that it takes, [B, C, H, W], B ≥ 2.
-
-    Returns:
-        The program, not decomposed, without regions of autocast or no_grad.
-
-    Raises:
-        StructureError: the model can't be exported.
-    """
-    modes = {module: module.training for module in model.modules()}
-    try:
-        with in_one_line(f"{type(model).__name__} can't be exported"), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The tensor attribute")  # caches, which export restores
-            program = torch.export.export(
-                *(model.eval(), (image,)),
-                dynamic_shapes=({0: Dim.AUTO},),
-                strict=False,
-                prefer_deferred_runtime_asserts_over_guards=True,
-            )
-            _inline(program.graph_module)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    return program
-
-
-def _inline(module: fx.GraphModule) -> None:
-    """Put the body of each region (autocast, no_grad) where the region is called."""
-    graph = module.graph
-    for node in list(graph.nodes):
-        if not isinstance(node.target, torch._ops.HigherOrderOperator):
-            continue
-        at, body = next(
-            (i, arg) for i, arg in enumerate(node.args) if isinstance(arg, fx.Node) and arg.op == "get_attr"
-        )
-        body = getattr(module, str(body.target))
-        _inline(body)
-        placeholders = body.graph.find_nodes(op="placeholder")
-        with graph.inserting_before(node):
-            values: Any = graph.graph_copy(body.graph, dict(zip(placeholders, node.args[at + 1 :], strict=True)))
-        for user in list(node.users):
-            user.replace_all_uses_with(values[user.args[1]])
-            graph.erase_node(user)
-        graph.erase_node(node)
-    graph.lint()
 
 
 def lift(program: ExportedProgram, tensors: Mapping[str, Tensor]) -> tuple[Graph, dict[str, Tensor]]:
@@ -126,6 +77,8 @@ class _Lifting:
 
     def __init__(self, program: ExportedProgram, tensors: Mapping[str, Tensor]) -> None:
         self.nodes, self.inputs, self.outputs = list[Node](), list[str](), list[str]()
+        self.keys: tuple[str, ...] | None = None
+        self.returned = program.call_spec.out_spec
         self.tensors, self.kept = tensors, dict[str, dict[str, Tensor]]()  # of each node that has some
         self.values: dict[fx.Node, str | int] = {}  # the name of a graph's node, or a size
         self.ints, self.drops = set[str](), dict[tuple[str, float], str]()
@@ -162,7 +115,9 @@ class _Lifting:
         elif node.op == "call_function":
             self._call(node, operation(node))
         elif node.op == "output":
-            self.outputs = [str(self._read(each)) for each in pytree.tree_leaves(node.args) if each is not None]
+            outputs = pytree.tree_leaves(node.args)
+            self.outputs = [str(self._read(each)) for each in outputs if each is not None]
+            self.keys = keys(pytree.tree_unflatten(outputs, self.returned))
         elif node.users:
             raise StructureError(f"{node.name}: a {node.op} of an exported program can't be written as a graph")
 
@@ -173,7 +128,7 @@ class _Lifting:
             if node.name in needed:
                 needed |= {*node.inputs, node.module or node.name}
                 nodes.append(node)
-        graph = Graph(tuple(self.inputs), tuple(reversed(nodes)), tuple(self.outputs))
+        graph = Graph(tuple(self.inputs), tuple(reversed(nodes)), tuple(self.outputs), self.keys)
         check_graph(graph)
         return graph, {path: tensor for node in graph.nodes for path, tensor in self.kept.get(node.name, {}).items()}
 
@@ -229,10 +184,11 @@ class _Lifting:
             return self._emit(node, "item", [node.args[0]], {"index": node.args[1]})
         if node.target in _INTS:
             return self._arithmetic(node)
-        if key in _UNCHANGED or (key == "aten.dropout" and not args["train"] and args["p"] == 0) or is_whole(key, args):
+        idle = key in DROPOUTS and not args["train"]
+        if key in _UNCHANGED or (idle and args["p"] == 0) or is_whole(key, args):
             return self._read(next(iter(args.values())))
-        if key == "aten.dropout" and not args["train"]:
-            return self._dropout(node, args)
+        if idle:
+            return self._dropout(node, key, args)
         if key in _CASTS:
             return self._cast(node, args["self"], args.get("dtype"))
         if key == "aten.type_as":
@@ -258,7 +214,7 @@ class _Lifting:
             if args.get("running_mean") is not None or not args.pop("training"):
                 raise StructureError(f"{node.name}: {key} with computed statistics can't be written as a graph")
             args = {name: args[name] for name in ("input", "weight", "bias", "eps") if name in args}
-        if key == "aten.lstm.input" and not args.pop("dropout"):
+        if key in RECURRENT and not args.pop("dropout"):
             del args["train"]
         if args.get("dtype") == self.dtype and dtype_of(next(iter(args.values()))).is_floating_point:
             del args["dtype"]
@@ -304,15 +260,15 @@ class _Lifting:
         shape = _Words("input" if isinstance(each, str) else each for each in sizes)
         return self._emit(node, op, [args["self"], *inputs], {"shape": shape})
 
-    def _dropout(self, node: fx.Node, args: dict[str, Any]) -> str:
-        path = module_path(node)
+    def _dropout(self, node: fx.Node, key: str, args: dict[str, Any]) -> str:
+        path, op = module_path(node), "drop_path" if drops_branches(module_class(node)) else DROPOUTS[key]
         first = self.drops.get((path, args["p"]))
         if first is None and path and path not in self.taken:
             self.drops[path, args["p"]] = name = self._name(path)
-            return self._emit(node, "dropout", [args["input"]], {"p": args["p"]}, name=name)
+            return self._emit(node, op, [args["input"]], {"p": args["p"]}, name=name)
         if first is None:
-            return self._emit(node, "dropout", [args["input"]], {"p": args["p"]})
-        return self._emit(node, "dropout", [args["input"]], {}, module=first)
+            return self._emit(node, op, [args["input"]], {"p": args["p"]})
+        return self._emit(node, op, [args["input"]], {}, module=first)
 
     def _layer(self, node: fx.Node) -> str:
         layer = self.layers[node]

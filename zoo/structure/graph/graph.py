@@ -4,6 +4,7 @@ It is what a checkpoint becomes that no timm model has the shape of. It is a val
 `torch.fx.GraphModule` of plain torch modules: it trains, compiles and exports as any other.
 """
 
+import copy
 import keyword
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
@@ -22,6 +23,7 @@ CALLS = {**FUNCTIONS, **ATEN}
 OPS = {**MODULES, **TENSORS, **CALLS}
 MAX_PRODUCT = 1e28  # what shape arithmetic may reach, each size that it reads counted as MAX_ARGUMENT
 INTS = {function.__name__: function for function in SIZES}
+CARRIED = {"zoo_entry", "pretrained_cfg", "default_cfg", "num_classes"}  # attributes of every model of ours
 MAX_WORDS = 16  # words of a dotted name
 MAX_NODES = 10_000  # the largest model of the catalog has some 1,500
 
@@ -49,23 +51,25 @@ class Node(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     module: Name | None = None
 
 
-class Graph(Struct, frozen=True, forbid_unknown_fields=True):
+class Graph(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Nodes in the order in which they run.
 
     Args:
         inputs: names of what the model is given.
         nodes: the operations.
         outputs: names of what it returns; several are returned as a tuple.
+        keys: where it returns a dictionary, the key of each output.
     """
 
     inputs: tuple[Name, ...]
     nodes: Annotated[tuple[Node, ...], msgspec.Meta(max_length=MAX_NODES)]
     outputs: tuple[Name, ...]
+    keys: tuple[Name, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The graph as a JSON object; what has its default is left out."""
         data = json.decode(json.encode(self))
-        return {"inputs": data["inputs"], "outputs": data["outputs"], "nodes": data["nodes"]}
+        return {key: data[key] for key in ("inputs", "outputs", "keys", "nodes") if key in data}
 
     @classmethod
     def from_json(cls, data: Any, where: str = "graph") -> "Graph":
@@ -124,6 +128,18 @@ def check_graph(graph: Graph, where: str = "graph") -> None:
             raise StructureError(f"{where}: output {name!r} isn't a node")
     if not graph.inputs or not graph.outputs:
         raise StructureError(f"{where} has no input or no output")
+    if graph.keys is not None and not len(set(graph.keys)) == len(graph.keys) == len(graph.outputs):
+        raise StructureError(f"{where}: keys aren't names of its {len(graph.outputs)} outputs, each once")
+
+
+class GraphModel(fx.GraphModule):
+    """What runs a graph; a copy carries what the model does, of which torch's own keeps nothing."""
+
+    def __deepcopy__(self, memo: Any) -> fx.GraphModule:
+        copied = super().__deepcopy__(memo)
+        for name in CARRIED & vars(self).keys():
+            setattr(copied, name, copy.copy(vars(self)[name]))
+        return copied
 
 
 def graph_module(graph: Graph, name: str = "Graph") -> fx.GraphModule:
@@ -160,10 +176,12 @@ def graph_module(graph: Graph, name: str = "Graph") -> fx.GraphModule:
                 named = set(_references(node.attributes))
                 first = tuple(each for i, each in enumerate(inputs) if i not in named)
                 values[node.name] = program.call_function(CALLS[node.op].call, first, keywords)
-    outputs = tuple(values[each] for each in graph.outputs)
-    program.output(outputs[0] if len(outputs) == 1 else outputs)
+    outputs: Any = tuple(values[each] for each in graph.outputs)
+    if graph.keys is not None:
+        outputs = dict(zip(graph.keys, outputs, strict=True))
+    program.output(outputs[0] if len(graph.outputs) == 1 and graph.keys is None else outputs)
     program.lint()
-    return fx.GraphModule(root, program, name if name.isidentifier() else "Graph").eval()
+    return GraphModel(root, program, name if name.isidentifier() else "Graph").eval()
 
 
 def _argument(key: str, value: Any, inputs: Sequence[Any]) -> Any:

@@ -76,6 +76,24 @@ class LayerNorm2d(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class DropPath(nn.Module):
+    """While training leave out the branch of each image with probability p, and scale up those that stay.
+
+    Source: Huang et al., "Deep Networks with Stochastic Depth" (ECCV 2016).
+    """
+
+    def __init__(self, p: float = 0.0) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x, of the images that are drawn zeros."""
+        if not self.training or self.p == 0:
+            return x
+        kept = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(1 - self.p)
+        return x * (kept / (1 - self.p) if self.p < 1 else kept)
+
+
 class GroupNorm(nn.GroupNorm):
     """torch's own, whose bias may be left out."""
 
@@ -201,6 +219,10 @@ MODULES: Mapping[str, Op] = {
     "layer_norm2d": Op(LayerNorm2d, ("normalized_shape", "eps", "elementwise_affine", "bias")),
     "group_norm": Op(GroupNorm, ("num_groups", "num_channels", "eps", "bias")),
     "dropout": Op(nn.Dropout, ("p",)),
+    "dropout2d": Op(nn.Dropout2d, ("p",)),
+    "alpha_dropout": Op(nn.AlphaDropout, ("p",)),
+    "feature_alpha_dropout": Op(nn.FeatureAlphaDropout, ("p",)),
+    "drop_path": Op(DropPath, ("p",)),
     "conv1d": Op(
         nn.Conv1d,
         ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias"),

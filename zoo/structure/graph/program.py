@@ -2,13 +2,15 @@
 
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from zoo.errors import StructureError
 from zoo.structure.graph.aten import PLACEMENT
+from zoo.structure.graph.drops import DROPOUTS
 
 END = 2**63 - 1  # how a slice says "to the end"
 
@@ -58,6 +60,31 @@ def module_path(node: fx.Node) -> str:
     return path if isinstance(path, str) and re.fullmatch(r"[\w.]*", path) else ""
 
 
+def module_class(node: fx.Node) -> str:
+    """The class of that module, by its name alone."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return str(getattr(stack[-1][1], "__name__", stack[-1][1])).rpartition(".")[2] if stack else ""
+
+
+def keys(returned: Any) -> tuple[str, ...] | None:
+    """The keys of what a model returns, None where it is no dictionary; values that are None are left out.
+
+    Raises:
+        StructureError: it isn't a tensor, or tensors in a tuple, a list or a dictionary.
+    """
+    held = returned.values() if isinstance(returned, Mapping) else returned
+    held = held if isinstance(held, Iterable) and not isinstance(held, fx.Node) else [held]
+    for each in held:
+        if each is not None and not isinstance(each, fx.Node):
+            raise StructureError(
+                f"the model returns a {type(each).__name__} within its outputs, expected tensors: return them side by "
+                f"side"
+            )
+    if not isinstance(returned, Mapping):
+        return None
+    return tuple(str(key) for key, each in returned.items() if each is not None)
+
+
 def dtype_of(value: Any) -> torch.dtype:
     """The type that a value had when it was traced."""
     result = value.meta.get("val") if isinstance(value, fx.Node) else None
@@ -72,7 +99,7 @@ def is_whole(key: str, args: Mapping[str, Any]) -> bool:
 
 def may_share(node: fx.Node, key: str) -> list[fx.Node]:
     """The tensors that a result may be a view of."""
-    if node.target is operator.getitem or key in ("aten.dropout", "aten.type_as", "aten.meshgrid.indexing"):
+    if node.target is operator.getitem or key in (*DROPOUTS, "aten.type_as", "aten.meshgrid.indexing"):
         return list(node.all_input_nodes)
     schema = getattr(node.target, "_schema", None)
     if schema is None:

@@ -1,0 +1,255 @@
+"""Capture: any module that torch.export takes, as a model that is rebuilt without its author's code.
+
+It is exported and lifted to a graph whose layers have the module's own paths, so that state dicts and patterns of paths
+mean the same; the tensors are shared with the module. What comes out is compared with the module: for one, two and five
+images, for larger ones where it takes any size, and while training.
+"""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+from torch.utils import _pytree as pytree
+
+from zoo.errors import FOREIGN, StructureError, first_line, in_one_line
+from zoo.measurement.macs import unchanged
+from zoo.printable import logger
+from zoo.structure.graph.exported import lift
+from zoo.structure.graph.graph import Graph, GraphModel, graph_module
+from zoo.structure.graph.tracing import DIMS, export
+from zoo.structure.tensors import assign_, tensors_of
+
+log = logger(__name__)
+
+BATCHES = (1, 2, 5)  # images
+LARGER = 32  # pixels more on each side, which strides divide
+CLOSE = 1e-6  # of the largest output; of less precise types some steps of theirs
+STEPS = 8
+
+
+def capture(model: nn.Module, image: Tensor) -> tuple[GraphModel, Graph]:
+    """Write a module down as a graph.
+
+    Args:
+        model: any module of one tensor that returns a tensor, or tensors in a tuple or a dictionary; left as it was.
+        image: images that it takes [B, C, H, W], of which the size counts and, for what they reach, the values.
+
+    Returns:
+        The graph's model in eval mode, with the module's own tensors, those that are computed from others as they are
+        now; and the graph.
+
+    Raises:
+        StructureError: it can't be exported, does what a graph doesn't know, or computes something else than its graph:
+            because of its state, of chance, of the batch's size or of the images' values.
+    """
+    name = type(model).__name__
+    check_values(model)
+    if not image.is_floating_point():
+        raise StructureError(f"{name}: the example is {image.dtype}, expected floats as images are")
+    folded = fold(model)
+    images = torch.randn(max(BATCHES), *image.shape[1:], generator=torch.Generator().manual_seed(0))
+    images = torch.cat([image[:1].cpu(), images])[: max(BATCHES)].to(image)
+    _check_steady(folded, images, name)
+    with unchanged(folded):
+        made, graph = _of_any_size(folded, images, name)
+        _compare_larger(folded, made, images, name)
+    _compare_training(folded, made, images, name)
+    return made, graph
+
+
+def fold(model: nn.Module) -> nn.Module:
+    """The module with what is computed from other tensors (weight norm, masks of pruning) as a tensor of its own.
+
+    Args:
+        model: any; left as it was.
+
+    Returns:
+        The same module where nothing is computed so, else a copy.
+    """
+    found = [*_parametrized(model)]
+    if not found:
+        return model
+    path, name, _ = found[0]
+    log.info("%d tensors computed from others are folded, such as %s.%s", len(found), path, name)
+    held = [tensor for module in model.modules() for tensor in vars(module).values() if isinstance(tensor, Tensor)]
+    folded = copy.deepcopy(model, {id(tensor): tensor.detach() for tensor in held if not tensor.is_leaf})
+    for path, name, remove in found:
+        remove(folded.get_submodule(path), name)
+    return folded
+
+
+def _parametrized(model: nn.Module) -> Iterator[tuple[str, str, Callable[[nn.Module, str], Any]]]:
+    """Path, name of a tensor that is computed from others, and what makes it one of its own."""
+    for path, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            names: Any = module.parametrizations
+            yield from ((path, name, _unparametrize_) for name in names)
+        for hook in module._forward_pre_hooks.values():
+            kind = type(hook)
+            if kind.__module__ == "torch.nn.utils.prune":
+                yield path, str(getattr(hook, "_tensor_name")), prune.remove  # noqa: B009
+            elif kind.__module__ == "torch.nn.utils.weight_norm":
+                yield path, str(getattr(hook, "name")), torch.nn.utils.remove_weight_norm  # noqa: B009
+            elif kind.__module__ == "torch.nn.utils.spectral_norm":
+                yield path, str(getattr(hook, "name")), torch.nn.utils.remove_spectral_norm  # noqa: B009
+
+
+def _unparametrize_(module: nn.Module, name: str) -> None:
+    """All of a module at once; torch's own function takes the tensors from the class, which copies share."""
+    if not parametrize.is_parametrized(module):
+        return
+    names: Any = module.parametrizations
+    values = {each: nn.Parameter(getattr(module, each).detach().clone()) for each in names}
+    del module.parametrizations
+    module.__class__ = type(module).__bases__[0]
+    for each, value in values.items():
+        module.register_parameter(each, value)
+
+
+def check_values(model: nn.Module) -> None:
+    """Check that a model has parameters, with values, in one place.
+
+    Raises:
+        StructureError: it hasn't.
+    """
+    name, tensors = type(model).__name__, tensors_of(model)
+    if not any(isinstance(each, nn.Parameter) for each in tensors.values()):
+        raise StructureError(f"{name} has no parameters: there is nothing to store or to compress")
+    devices = {str(tensor.device): path for path, tensor in tensors.items()}
+    if "meta" in devices:
+        raise StructureError(f"{name} has no values: {devices['meta']} is on the meta device")
+    if len(devices) > 1:
+        found = ", ".join(f"{path} on {device}" for device, path in devices.items())
+        raise StructureError(f"{name} lies on {len(devices)} devices ({found}): move it to one, model.to('cpu')")
+
+
+def _check_steady(model: nn.Module, images: Tensor, name: str) -> None:
+    with unchanged(model):  # what the first call leaves behind is there at the second
+        first, second = (leaves(_run(model, images, name)) for _ in range(2))
+    if not first:
+        raise StructureError(f"{name} returns no tensor: expected one, or several in a tuple or a dictionary")
+    if any(each.isnan().any() for each in first):
+        raise StructureError(f"{name} gives what is no number for an image of noise: load the weights anew")
+    if _apart(first, second) > _close(first):
+        raise StructureError(
+            f"{name} gives something else for the same images at the second call: it keeps a state or draws numbers in "
+            f"eval mode, which a graph can't; make the outputs depend on the images alone"
+        )
+
+
+def _of_any_size(model: nn.Module, images: Tensor, name: str) -> tuple[GraphModel, Graph]:
+    """The model and the graph, of images of any size where the module allows it, else of this one."""
+    refused: StructureError | None = None
+    for dims in (DIMS, (0,)):
+        try:
+            graph, made = _lifted(model, images[:2], dims)
+            _compare(model, made, images, name)
+            return made, graph
+        except StructureError as error:
+            said = first_line(error)
+            refused = error if said.startswith(name) else StructureError(f"{name}: {said}")
+    assert refused is not None
+    raise refused
+
+
+def _lifted(model: nn.Module, images: Tensor, dims: Sequence[int]) -> tuple[Graph, GraphModel]:
+    program = export(model, images, dims)
+    graph, tensors = lift(program, {**program.constants, **tensors_of(model)})
+    made = graph_module(graph, type(model).__name__)
+    assert isinstance(made, GraphModel)
+    assign_(made, tensors, type(model).__name__)
+    return graph, made
+
+
+def _compare(model: nn.Module, made: nn.Module, images: Tensor, name: str) -> None:
+    for count in BATCHES:
+        expected, found = _run(model, images[:count], name), _tried(made, images[:count])
+        off = _off(expected, found)
+        if off > _close(leaves(expected)):
+            words = "what it computes depends on the batch's size" if count != 2 else "a state or the images' values"
+            raise StructureError(
+                f"{name}: its graph gives something else for {count} images (by {off:.2g} of the largest output): "
+                f"{words}; a graph can't do that"
+            )
+
+
+def _compare_larger(model: nn.Module, made: nn.Module, images: Tensor, name: str) -> None:
+    """Say where the module takes larger images and its graph doesn't."""
+    if images.ndim != 4:
+        return
+    larger = nn.functional.pad(images[:2], (0, LARGER, 0, LARGER), mode="replicate")
+    try:
+        expected = _run(model, larger, name)
+    except StructureError:
+        return
+    if _off(expected, _tried(made, larger)) > _close(leaves(expected)):
+        log.warning("%s: its graph takes images of %s alone", name, " x ".join(map(str, images.shape[2:])))
+
+
+def _compare_training(model: nn.Module, made: nn.Module, images: Tensor, name: str) -> None:
+    """Say where the module does something else while training, which its graph doesn't."""
+    ours, theirs = (copy.deepcopy(each).train() for each in (made, model))
+    with torch.no_grad(), contextlib.suppress(*FOREIGN), torch.random.fork_rng(devices=[]):
+        outputs = []
+        for each in (theirs, ours):
+            torch.manual_seed(0)
+            outputs.append(each(images))
+        moved = [[t for t in each.buffers() if t.is_floating_point()] for each in (theirs, ours)]
+        if _off(*outputs) > 1e-4 or _apart(*(sorted(each, key=_order) for each in moved)) > 1e-4:
+            log.warning("%s does something else while training; its graph trains what it does in eval mode", name)
+
+
+def _order(tensor: Tensor) -> tuple[Any, ...]:
+    return (*tensor.shape, float(tensor.double().sum()))
+
+
+def _run(model: nn.Module, images: Tensor, name: str) -> Any:
+    seeded = torch.random.fork_rng(devices=[images.device] * images.is_cuda)
+    shape = " x ".join(map(str, images.shape))
+    with in_one_line(f"{name} doesn't run on {shape}"), torch.no_grad(), seeded:
+        return model.eval()(images)
+
+
+def _tried(made: nn.Module, images: Tensor) -> Any:
+    try:
+        with torch.no_grad():
+            return made(images)
+    except FOREIGN as error:
+        log.debug("the graph doesn't run on %s: %s", list(images.shape), first_line(error))
+        return None
+
+
+def leaves(outputs: Any) -> list[Tensor]:
+    """The tensors that a model returned."""
+    return [each for each in pytree.tree_leaves(outputs) if isinstance(each, Tensor)]
+
+
+def _off(expected: Any, found: Any) -> float:
+    """The largest difference as a share of the largest output; infinite where what is returned isn't alike."""
+    keys = [[*each] if isinstance(each, Mapping) else None for each in (expected, found)]
+    if isinstance(expected, Mapping):
+        keys[0] = [key for key, each in expected.items() if each is not None]
+    if keys[0] != keys[1]:
+        return float("inf")
+    return _apart(leaves(expected), leaves(found))
+
+
+def _apart(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+    if [each.shape for each in first] != [each.shape for each in second]:
+        return float("inf")
+    largest = max((float(each.detach().abs().double().max()) for each in first if each.numel()), default=0.0)
+    off = [
+        float((a.detach().double() - b.detach().double()).abs().max())
+        for a, b in zip(first, second, strict=True)
+        if a.numel()
+    ]
+    return max(off, default=0.0) / max(largest, 1e-30)
+
+
+def _close(outputs: Sequence[Tensor]) -> float:
+    kinds = [torch.finfo(each.dtype).eps for each in outputs if each.is_floating_point()]
+    return max(CLOSE, STEPS * max(kinds, default=0.0))

@@ -1,0 +1,62 @@
+"""Drops: what leaves out whole branches while training, and how an export that computes as in eval mode still shows it.
+
+In eval mode stochastic depth does nothing, and a traced program has nothing of it. So for as long as a model is
+exported, each such module is a dropout that isn't at work: that is traced, with its rate and its path. An idle dropout
+returns the very tensor that it was given, which tracing takes for its result from then on, even where the model means
+what went in; so it is given a copy.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+DROPOUTS = {
+    "aten.dropout": "dropout",
+    "aten.feature_dropout": "dropout2d",
+    "aten.alpha_dropout": "alpha_dropout",
+    "aten.feature_alpha_dropout": "feature_alpha_dropout",
+}
+"""Operation → the op of a graph that keeps it at work while training."""
+_DROPS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
+
+
+def drops_branches(name: str) -> bool:
+    """Whether a class of this name is stochastic depth: timm's, torchvision's, a graph's, transformers' many copies."""
+    return name.endswith("DropPath") or name == "StochasticDepth"
+
+
+@contextmanager
+def shown(model: nn.Module) -> Iterator[None]:
+    """A model of which everything that drops something is traced, for as long as the context is open."""
+    patched = [module for module in model.modules() if drops_branches(type(module).__name__) and _rate(module)]
+    for module in patched:
+        vars(module)["forward"] = partial(_idle, _rate(module))
+    try:
+        with _Apart():
+            yield
+    finally:
+        for module in patched:
+            del vars(module)["forward"]
+
+
+class _Apart(TorchFunctionMode):
+    """What drops something is given a copy."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _DROPS and args:
+            args = (args[0].clone(), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+def _rate(module: nn.Module) -> float:
+    rates: list[Any] = [getattr(module, name, None) for name in ("drop_prob", "p")]
+    return next((float(rate) for rate in rates if isinstance(rate, int | float)), 0.0)
+
+
+def _idle(rate: float, x: Tensor) -> Tensor:
+    return F.dropout(x, rate, training=False)
