@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from zoo.catalog.entry import Base
     from zoo.measurement.macs import measure
     from zoo.verbs.building import build
+    from zoo.verbs.changing import changes
     from zoo.verbs.compressing import compress
     from zoo.verbs.distilling import distil
     from zoo.verbs.exporting import export
@@ -30,6 +31,7 @@ _ROOMS = {
     "zoo.verbs.building": ("build",),
     "zoo.catalog": ("info", "names"),
     "zoo.catalog.entry": ("Base",),
+    "zoo.verbs.changing": ("changes",),
     "zoo.verbs.compressing": ("compress",),
     "zoo.verbs.distilling": ("distil",),
     "zoo.verbs.exporting": ("export",),
@@ -43,6 +45,7 @@ _ROOM = {verb: room for room, verbs in _ROOMS.items() for verb in verbs}
 __all__ = [
     "Base",
     "build",
+    "changes",
     "compress",
     "convert",
     "create",

@@ -7,6 +7,8 @@ isn't printable the escape that Python writes for it. Errors, logs, tables and c
 
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 MAX_MESSAGE = 400  # characters of an error: where two paths of a cache and the advice have room
 MAX_LINE = 2_000  # characters of a line that tells several, or of a table's cell
@@ -49,6 +51,23 @@ def logger(name: str) -> logging.Logger:
     log = logging.getLogger(name)  # noqa: TID251  # this is the place
     log.addFilter(_of_printable_lines)
     return log
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Let what the package logs be seen on stderr as long as the context is open, where nobody configured logging."""
+    log = logging.getLogger("zoo")  # noqa: TID251  # this is the place
+    if log.hasHandlers():
+        yield
+        return
+    handler, level = logging.StreamHandler(), log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def _of_printable_lines(record: logging.LogRecord) -> bool:

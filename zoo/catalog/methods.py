@@ -32,6 +32,7 @@ class Apart(Struct, frozen=True):
         schedule: fields of the schedule that differ from the method's own, for a method that trains.
         augment: keyword arguments of timm's training transform, for a method that trains.
         calibrate_steps: of distillation on those images alone that follow, without labels.
+        rounds: in which a method goes towards its budget, each time anew with what is left of the model.
     """
 
     images: Count = CALIBRATION_IMAGES
@@ -39,6 +40,7 @@ class Apart(Struct, frozen=True):
     schedule: Mapping[str, Any] = {}
     augment: Mapping[str, Any] = {}
     calibrate_steps: Whole = 0
+    rounds: Count = 1
 
 
 @dataclass(frozen=True)

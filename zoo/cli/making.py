@@ -11,6 +11,7 @@ from zoo.cli.building import made
 from zoo.cli.checks import check_base, check_data
 from zoo.cli.method_help import Compress
 from zoo.cli.options import SETTING, Range, Share, Shares, data_options, distillation, distillation_options
+from zoo.cli.planning import planned
 from zoo.cli.sweeping import swept
 from zoo.cli.tables import as_json
 
@@ -34,7 +35,8 @@ from zoo.cli.tables import as_json
 @click.option("--lose-at-most", type=Range(0, 100), help="Smallest budget that loses so many points.")
 @as_json
 @click.option("--data", required=True, metavar="SPEC[:N]", help="digits, a folder, a Hub id ORG/NAME; [:N] takes N.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new repository.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the new repository.")
+@click.option("--plan-only", is_flag=True, help="Print what becomes of each layer, and train nothing.")
 @click.option("--set", "settings", help="Option of the method, e.g. round_to=16.", **SETTING)
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Layers that stay, e.g. head, stem, 'layer4.*'.")
 @click.option("--only", multiple=True, metavar="PATTERN", help="Layers that alone may change, e.g. 'blocks.*.mlp'.")
@@ -53,7 +55,8 @@ def compress(
     lose_at_most: float | None,
     as_json: bool,
     data: str,
-    out: Path,
+    out: Path | None,
+    plan_only: bool,
     settings: tuple[tuple[str, Any], ...],
     exclude: tuple[str, ...],
     only: tuple[str, ...],
@@ -72,6 +75,10 @@ def compress(
     PATTERN is a layer's path, which stands for all in it, a pattern of paths, or one of the words head and stem; where
     channels are pruned, --only names whole blocks.
 
+    With --plan-only images are looked at as ever, since what they show decides widths and ranks, and a method that
+    trains to find them says what that would cost. With --out too, a plot lies beside that folder, and the same command
+    without --plan-only goes on from there.
+
     A command that was stopped goes on where it stopped; a model that is there already is made neither again nor
     replaced.
     """
@@ -81,6 +88,10 @@ def compress(
     if not METHODS[method].budgeted and (asked or params is not None):
         raise click.UsageError(f"--method {method} has thresholds, which --set sets, and takes no --budget or --params")
     options = _options(settings, exclude=list(exclude), only=list(only), calibrate_steps=calibrate_steps)
+    if out is None and not plan_only:
+        raise click.UsageError("Missing option '--out': the folder of the new repository")
+    if plan_only and (sweep or lose_at_most is not None):
+        raise click.UsageError("--plan-only looks at one --budget: leave --sweep and --lose-at-most out")
     how = distillation(**distilled)
     check_options(method, options)
     check_base(base)
@@ -93,9 +104,11 @@ def compress(
         _check_distils(entry.recipe, how)
         return read_as(entry, data, skip_damaged, labels)
 
-    if sweep or lose_at_most is not None:
+    if plan_only:
+        planned(at(budget), out, as_json)
+    elif out is not None and (sweep or lose_at_most is not None):
         swept(at, sweep, lose_at_most, out, as_json)
-    else:
+    elif out is not None:
         made(at(budget), out)
 
 

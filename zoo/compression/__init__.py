@@ -91,12 +91,14 @@ class Algorithm:
         run: what is given → the smaller model's description, and path → tensor of it.
         schedule: its default, of a method that trains before the structure is known; None of the others.
         trained: dense model in eval mode, images [B, C, H, W] that it takes, declaration → what is trained.
+        whole: the same arguments → path of each layer that the method can't change → why.
     """
 
     declaration: type[Any]
     run: Callable[[Given], tuple[Description, Mapping[str, Tensor]]]
     schedule: Schedule | None = None
     trained: Callable[[nn.Module, Tensor, Any], Trained] | None = None
+    whole: Callable[[nn.Module, Tensor, Any], Mapping[str, str]] | None = None
 
 
 def algorithm(method: str) -> Algorithm:

@@ -1,11 +1,11 @@
 """What a model costs: parameters and multiply-accumulates, counted without computing anything."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -71,12 +71,20 @@ def measure(model: nn.Module, input: Sequence[int] | None = None) -> Counts:
     return Counts(params, macs, 2 * macs / (1000 * height * width), (channels, height, width))
 
 
-def forward_on_meta(model: nn.Module, input: Sequence[int] | None = None) -> tuple[int, int, int]:
+def meta_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers without values."""
+    return {path: each.detach().to("meta") for path, each in (*model.named_parameters(), *model.named_buffers())}
+
+
+def forward_on_meta(
+    model: nn.Module, input: Sequence[int] | None = None, on_meta: Mapping[str, Tensor] | None = None
+) -> tuple[int, int, int]:
     """Run a model on one image without computing anything, for a mode around the call to watch.
 
     Args:
         model: any module that takes one batch of images, on any device; run in eval mode and left as it was.
         input: channels, height, width; None takes what `model.pretrained_cfg` says.
+        on_meta: its `meta_tensors`, where whoever watches must know them.
 
     Returns:
         Channels, height, width.
@@ -90,12 +98,11 @@ def forward_on_meta(model: nn.Module, input: Sequence[int] | None = None) -> tup
             raise StructureError("measure: the model names no input size; pass input=(channels, height, width)")
         input = config["input_size"]
     channels, height, width = (int(size) for size in input)
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    on_meta = {name: tensor.detach().to("meta") for name, tensor in tensors}
+    on_meta = meta_tensors(model) if on_meta is None else on_meta
     dtype = next((t.dtype for t in model.parameters() if t.is_floating_point()), torch.float32)
     image = torch.empty(1, channels, height, width, device="meta", dtype=dtype)
     with in_one_line(f"measure: the model refuses an input of {tuple(input)}"), unchanged(model), torch.no_grad():
-        torch.func.functional_call(model, on_meta, (image,))
+        torch.func.functional_call(model, dict(on_meta), (image,))
     return channels, height, width
 
 

@@ -159,7 +159,7 @@ def plan(
     file = folder.with_name(f"{folder.name}.plan.json")
     with alone(folder, say):
         begin(entry, folder, say, machine)
-        model = create(work / "start")
+        model = load(work / "start")
         _say_training(entry.recipe, model, say, machine, "then: ")
         if processes().is_main_process:
             write_json(file, {"name": entry.name, **read_json(work / "start" / repository.CONFIG)["zoo"]})

@@ -19,9 +19,10 @@ from zoo.compression.keeping import alike_, rebuilt, single
 from zoo.compression.refinement import refine_
 from zoo.declarations import validated
 from zoo.errors import BudgetError, DataError, StructureError
-from zoo.measurement.macs import measure, unchanged, unwrapped
-from zoo.printable import logger
-from zoo.structure.describing import described
+from zoo.measurement.macs import Counts, measure, unchanged, unwrapped
+from zoo.printable import logger, told
+from zoo.structure.changed import compared
+from zoo.structure.describing import describe, described
 from zoo.structure.description import Description, config_of
 from zoo.structure.graph.capture import check_values
 from zoo.structure.tensors import tensors_of
@@ -37,6 +38,7 @@ log = logger(__name__)
 LITTLE = 0.99  # of the macs, that are left of a model which is hardly smaller
 
 
+@told()
 @torch.inference_mode(False)  # gradients, whatever the caller's mode
 def compress(
     model: nn.Module,
@@ -54,6 +56,7 @@ def compress(
     machine: Machine | None = None,
     calibrate_steps: int = 0,
     example: Sequence[int] | Tensor | None = None,
+    rounds: int = 1,
     **options: Any,
 ) -> nn.Module:
     """Compress a model.
@@ -80,11 +83,14 @@ def compress(
             but for one that trains, which sees the whole data set.
         example: of a module that says nothing of its images: their channels, height, width, or some of them
             [B, C, H, W].
+        rounds: of a method that works to a budget: it begins anew so often, each time with what is left of the model,
+            and with the same share of that to keep.
         options: fields of the method's declaration (`zoo.compression.prune.prune.Prune`, ...) that differ from its
             defaults.
 
     Returns:
-        A new model in eval mode, with `zoo_entry`; `save` writes it.
+        A new model in eval mode, with `zoo_entry`; `save` writes it, `changes` tells what became of each layer. What
+        was done, and at what cost, is logged: to stderr, where no logging is configured.
 
     Raises:
         UnknownName: no such method or option.
@@ -92,9 +98,11 @@ def compress(
         DataError, StructureError: an argument, the images or the model can't be used.
     """
     schedule, augment = ({} if said is None else said for said in (schedule, augment))
-    apart = structs.asdict(Apart(images, seed, schedule, augment, calibrate_steps))
+    apart = structs.asdict(Apart(images, seed, schedule, augment, calibrate_steps, rounds))
     how, own = declarations(method, {**options, **apart})
     budget = checked_budget(method, budget)
+    if budget is None and rounds > 1:
+        raise BudgetError(f"{method} takes no rounds: it has thresholds, and no budget to go towards")
     original, dense = _checked(model, method, example)
     model = original if own else single(original)
     recipe = {"method": method, "options": {**options, **_unusual(apart)}}
@@ -105,7 +113,8 @@ def compress(
     read: dict[str, Any] = {"skip_damaged": skip_damaged, "labels": labels}
     given = _learning(given, data, images, augment, read) if own else _looking(given, data, images, skip_damaged)
     with unchanged(model):
-        smaller = _refined(given, calibrate_steps) if calibrate_steps else _smaller(given)
+        smaller = _refined(given, calibrate_steps, rounds) if calibrate_steps else _in_rounds(given, rounds)
+    log.info("%s", compared(model, smaller))
     if advice := METHODS[method].advice:
         _say_if_little(method, measure(smaller).macs / measure(model).macs, _shapes(smaller) == _shapes(model), advice)
     return alike_(smaller, original)
@@ -216,10 +225,30 @@ def _smaller(given: Given) -> nn.Module:
     return rebuilt(given.model, description, tensors)
 
 
-def _refined(given: Given, steps: int) -> nn.Module:
+def _in_rounds(given: Given, rounds: int) -> nn.Module:
+    """What a method leaves after so many rounds, the i-th towards budget^(i/rounds)."""
+    dense, model = measure(given.model), given.model
+    for number in range(1, rounds):
+        assert given.budget is not None
+        part = _part(given.budget, number / rounds, dense, measure(model))
+        model = _smaller(replace(given, model=model, budget=part))
+        given = replace(given, description=describe(model))
+        log.info("round %d of %d: %.1f %% of the macs are left", number, rounds, 100 * measure(model).macs / dense.macs)
+    last = given.budget and _part(given.budget, 1.0, dense, measure(model))
+    return _smaller(replace(given, model=model, budget=last))
+
+
+def _part(budget: Budget, part: float, dense: Counts, now: Counts) -> Budget:
+    """What a model may keep that is to become a part of the way to a budget smaller than the dense one."""
+    macs = budget.macs**part * dense.macs / now.macs
+    params = budget.params and budget.params**part * dense.params / now.params
+    return Budget(min(macs, 1.0), params and min(params, 1.0))
+
+
+def _refined(given: Given, steps: int, rounds: int) -> nn.Module:
     """What a method makes of the images that aren't held back, nearer to the dense model if they help."""
     shown, held = parted(given.batches)
-    smaller = _smaller(given if given.labels else replace(given, batches=shown))  # labels go by the batches
+    smaller = _in_rounds(given if given.labels else replace(given, batches=shown), rounds)  # labels go by the batches
     where: dict[str, Any] = {"far": given.divergence, "seed": given.seed, "machine": given.machine}
     before, after = refine_(smaller, given.model, shown, held, steps, **where)
     images = sum(map(len, held))

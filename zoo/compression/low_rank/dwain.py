@@ -24,6 +24,7 @@ Source: ptdeco (TCL Research Europe), `ptdeco.dwain` and the example of its visi
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.compression import Algorithm, Given, Trained
-from zoo.compression.low_rank.factorable import grows, matrices
+from zoo.compression.low_rank.factorable import grows, left_whole, matrices
 from zoo.compression.low_rank.factors import dense_logits, directions, factored, factors, moved, replaced
 from zoo.declarations import Count, validate
 from zoo.errors import DataError, require
@@ -250,4 +251,4 @@ def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:
     return given.edited(edit), tensors
 
 
-ALGORITHM = Algorithm(Dwain, run, SCHEDULE, trained)
+ALGORITHM = Algorithm(Dwain, run, SCHEDULE, trained, whole=partial(left_whole, "dwain", False))

@@ -10,13 +10,29 @@ from torch import Tensor, nn
 from zoo.compression.exclusion import Patterns, excluded
 from zoo.structure.plan import Rank
 
+PLAIN = "it is grouped or transposed, or computes something else than two layers would"
+SHARED = "its weight is another layer's too"
+UNCALLED = "the model doesn't call it"
+ASKED = "others read its weight, which two layers don't have"
+KERNEL = "its kernel is larger than 1 by 1"
+
 
 def factorable(model: nn.Module, image: Tensor) -> list[str]:
     """Paths of the layers that `Factor` can replace, in the model's order; found by running the model once.
 
-    A layer is left out where two layers couldn't stand for it: it is grouped or transposed, computes something else
-    than its class says (a standardised weight, padding to "same" by timm), shares a parameter, isn't called, or others
-    read what two in sequence don't have (`F.linear(x, self.qkv.weight)` in timm's beit, eva and swinv2).
+    Args:
+        model: in eval mode; left as it was.
+        image: images that it takes [B, C, H, W].
+    """
+    return [path for path, obstacle in examined(model, image).items() if not obstacle]
+
+
+def examined(model: nn.Module, image: Tensor) -> dict[str, str]:
+    """Path of each layer with a weight → why two layers can't stand for it, empty where they can.
+
+    They can't where it is grouped or transposed, computes something else than its class says (a standardised weight,
+    padding to "same" by timm), shares a parameter, isn't called, or others read what two in sequence don't have
+    (`F.linear(x, self.qkv.weight)` in timm's beit, eva and swinv2).
 
     Args:
         model: in eval mode; left as it was.
@@ -25,13 +41,17 @@ def factorable(model: nn.Module, image: Tensor) -> list[str]:
     modules = dict(model.named_modules(remove_duplicate=False))
     owners = Counter(p for m in modules.values() for p in m._parameters.values() if p is not None)
     uses = Counter(modules.values())
-    layers = {
-        path: layer
-        for path, layer in modules.items()
-        if path and _plain(layer) and uses[layer] == 1 and all(owners[p] == 1 for p in layer.parameters())
+    layers = {path: module for path, module in modules.items() if path and _matrix(module) is not None}
+    found = {
+        path: PLAIN
+        if not _plain(layer)
+        else SHARED
+        if uses[layer] > 1 or any(owners[p] > 1 for p in layer.parameters())
+        else ""
+        for path, layer in layers.items()
     }
-    alone = {path: _Alone(layer) for path, layer in layers.items()}
-    places = {path: (modules[path.rpartition(".")[0]], path.rpartition(".")[2]) for path in layers}
+    alone = {path: _Alone(layers[path]) for path, obstacle in found.items() if not obstacle}
+    places = {path: (modules[path.rpartition(".")[0]], path.rpartition(".")[2]) for path in alone}
     try:
         for path, (parent, name) in places.items():
             setattr(parent, name, alone[path])
@@ -40,7 +60,13 @@ def factorable(model: nn.Module, image: Tensor) -> list[str]:
     finally:
         for path, (parent, name) in places.items():
             setattr(parent, name, layers[path])
-    return [path for path, each in alone.items() if each.called and not each.asked]
+    return found | {path: UNCALLED if not each.called else ASKED if each.asked else "" for path, each in alone.items()}
+
+
+def _matrix(module: nn.Module) -> Tensor | None:
+    """The weight of a layer that has one of two dimensions at least."""
+    weight = module._parameters.get("weight")
+    return weight if weight is not None and weight.ndim > 1 else None
 
 
 class _Alone(nn.Sequential):
@@ -97,8 +123,28 @@ def matrices(model: nn.Module, image: Tensor, exclude: Patterns, only: Patterns,
         UnknownName: `exclude` or `only` names no layer of the model.
     """
     paths = chosen(model, factorable(model, image), exclude, only, method)
-    layers = {path: model.get_submodule(path) for path in paths}
-    return [path for path, layer in layers.items() if getattr(layer, "kernel_size", (1, 1)) == (1, 1)]
+    return [path for path in paths if not _spatial(model.get_submodule(path))]
+
+
+def _spatial(layer: Any) -> bool:
+    return getattr(layer, "kernel_size", (1, 1)) != (1, 1)
+
+
+def left_whole(method: str, kernels: bool, model: nn.Module, image: Tensor, how: Any) -> dict[str, str]:
+    """Path of each layer that a method doesn't factor → why.
+
+    Args:
+        method: its name.
+        kernels: whether it factors convolutions larger than 1 × 1.
+        model: in eval mode; left as it was.
+        image: images that it takes [B, C, H, W].
+        how: the method's declaration.
+    """
+    found = examined(model, image)
+    if not kernels:
+        found |= {path: KERNEL for path, why in found.items() if not why and _spatial(model.get_submodule(path))}
+    whole = excluded(model, how.exclude, how.only, method)
+    return {path: whole.get(f"{path}.weight", why) for path, why in found.items() if f"{path}.weight" in whole or why}
 
 
 def grows(layer: Any, rank: Rank) -> bool:

@@ -31,7 +31,7 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from zoo.compression import Algorithm, Given
-from zoo.compression.low_rank.factorable import grows, matrices
+from zoo.compression.low_rank.factorable import grows, left_whole, matrices
 from zoo.compression.low_rank.factors import dense_logits, directions, factored, factors, moved, replaced
 from zoo.declarations import Count, validate
 from zoo.errors import DataError, require
@@ -162,4 +162,4 @@ def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:
     return given.edited(edit), tensors
 
 
-ALGORITHM = Algorithm(Falor, run)
+ALGORITHM = Algorithm(Falor, run, whole=partial(left_whole, "falor", False))

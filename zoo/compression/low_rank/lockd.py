@@ -29,6 +29,7 @@ Source: ptdeco (TCL Research Europe), `ptdeco.lockd` and the example of its visi
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -39,7 +40,7 @@ from torch.nn import functional as F
 
 from zoo.compression import Algorithm, Given, Trained
 from zoo.compression.activations import Draw, observe, rows
-from zoo.compression.low_rank.factorable import chosen, factorable, grows
+from zoo.compression.low_rank.factorable import chosen, factorable, grows, left_whole
 from zoo.compression.low_rank.factors import dense_logits, factored, nsr, pair, replaced
 from zoo.declarations import Count, Positive, validate
 from zoo.errors import DataError, StructureError
@@ -267,4 +268,4 @@ def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:
     return given.edited(edit), tensors
 
 
-ALGORITHM = Algorithm(Lockd, run, SCHEDULE, trained)
+ALGORITHM = Algorithm(Lockd, run, SCHEDULE, trained, whole=partial(left_whole, "lockd", True))

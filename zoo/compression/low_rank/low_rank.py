@@ -44,7 +44,7 @@ from zoo.compression.activations import outputs_of
 from zoo.compression.calibration import judged
 from zoo.compression.channels.analysis import analyse, exported
 from zoo.compression.low_rank.allocation import allocate_ranks, choice
-from zoo.compression.low_rank.factorable import chosen, factorable
+from zoo.compression.low_rank.factorable import chosen, factorable, left_whole
 from zoo.compression.low_rank.fisher import MAX_STATISTICS, Spectrum, spectra
 from zoo.compression.low_rank.kfac import mean_divergence, newton_
 from zoo.compression.repair import REPAIRED, calling, located, repaired, watch
@@ -306,4 +306,4 @@ def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:
     return given.edited(edit), tensors
 
 
-ALGORITHM = Algorithm(LowRank, run)
+ALGORITHM = Algorithm(LowRank, run, whole=partial(left_whole, "low_rank", True))

@@ -9,7 +9,7 @@ from zoo.compression import Algorithm, Given
 from zoo.compression.channels import planning
 from zoo.compression.channels.checking import CLOSE, cut, difference, graph_difference, halves
 from zoo.compression.channels.groups import Analysis
-from zoo.compression.exclusion import kept_whole
+from zoo.compression.exclusion import OTHERS, REASON, kept_whole
 from zoo.compression.prune.allocation import allocate, prior
 from zoo.compression.prune.prune import Prune, Pruned, prune
 from zoo.errors import BudgetError, StructureError, UnknownName
@@ -20,6 +20,8 @@ from zoo.structure.graph.exported import lift
 from zoo.structure.plan import Plan
 
 log = logger(__name__)
+
+WITH_OTHERS = "its channels are those of a layer that stays whole"
 
 
 def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:
@@ -76,4 +78,16 @@ def _check_close(about: Description, off: float) -> None:
         raise StructureError(f"{about.name}: the cut model is {off:.1e} off the masked dense one, expected {CLOSE:.0e}")
 
 
-ALGORITHM = Algorithm(Prune, run)
+def whole(model: nn.Module, image: Tensor, how: Prune) -> dict[str, str]:
+    """Path of each layer none of whose outputs can be cut → why."""
+    dense = planning.swapped(model)
+    kept = kept_whole(dense, how.exclude, how.only, "prune")
+    frozen = planning.plan_else_graph(dense, image, halves, kept)[0].analysis.frozen
+    own = {path.rpartition(".")[0] for path, _ in kept}
+    return {
+        path: WITH_OTHERS if reason in (REASON, OTHERS) and path not in own else reason
+        for path, reason in frozen.items()
+    }
+
+
+ALGORITHM = Algorithm(Prune, run, whole=whole)
