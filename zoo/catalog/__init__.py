@@ -1,7 +1,8 @@
 """The catalog: every model that is known, what is claimed of it and how it is made. Imports no torch.
 
 `entry` says what is known of one model, `methods` how models are made smaller, `papers` what they come from. `reader`
-reads `<project>/<family>.toml`, this file looks models up. What was measured here is a Report (`report`).
+reads `<project>/<family>.toml`, this file looks models up. What was measured here is a Report
+(`report`), what became of a model's layers are Changes (`changes`); `data_names` tells how data sets are named.
 """
 
 import difflib

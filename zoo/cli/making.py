@@ -36,6 +36,7 @@ from zoo.cli.tables import as_json
 @as_json
 @click.option("--data", required=True, metavar="SPEC[:N]", help="digits, a folder, a Hub id ORG/NAME; [:N] takes N.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the new repository.")
+@click.option("--rounds", type=click.IntRange(1), help="Go towards the budget in so many rounds.  [default: 1]")
 @click.option("--plan-only", is_flag=True, help="Print what becomes of each layer, and train nothing.")
 @click.option("--set", "settings", help="Option of the method, e.g. round_to=16.", **SETTING)
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Layers that stay, e.g. head, stem, 'layer4.*'.")
@@ -56,6 +57,7 @@ def compress(
     as_json: bool,
     data: str,
     out: Path | None,
+    rounds: int | None,
     plan_only: bool,
     settings: tuple[tuple[str, Any], ...],
     exclude: tuple[str, ...],
@@ -87,7 +89,7 @@ def compress(
         raise click.UsageError(f"--method {method} needs --budget SHARE, or one of --sweep and --lose-at-most instead")
     if not METHODS[method].budgeted and (asked or params is not None):
         raise click.UsageError(f"--method {method} has thresholds, which --set sets, and takes no --budget or --params")
-    options = _options(settings, exclude=list(exclude), only=list(only), calibrate_steps=calibrate_steps)
+    options = _options(settings, exclude=list(exclude), only=list(only), calibrate_steps=calibrate_steps, rounds=rounds)
     if out is None and not plan_only:
         raise click.UsageError("Missing option '--out': the folder of the new repository")
     if plan_only and (sweep or lose_at_most is not None):

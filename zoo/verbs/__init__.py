@@ -3,5 +3,5 @@
 Start with `loading` (create, load; a new head by `adaptation`), `compressing` and `distilling`, `saving` (save, push,
 and convert by `converting`, whose results the cache keeps by `conversions`), `verification` (by `measuring`). A model
 of the catalog is made by `beginning` and `building`, whose `recipes` say how and whose `training_costs` say how long;
-`sweeping` makes several; `coverage` tells what can be pruned.
+`sweeping` makes several, `changing` tells what became of layers; `coverage` tells what can be pruned.
 """
