@@ -129,6 +129,15 @@ def test_no_excluded_layer_changes_its_shape_and_others_do(method, patterns, cnn
     assert not {f"{path}.weight" for edit in edits if isinstance(edit, Factor) for path in edit.layers} & set(whole)
 
 
+def test_where_nothing_that_may_change_can_be_fitted_it_is_cut_alone():
+    layers = [nn.Conv2d(3, 16, 3), nn.ReLU(), nn.ConvTranspose2d(16, 8, 2), nn.Flatten(), nn.Linear(1800, 4)]
+    model = nn.Sequential(*layers).eval()
+    smaller = zoo.compress(model, budget=0.7, data=images(16), example=(3, 16, 16), only=["0", "2"])
+    shapes = {path: tuple(tensor.shape[:2]) for path, tensor in smaller.state_dict().items() if "weight" in path}
+    assert shapes["0.weight"][0] == shapes["2.weight"][0] < 16
+    assert (shapes["2.weight"][1], shapes["4.weight"]) == (8, (4, 1800))
+
+
 def test_layers_are_excluded_on_the_command_line(tmp_path):
     arguments = ["compress", "digits_cnn", "--budget", "0.8", "--data", "digits", "--epochs", "0", "--out"]
     settings = ["--exclude", "layer1", "--exclude", "head", "--only", "layer*", "--only", "head"]

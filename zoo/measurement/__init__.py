@@ -1,5 +1,5 @@
 """What a model costs, and how far it is from another.
 
-`macs` counts, `parts` by layers, `conventions` counts once more as the sources do; `divergence` is of outputs from a reference's;
-`passes` says how many images are computed together.
+`macs` counts, `parts` by layers, `conventions` counts once more as the sources do; `divergence` is of outputs from a
+reference's; `passes` says how many images are computed together.
 """

@@ -2,5 +2,6 @@
 
 Read `description` (what a model is: base and plan, or graph), `base` and `sources` (the libraries that have bases),
 `plan` (the edits) and `tensors` (module ↔ tensors), then what edits stand on: `narrowing`, `blocks`, `replacements`.
-`describing` goes the other way, from a model to what it is; `changed` compares two, layer by layer; `graph` is a structure that stands alone.
+`describing` goes the other way, from a model to what it is; `changed` compares two, layer by layer; `graph` is a
+structure that stands alone.
 """

@@ -29,7 +29,7 @@ def compared(
     Raises:
         StructureError: the two have no layer in common.
     """
-    dense, about = described(dense)
+    dense, about = described(dense, example=input_size(smaller))
     made, size = describe(smaller), input_size(dense)
     counts = macs_of(dense, size)
     layers = _layers(dense, counts)

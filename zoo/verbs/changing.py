@@ -13,7 +13,7 @@ from zoo.catalog.methods import available
 from zoo.compression import algorithm
 from zoo.measurement.macs import input_size, unchanged
 from zoo.structure.changed import compared
-from zoo.structure.describing import describe
+from zoo.structure.describing import describe, described
 from zoo.verbs.beginning import Say, beside, seen_as
 from zoo.verbs.building import plan
 from zoo.verbs.compressing import declarations
@@ -42,6 +42,7 @@ def changes(dense: nn.Module, smaller: nn.Module) -> Changes:
     >>> [layer.stays for layer in found.layers][-1]
     'an output of the model'
     """
+    dense = described(dense, example=input_size(smaller))[0]
     whole = _whole(dense, describe(smaller).recipe)
     return compared(dense, smaller, whole or {}, "" if whole is None else FREE)
 

@@ -121,6 +121,10 @@ def together(dense: Dense, units: Sequence[Tensor], fitted: Fits, number: int = 
         ½ s of each group [groups], in nats and double precision; not a number where it has no gate or isn't cut.
     """
     groups = dense.analysis.groups
+    pairs = zip(groups, units, strict=True)
+    known = torch.tensor([has_gate(group) and len(kept) < group.units for group, kept in pairs])
+    if not known.any():
+        return torch.full((len(groups),), torch.nan, dtype=torch.float64)
     gates = torch.ones(len(groups), dtype=torch.float64, requires_grad=True)
     errors = {path: [*_errors(dense, path, *fit)] for path, fit in fitted.items()}
     held = torch.cat([*dense.held])
@@ -144,8 +148,6 @@ def together(dense: Dense, units: Sequence[Tensor], fitted: Fits, number: int = 
 
     with _frozen(dense.model):
         observe(run, {path: dense.model.get_submodule(path) for path in fitted}, batches, after=off)
-    pairs = zip(groups, units, strict=True)
-    known = torch.tensor([has_gate(group) and len(kept) < group.units for group, kept in pairs])
     each = 0.5 * torch.stack(slopes)
     error = each.std(0, correction=0) / max(1, len(each) - 1) ** 0.5  # below it a slope is only known to be small
     return each.mean(0).maximum(error).clamp(min=1e-12).where(known, torch.nan)
