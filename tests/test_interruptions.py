@@ -104,7 +104,7 @@ def dense(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base") / "dense"
     model = initialised(DENSE)
     model.pretrained_cfg = {"input_size": (1, 16, 16), "mean": (0.5,), "std": (0.5,), "num_classes": 10}
-    return zoo.save(model, folder, DENSE)
+    return zoo.save(model, folder, base=DENSE)
 
 
 @pytest.fixture

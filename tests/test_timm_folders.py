@@ -17,6 +17,7 @@ from zoo.deadline import deadline
 from zoo.errors import RepositoryError, StructureError, WeightsError
 from zoo.files import read_json, sha256, write_json
 from zoo.hub import repository, timm_folder
+from zoo.verbs.own_weights import with_weights
 
 NAMES = ["daisy", "poppy", "rose"]
 BARE = {"model_args": {}, "label_names": None}
@@ -101,10 +102,17 @@ def test_a_configuration_of_the_oldest_kind_is_read(tmp_path):
     assert [*loaded.pretrained_cfg["label_names"]] == NAMES
 
 
-def test_a_pickle_is_refused_with_the_way_to_save_it_otherwise(tmp_path):
-    made("classes of its own", tmp_path, safe_serialization=False)
-    with pytest.raises(RepositoryError, match=r"pytorch_model.bin, a pickle.*save_for_hf\(model, FOLDER, safe_serial"):
-        zoo.load(tmp_path)
+def test_a_pickle_is_not_loaded_but_saved_as_a_repository(tmp_path):
+    model, images = made("classes of its own", tmp_path / "timms", safe_serialization=False)
+    command = rf"zoo save {tmp_path / 'timms'} --weights {tmp_path / 'timms' / 'pytorch_model.bin'} --out NEW"
+    with pytest.raises(RepositoryError, match=rf"pytorch_model.bin, a pickle, which isn't loaded: {command}"):
+        zoo.load(tmp_path / "timms")
+
+    filled = with_weights(tmp_path / "timms", tmp_path / "timms" / "pytorch_model.bin")
+    loaded = zoo.load(zoo.save(filled, tmp_path / "ours"))
+    assert same(model, loaded, images)
+    assert [*loaded.pretrained_cfg["label_names"]] == NAMES
+    assert loaded.pretrained_cfg["mean"] == [0.5] * 3
 
 
 def test_weights_that_take_long_to_read_are_waited_for(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from zoo.cli import building, covering, exchanging, listing, making, publishing, verifying
+from zoo.cli import building, covering, exchanging, listing, making, publishing, saving, verifying
 from zoo.cli.tables import say
 from zoo.errors import ZooError
 from zoo.printable import logger
@@ -80,6 +80,7 @@ for command in (
     listing.show,
     making.compress,
     building.build,
+    saving.save,
     publishing.push,
     exchanging.import_model,
     publishing.serve,

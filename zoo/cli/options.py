@@ -41,6 +41,32 @@ class Shares(Share):
         return [super(Shares, self).convert(each, param, ctx) for each in value.split(",")]
 
 
+class Numbers(click.ParamType[Any]):
+    """Numbers with commas between them."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """`0.5,0.4` → (0.5, 0.4)."""
+        try:
+            return tuple(map(float, value.split(",")))
+        except ValueError:
+            return self.fail(f"{value!r} isn't a number or several with commas between them.", param, ctx)
+
+
+class Size(click.ParamType[Any]):
+    """Channels, height and width of an image."""
+
+    name = "cxhxw"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """`3x224x224` → (3, 224, 224)."""
+        sizes = value.lower().split("x")
+        if len(sizes) != 3 or not all(size.isdecimal() and int(size) for size in sizes):
+            self.fail(f"{value!r} isn't CHANNELSxHEIGHTxWIDTH, e.g. 3x224x224.", param, ctx)
+        return tuple(map(int, sizes))
+
+
 def setting(text: str) -> tuple[str, Any]:
     """`a=0.5` → ("a", 0.5), `a=b` → ("a", "b"): JSON where it is any."""
     key, equals, value = text.partition("=")

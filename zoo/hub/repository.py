@@ -327,6 +327,7 @@ def rebuild(folder: Path, device: str | torch.device = "cpu", *, mmap: bool = Tr
     """
     config, _, model = structure_in(folder)
     path, expected = folder / WEIGHTS, config["zoo"]["weights_sha256"]
+    timm_folder.check_no_pickle(path)
     values = weights.load_weights(path, device, mmap=mmap, structure=model)
     if (digest := sha256_stamped(path)) != expected:
         raise _altered(path, expected, digest)

@@ -29,17 +29,10 @@ def as_ours(config: Mapping[str, Any], config_file: Path, weights_file: Path) ->
         weights_file: where its weights lie; not fetched yet, perhaps.
 
     Raises:
-        RepositoryError: it lacks something, or its weights are a pickle.
+        RepositoryError: it lacks something.
         StructureError: timm builds no such model.
         WeightsError: its weights are larger than such a model can need.
     """
-    folder = weights_file.parent
-    pickles = [name for name in PICKLES if (folder / name).is_file()]
-    if pickles and not weights_file.is_file():
-        raise RepositoryError(
-            f"{folder} has its weights in {pickles[0]}, a pickle, which isn't read: save them with "
-            f"timm.models.save_for_hf(model, FOLDER, safe_serialization=True)"
-        )
     architecture = config["architecture"]
     own = config.get("pretrained_cfg", {key: value for key, value in config.items() if key != "architecture"})
     given = config.get("model_args") or {}
@@ -70,3 +63,18 @@ def as_ours(config: Mapping[str, Any], config_file: Path, weights_file: Path) ->
             "weights_sha256": sha256_stamped(weights_file) if fetched else "",
         },
     }
+
+
+def check_no_pickle(weights_file: Path) -> None:
+    """Say what to do about a folder whose weights are a pickle alone.
+
+    Raises:
+        RepositoryError: they are.
+    """
+    folder = weights_file.parent
+    pickles = [name for name in PICKLES if (folder / name).is_file()]
+    if pickles and not weights_file.is_file():
+        raise RepositoryError(
+            f"{folder} has its weights in {pickles[0]}, a pickle, which isn't loaded: zoo save {folder} --weights "
+            f"{folder / pickles[0]} --out NEW makes a repository of it, and runs nothing"
+        )

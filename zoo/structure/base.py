@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import msgspec
 import torch
+from msgspec import structs
 from torch import Tensor, nn
 from torch.utils._device import DeviceContext, _device_constructors
 
@@ -33,6 +34,7 @@ MAX_REAL = 1_000_000  # 15,960; elements that are computed while it is built, wh
 MAX_ARGUMENT = 200_000  # the largest head has 115,217 classes
 MAX_SIZE = 4_096  # 4,096; of anything but classes: what is made of it may grow with its square
 MAX_VALUES = 1_000  # that arguments hold, however deep
+CLAIMS = ("license", "tag")  # in `pretrained_cfg`, of its weights
 
 _Bounds = msgspec.Meta(ge=-MAX_ARGUMENT, le=MAX_ARGUMENT)
 _Sizes = msgspec.Meta(ge=-MAX_SIZE, le=MAX_SIZE)
@@ -142,6 +144,17 @@ def tag(base: Base) -> str | None:
     """The tag of a base's id, where its source has weights of that name."""
     named = base.id.partition(".")[2]
     return named if named in source_of(base).tags(base.architecture) else None
+
+
+def untagged(base: Base) -> Base:
+    """The same architecture by an id without a tag; the id itself where only the tag has that structure."""
+    plain = structs.replace(base, id=base.id.partition(".")[0])
+    return plain if plain == base or fingerprint(skeleton(plain)) == fingerprint(skeleton(base)) else base
+
+
+def without_claims(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`pretrained_cfg` of a structure alone, whatever its weights are."""
+    return {key: value for key, value in config.items() if key not in CLAIMS}
 
 
 def check_tag(base: Base) -> None:

@@ -55,7 +55,7 @@ def described(
     try:
         description = describe(model) if base is None else _of_base(base)
         if description_of(model) is not description:
-            _settle_(model, description)
+            settle_(model, description)
         check_outputs(model, description)
         return model, description
     except (StructureError, WeightsError, UnknownName) as error:
@@ -197,7 +197,7 @@ def _at(model: nn.Module, path: Any) -> nn.Module | None:
         return None
 
 
-def _settle_(model: nn.Module, description: Description) -> None:
+def settle_(model: nn.Module, description: Description) -> None:
     """Let `pretrained_cfg` say what the description does."""
     config = config_of(model)
     if description.base is None or "input_size" not in config:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,8 +18,9 @@ from zoo.hub import remote, repository
 from zoo.hub.remote import DEFAULT, Access
 from zoo.measurement.macs import unwrapped
 from zoo.printable import logger
-from zoo.structure.base import MAX_ARGUMENT, check_tag, initialised, skeleton
-from zoo.structure.description import Description, attach_, config_of, configure_
+from zoo.structure.base import MAX_ARGUMENT, check_tag, initialised, skeleton, untagged, without_claims
+from zoo.structure.describing import settle_
+from zoo.structure.description import Description, attach_, config_of, configure_, description_of, skeleton_of
 from zoo.structure.plan import Plan, apply_
 from zoo.structure.sources import SOURCES, is_base_id
 from zoo.tasks import task_of
@@ -104,20 +106,32 @@ def create(name: str | os.PathLike[str] | Base, *, seed: int = 0) -> nn.Module:
             channels.
 
     Returns:
-        The module in eval mode, carrying `pretrained_cfg` and `zoo_entry`.
+        The module in eval mode, carrying `pretrained_cfg` and `zoo_entry`; neither has a tag or a licence, which are of
+        weights.
 
     Raises:
         UnknownName, RepositoryError, StructureError: as for `load`.
     """
-    description, config = _description(name)
+    model = untrained(name, seed)
+    description = description_of(model)
+    if description is not None and description.base is not None and not description.recipe:
+        plain = untagged(description.base)
+        name = description.name if plain == description.base else plain.architecture
+        attach_(model, replace(description, name=name, base=plain))
+    configure_(model, without_claims(config_of(model)))
+    return model
+
+
+def untrained(name: str | os.PathLike[str] | Base, seed: int = 0) -> nn.Module:
+    """What `create` gives, described as if it had its base's weights."""
+    description, config = description_named(name)
     if description.base is None or description.graph is not None:
         raise StructureError(f"create: {description.name} is a graph, which has no initialiser: load it instead")
     model = initialised(description.base, seed)
     with torch.random.fork_rng(devices=[]):  # factors draw their own values
         torch.manual_seed(seed)
         apply_(model, description.plan)
-    if config:
-        configure_(model, config)
+    configure_(model, config)
     attach_(model, description)
     return model.eval()
 
@@ -294,7 +308,22 @@ def _entry(name: str) -> Entry:
         raise error
 
 
+def description_named(name: str | os.PathLike[str] | Base) -> tuple[Description, dict[str, Any]]:
+    """What a name says that a model is, and its `pretrained_cfg`; nothing is initialised, and no weights are fetched.
+
+    Raises:
+        UnknownName, RepositoryError, StructureError: as for `create`.
+    """
+    description, config = _description(name)
+    if config:
+        return description, dict(config)
+    model = skeleton_of(description)
+    settle_(model, description)
+    return description, config_of(model)
+
+
 def _description(name: str | os.PathLike[str] | Base) -> tuple[Description, Any]:
+    """The same; without `pretrained_cfg` where that is the base's own."""
     if isinstance(name, Base) or is_base_id(name):
         base = name if isinstance(name, Base) else Base(str(name))
         check_tag(base)

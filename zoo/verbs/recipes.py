@@ -15,13 +15,11 @@ from zoo.declarations import validated
 from zoo.errors import BudgetError, DataError, RepositoryError, UnknownName
 from zoo.files import free, sha256_stamped
 from zoo.hub import repository
-from zoo.structure.describing import describe
-from zoo.structure.description import config_of
 from zoo.tasks.task import Labels
 from zoo.training.distillation import Distil
 from zoo.training.schedule import Schedule
 from zoo.verbs.compressing import checked_budget, declarations, declared
-from zoo.verbs.loading import create
+from zoo.verbs.loading import description_named
 from zoo.verbs.verification import results_of, weights_of
 
 
@@ -54,10 +52,7 @@ def recipe_for(
         augment: keyword arguments of timm's training transform.
         seed: of calibration images, order and augmentation.
     """
-    dense = create(base)
-    description = describe(dense)
-    assert description.base is not None  # create refuses graphs
-    config = config_of(dense)
+    description, config = description_named(base)
     channels, height, width = config["input_size"]
     recipe = Recipe(
         method=method,
@@ -70,7 +65,8 @@ def recipe_for(
         augment=augment or {},
         seed=seed,
     )
-    name, architecture = f"{description.name}_{suffix(method, budget)}", description.base.architecture
+    name = f"{description.name}_{suffix(method, budget)}"
+    architecture = description.base.architecture if description.base else description.name
     more: dict[str, Any] = {"base": Base(base), "license": config.get("license"), "dataset": data, "recipe": recipe}
     return own(name, architecture, description.task, input=(channels, height, width), **more)
 

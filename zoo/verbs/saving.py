@@ -1,26 +1,32 @@
 """Repositories out of models: `save`, `convert` and `push`."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
 from torch import Tensor, nn
 
 from zoo import catalog
-from zoo.catalog.entry import Base, Entry, own
+from zoo.catalog.entry import Base, Entry, Input, own
 from zoo.catalog.report import Report
-from zoo.declarations import ModelName, validated
+from zoo.declarations import Finite, ModelName, Name, Positive, validated
 from zoo.errors import RepositoryError, StructureError, UnknownName
 from zoo.files import free, read_json, writing_folder
 from zoo.hub import remote, repository
+from zoo.measurement.macs import unwrapped
 from zoo.pages.card import render
 from zoo.pages.front_matter import eval_results
+from zoo.structure.base import skeleton, untagged, without_claims
 from zoo.structure.describing import described
-from zoo.structure.description import DEFAULT_TASK, Description, config_of, configure_
+from zoo.structure.description import DEFAULT_TASK, Description, config_of, configure_, description_of
+from zoo.verbs import licences
 from zoo.verbs.converting import converted
 from zoo.verbs.loading import origin_of
 from zoo.verbs.measuring import report_of
@@ -30,11 +36,18 @@ from zoo.verbs.verification import results_of
 def save(
     model: nn.Module,
     folder: str | os.PathLike[str],
+    *,
+    name: str | None = None,
     base: Base | str | None = None,
+    license: str | None = None,
+    labels: Sequence[str] | None = None,
+    input: Sequence[int] | None = None,
+    example: Sequence[int] | Tensor | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    data: Any = None,
     report: Report | None = None,
     dense: Report | None = None,
-    *,
-    example: Sequence[int] | Tensor | None = None,
 ) -> Path:
     """Write a repository: config.json, model.safetensors, README.md and results.json.
 
@@ -42,29 +55,106 @@ def save(
         model: from `compress` or `load`, a dense model of timm, or any module that `torch.export` takes: that is saved
             as a graph.
         folder: where; an earlier repository there is replaced.
+        name: of the model; None takes the one that it carries.
         base: the dense architecture; None reads it from what `compress`, `load` or timm left on the model.
-        report: what was measured; None counts params and macs.
+        license: of the weights, by the Hub's id of it. Where none is named, none is claimed but for weights that are
+            still those that were loaded, and for what was compressed, which is under the licence of its base.
+        labels: names of the model's classes in order.
+        input: channels, height and width of its images; None takes what `model.pretrained_cfg` says.
+        example: what it is traced with where it becomes a graph, such a size or images [B, C, H, W]; None takes input.
+        mean: of each channel of 0..1, or of all; None takes what `model.pretrained_cfg` says.
+        std: the same of the standard deviation.
+        data: the data set to evaluate on, as `--data` takes it; None counts params and macs.
+        report: what was measured, in place of that.
         dense: what was measured of the dense base, to stand beside it on the card.
-        example: channels, height, width of the images, or some of them [B, C, H, W]; None takes what
-            `model.pretrained_cfg` says.
 
     Returns:
         The folder.
 
     Raises:
-        StructureError: the base isn't known or isn't this model's, or the model was changed since it was built.
+        StructureError: the base isn't known or isn't this model's, or the model was changed since it was built; input,
+            labels, mean or std aren't its own.
+        DataError: the data can't be used.
         RepositoryError: something else lies at that place, or the report says what none may.
         StorageError: the disk is full or refuses.
     """
-    base = Base(base) if isinstance(base, str) else base
-    model, description = described(model, base, example)
-    report = report or report_of(model, name=description.name)
-    config = config_of(model)
-    card = render(_entry(description, config), description, report, config, dense)
-    results = json.dumps(report.to_json(), indent=2) + "\n"
-    Report.from_json(json.loads(results), repository.RESULTS)  # or nobody could read it
-    repository.write_repository(Path(folder), model, description, {repository.CARD: card, repository.RESULTS: results})
+    base, model = Base(base) if isinstance(base, str) else base, unwrapped(model)
+    validated(Name | None, license, "license", StructureError)
+    free(Path(folder))
+    former = config_of(model) or (config_of(skeleton(base)) if base else {})
+    if not former and input and (mean is not None or std is not None):
+        former = {"mean": (0.0,) * input[0], "std": (1.0,) * input[0], "crop_pct": 1.0, "interpolation": "bicubic"}
+    if former:  # images of the new size are what the model is compared on
+        configure_(model, seen_as(former, input, mean, std))
+    model, description = described(model, base, input if example is None else example)
+    if name is not None:
+        description = replace(description, name=name)
+    config = named(seen_as(config_of(model), input, mean, std), labels, getattr(model, "num_classes", None))
+    if not licences.hold(model, description):
+        config = without_claims(config)
+        if base is None and description_of(model) is None and description.base is not None:
+            description = replace(description, base=untagged(description.base))
+    config |= {"license": license} if license else {}
+    with _carrying(model, config):
+        report = report or report_of(model, data, name=description.name)
+        card = render(_entry(description, config), description, report, config, dense)
+        results = json.dumps(report.to_json(), indent=2) + "\n"
+        Report.from_json(json.loads(results), repository.RESULTS)  # or nobody could read it
+        files = {repository.CARD: card, repository.RESULTS: results}
+        repository.write_repository(Path(folder), model, description, files)
     return Path(folder)
+
+
+@contextlib.contextmanager
+def _carrying(model: nn.Module, config: Mapping[str, Any]) -> Iterator[None]:
+    """A model that carries another `pretrained_cfg` for as long as the context is open."""
+    former = config_of(model)
+    configure_(model, config)
+    try:
+        yield
+    finally:
+        configure_(model, former)
+
+
+def seen_as(
+    config: Mapping[str, Any],
+    input: Sequence[int] | None,
+    mean: float | Sequence[float] | None,
+    std: float | Sequence[float] | None,
+) -> dict[str, Any]:
+    """`pretrained_cfg` of images of another size, mean or standard deviation.
+
+    Raises:
+        StructureError: they aren't sizes, or aren't numbers for each channel.
+    """
+    config = dict(config)
+    if input is not None:
+        config["input_size"] = validated(Input, list(input), "input", StructureError)
+    channels = config["input_size"][0] if config.get("input_size") else len(config.get("mean") or ())
+    for key, said, kind in (("mean", mean, list[Finite]), ("std", std, list[Positive])):
+        if said is not None and channels:
+            values = [*said] if isinstance(said, Sequence) else [said]
+            values = values * channels if len(values) == 1 else values
+            if len(values) != channels:
+                raise StructureError(f"{key} has {len(values)} numbers, expected one, or {channels}: one a channel")
+            config[key] = tuple(validated(kind, values, key, StructureError))
+        elif input is not None and len(config.get(key) or ()) not in (0, channels):
+            config[key] = tuple(config[key][i % len(config[key])] for i in range(channels))
+    return config
+
+
+def named(config: Mapping[str, Any], labels: Sequence[str] | None, classes: int | None) -> dict[str, Any]:
+    """`pretrained_cfg` with these names of the classes.
+
+    Raises:
+        StructureError: there are more or fewer than classes.
+    """
+    if labels is None:
+        return dict(config)
+    names = validated(list[Name], list(labels), "labels", StructureError)
+    if classes is not None and len(names) != classes:
+        raise StructureError(f"labels has {len(names)} names, the model has {classes} classes: name each, in order")
+    return {**config, "label_names": tuple(names)}
 
 
 def convert(
@@ -159,10 +249,14 @@ def push(
 
 def _entry(description: Description, config: Mapping[str, Any]) -> Entry:
     """The catalog's entry, or what can be said of a model that isn't in it."""
+    license = config.get("license")
     try:
-        return catalog.info(description.name)
+        entry = catalog.info(description.name)
+        return entry if description.recipe else structs.replace(entry, license=license)
     except UnknownName:
         channels, height, width = config["input_size"]
         architecture = description.base.architecture if description.base else description.name
-        more: dict[str, Any] = {"base": description.base, "license": config.get("license")}
+        more: dict[str, Any] = {"base": description.base, "license": license}
+        if license is None and description.base and (others := licences.license_of(description.base)):
+            more["note"] = f"the weights of {description.base.id} are under {others}; of these no licence is named"
         return own(description.name, architecture, description.task, input=(channels, height, width), **more)

@@ -78,6 +78,18 @@ def read_labels(path: Path) -> Labels:
     raise DataError(f"{path}: expected a list of names, one a line or as JSON, or a JSON object of names")
 
 
+def read_names(path: Path) -> list[str]:
+    """Read a file of the names of a model's classes in order, a JSON list or one a line.
+
+    Raises:
+        DataError: it is none.
+    """
+    labels = read_labels(path)
+    if isinstance(labels, Mapping):
+        raise DataError(f"{path}: expected the names of the model's classes in order, found an object of names")
+    return list(labels)
+
+
 def matched(data: "Data", model: nn.Module, spec: str, labels: Labels | None = None) -> "Data":
     """Data whose labels are the numbers of a model's classes.
 
