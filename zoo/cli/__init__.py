@@ -87,5 +87,6 @@ for command in (
     verifying.verify,
     covering.coverage,
     exchanging.export_model,
+    exchanging.convert_model,
 ):
     cli.add_command(command)

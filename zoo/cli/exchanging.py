@@ -1,4 +1,4 @@
-"""`zoo import` and `zoo export`: other projects' and programs' formats."""
+"""`zoo import`, `zoo export` and `zoo convert`: other projects' formats, other programs', and our own two."""
 
 from pathlib import Path
 
@@ -34,6 +34,22 @@ def import_model(
     say(str(folder))
     if to:
         say(push(folder, to))
+
+
+@click.command("convert", epilog="\b\nzoo convert ./build/mine --graph\nzoo convert me/mine --graph --out build/mine\n")
+@click.argument("model")
+@click.option("--graph", is_flag=True, required=True, help="Its structure as a graph, which needs no timm.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the new repository.  [default: MODEL itself]")
+def convert_model(model: str, graph: bool, out: Path | None) -> None:
+    """Write MODEL's structure in another form beside its plan.
+
+    MODEL is a repository's folder; a name of the list or ORG/NAME on the Hub, with --out. The weights stay as they are;
+    zoo.load(..., structure="graph") then builds the model without the library that its base comes from, today or when
+    that builds something else, with the same outputs: they are compared before anything is written.
+    """
+    from zoo.verbs.viewing import add_graph
+
+    say(str(add_graph(model, out)))
 
 
 @click.command(

@@ -35,7 +35,8 @@ from zoo.catalog.methods import METHODS
 from zoo.errors import HubError, RepositoryError, UnknownName, WeightsError
 from zoo.files import MAX_JSON, sha256_stamped
 from zoo.hub.errors import explained, refused, unreachable
-from zoo.hub.repository import CONFIG, FILES, GRAPH, WEIGHTS, read_config
+from zoo.hub.graph_view import CONSTANTS, GRAPH, files_of
+from zoo.hub.repository import CONFIG, FILES, WEIGHTS, read_config
 from zoo.printable import logger
 
 # The tag by which our repositories are found, and their library_name: were that timm, the Hub would show a snippet that
@@ -114,11 +115,11 @@ def fetch(repo: str, revision: str | None = None, *, access: Access = DEFAULT, f
         if config == _ABSENT:
             raise RepositoryError(f"{repo} at {(revision or 'main')[:7]} has no {CONFIG}: not written by zoo")
         folder, commit = config.parent, config.parent.name
-        graph = "graph" in read_config(folder)["zoo"]  # refuses what isn't ours before the weights are fetched
-        for name in dict.fromkeys((*files, GRAPH)):
-            if name == CONFIG or (name == GRAPH and not graph):
+        structure = files_of(read_config(folder)["zoo"])  # refuses what isn't ours before the weights are fetched
+        for name in dict.fromkeys((*files, *structure)):
+            if name == CONFIG or (name in (GRAPH, CONSTANTS) and name not in structure):
                 continue
-            needed = name in (WEIGHTS, GRAPH)
+            needed = name == WEIGHTS or name in structure
             if not needed and _offline(access) and _cached(repo, name, commit, access) is None:
                 continue  # what another program fetched is often without the card
             if _file(repo, name, commit, access) == _ABSENT and needed:

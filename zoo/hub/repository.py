@@ -17,7 +17,8 @@ from zoo.deadline import deadline
 from zoo.declarations import Finite, ModelName, Name, Positive, Version, fits, one_of, validated
 from zoo.errors import RepositoryError, WeightsError
 from zoo.files import read_json, sha256, sha256_stamped, write_json, writing_folder
-from zoo.hub import timm_folder, weights
+from zoo.hub import graph_view, timm_folder, weights
+from zoo.hub.graph_view import CONSTANTS, GRAPH, Form, View
 from zoo.structure.base import MAX_ARGUMENT, MAX_SIZE, fingerprint, skeleton, tag
 from zoo.structure.description import (
     DEFAULT_TASK,
@@ -40,8 +41,7 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
 RESULTS = "results.json"
-GRAPH = "graph.json"
-FILES = (CONFIG, WEIGHTS, CARD, RESULTS, GRAPH)
+FILES = (CONFIG, WEIGHTS, CARD, RESULTS, GRAPH, CONSTANTS)
 
 MAX_SIDE = 4_096  # pixels; timm's largest images have 1,024
 MIN_CROP = 0.5  # of a side; timm's smallest share is 0.875
@@ -118,6 +118,7 @@ class _Saved(Struct, frozen=True, kw_only=True):
     plan: list[Any] = []  # Plan's own words say what is wrong with it
     fingerprint: Mapping[str, str] = {}
     structure: Structure = "exact"
+    view: View | None = None
 
 
 class _OfPlan(_Saved, frozen=True, kw_only=True):
@@ -297,27 +298,35 @@ def structure_of(config: Mapping[str, Any], description: Description) -> nn.Modu
     return model
 
 
-def structure_in(folder: Path) -> tuple[dict[str, Any], Description, nn.Module]:
+def structure_in(folder: Path, form: Form | None = None) -> tuple[dict[str, Any], Description, nn.Module]:
     """What a repository's config.json says, what is described there, and that structure on meta.
+
+    Args:
+        folder: the repository.
+        form: the structure to take, where it has two; None is the plan.
 
     Raises:
         RepositoryError, UnknownName, StructureError, FingerprintError: as for `read_config` and `structure_of`.
     """
-    config = read_config(folder)  # which reads the weights of a folder that timm saved, however long that takes
+    # This reads the weights of a folder that timm saved, however long that takes.
+    config = graph_view.seen_as(folder, read_config(folder), form)
     if isinstance(saved := _saved(folder, config), _OfPlan):
-        source_of(saved.base)  # so does importing its library
+        source_of(saved.base)  # and this imports its library
     with deadline(f"{folder}: its structure"):
         description = describe_folder(folder, config)
         return config, description, structure_of(config, description)
 
 
-def rebuild(folder: Path, device: str | torch.device = "cpu", *, mmap: bool = True) -> nn.Module:
+def rebuild(
+    folder: Path, device: str | torch.device = "cpu", *, mmap: bool = True, form: Form | None = None
+) -> nn.Module:
     """Rebuild the model that a repository holds: base on meta → plan → weights.
 
     Args:
         folder: the repository.
         device: where the weights shall lie.
         mmap: as for `weights.load_weights`.
+        form: as for `structure_in`.
 
     Returns:
         The model in eval mode, with `pretrained_cfg` and its description as `zoo_entry`.
@@ -325,24 +334,26 @@ def rebuild(folder: Path, device: str | torch.device = "cpu", *, mmap: bool = Tr
     Raises:
         RepositoryError, StructureError, FingerprintError, WeightsError: whatever doesn't fit, named.
     """
-    config, _, model = structure_in(folder)
+    config, _, model = structure_in(folder, form)
     path, expected = folder / WEIGHTS, config["zoo"]["weights_sha256"]
     timm_folder.check_no_pickle(path)
     values = weights.load_weights(path, device, mmap=mmap, structure=model)
     if (digest := sha256_stamped(path)) != expected:
         raise _altered(path, expected, digest)
-    assign_(model, values, str(path))
+    assign_(model, graph_view.completed(values, folder, config, model, device), str(path))
     configure_(model, config.get("pretrained_cfg", {}))
     return model
 
 
 def check_sha256(folder: Path) -> None:
-    """Read the weights from the disk and compare their sha256, whatever the stamps say.
+    """Read the weights from the disk, and what a view lies in, and compare their sha256, whatever the stamps say.
 
     Raises:
-        WeightsError: they were altered.
+        RepositoryError, WeightsError: a file is missing or was altered.
     """
-    expected, found = read_config(folder)["zoo"]["weights_sha256"], sha256(folder / WEIGHTS)
+    config = read_config(folder)
+    graph_view.check_view(folder, config)
+    expected, found = config["zoo"]["weights_sha256"], sha256(folder / WEIGHTS)
     if found != expected:
         raise _altered(folder / WEIGHTS, expected, found)
 

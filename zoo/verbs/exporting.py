@@ -1,33 +1,40 @@
 """`export`: a model as a file for other programs."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zoo import atomic
 from zoo.errors import RepositoryError, require
-from zoo.measurement.macs import input_size, unwrapped
+from zoo.measurement.macs import input_size
 from zoo.onnx.export import OPSET, describe_, onnx_program
 from zoo.onnx.runtime import BATCHES, compared
 from zoo.printable import logger
-from zoo.structure.describing import describe
+from zoo.structure.describing import described
 from zoo.verbs.loading import load
 
 log = logger(__name__)
 
 
-def export(model: nn.Module | str | os.PathLike[str], *, onnx: str | os.PathLike[str]) -> Path:
+def export(
+    model: nn.Module | str | os.PathLike[str],
+    *,
+    onnx: str | os.PathLike[str],
+    example: Sequence[int] | Tensor | None = None,
+) -> Path:
     """Write a model as an ONNX file, which onnxruntime was found to compute as torch does.
 
     The batch may have any size; images have the model's own. Outputs are what the model returns: logits, or a
     detector's raw heads. Preprocessing, names of classes, name, base and licence are in the file's metadata.
 
     Args:
-        model: from `load` or `compress`; or what `load` takes: a name of the catalog, `org/name` on the Hub, the folder
-            of a repository, or a dense timm id with its tag.
+        model: from `load` or `compress`, or any module that `save` takes; or what `load` takes: a name of the catalog,
+            `org/name` on the Hub, the folder of a repository, or the id of a base with its tag.
         onnx: the file; it appears whole or not at all.
+        example: of a module that doesn't say what it takes, as for `save`: channels, height and width, or images.
 
     Returns:
         The file.
@@ -47,8 +54,8 @@ def export(model: nn.Module | str | os.PathLike[str], *, onnx: str | os.PathLike
         raise RepositoryError(f"{file} is a folder, expected the name of a file: {file / 'model.onnx'}")
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require(package, "onnx")  # before what takes time
-    model = unwrapped(model) if isinstance(model, nn.Module) else load(model, dtype=torch.float32)
-    description = describe(model)
+    model = model if isinstance(model, nn.Module) else load(model, dtype=torch.float32)
+    model, description = described(model, example=example)
     size = input_size(model)
     weight = next(model.parameters())
     images = torch.randn(2, *size, generator=torch.Generator().manual_seed(0)).to(weight)

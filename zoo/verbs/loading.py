@@ -14,7 +14,7 @@ from zoo import atomic, catalog
 from zoo.catalog.entry import Base, Entry, Origin
 from zoo.declarations import validated
 from zoo.errors import RepositoryError, StructureError, UnknownName, ZooError, as_cause, first_line
-from zoo.hub import remote, repository
+from zoo.hub import graph_view, remote, repository
 from zoo.hub.remote import DEFAULT, Access
 from zoo.measurement.macs import unwrapped
 from zoo.printable import logger
@@ -43,6 +43,7 @@ def load(
     num_classes: int | None = None,
     in_chans: int | None = None,
     features_only: bool = False,
+    structure: graph_view.Form | None = None,
     mmap: bool = True,
     token: str | bool | None = None,
     local_files_only: bool = False,
@@ -63,6 +64,8 @@ def load(
         num_classes: a new, randomly initialised head of so many classes, unless the model has as many; 0 leaves it out.
         in_chans: channels of the input; the first convolution's weights are repeated, or added up for one channel.
         features_only: return the feature maps [B, C, H, W] of every stage instead of logits.
+        structure: of a repository that has both, `graph` instead of `plan`: it needs no timm, and a fresh process has
+            its first output sooner. `zoo convert NAME --graph` writes one beside a plan.
         mmap: weights on the CPU stay in their file, and are read when they are used: loading costs next to nothing and
             processes share the memory. While the model lives, nobody may overwrite that file in place (its weights
             would change) or truncate it (the process would end with SIGBUS); replacing it, as `save` does, or deleting
@@ -83,9 +86,11 @@ def load(
     _check_options(device, dtype, num_classes=num_classes, in_chans=in_chans)
     access = Access(Path(cache_dir) if cache_dir else None, token, local_files_only, refresh)
     if is_base_id(name):
+        if structure == "graph":
+            raise StructureError(f"{name} is a base, which has no graph: zoo.save it, then zoo convert FOLDER --graph")
         model = pretrained(Base(str(name)), revision, access).to(device)
     else:
-        model = repository.rebuild(folder_of(name, revision, namespace, access), device, mmap=mmap)
+        model = repository.rebuild(folder_of(name, revision, namespace, access), device, mmap=mmap, form=structure)
     if in_chans is not None:
         adaptation.set_in_chans_(model, in_chans)
     if num_classes is not None:
@@ -349,6 +354,6 @@ def _description(name: str | os.PathLike[str] | Base) -> tuple[Description, Any]
             if entry.base is None or entry.recipe.method is not None:
                 raise RepositoryError(f"the structure of {name} isn't known yet: {obstacle}")
             return Description(entry.name, entry.base, task=entry.task), None
-    folder = folder_of(name, files=(repository.CONFIG, repository.GRAPH))
+    folder = folder_of(name, files=(repository.CONFIG,))
     config, description, _ = repository.structure_in(folder)  # refuses what this timm builds otherwise, or is absurd
     return description, config.get("pretrained_cfg")

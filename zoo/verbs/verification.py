@@ -22,6 +22,7 @@ from zoo.tasks.evaluation import BESIDE
 from zoo.tasks.task import Labels
 from zoo.verbs.loading import folder_of, load
 from zoo.verbs.measuring import report_of
+from zoo.verbs.viewing import CLOSE, apart
 
 log = logger(__name__)
 
@@ -49,11 +50,11 @@ def verify(
 ) -> Verification:
     """Measure a model again and compare.
 
-    The weights' sha256 is read from the disk. Params and macs must agree exactly. The accuracy is that of the same
-    weights on the same images, so only rounding may differ: one image in the set may turn. The divergence from the
-    dense base may differ by a hundredth of itself; it has a row where that base is at hand, a model of the catalog with
-    the weights that it was measured against. In another precision, at another size or crop, or against another base,
-    a claim is shown and not judged.
+    The weights' sha256 is read from the disk. Where a graph lies beside the plan, both give the same outputs. Params
+    and macs must agree exactly. The accuracy is that of the same weights on the same images, so only rounding may
+    differ: one image in the set may turn. The divergence from the dense base may differ by a hundredth of itself; it
+    has a row where that base is at hand, a model of the catalog with the weights that it was measured against. In
+    another precision, at another size or crop, or against another base, a claim is shown and not judged.
 
     Args:
         name: of the catalog, `org/name` on the Hub, a repository's folder, or a timm id, of which nothing is claimed.
@@ -100,6 +101,8 @@ def verify(
         claimed = structs.replace(claimed, measured={k: v for k, v in claimed.measured.items() if k in COUNTS})
     changed = _changed(size, crop_pct, dtype)
     rows = _compared(claimed, found, changed, _another(claimed, str(base)) if against else "")
+    if folder and "view" in repository.read_config(folder)["zoo"]:
+        rows.append(Row("graph", 0.0, apart(folder), CLOSE))
     left = claimed.measured.keys() - found.measured.keys() - (set() if against else {*BESIDE})
     rows += [Row(figure, claimed.measured[figure], None) for figure in sorted(left) if not structure_only]
     return Verification(found.name, (*rows, *_reported(name, model, found, images, changed)), found)

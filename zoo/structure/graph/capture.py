@@ -55,8 +55,10 @@ def capture(model: nn.Module, image: Tensor) -> tuple[GraphModel, Graph]:
     images = torch.cat([image[:1].cpu(), images])[: max(BATCHES)].to(image)
     _check_steady(folded, images, name)
     with unchanged(folded):
-        made, graph = _of_any_size(folded, images, name)
-        _compare_larger(folded, made, images, name)
+        larger = _larger(folded, images, name)
+        made, graph = _of_any_size(folded, images, name, (DIMS, (0,)) if larger else ((0,),))
+        if larger and _off(larger[1], _tried(made, larger[0])) > _close(leaves(larger[1])):
+            log.warning("%s: its graph takes images of %s alone", name, " x ".join(map(str, images.shape[2:])))
     _compare_training(folded, made, images, name)
     return made, graph
 
@@ -141,10 +143,12 @@ def _check_steady(model: nn.Module, images: Tensor, name: str) -> None:
         )
 
 
-def _of_any_size(model: nn.Module, images: Tensor, name: str) -> tuple[GraphModel, Graph]:
-    """The model and the graph, of images of any size where the module allows it, else of this one."""
+def _of_any_size(
+    model: nn.Module, images: Tensor, name: str, tried: Sequence[Sequence[int]]
+) -> tuple[GraphModel, Graph]:
+    """The model and the graph, with as many sizes left open as the module allows, of those that are tried."""
     refused: StructureError | None = None
-    for dims in (DIMS, (0,)):
+    for dims in tried:
         try:
             graph, made = _lifted(model, images[:2], dims)
             _compare(model, made, images, name)
@@ -177,17 +181,15 @@ def _compare(model: nn.Module, made: nn.Module, images: Tensor, name: str) -> No
             )
 
 
-def _compare_larger(model: nn.Module, made: nn.Module, images: Tensor, name: str) -> None:
-    """Say where the module takes larger images and its graph doesn't."""
+def _larger(model: nn.Module, images: Tensor, name: str) -> tuple[Tensor, Any] | None:
+    """Larger images and what the module gives for them; None where it refuses them: tracing takes minutes to see it."""
     if images.ndim != 4:
-        return
+        return None
     larger = nn.functional.pad(images[:2], (0, LARGER, 0, LARGER), mode="replicate")
     try:
-        expected = _run(model, larger, name)
+        return larger, _run(model, larger, name)
     except StructureError:
-        return
-    if _off(expected, _tried(made, larger)) > _close(leaves(expected)):
-        log.warning("%s: its graph takes images of %s alone", name, " x ".join(map(str, images.shape[2:])))
+        return None
 
 
 def _compare_training(model: nn.Module, made: nn.Module, images: Tensor, name: str) -> None:
