@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.errors import StructureError, in_one_line
 from zoo.printable import logger
@@ -61,6 +60,8 @@ def measure(model: nn.Module, input: Sequence[int] | None = None) -> Counts:
     >>> measure(nn.Conv2d(3, 8, 3, padding=1, bias=False), (3, 10, 10)).macs == 8 * 3 * 9 * 100
     True
     """
+    from torch.utils.flop_counter import FlopCounterMode  # with triton, which whoever only loads a model does without
+
     model = unwrapped(model)
     # The fused attention kernels differ in what they are counted as; the plain one is two matrix products everywhere.
     counter = FlopCounterMode(display=False)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
-from torch.fx.experimental import symbolic_shapes
 
 from zoo.errors import in_one_line
 from zoo.structure.graph.drops import shown
@@ -76,6 +75,8 @@ def _inline(module: fx.GraphModule) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without torch's own report of what can't be exported, which is in the error."""
+    from torch.fx.experimental import symbolic_shapes  # with sympy, which whoever only loads a model does without
+
     level = symbolic_shapes.log.level
     symbolic_shapes.log.setLevel(logging.CRITICAL)
     try:
