@@ -71,6 +71,11 @@ def test_a_file_of_torch_0_1_and_python_2_is_read(tmp_path):
     assert [value.tolist() for value in found.values()] == [expected, expected]
 
 
+def test_tensors_of_torch_0_4_have_nothing_in_the_place_of_hooks(tmp_path):
+    data = program(call("torch._utils._rebuild_parameter", tensor((12,), (1,), hooks=b"N"), b"\x88", b"N"))
+    assert load_pickle(written(tmp_path / "it", data), ()).tolist() == [*range(12)]
+
+
 GOOD = program(tensor((3, 4), (4, 1)))
 TWICE = b"](" + tensor((3, 4), (4, 1)) + tensor((12,), (1,), of=storage("Int")) + b"e"
 WRONG = {

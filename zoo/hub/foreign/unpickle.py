@@ -267,13 +267,15 @@ class _Machine:
     def _made(self, name: str, arguments: tuple[Any, ...]) -> Any:
         """What a call gives, by the name of what is called."""
         match _CALLS.get(name, "record" if name in self._names else None), arguments:
-            case "tensor", (Storage() as storage, at, tuple() as size, tuple() as step, bool(), {**more}) if not more:
+            case "tensor", (Storage() as storage, at, tuple() as size, tuple() as step, bool(), {} | None as more) if (
+                not more
+            ):
                 return self._archive.tensor(storage, at, size, step)
             case "tensor", (Storage() as storage, at, tuple() as size, tuple() as step) if name in _OLD:
                 return self._archive.tensor(storage, at, size, step)
             case "parameter", (Tensor() as data,) if name in _OLD and type(data) is Tensor and data.is_floating_point():
                 return nn.Parameter(data)
-            case "parameter", (Tensor() as data, bool() as gradient, {**more}) if not more:
+            case "parameter", (Tensor() as data, bool() as gradient, {} | None as more) if not more:
                 if not isinstance(data, nn.Parameter) and (data.is_floating_point() or not gradient):
                     return nn.Parameter(data, gradient)
             case "dict", ():
