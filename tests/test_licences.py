@@ -95,6 +95,13 @@ def test_what_is_compressed_is_under_the_licence_of_what_was_loaded(cnn, tmp_pat
     assert claims(zoo.save(smaller, tmp_path / "smaller"))[0] == "mit"
 
 
+def test_what_is_compressed_of_weights_that_nobody_named_is_under_none(tmp_path):
+    model = trained(net())
+    model.pretrained_cfg["input_size"] = (3, 32, 32)
+    smaller = zoo.compress(model, method="low_rank", budget=0.9, data=[torch.randn(4, 3, 32, 32)])
+    assert claims(zoo.save(smaller, tmp_path / "it")) == (None, None, "timm/test_resnet", [])
+
+
 def test_a_model_that_is_created_claims_nothing_of_the_tag():
     model = zoo.create(TAGGED)
     assert not {"license", "tag"} & model.pretrained_cfg.keys()

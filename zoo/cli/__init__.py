@@ -1,8 +1,8 @@
 """The command line: arguments in, functions called, results printed. Nothing else prints or sets an exit code.
 
-A file for each kind of command: `listing`, `making`, `building`, `publishing`, `verifying`, `exchanging`, `covering`;
-what several of them take is `options`, how all of them print `tables`. Of `making` also `checks` (what is wrong can be
-said early), `method_help`, and what `sweeping` and `planning` print.
+A file for each kind of command: `listing`, `making`, `building`, `saving`, `publishing`, `verifying`, `exchanging`,
+`covering`; what several of them take is `options`, how all of them print `tables`. Of `making` also `checks` (what is
+wrong can be said early), `method_help`, and what `sweeping` and `planning` print.
 """
 
 import atexit

@@ -21,9 +21,10 @@ from zoo.declarations import validated
 from zoo.errors import BudgetError, DataError, StructureError
 from zoo.measurement.macs import Counts, measure, unchanged, unwrapped
 from zoo.printable import logger, told
+from zoo.structure.base import without_claims
 from zoo.structure.changed import compared
 from zoo.structure.describing import describe, described
-from zoo.structure.description import Description, config_of
+from zoo.structure.description import Description, config_of, configure_
 from zoo.structure.graph.capture import check_values
 from zoo.structure.tensors import tensors_of
 from zoo.tasks import task_of
@@ -31,6 +32,7 @@ from zoo.tasks.datasets import dataset
 from zoo.tasks.objects import is_set
 from zoo.tasks.task import Labels
 from zoo.training.schedule import Machine, Schedule
+from zoo.verbs import licences
 from zoo.verbs.distilling import data_name, epochs, training_images
 
 log = logger(__name__)
@@ -104,6 +106,8 @@ def compress(
     if budget is None and rounds > 1:
         raise BudgetError(f"{method} takes no rounds: it has thresholds, and no budget to go towards")
     original, dense = _checked(model, method, example)
+    unnamed = licences.unnamed(model, original, dense)
+    dense = licences.without_tag(dense) if unnamed else dense
     model = original if own else single(original)
     recipe = {"method": method, "options": {**options, **_unusual(apart)}}
     recipe |= {} if budget is None else {"budget": structs.asdict(budget)}
@@ -117,7 +121,10 @@ def compress(
     log.info("%s", compared(model, smaller))
     if advice := METHODS[method].advice:
         _say_if_little(method, measure(smaller).macs / measure(model).macs, _shapes(smaller) == _shapes(model), advice)
-    return alike_(smaller, original)
+    smaller = alike_(smaller, original)
+    if unnamed:
+        configure_(smaller, without_claims(config_of(smaller)))
+    return smaller
 
 
 def _unusual(apart: Mapping[str, Any]) -> dict[str, Any]:

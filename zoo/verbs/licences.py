@@ -1,5 +1,7 @@
 """Licences: what is claimed of weights holds for them alone, so it goes where others took their place."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -7,8 +9,9 @@ from zoo.catalog.entry import Base
 from zoo.errors import ZooError
 from zoo.hub import repository
 from zoo.hub.remote import Access
-from zoo.structure.base import CLAIMS, skeleton, tag
-from zoo.structure.description import Description, config_of
+from zoo.measurement.macs import unwrapped
+from zoo.structure.base import CLAIMS, skeleton, tag, untagged
+from zoo.structure.description import Description, config_of, description_of
 from zoo.structure.tensors import tensors_of
 from zoo.verbs.loading import folder_of, pretrained
 
@@ -16,6 +19,23 @@ from zoo.verbs.loading import folder_of, pretrained
 def license_of(base: Base) -> str | None:
     """The licence of a dense base's weights, where its id names them."""
     return config_of(skeleton(base)).get("license") if base.source and tag(base) else None
+
+
+def unnamed(model: nn.Module, found: nn.Module, description: Description) -> bool:
+    """Whether nobody said what a model's weights are, and they aren't those that its library says it started from.
+
+    Args:
+        model: as it was handed over.
+        found: in it, by `described`.
+        description: of that.
+    """
+    return description_of(unwrapped(model)) is None and not hold(found, description)
+
+
+def without_tag(description: Description) -> Description:
+    """The description of a model whose weights never were those of its base's tag."""
+    base = description.base
+    return description if base is None or not base.source else replace(description, base=untagged(base))
 
 
 def hold(model: nn.Module, description: Description) -> bool:

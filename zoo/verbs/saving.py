@@ -23,7 +23,7 @@ from zoo.hub import remote, repository
 from zoo.measurement.macs import unwrapped
 from zoo.pages.card import render
 from zoo.pages.front_matter import eval_results
-from zoo.structure.base import skeleton, untagged, without_claims
+from zoo.structure.base import skeleton, without_claims
 from zoo.structure.describing import described
 from zoo.structure.description import DEFAULT_TASK, Description, config_of, configure_, description_of
 from zoo.verbs import licences
@@ -87,13 +87,13 @@ def save(
     if former:  # images of the new size are what the model is compared on
         configure_(model, seen_as(former, input, mean, std))
     model, description = described(model, base, input if example is None else example)
+    carried = description_of(model) is not None
     if name is not None:
         description = replace(description, name=name)
     config = named(seen_as(config_of(model), input, mean, std), labels, getattr(model, "num_classes", None))
     if not licences.hold(model, description):
         config = without_claims(config)
-        if base is None and description_of(model) is None and description.base is not None:
-            description = replace(description, base=untagged(description.base))
+        description = licences.without_tag(description) if base is None and not carried else description
     config |= {"license": license} if license else {}
     with _carrying(model, config):
         report = report or report_of(model, data, name=description.name)
