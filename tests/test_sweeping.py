@@ -99,7 +99,10 @@ def test_without_labels_what_may_be_lost_is_agreement_with_the_dense_model(tmp_p
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--sweep", "0.5", "--budget", "0.5"], "needs --budget SHARE, or one of --sweep and --lose-at-most instead"),
+        (
+            ["--sweep", "0.5", "--budget", "0.5"],
+            "needs --budget SHARE, or one of --latency-ms, --sweep and --lose",
+        ),
         (["--sweep", "0.5,2"], "2.0 is not in the range"),
         (["--sweep", "0.5", "--method", "falor"], "falor has thresholds"),
         (["--lose-at-most", "1", "--method", "falor"], "falor has thresholds"),

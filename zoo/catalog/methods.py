@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from zoo.declarations import Count, Whole
+from zoo.declarations import Count, Positive, Whole
 from zoo.errors import UnknownName
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class Apart(Struct, frozen=True):
         augment: keyword arguments of timm's training transform, for a method that trains.
         calibrate_steps: of distillation on those images alone that follow, without labels.
         rounds: in which a method goes towards its budget, each time anew with what is left of the model.
+        latency_ms: in place of a budget, what one image may take on this machine.
+        timed_on: that machine, and how many threads.
     """
 
     images: Count = CALIBRATION_IMAGES
@@ -41,6 +43,8 @@ class Apart(Struct, frozen=True):
     augment: Mapping[str, Any] = {}
     calibrate_steps: Whole = 0
     rounds: Count = 1
+    latency_ms: Positive | None = None
+    timed_on: str = ""
 
 
 @dataclass(frozen=True)
@@ -225,14 +229,16 @@ def check_task(name: str, task: str) -> None:
         raise UnknownName(f"{name} can't compress models for {task}: {', '.join(fitting)} can")
 
 
-def suffix(name: str, budget: "Budget | None") -> str:
-    """What a compressed model's name ends in: the method and, of a budget, the share of the macs in percent.
+def suffix(name: str, budget: "Budget | None", latency_ms: float | None = None) -> str:
+    """What a compressed model's name ends in: the method and, of a budget, the share of the macs in percent, or the ms.
 
     >>> from zoo.catalog.entry import Budget
     >>> suffix("prune", Budget(0.5)), suffix("prune", Budget(0.004)), suffix("falor", None)
     ('pruned_50', 'pruned_0.4', 'falor')
     """
     kept = METHODS[name].suffix
+    if isinstance(latency_ms, int | float):
+        return f"{kept}_{latency_ms:g}ms"
     if budget is None:
         return kept
     share = 100 * budget.macs

@@ -31,6 +31,7 @@ from zoo.cli.tables import as_json
 )
 @click.option("--budget", type=Share(), help=f"{', '.join(budgeted())}: share of the macs that stays.")
 @click.option("--params", type=Share(), help="Share of the params that stays, if that matters too.")
+@click.option("--latency-ms", type=Range(0, min_open=True), help="Instead, ms that one image may take here.")
 @click.option("--sweep", type=Shares(), help="Several budgets, e.g. 0.9,0.7,0.5: a table, a plot, the knee.")
 @click.option("--lose-at-most", type=Range(0, 100), help="Smallest budget that loses so many points.")
 @as_json
@@ -52,6 +53,7 @@ def compress(
     method: str,
     budget: float | None,
     params: float | None,
+    latency_ms: float | None,
     sweep: list[float] | None,
     lose_at_most: float | None,
     as_json: bool,
@@ -77,6 +79,10 @@ def compress(
     PATTERN is a layer's path, which stands for all in it, a pattern of paths, or one of the words head and stem; where
     channels are pruned, --only names whole blocks.
 
+    --latency-ms times rough cuts on this machine, batch 1, with as many threads as torch takes (OMP_NUM_THREADS), to
+    find the share of the macs that is as fast, and what is made of it; it runs the method a second time where that
+    misses. --rounds goes there by equal shares, each on what the last one left; training follows the last.
+
     With --plan-only images are looked at as ever, since what they show decides widths and ranks, and a method that
     trains to find them says what that would cost. With --out too, a plot lies beside that folder, and the same command
     without --plan-only goes on from there.
@@ -84,12 +90,16 @@ def compress(
     A command that was stopped goes on where it stopped; a model that is there already is made neither again nor
     replaced.
     """
-    asked = [each for each in (budget, sweep, lose_at_most) if each is not None]
+    asked = [each for each in (budget, latency_ms, sweep, lose_at_most) if each is not None]
     if METHODS[method].budgeted and len(asked) != 1:
-        raise click.UsageError(f"--method {method} needs --budget SHARE, or one of --sweep and --lose-at-most instead")
+        instead = "--latency-ms, --sweep and --lose-at-most"
+        raise click.UsageError(f"--method {method} needs --budget SHARE, or one of {instead} instead")
     if not METHODS[method].budgeted and (asked or params is not None):
         raise click.UsageError(f"--method {method} has thresholds, which --set sets, and takes no --budget or --params")
-    options = _options(settings, exclude=list(exclude), only=list(only), calibrate_steps=calibrate_steps, rounds=rounds)
+    if latency_ms is not None and params is not None:
+        raise click.UsageError("--latency-ms stands alone: leave --params out")
+    own = {"calibrate_steps": calibrate_steps, "rounds": rounds, "latency_ms": latency_ms}
+    options = _options(settings, exclude=list(exclude), only=list(only), **own)
     if out is None and not plan_only:
         raise click.UsageError("Missing option '--out': the folder of the new repository")
     if plan_only and (sweep or lose_at_most is not None):
@@ -98,7 +108,10 @@ def compress(
     check_options(method, options)
     check_base(base)
     check_data(data)
+    from zoo.measurement.latency import processor
     from zoo.verbs.recipes import read_as, recipe_for
+
+    options |= {"timed_on": processor()} if latency_ms else {}
 
     def at(share: float | None) -> Entry:
         kept = None if share is None else Budget(share, params)

@@ -9,7 +9,7 @@ Each method is one file, which reads like its paper, and one row of `zoo.catalog
 
 `zoo.compress`, recipes, the command line, costs, cards and smoke tests then know it. To read on: `prune/prune.py` or
 `low_rank/falor.py`, and what they share: `activations`, `calibration`, `repair`, and in `channels/` the groups; and
-`refinement`, which may follow any of them.
+`refinement`, which may follow any of them, and `latency`, which a budget may stand for.
 """
 
 import importlib
@@ -92,6 +92,8 @@ class Algorithm:
         schedule: its default, of a method that trains before the structure is known; None of the others.
         trained: dense model in eval mode, images [B, C, H, W] that it takes, declaration → what is trained.
         whole: the same arguments → path of each layer that the method can't change → why.
+        rough: the same arguments → a function from a share of the macs to a cut of about that structure, which needs
+            no images, for whoever wants to time it; of a method that works to a budget.
     """
 
     declaration: type[Any]
@@ -99,6 +101,7 @@ class Algorithm:
     schedule: Schedule | None = None
     trained: Callable[[nn.Module, Tensor, Any], Trained] | None = None
     whole: Callable[[nn.Module, Tensor, Any], Mapping[str, str]] | None = None
+    rough: Callable[[nn.Module, Tensor, Any], Callable[[float], nn.Module]] | None = None
 
 
 def algorithm(method: str) -> Algorithm:

@@ -16,9 +16,11 @@ from zoo.catalog.methods import CALIBRATION_IMAGES, METHODS, Apart, check_task, 
 from zoo.compression import Given, algorithm
 from zoo.compression.calibration import batched, check_finite, parted
 from zoo.compression.keeping import alike_, rebuilt, single
+from zoo.compression.latency import reached
 from zoo.compression.refinement import refine_
 from zoo.declarations import validated
 from zoo.errors import BudgetError, DataError, StructureError
+from zoo.measurement.latency import processor
 from zoo.measurement.macs import Counts, measure, unchanged, unwrapped
 from zoo.printable import logger, told
 from zoo.structure.base import without_claims
@@ -59,6 +61,8 @@ def compress(
     calibrate_steps: int = 0,
     example: Sequence[int] | Tensor | None = None,
     rounds: int = 1,
+    latency_ms: float | None = None,
+    timed_on: str = "",
     **options: Any,
 ) -> nn.Module:
     """Compress a model.
@@ -87,6 +91,9 @@ def compress(
             [B, C, H, W].
         rounds: of a method that works to a budget: it begins anew so often, each time with what is left of the model,
             and with the same share of that to keep.
+        latency_ms: in place of a budget, milliseconds that one image may take on this machine, with as many threads as
+            torch has, as `zoo.compression.latency` says.
+        timed_on: which machine that is; the recipe says it.
         options: fields of the method's declaration (`zoo.compression.prune.prune.Prune`, ...) that differ from its
             defaults.
 
@@ -100,24 +107,30 @@ def compress(
         DataError, StructureError: an argument, the images or the model can't be used.
     """
     schedule, augment = ({} if said is None else said for said in (schedule, augment))
-    apart = structs.asdict(Apart(images, seed, schedule, augment, calibrate_steps, rounds))
+    apart = structs.asdict(Apart(images, seed, schedule, augment, calibrate_steps, rounds, latency_ms, timed_on))
     how, own = declarations(method, {**options, **apart})
-    budget = checked_budget(method, budget)
-    if budget is None and rounds > 1:
+    budget = checked_budget(method, budget, latency_ms)
+    if not METHODS[method].budgeted and rounds > 1:
         raise BudgetError(f"{method} takes no rounds: it has thresholds, and no budget to go towards")
     original, dense = _checked(model, method, example)
     unnamed = licences.unnamed(model, original, dense)
     dense = licences.without_tag(dense) if unnamed else dense
     model = original if own else single(original)
+    apart |= {"timed_on": timed_on or processor(next(model.parameters()).device)} if latency_ms else {}
     recipe = {"method": method, "options": {**options, **_unusual(apart)}}
     recipe |= {} if budget is None else {"budget": structs.asdict(budget)}
-    about = replace(dense, name=f"{dense.name}_{suffix(method, budget)}", recipe=recipe, source="")
+    about = replace(dense, name=f"{dense.name}_{suffix(method, budget, latency_ms)}", recipe=recipe, source="")
     far = task_of(model).divergence
     given = Given(model, about, how, (), budget, seed, state, far, schedule=own, machine=machine)
     read: dict[str, Any] = {"skip_damaged": skip_damaged, "labels": labels}
     given = _learning(given, data, images, augment, read) if own else _looking(given, data, images, skip_damaged)
+
+    def made(budget: Budget | None) -> nn.Module:
+        asked = replace(given, budget=budget)
+        return _refined(asked, calibrate_steps, rounds) if calibrate_steps else _in_rounds(asked, rounds)
+
     with unchanged(model):
-        smaller = _refined(given, calibrate_steps, rounds) if calibrate_steps else _in_rounds(given, rounds)
+        smaller = made(budget) if latency_ms is None else _as_fast(given, latency_ms, made)
     log.info("%s", compared(model, smaller))
     if advice := METHODS[method].advice:
         _say_if_little(method, measure(smaller).macs / measure(model).macs, _shapes(smaller) == _shapes(model), advice)
@@ -165,13 +178,16 @@ def declarations(method: str, options: Mapping[str, Any]) -> tuple[Any, Schedule
     return how, declared(Schedule, {**asdict(chosen.schedule), **schedule}, f"{method}'s schedule")
 
 
-def checked_budget(method: str, budget: float | Budget | None) -> Budget | None:
-    """A budget, which is there just where the method works to one.
+def checked_budget(method: str, budget: float | Budget | None, latency_ms: float | None = None) -> Budget | None:
+    """A budget, which is there just where the method works to one and no latency is asked for in its place.
 
     Raises:
         BudgetError: it is missing, or means nothing to the method.
     """
-    if METHODS[method].budgeted and budget is None:
+    if latency_ms is not None and (budget is not None or not METHODS[method].budgeted):
+        instead = "a budget is given too: leave one of them out" if budget is not None else f"{method} has thresholds"
+        raise BudgetError(f"latency of {latency_ms} ms: {instead}")
+    if METHODS[method].budgeted and budget is None and latency_ms is None:
         raise BudgetError(f"{method} needs a budget: the share of the macs that stays")
     if not METHODS[method].budgeted and budget is not None:
         raise BudgetError(f"{method} takes no budget, as it has thresholds: set them by its options")
@@ -230,6 +246,15 @@ def _learning(given: Given, data: Any, images: int, augment: Mapping[str, Any], 
 def _smaller(given: Given) -> nn.Module:
     description, tensors = algorithm(given.description.recipe["method"]).run(given)
     return rebuilt(given.model, description, tensors)
+
+
+def _as_fast(given: Given, ms: float, made: Callable[[Budget], nn.Module]) -> nn.Module:
+    """What a method makes of a model that takes so long here."""
+    rough = algorithm(given.description.recipe["method"]).rough
+    assert rough is not None
+    return reached(
+        given.model, ms, rough(given.model, given.batches[0][:2], given.how), lambda share: made(Budget(share))
+    )
 
 
 def _in_rounds(given: Given, rounds: int) -> nn.Module:

@@ -1,9 +1,7 @@
 """Reports: what a model costs and what it is good for, measured here."""
 
 import math
-import platform
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +10,7 @@ from torch import nn
 from zoo.catalog.report import Report
 from zoo.deadline import deadline
 from zoo.hub.repository import versions
+from zoo.measurement.latency import processor
 from zoo.measurement.macs import forward_on_meta, measure, unwrapped
 from zoo.structure.describing import describe
 from zoo.structure.description import config_of
@@ -84,7 +83,7 @@ def report_of(
         where = _where(data, config, int(measured.pop("images")), skip_damaged, left_out, labels)
         where |= {"against": describe(against).name} if against is not None else {}
         figures.update(measured)
-    return Report(name or describe(model).name, figures, where, versions(), _hardware(device))
+    return Report(name or describe(model).name, figures, where, versions(), processor(device))
 
 
 def _batch(device: torch.device, input: Sequence[int]) -> int:
@@ -112,13 +111,3 @@ def _where(
     where |= {"skip_damaged": True} if skip_damaged else {}
     where |= {"left_out": left_out} if left_out is not None else {}
     return where | ({"labels": dict(labels) if isinstance(labels, Mapping) else list(labels)} if labels else {})
-
-
-def _hardware(device: torch.device) -> str:
-    """The processor that measured, as it names itself."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return f"{named or platform.machine()}, {torch.get_num_threads()} threads"

@@ -65,7 +65,7 @@ def recipe_for(
         augment=augment or {},
         seed=seed,
     )
-    name = f"{description.name}_{suffix(method, budget)}"
+    name = f"{description.name}_{suffix(method, budget, options.get('latency_ms'))}"
     architecture = description.base.architecture if description.base else description.name
     more: dict[str, Any] = {"base": Base(base), "license": config.get("license"), "dataset": data, "recipe": recipe}
     return own(name, architecture, description.task, input=(channels, height, width), **more)
@@ -86,7 +86,7 @@ def check_recipe(name: str, recipe: Recipe) -> None:
         return
     runnable(recipe.method)
     try:
-        checked_budget(recipe.method, recipe.budget)
+        checked_budget(recipe.method, recipe.budget, recipe.options.get("latency_ms"))
     except BudgetError as error:
         raise BudgetError(f"{name}: {error}") from None
     for key in recipe.options:

@@ -46,12 +46,34 @@ def choice(layer: nn.Linear | nn.Conv2d, spectrum: Spectrum, round_to: int) -> C
     Returns:
         Ranks with (k·k·n + m)·rank < k·k·n·m, and dense, which costs no damage.
     """
+    ranks = [k for k in _ranks(layer, round_to) if k < len(spectrum.values)]
+    return _choice(layer, ranks, spectrum.loss[ranks], spectrum.positions)
+
+
+def prior(layer: nn.Linear | nn.Conv2d, positions: int, round_to: int) -> Choice:
+    """The same where nothing was measured: of each layer −log of the share that stays is paid for with all its macs.
+
+    Args:
+        layer: m outputs, n inputs, a kernel of k·k.
+        positions: of its output, in one image.
+        round_to: ranks are multiples of it.
+    """
+    ranks, whole = _ranks(layer, round_to), layer.weight.numel()
+    shares = torch.tensor(ranks, dtype=torch.float64) * (len(layer.weight) + whole // len(layer.weight)) / whole
+    return _choice(layer, ranks, -whole * positions * shares.log(), positions)
+
+
+def _ranks(layer: nn.Linear | nn.Conv2d, round_to: int) -> list[int]:
     m, n = layer.weight.shape[0], layer.weight[0].numel()
     step = min(round_to, max(1, min(m, n) // 8))
-    ranks = [k for k in range(step, min(m, n) + 1, step) if k < len(spectrum.values) and (m + n) * k < m * n]
+    return [k for k in range(step, min(m, n) + 1, step) if (m + n) * k < m * n]
+
+
+def _choice(layer: nn.Linear | nn.Conv2d, ranks: Sequence[int], damage: Tensor, positions: float) -> Choice:
+    """Those ranks, and dense."""
+    m, n = layer.weight.shape[0], layer.weight[0].numel()
     params = torch.tensor([*((m + n) * k for k in ranks), m * n], dtype=torch.float64)
-    damage = torch.cat([spectrum.loss[ranks], torch.zeros(1, dtype=torch.float64)])
-    return Choice([*ranks, 0], damage, params * spectrum.positions, params)
+    return Choice([*ranks, 0], torch.cat([damage, torch.zeros(1, dtype=torch.float64)]), params * positions, params)
 
 
 def allocate_ranks(choices: Mapping[str, Choice], macs: int, params: int, budget: Budget) -> dict[str, int]:

@@ -43,7 +43,7 @@ from zoo.compression import Algorithm, Given
 from zoo.compression.activations import outputs_of
 from zoo.compression.calibration import judged
 from zoo.compression.channels.analysis import analyse, exported
-from zoo.compression.low_rank.allocation import allocate_ranks, choice
+from zoo.compression.low_rank.allocation import allocate_ranks, choice, prior
 from zoo.compression.low_rank.factorable import chosen, factorable, left_whole
 from zoo.compression.low_rank.fisher import MAX_STATISTICS, Spectrum, spectra
 from zoo.compression.low_rank.kfac import mean_divergence, newton_
@@ -52,6 +52,7 @@ from zoo.declarations import Count, Whole, validate
 from zoo.errors import BudgetError, DataError, StructureError
 from zoo.measurement.divergence import Divergence, kl
 from zoo.measurement.macs import measure
+from zoo.measurement.parts import macs_of
 from zoo.printable import logger
 from zoo.structure.description import Description
 from zoo.structure.plan import Factor, Rank
@@ -306,4 +307,24 @@ def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:
     return given.edited(edit), tensors
 
 
-ALGORITHM = Algorithm(LowRank, run, whole=partial(left_whole, "low_rank", True))
+def rough(model: nn.Module, image: Tensor, how: LowRank) -> Callable[[float], nn.Module]:
+    """A share of the macs → the model with layers factored to about one share of their ranks, at random."""
+    paths = chosen(model, factorable(model, image), how.exclude, how.only, "low_rank")
+    layers: dict[str, Any] = {path: model.get_submodule(path) for path in paths}
+    macs, counts = macs_of(model, tuple(image.shape[1:])), measure(model, tuple(image.shape[1:]))
+    choices = {
+        path: prior(layer, macs[f"{path}.weight"] // layer.weight.numel(), how.round_to)
+        for path, layer in layers.items()
+    }
+
+    @torch.random.fork_rng(devices=[])  # new layers draw values
+    def at(share: float) -> nn.Module:
+        ranks = allocate_ranks(choices, counts.macs, counts.params, Budget(share))
+        smaller = copy.deepcopy(model)
+        Factor({path: Rank(rank) for path, rank in ranks.items() if rank}).apply_(smaller)
+        return smaller.eval()
+
+    return at
+
+
+ALGORITHM = Algorithm(LowRank, run, whole=partial(left_whole, "low_rank", True), rough=rough)

@@ -1,10 +1,12 @@
 """Pruned models are told by a plan where what plans can cut meets the budget, else by a graph."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
+from zoo.catalog.entry import Budget
 from zoo.compression import Algorithm, Given
 from zoo.compression.channels import planning
 from zoo.compression.channels.checking import CLOSE, cut, difference, graph_difference, halves
@@ -17,7 +19,9 @@ from zoo.printable import logger
 from zoo.structure.describing import describe
 from zoo.structure.description import DEFAULT_TASK, Description
 from zoo.structure.graph.exported import lift
+from zoo.structure.graph.graph import graph_module
 from zoo.structure.plan import Plan
+from zoo.structure.tensors import assign_, tensors_of
 
 log = logger(__name__)
 
@@ -90,4 +94,25 @@ def whole(model: nn.Module, image: Tensor, how: Prune) -> dict[str, str]:
     }
 
 
-ALGORITHM = Algorithm(Prune, run, whole=whole)
+def rough(model: nn.Module, image: Tensor, how: Prune) -> Callable[[float], nn.Module]:
+    """A share of the macs → the model cut to it by one share for all, the first units of each group staying."""
+    dense = planning.swapped(model)
+    trial, no_plan = planning.plan_else_graph(dense, image, halves, kept_whole(dense, how.exclude, how.only, "prune"))
+    analysis, held = trial.analysis, tensors_of(dense)
+    if not analysis.groups:
+        raise BudgetError(f"{type(dense).__name__}: no channels that can be cut were found")
+
+    def at(share: float) -> nn.Module:
+        widths = allocate(analysis, prior(analysis), Budget(share), how.round_to, how.floor)
+        units = [torch.arange(k) for k in widths]
+        smaller, tensors = None, analysis.kept(units).select(held)
+        if no_plan:
+            program = cut(analysis, units)
+            graph, tensors = lift(program, {**program.constants, **tensors})
+            smaller = graph_module(graph)
+        return assign_(smaller or planning.planned(dense, analysis, units), tensors, "the cut").eval()
+
+    return at
+
+
+ALGORITHM = Algorithm(Prune, run, whole=whole, rough=rough)
