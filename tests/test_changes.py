@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from dataclasses import replace
 
 import pytest
@@ -19,9 +20,10 @@ from zoo.compression.low_rank.falor import Falor
 from zoo.errors import StructureError
 from zoo.measurement.parts import macs_of
 from zoo.printable import logger, told
-from zoo.structure.description import Description, attach_
-from zoo.structure.graph.exported import export, lift
+from zoo.structure.description import Description, attach_, configure_
+from zoo.structure.graph.exported import lift
 from zoo.structure.graph.graph import graph_module
+from zoo.structure.graph.tracing import export
 from zoo.structure.tensors import assign_, tensors_of
 
 
@@ -94,6 +96,7 @@ def test_a_graph_has_the_changes_of_the_plan_that_it_computes():
     graph, tensors = lift(export(smaller, torch.zeros(2, *smaller.pretrained_cfg["input_size"])), tensors_of(smaller))
     same = assign_(graph_module(graph), tensors, "graph").eval()
     attach_(same, replace(smaller.zoo_entry, graph=graph))
+    configure_(same, smaller.pretrained_cfg)
     assert zoo.changes(dense, same) == zoo.changes(dense, smaller)
 
 
@@ -167,6 +170,7 @@ def test_compress_says_what_became_of_a_model(base, side, caplog):
     smaller = zoo.compress(model, budget=0.8, data=torch.randn(24, 3, side, side), method="low_rank")
     found = zoo.changes(model, smaller)
     assert str(found) in caplog.messages
+    assert re.match(r"low_rank: 24 images, some [0-9.e-]+ to [0-9.e-]+ s here$", caplog.messages[1])
     assert f"macs {found.macs[1]:,} ({found.macs[1] / found.macs[0]:.1%} of {found.macs[0]:,})" in str(found)
 
 

@@ -32,7 +32,8 @@ class Apart(Struct, frozen=True):
         schedule: fields of the schedule that differ from the method's own, for a method that trains.
         augment: keyword arguments of timm's training transform, for a method that trains.
         calibrate_steps: of distillation on those images alone that follow, without labels.
-        rounds: in which a method goes towards its budget, each time anew with what is left of the model.
+        rounds: in which a method goes towards its budget, each time anew with what is left of the model: no gain where
+            it was measured.
         latency_ms: in place of a budget, what one image may take on this machine.
         timed_on: that machine, and how many threads.
     """
@@ -63,6 +64,8 @@ class Method:
         advice: what to change where it left a model as it was; empty where that is no surprise.
         relation: of the model to its base, as the Hub names it.
         tasks: that it can compress for; empty where it asks the task for all that it needs.
+        passes: over all calibration images, forward, that take as long as the method does: as few and as many; None
+            where that depends on thresholds or layers.
         quick: options with which it takes seconds on a few images, the result being of no use.
     """
 
@@ -76,6 +79,7 @@ class Method:
     advice: str = ""
     relation: str = "finetune"
     tasks: tuple[str, ...] = ()
+    passes: tuple[int, int] | None = None
     quick: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -91,6 +95,7 @@ METHODS: dict[str, Method] = {
         tags=("pruned", "channel-pruning"),
         suffix="pruned",
         budgeted=True,
+        passes=(10, 30),  # and more where layers are thousands wide
         # Elimination takes minutes on wide layers; few images leave covariances singular without a strong ridge.
         quick={"criterion": "l2", "ridge": 1.0},
     ),
@@ -102,6 +107,7 @@ METHODS: dict[str, Method] = {
         tags=("low-rank",),
         suffix="lowrank",
         budgeted=True,
+        passes=(10, 20),
         tasks=("image-classification",),  # the Fisher information is that of classes
     ),
     "falor": Method(

@@ -1,6 +1,7 @@
 """`compress`: a model in, a smaller model out."""
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from zoo.compression.latency import reached
 from zoo.compression.refinement import refine_
 from zoo.declarations import validated
 from zoo.errors import BudgetError, DataError, StructureError
+from zoo.measurement.divergence import as_one
 from zoo.measurement.latency import processor
 from zoo.measurement.macs import Counts, measure, unchanged, unwrapped
 from zoo.printable import logger, told
@@ -39,6 +41,7 @@ from zoo.verbs.distilling import data_name, epochs, training_images
 
 log = logger(__name__)
 
+COSTED = 8  # images, that tell what one costs
 LITTLE = 0.99  # of the macs, that are left of a model which is hardly smaller
 
 
@@ -90,7 +93,10 @@ def compress(
         example: of a module that says nothing of its images: their channels, height, width, or some of them
             [B, C, H, W].
         rounds: of a method that works to a budget: it begins anew so often, each time with what is left of the model,
-            and with the same share of that to keep.
+            and with the same share of that to keep. Without training between them this was no gain where it was
+            measured: MobileNetV2 at 74 % of its macs had 71.2 % of ImageNet's sample right after one round and 67.6 %
+            after three, `digits_vit` at 25 % pruned 94.0 and 92.4 %, of another draw 95.8 and 96.0 %, factored 97.6 and
+            96.7 %.
         latency_ms: in place of a budget, milliseconds that one image may take on this machine, with as many threads as
             torch has, as `zoo.compression.latency` says.
         timed_on: which machine that is; the recipe says it.
@@ -130,6 +136,7 @@ def compress(
         return _refined(asked, calibrate_steps, rounds) if calibrate_steps else _in_rounds(asked, rounds)
 
     with unchanged(model):
+        _say_cost(given, rounds)
         smaller = made(budget) if latency_ms is None else _as_fast(given, latency_ms, made)
     log.info("%s", compared(model, smaller))
     if advice := METHODS[method].advice:
@@ -246,6 +253,20 @@ def _learning(given: Given, data: Any, images: int, augment: Mapping[str, Any], 
 def _smaller(given: Given) -> nn.Module:
     description, tensors = algorithm(given.description.recipe["method"]).run(given)
     return rebuilt(given.model, description, tensors)
+
+
+def _say_cost(given: Given, rounds: int) -> None:
+    """Say how long a method takes here, by what one pass over some images does."""
+    method, images = given.description.recipe["method"], sum(map(len, given.batches))
+    passes, some = METHODS[method].passes, given.batches[0][:COSTED]
+    if passes is None:
+        return
+    with torch.no_grad():
+        given.model(some)  # pays for what is set up once
+        begun = time.perf_counter()
+        as_one(given.model(some)).sum().item()
+    whole = rounds * images * (time.perf_counter() - begun) / len(some)
+    log.info("%s: %d images, some %.2g to %.2g s here", method, images, *(count * whole for count in passes))
 
 
 def _as_fast(given: Given, ms: float, made: Callable[[Budget], nn.Module]) -> nn.Module:
