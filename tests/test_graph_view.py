@@ -8,6 +8,8 @@ import sys
 import pytest
 import torch
 from click.testing import CliRunner
+from client import point
+from hub import serving
 from safetensors import safe_open
 
 import zoo
@@ -140,6 +142,18 @@ def test_a_view_is_published_with_its_plan_and_a_view_is_saved_as_a_graph(tokens
         zoo.load(alone, structure="plan")
     with pytest.raises(RepositoryError, match="is a graph already"):
         add_graph(alone)
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own way of sending a file
+def test_a_view_comes_from_the_hub_with_its_plan(windows, tmp_path, monkeypatch):
+    with serving(tmp_path / "served") as address:
+        point(monkeypatch, address, tmp_path / "cache")
+        zoo.push(windows, "org/windows")
+        fetched = zoo.load("org/windows", structure="graph")
+    images = torch.randn(2, 3, 64, 64)
+
+    with torch.no_grad():
+        assert torch.equal(fetched(images), zoo.load(windows, structure="graph")(images))
 
 
 @pytest.mark.parametrize(

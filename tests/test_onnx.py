@@ -81,7 +81,6 @@ class Two(nn.Module):
     ("outputs", "names"),
     [
         (lambda near, far: (near, far), ["output_0", "output_1"]),
-        (lambda near, far: {"boxes": near, "scores": far}, ["boxes", "scores"]),
         (lambda near, far: {"heads": [near, far], "none": None}, ["heads.output_0", "heads.output_1"]),
     ],
 )
@@ -91,6 +90,14 @@ def test_several_outputs_are_written_by_their_keys(outputs, names):
 
     assert [each.name for each in program.graph.output] == names == [*named(model(torch.randn(2, 3, 9, 9)))]
     assert compared(program.SerializeToString(), model, (3, 9, 9)) < 1e-5
+
+
+def test_a_network_of_ones_own_is_written_with_the_keys_of_its_outputs(tmp_path):
+    model = Two(lambda near, far: {"boxes": near, "scores": far}).eval()
+    program = onnx.load(zoo.export(model, onnx=tmp_path / "two.onnx", example=(3, 9, 9)))
+
+    assert [each.name for each in program.graph.output] == ["boxes", "scores"]
+    assert {each.key: each.value for each in program.metadata_props}["input_size"] == "[3, 9, 9]"
 
 
 def test_a_program_that_computes_something_else_is_not_written(file, tmp_path, monkeypatch):
