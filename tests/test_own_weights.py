@@ -293,6 +293,24 @@ def test_weights_with_names_of_their_classes_are_saved_and_evaluated_by_a_comman
     assert json.loads((out / "results.json").read_text())["measured"]["top1"] == pytest.approx(right / len(rows))
 
 
+def test_a_function_of_ones_own_is_saved_by_a_command_as_a_graph_that_takes_other_weights_too(package):
+    sys.path.insert(0, str(package))
+    from my_package.nets import make
+
+    torch.manual_seed(0)
+    model, images = make(4).eval(), torch.randn(2, 1, 28, 28)
+    file = write({"model": prefixed(model.state_dict(), "module.")}, package / "it.pth")
+    said = ["--input", "1x28x28", "--mean", "0.286", "--std", "0.353", "--set", "width=4", "--name", "shirts"]
+    run("save", "my_package.nets:make", "--weights", file, *said, "--out", package / "shirts")
+    (package / "my_package" / "nets.py").unlink()
+    loaded = zoo.load(package / "shirts")
+    assert (loaded.num_classes, loaded.pretrained_cfg["mean"]) == (10, [0.286])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images), model(images))
+    other = write(halves(model), package / "other.pth")
+    assert torch.equal(with_weights(package / "shirts", other).state_dict()["3.bias"], model[3].bias / 2)
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
