@@ -199,6 +199,7 @@ def test_weights_may_be_of_what_was_compressed_before(tmp_path):
     filled = with_weights("digits_cnn_pruned_50", file)
     assert filled.zoo_entry.plan.edits == zoo.load("digits_cnn_pruned_50").zoo_entry.plan.edits
     assert torch.equal(filled.fc.weight, zoo.load("digits_cnn_pruned_50").fc.weight / 2)
+    assert "license" not in filled.pretrained_cfg
     with pytest.raises(StructureError, match="its structure is known, so layers can't be set: leave them out"):
         with_weights("digits_cnn_pruned_50", file, args={"layers": [1, 1, 1, 1]})
 

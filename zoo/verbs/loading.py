@@ -20,7 +20,7 @@ from zoo.measurement.macs import unwrapped
 from zoo.printable import logger
 from zoo.structure.base import MAX_ARGUMENT, check_tag, initialised, skeleton, untagged, without_claims
 from zoo.structure.describing import settle_
-from zoo.structure.description import Description, attach_, config_of, configure_, description_of, skeleton_of
+from zoo.structure.description import Description, attach_, config_of, configure_, skeleton_of
 from zoo.structure.plan import Plan, apply_
 from zoo.structure.sources import SOURCES, is_base_id
 from zoo.tasks import task_of
@@ -117,18 +117,6 @@ def create(name: str | os.PathLike[str] | Base, *, seed: int = 0) -> nn.Module:
     Raises:
         UnknownName, RepositoryError, StructureError: as for `load`.
     """
-    model = untrained(name, seed)
-    description = description_of(model)
-    if description is not None and description.base is not None and not description.recipe:
-        plain = untagged(description.base)
-        name = description.name if plain == description.base else plain.architecture
-        attach_(model, replace(description, name=name, base=plain))
-    configure_(model, without_claims(config_of(model)))
-    return model
-
-
-def untrained(name: str | os.PathLike[str] | Base, seed: int = 0) -> nn.Module:
-    """What `create` gives, described as if it had its base's weights."""
     description, config = description_named(name)
     if description.base is None or description.graph is not None:
         raise StructureError(f"create: {description.name} is a graph, which has no initialiser: load it instead")
@@ -136,7 +124,9 @@ def untrained(name: str | os.PathLike[str] | Base, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # factors draw their own values
         torch.manual_seed(seed)
         apply_(model, description.plan)
-    configure_(model, config)
+    if not description.recipe and (plain := untagged(description.base)) != description.base:
+        description = replace(description, name=plain.architecture, base=plain)
+    configure_(model, without_claims(config))
     attach_(model, description)
     return model.eval()
 

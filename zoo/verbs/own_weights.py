@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zoo.catalog.entry import Base
 from zoo.errors import StructureError, UnknownName, in_one_line
 from zoo.hub.state_dicts import StateDict, fill_, read_state_dict, unwrapped
-from zoo.structure.base import skeleton
+from zoo.structure.base import skeleton, without_claims
 from zoo.structure.description import Description, attach_, config_of, configure_
 from zoo.structure.tensors import tensors_of
 from zoo.verbs.loading import create, description_named, load
@@ -62,7 +62,9 @@ def with_weights(
     assert not isinstance(base, Base)  # which has no edits
     model = load(base)
     classes = num_classes or _classes(found, model)
-    return fill_(model if classes is None else load(base, num_classes=classes), found)
+    model = fill_(model if classes is None else load(base, num_classes=classes), found)
+    configure_(model, without_claims(config_of(model)))
+    return model
 
 
 def _dense(
