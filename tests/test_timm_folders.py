@@ -68,6 +68,16 @@ def test_a_folder_that_timm_saved_loads_is_saved_and_compressed(name, tmp_path):
     assert zoo.load(tmp_path / "timms", num_classes=7)(images).shape == (2, 7)
 
 
+def test_the_licence_that_timm_writes_beside_whatever_it_saves_is_not_taken_for_the_weights(tmp_path):
+    architecture, tag = "test_resnet", "r160_in1k"
+    model = timm.create_model(f"{architecture}.{tag}", num_classes=3)
+    save_for_hf(model, tmp_path / "timms", safe_serialization=True)
+    stamped = read_json(tmp_path / "timms" / "config.json")["pretrained_cfg"]
+    assert (stamped["license"], stamped["tag"]) == ("apache-2.0", tag)
+    saved = zoo.save(zoo.load(tmp_path / "timms"), tmp_path / "ours")
+    assert not {"license", "tag"} & read_json(saved / "config.json")["pretrained_cfg"].keys()
+
+
 def test_a_folder_that_timm_saved_is_compressed(tmp_path):
     _, images = made("classes of its own", tmp_path / "timms")
     smaller = zoo.compress(zoo.load(tmp_path / "timms"), budget=0.6, data=[images])

@@ -8,7 +8,7 @@ from zoo.catalog.entry import Base
 from zoo.errors import RepositoryError
 from zoo.files import sha256_stamped
 from zoo.hub import weights
-from zoo.structure.base import fingerprint, skeleton
+from zoo.structure.base import fingerprint, skeleton, without_claims
 from zoo.structure.sources import SOURCES, timm
 
 PICKLES = ("pytorch_model.bin", "pytorch_model.pth", "model.pth")
@@ -53,7 +53,8 @@ def as_ours(config: Mapping[str, Any], config_file: Path, weights_file: Path) ->
         "architecture": architecture,
         "num_classes": classes,
         **({} if names is None else {"label_names": names}),
-        "pretrained_cfg": {**usual, **own, "architecture": architecture, "num_classes": classes},
+        # timm writes its own weights' licence and tag beside whatever it saves
+        "pretrained_cfg": {**without_claims({**usual, **own}), "architecture": architecture, "num_classes": classes},
         "zoo": {
             "schema": 1,
             "name": architecture,
