@@ -5,4 +5,5 @@ new head by `adaptation`), `compressing` and `distilling`, `saving` (save, whose
 `converting`, whose results the cache keeps by `conversions`), `verification` (by `measuring`). A model of the catalog
 is made by `beginning` and `building`, whose `recipes` say how and whose `training_costs` say how long; `sweeping` makes
 several, `changing` tells what became of layers; `coverage` tells what can be pruned.
+`exporting` writes files for other programs, `viewing` the graph of a plan.
 """
