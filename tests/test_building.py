@@ -205,8 +205,7 @@ def test_a_pruned_entry_of_no_epochs_is_what_compress_returns(pruned):
     folder, lines = pruned
     expected = zoo.compress(zoo.load("digits_vit"), budget=0.6, data="digits")
 
-    assert [line[:6] for line in lines[:-1]] == ["1 load", "2 prun", "3 eval", "4 writ"]
-    assert [line[0].isdigit() for line in lines] == [True] * 4 + [False]
+    assert [line[:6] for line in lines[:-1]] == ["1 load", "2 eval", "dense:", "3 prun", "4 eval", "5 writ"]
     assert torch.equal(outputs(zoo.load(folder)), outputs(expected))
     assert config(folder)["zoo"]["recipe"] == {
         "method": "prune",

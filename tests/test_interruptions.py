@@ -166,13 +166,13 @@ def content(folder):
 
 @pytest.mark.parametrize("arguments", [BUILD, COMPRESS], ids=["build", "compress"])
 def test_ctrl_c_in_any_step_leaves_nothing_half_written_and_the_same_command_goes_on(start, tmp_path, arguments):
-    for step in ("1 load", "2 prune", "3 distil", "4 evaluate", "5 write"):
+    for step in ("1 load", "2 evaluate", "3 prune", "4 distil", "5 evaluate", "6 write"):
         process, stderr = start(*arguments)
         wait_until(line(stderr, step), process)
         os.kill(process.pid, signal.SIGINT)
         process.join(SECONDS)
 
-        assert (step, process.exitcode) in ((step, 130), ("5 write", 0)), stderr.read_text()
+        assert (step, process.exitcode) in ((step, 130), ("6 write", 0)), stderr.read_text()
         if process.exitcode:
             last = stderr.read_text().splitlines()[-1]
             assert last == "interrupted: nothing half-written was left; the same command goes on where it stopped"
@@ -189,11 +189,12 @@ def test_a_build_killed_in_every_stage_ends_in_the_same_bytes_as_one_that_was_no
     killed = [*BUILD[:-1], "killed"]
     work = tmp_path / "killed.work"
     moments = [
-        ("2 prune", ("recipe.json", 1), []),
-        ("2 prune", ("start", 1), ["recipe.json"]),
-        ("3 distil", ("training.safetensors", 5), ["recipe.json", "start", "training.safetensors"]),
-        ("4 evaluate", (), ["recipe.json", "start", "training.safetensors"]),
-        ("5 write", ("killed", 1), ["recipe.json", "start", "training.safetensors"]),
+        ("2 evaluate", ("recipe.json", 1), []),
+        ("2 evaluate", ("base.json", 1), ["recipe.json"]),
+        ("3 prune", ("start", 1), ["base.json", "recipe.json"]),
+        ("4 distil", ("training.safetensors", 5), ["base.json", "recipe.json", "start", "training.safetensors"]),
+        ("5 evaluate", (), ["base.json", "recipe.json", "start", "training.safetensors"]),
+        ("6 write", ("killed", 1), ["base.json", "recipe.json", "start", "training.safetensors"]),
     ]
     for stage, dies, left in moments:
         process, stderr = start(*killed, dies=dies)
@@ -215,7 +216,7 @@ def test_a_build_killed_in_every_stage_ends_in_the_same_bytes_as_one_that_was_no
 @pytest.mark.parametrize("ends", ["done", "killed"])
 def test_a_second_build_into_one_folder_waits_for_the_first_and_goes_on_where_that_ends(start, tmp_path, ends):
     first, stderr = start(*BUILD)
-    wait_until(line(stderr, "2 prune"), first)
+    wait_until(line(stderr, "2 evaluate"), first)
     second, stderr = start(*BUILD)
     wait_until(line(stderr, "another process makes out: waiting until it is done"), second)
     if ends == "killed":
@@ -224,7 +225,7 @@ def test_a_second_build_into_one_folder_waits_for_the_first_and_goes_on_where_th
         process.join(SECONDS)
 
     assert (first.exitcode, second.exitcode) == (-signal.SIGKILL if ends == "killed" else 0, 0), stderr.read_text()
-    assert line(stderr, "made already: out" if ends == "done" else "5 write")()
+    assert line(stderr, "made already: out" if ends == "done" else "6 write")()
     assert zoo.verify(tmp_path / "out").passed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["catalog", "out", "stderr", "stdout"]
 
@@ -354,7 +355,7 @@ def test_two_processes_of_one_build_say_each_step_and_the_folder_once(start, tmp
 
     assert [(tmp_path / f"stdout{rank}").read_text() for rank in "01"] == ["out\n", ""]
     main, other = (stderr.read_text() for _, stderr in started)
-    assert [line[:2] for line in main.splitlines() if line[:1].isdigit()] == ["1 ", "2 ", "3 ", "4 ", "5 "]
-    assert main.count(" s\n") == 5
-    assert not any(said in other for said in ("1 load", "5 write", " s\n"))
+    assert [line[:2] for line in main.splitlines() if line[:1].isdigit()] == [f"{number} " for number in range(1, 7)]
+    assert main.count(" s\n") == 6
+    assert not any(said in other for said in ("1 load", "6 write", " s\n"))
     assert zoo.verify(tmp_path / "out").passed

@@ -15,63 +15,132 @@ from torch import nn
 
 from zoo import atomic
 from zoo.catalog.entry import Base, Entry, Recipe, reading
+from zoo.catalog.report import Report
 from zoo.compression import refinement
 from zoo.errors import RepositoryError, StorageError, UnknownName, ZooError, require
 from zoo.files import free, read_json, write_json
 from zoo.hub import repository
+from zoo.printable import logger
 from zoo.structure.base import initialised
 from zoo.structure.describing import describe
 from zoo.structure.description import Description, attach_, config_of, configure_
 from zoo.tasks import task_named, task_of
 from zoo.tasks.datasets import dataset
 from zoo.tasks.draws import check_whole
+from zoo.tasks.evaluation import BESIDE
 from zoo.tasks.folders import SPLITS
 from zoo.training.schedule import Machine, check_shares
 from zoo.verbs.compressing import compress
 from zoo.verbs.distilling import training_images, training_of
 from zoo.verbs.loading import pretrained
+from zoo.verbs.measuring import report_of
 from zoo.verbs.recipes import check_recipe, declarations_of, distillation_of, plain
 from zoo.verbs.training_costs import learning_costs
 from zoo.verbs.verification import weights_of
 
 NOTE = "recipe.json"
 STATE = "compression"  # of what the method has found so far
+EVALUATED = "base.json"  # what the base is good for
+CHANCE, FEW = 1.2, 5  # times what guessing one of the classes gives; images of a class that tell it
 Say = Callable[[str], None]
 
+log = logger(__name__)
 
-def begin(
-    entry: Entry, folder: Path, say: Say, machine: Machine, teachers: Sequence[nn.Module] = ()
-) -> tuple[nn.Module, Path]:
-    """The steps before training: load the base, compress it, and keep what came of it as a repository.
+
+def opened(entry: Entry, folder: Path, say: Say, teachers: Sequence[nn.Module] = ()) -> nn.Module:
+    """The first step: load the base, and check whatever can be known before anything long begins.
 
     Args:
         entry: the recipe.
-        folder: of the repository that shall be made; `<folder>.work/start` holds the compressed model.
+        folder: of the repository that shall be made.
         say: called with a line as each step begins.
-        machine: how a method that trains runs here.
         teachers: of the training that follows, which must fit.
 
     Returns:
-        The dense base, and the folder of what is kept until the build ends.
+        The dense base.
 
     Raises:
         ZooError: whatever a step ran into.
     """
-    (dense, data), recipe, here = ready(entry, folder), entry.recipe, processes()
+    (dense, data), recipe = ready(entry, folder), entry.recipe
     images = [dataset(data, split, skip_damaged=recipe.skip_damaged) for split in SPLITS]  # none is missed later
-    work, follows = work_of(entry, folder)
+    work_of(entry, folder)
     say(f"1 load the base {dense.id}")
     base = _base(entry, dense)
     for each in images:
         task_of(base).matched(each, base, data, recipe.labels)
         check_whole(each, data)
     _check_training(base, teachers, recipe)
+    return base
+
+
+def evaluated(base: nn.Module, entry: Entry, folder: Path, say: Say) -> Report:
+    """The second step: what the base is good for, kept so that it is measured once.
+
+    Arguments are those of `opened`, and the base.
+    """
+    (work, follows), here = work_of(entry, folder), processes()
+    say(f"2 evaluate the base on {entry.recipe.data}")
+    if (work / EVALUATED).is_file():
+        report = Report.from_json(read_json(work / EVALUATED), str(work / EVALUATED))
+    else:
+        report = report_of(base.to(here.device), entry.recipe.data, against=base, **reading(entry.recipe))
+        counted = {key: value for key, value in report.measured.items() if key not in BESIDE}
+        report = structs.replace(report, measured=counted)
+        if here.is_main_process:
+            _note(work, follows)
+            write_json(work / EVALUATED, report.to_json())
+    here.wait_for_everyone()
+    _say_how_good(base, report, entry, say)
+    return report
+
+
+def compressed(base: nn.Module, entry: Entry, folder: Path, say: Say, machine: Machine, step: int = 2) -> Path:
+    """The step that follows: compress the base, and keep what came of it as a repository.
+
+    Args:
+        base: from `opened`.
+        entry: the recipe.
+        folder: of the repository that shall be made; `<folder>.work/start` holds the compressed model.
+        say: called with a line as each step begins.
+        machine: how a method that trains runs here.
+        step: its number.
+
+    Returns:
+        The folder of what is kept until the build ends.
+
+    Raises:
+        ZooError: whatever a step ran into.
+    """
+    (work, follows), recipe, here = work_of(entry, folder), entry.recipe, processes()
     begun = (work / "start").is_dir()
     here.wait_for_everyone()
     if not begun:
-        say(f"2 {learning_costs(base, recipe, machine, here)}")
+        say(f"{step} {learning_costs(base, recipe, machine, here)}")
         _start(base.to(here.device), recipe, work, follows, machine)
-    return base, work
+    return work
+
+
+def word_of(base: nn.Module) -> str:
+    """What a base is called beside what is made of it: dense, unless it was compressed itself."""
+    description = describe(base)
+    return "base" if description.plan.edits or description.recipe.get("method") else "dense"
+
+
+def _say_how_good(base: nn.Module, report: Report, entry: Entry, say: Say) -> None:
+    """Say what a base is good for, and where that is little what may be wrong."""
+    leading, data = task_named(entry.task).leading.figure, entry.recipe.data
+    if leading not in report.measured:
+        say(f"{word_of(base)}: the labels of {data} are hidden, so models are compared with it by their outputs alone")
+        return
+    value, images, classes = report.measured[leading], report.data["images"], getattr(base, "num_classes", 0) or 0
+    say(f"{word_of(base)}: {leading} {value:.4f} on {data}, {images:,} images")
+    if value * classes < CHANCE and images >= FEW * classes > 0:
+        log.warning(
+            "%s: guessing would be as good: are the %d classes in the model's order? --labels FILE says which is which",
+            data,
+            classes,
+        )
 
 
 def ready(entry: Entry, folder: Path) -> tuple[Base, str]:
@@ -119,6 +188,12 @@ def work_of(entry: Entry, folder: Path) -> tuple[Path, dict[str, str]]:
         atomic.discard(work)
     here.wait_for_everyone()
     return work, follows
+
+
+def _note(work: Path, follows: Mapping[str, str]) -> None:
+    """Say what is followed in a folder that `work_of` gave."""
+    if not (work / NOTE).is_file():
+        write_json(work / NOTE, follows)
 
 
 def _check_training(base: nn.Module, teachers: Sequence[nn.Module], recipe: Recipe) -> None:
@@ -171,7 +246,7 @@ def _start(base: nn.Module, recipe: Recipe, work: Path, follows: Mapping[str, st
     """Keep the model that training starts from; an error leaves nothing but a state that its method goes on from."""
     here = processes()
     if here.is_main_process:
-        write_json(work / NOTE, follows)  # first, as compression leaves its state beside it
+        _note(work, follows)  # first, as compression leaves its state beside it
     here.wait_for_everyone()
     try:
         start = _compressed(base, recipe, work / STATE, machine)  # by every process, as some methods train

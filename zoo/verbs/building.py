@@ -28,7 +28,20 @@ from zoo.structure.sources import is_base_id
 from zoo.tasks import task_named
 from zoo.tasks.task import Labels
 from zoo.training.schedule import Machine
-from zoo.verbs.beginning import NOTE, Say, alone, begin, beside, processes, ready, seen_as, work_of
+from zoo.verbs.beginning import (
+    NOTE,
+    Say,
+    alone,
+    beside,
+    compressed,
+    evaluated,
+    opened,
+    processes,
+    ready,
+    seen_as,
+    word_of,
+    work_of,
+)
 from zoo.verbs.distilling import distil
 from zoo.verbs.loading import create, load, pretrained
 from zoo.verbs.measuring import report_of
@@ -99,21 +112,24 @@ def _made(entry: Entry, folder: Path, say: Say, machine: Machine) -> Path:
     recipe, here = entry.recipe, processes()
     trains = distillation_of(recipe)[0].epochs > 0
     teachers = [pretrained(Base(teacher)) for teacher in recipe.teachers] if trains else []
-    base, work = begin(entry, folder, say, machine, teachers)
+    base = opened(entry, folder, say, teachers)
+    dense = evaluated(base, entry, folder, say) if recipe.method else None
+    step = 3 if dense else 2
+    work = compressed(base, entry, folder, say, machine, step)
     model = load(work / "start").to(here.device)
     if trains:
-        say(f"3 {training_costs(model, teachers, recipe, machine, here)}")
+        step += 1
+        say(f"{step} {training_costs(model, teachers, recipe, machine, here)}")
         _train_(model, teachers, entry, work / "training.safetensors", machine)
-    step = 4 if trains else 3
-    say(f"{step} evaluate on {recipe.data}")
+    say(f"{step + 1} evaluate on {recipe.data}")
     attach_(model, replace(describe(model), name=entry.name, recipe=plain(recipe)))
-    report, dense = _reports(model, base.to(here.device) if recipe.method else None, entry)
-    say(f"{step + 1} write {folder}")
+    report = _report(model, base.to(here.device) if dense else None, entry)
+    say(f"{step + 2} write {folder}")
     if here.is_main_process:
         save(model.cpu(), folder, report=report, dense=dense)
         _tidy(folder)
     here.wait_for_everyone()
-    say(_figures(report, dense, task_named(entry.task).leading.figure))
+    say(_figures(report, dense, task_named(entry.task).leading.figure, word_of(base)))
     return folder
 
 
@@ -158,7 +174,7 @@ def plan(
         return None, []
     file = folder.with_name(f"{folder.name}.plan.json")
     with alone(folder, say):
-        begin(entry, folder, say, machine)
+        compressed(opened(entry, folder, say), entry, folder, say, machine)
         model = load(work / "start")
         _say_training(entry.recipe, model, say, machine, "then: ")
         if processes().is_main_process:
@@ -189,13 +205,12 @@ def _train_(model: nn.Module, teachers: Sequence[nn.Module], entry: Entry, state
     )
 
 
-def _reports(model: nn.Module, dense: nn.Module | None, entry: Entry) -> tuple[Report, Report | None]:
-    """What was measured of a model, and of the dense one where there is one: alone its costs, of hidden targets."""
-    data, read, leading = entry.recipe.data, reading(entry.recipe), task_named(entry.task).leading.figure
-    report = report_of(model, data, against=dense, **read)
+def _report(model: nn.Module, base: nn.Module | None, entry: Entry) -> Report:
+    """What was measured of a model, beside its base where there is one."""
+    report = report_of(model, entry.recipe.data, against=base, **reading(entry.recipe))
     if weights := weights_of(entry.base.id if entry.base else ""):
         report = structs.replace(report, data={**report.data, "against_sha256": weights})
-    return report, report_of(dense, data if leading in report.measured else None, **read) if dense else None
+    return report
 
 
 def _compared(model: nn.Module, entry: Entry) -> list[Row]:
@@ -219,15 +234,15 @@ def _say_training(recipe: Recipe, model: nn.Module, say: Say, machine: Machine, 
         say(f"{when}{training_costs(model, teachers, recipe, machine, processes())}")
 
 
-def _figures(report: Report, dense: Report | None, leading: str) -> str:
-    """What came of it, beside the dense base where there is one."""
+def _figures(report: Report, dense: Report | None, leading: str, word: str) -> str:
+    """What came of it, beside the base where there is one."""
     now, then = report.measured, dense.measured if dense else {}
     parts = [
         f"{key} {now[key]:,}" + (f" ({now[key] / then[key]:.1%} of {then[key]:,})" if then else "")
         for key in ("macs", "params")
     ]
     if leading in now:
-        parts.append(f"{leading} {now[leading]:.4f}" + (f" (dense {then[leading]:.4f})" if then else ""))
+        parts.append(f"{leading} {now[leading]:.4f}" + (f" ({word} {then[leading]:.4f})" if then else ""))
     if dense is not None:
         parts.append(f"agreement {now['agreement']:.4f}, kl {now['kl']:.4f} nats")
     return ", ".join(parts)
