@@ -163,7 +163,7 @@ def test_a_smoke_test_compresses_distils_evaluates_saves_and_verifies_and_says_w
     assert results["data"]["images"] == IMAGES
     assert results["data"]["dataset"] == f"noise[:{IMAGES}]"
     said = "\n".join(lines)
-    order = ("1 load", "2 evaluate", "dense: ", "3 prune", "4 distil", "5 evaluate", "6 write", "params", "top1 ")
+    order = ("1 load", "2 evaluate", "dense: ", "3 prune", "4 distil", "5 evaluate", "6 write", "params", "top1   ")
     assert [said.index(word) for word in order] == sorted(said.index(word) for word in order)
     assert re.search(r"2 steps of 4 images, GMACs of one: .* forward, .* backward, .* of the teachers", said)
     assert re.search(r"images/s here, the loader alone", said)

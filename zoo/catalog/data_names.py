@@ -24,6 +24,23 @@ def on_hub(spec: Any) -> bool:
     return isinstance(spec, str) and HUB_ID.fullmatch(spec) is not None and not Path(spec).expanduser().is_dir()
 
 
+def data_name(data: Any) -> str:
+    """What data is called in messages."""
+    return data if isinstance(data, str) else f"the {type(data).__name__}"
+
+
+def told(spec: Any) -> str:
+    """What others are told of a data set: of a folder its own name, as the way there is its owner's; none of an object.
+
+    >>> told("/home/me/photographs[:100]")
+    './photographs[:100]'
+    """
+    place, most = limited(spec)
+    if not isinstance(place, str) or place in NAMED or on_hub(place):
+        return spec if isinstance(spec, str) else ""
+    return f"./{Path(os.path.abspath(os.path.expanduser(place))).name}" + (f"[:{most}]" if most is not None else "")
+
+
 def folder_named(spec: str) -> Path | None:
     """The folder that a data set's name means, without a limit; None where it is the package's or the Hub's.
 

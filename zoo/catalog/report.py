@@ -71,6 +71,7 @@ class Reading(Struct):
     crop_pct: Finite | None = None
     mean: Channels | None = None
     std: Channels | None = None
+    sha256: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z", description="64 hexadecimal digits")] = ""
     against: Name = ""
     against_sha256: Name = ""
     left_out: Whole = 0
@@ -88,8 +89,8 @@ class Report(Struct, frozen=True, forbid_unknown_fields=True):
     Args:
         name: the model.
         measured: figure → value; units stand in the key (`params`, `macs`, `kmapp`, `top1`).
-        data: the data set, how it was read, split, number of images and preprocessing of the accuracy; empty if none
-            was measured.
+        data: the data set, how it was read, split, number of images, their sha256 (`zoo.tasks.identity`), and the
+            preprocessing of the accuracy; empty if none was measured.
         versions: package → version.
         hardware: the machine that measured.
     """

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from zoo.catalog.data_names import folder_named, limited
+from zoo.catalog.data_names import data_name, folder_named, limited
 from zoo.errors import DataError, as_cause, first_line, require
 from zoo.tasks import columns, draws, objects
 from zoo.tasks.digits import digit_pairs, digits
@@ -55,7 +55,7 @@ def dataset(spec: Any, split: str, *, limit: int | None = None, seed: int = 0, s
     limit = min((each for each in (most, limit) if each is not None), default=None)
     if spec == "digit_pairs":
         return digit_pairs(split, limit)
-    name = spec if isinstance(spec, str) else f"the {type(spec).__name__}"
+    name = data_name(spec)
     opened = _opened(spec, split)
     if columns.is_stream(opened):
         hub = spec if isinstance(spec, str) else None

@@ -13,6 +13,7 @@ from zoo.measurement.divergence import as_one
 from zoo.measurement.macs import unchanged
 from zoo.measurement.passes import pass_sizes
 from zoo.tasks import task_of
+from zoo.tasks.identity import identity, with_targets
 from zoo.tasks.task import Task
 
 BESIDE = ("agreement", "kl")  # figures that a model has beside a reference
@@ -25,19 +26,21 @@ def evaluate(
     task: Task | None = None,
     against: nn.Module | None = None,
     progress: str | None = None,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Measure a model where its parameters are; across processes, every image counts once.
 
     Args:
         model: images [B, C, H, W] to outputs [B, ...]; evaluated in eval mode, left as it was.
-        data: batches of images and targets, as the task's loader gives them.
+        data: batches of images and targets, as the task's loader gives them; of images and their digests, where its
+            transform was `Identified`.
         task: whose rows and figures are taken; None is the model's own.
         against: a reference for the same task.
         progress: the title of a progress bar on a terminal; None for no bar.
 
     Returns:
         The task's figures, none where the targets are hidden; with `against` also `kl`, the mean divergence from it
-        (nats), and `agreement` (0..1); and `images`, how many there were.
+        (nats), and `agreement` (0..1); `images`, how many there were; and of digests `sha256`, which tells these images
+        and targets from others.
 
     Raises:
         DataError: there are no images, their targets are none that the model can meet, or they are hidden and there is
@@ -54,8 +57,11 @@ def evaluate(
     batches = tqdm(accelerator.prepare_data_loader(data), desc=progress, disable=hidden)
     with unchanged(model, *([] if against is None else [against])), torch.inference_mode():
         for images, targets in batches:
+            images, digests = images if isinstance(images, list) else (images, None)
             outputs = _outputs(model, images)
             row = dict(task.rows(outputs, targets.to(outputs.device)))
+            if digests is not None:
+                row["sha256"] = with_targets(digests, targets)
             if against is not None:
                 reference = outputs if against is model else _outputs(against, images).to(outputs.device)
                 row["kl"] = task.divergence(outputs.double(), reference.double())
@@ -65,7 +71,8 @@ def evaluate(
     if not rows:
         raise DataError("expected images to evaluate on, found none; check the data set and its limit")
     kept = {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
-    apart = {} if against is None else {key: kept.pop(key).double().mean().item() for key in BESIDE}
+    apart: dict[str, Any] = {} if against is None else {key: kept.pop(key).double().mean().item() for key in BESIDE}
+    apart |= {"sha256": identity(kept.pop("sha256"))} if "sha256" in kept else {}
     figures = task.figures(kept)
     if not figures and against is None:
         raise DataError("the targets are hidden in this split, so nothing can be measured: use another")

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from zoo.errors import DataError, require
+from zoo.tasks.identity import Identified
 from zoo.tasks.pixels import Pixels, placed
 from zoo.tasks.streams import Epoch, Stream
 
@@ -161,7 +162,7 @@ class _Stream(IterableDataset[tuple[Tensor, int]]):
 
 
 def _apply(transform: Transform, image: Any, seed: int, epoch: int | None, index: int | str) -> Any:
-    if isinstance(image, Tensor):  # of a torch data set that preprocesses
+    if isinstance(image, Tensor) and not isinstance(transform, Identified):  # of a torch data set that preprocesses
         return image
     if epoch is not None:
         random.seed(f"{seed} {epoch} {index}")

@@ -59,6 +59,12 @@ def decode(image: Pixels, mode: str = "RGB") -> Image.Image:
         raise DataError(f"{named(image)}: no image that can be decoded: {_reason(error)}") from None
 
 
+def mode_of(transform: Any) -> str | None:
+    """The mode that a transform's first step decodes to; None of one that begins otherwise."""
+    first: Any = next(iter(getattr(transform, "transforms", ())), None)
+    return str(first.keywords["mode"]) if getattr(first, "func", None) is decode else None
+
+
 def named(image: Any) -> str:
     """What an image is called in a message: its path, as far as it says."""
     if isinstance(image, Mapping):

@@ -12,6 +12,7 @@ from msgspec import structs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from zoo.catalog.data_names import data_name
 from zoo.catalog.entry import Budget
 from zoo.catalog.methods import CALIBRATION_IMAGES, METHODS, Apart, check_task, suffix, unknown_option
 from zoo.compression import Given, algorithm
@@ -37,7 +38,7 @@ from zoo.tasks.objects import is_set
 from zoo.tasks.task import Labels
 from zoo.training.schedule import Machine, Schedule
 from zoo.verbs import licences
-from zoo.verbs.distilling import data_name, epochs, training_images
+from zoo.verbs.distilling import epochs, training_images
 
 log = logger(__name__)
 

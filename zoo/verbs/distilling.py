@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from zoo.catalog.data_names import data_name
 from zoo.errors import DataError
 from zoo.measurement.macs import unwrapped
 from zoo.printable import logger
@@ -203,11 +204,6 @@ def epochs(
         return task.loader(images, transform, schedule.batch_size, seed=seed, epoch=number, workers=workers)
 
     return epoch
-
-
-def data_name(data: Any) -> str:
-    """What data is called in messages."""
-    return data if isinstance(data, str) else f"the {type(data).__name__}"
 
 
 def _same_view(config: Mapping[str, Any], seen: Mapping[str, Any], index: int) -> bool:

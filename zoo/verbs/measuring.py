@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from zoo.catalog.data_names import data_name, told
 from zoo.catalog.report import Report
 from zoo.deadline import deadline
 from zoo.hub.repository import versions
@@ -20,6 +21,7 @@ from zoo.tasks.columns import is_stream
 from zoo.tasks.datasets import dataset
 from zoo.tasks.draws import undamaged
 from zoo.tasks.evaluation import evaluate
+from zoo.tasks.identity import Identified
 from zoo.tasks.loader import workers_for
 from zoo.tasks.task import Labels
 
@@ -31,7 +33,7 @@ MAX_BATCH = 2**28  # numbers in one batch of images, a gigabyte
 
 def report_of(
     model: nn.Module,
-    data: str | None = None,
+    data: Any = None,
     *,
     skip_damaged: bool = False,
     labels: Labels | None = None,
@@ -47,7 +49,8 @@ def report_of(
 
     Args:
         model: from `load`, `compress` or timm.
-        data: the data set; its test split is evaluated. None counts params and macs only.
+        data: the data set, as `zoo.tasks.datasets.dataset` takes it; its test split is evaluated. None counts params
+            and macs only.
         skip_damaged: leave out images that can't be decoded.
         labels: {class of the data: class of the model}, or the names of the model's classes in order.
         against: the dense model that the outputs are compared with (`kl`, in nats, and `agreement`, 0..1).
@@ -75,12 +78,13 @@ def report_of(
         forward_on_meta(model, config["input_size"])  # it may refuse another size
         task = task_of(model)
         opened, left_out = _opened(data, images, skip_damaged)
-        rows = task.matched(opened, model, data, labels)
+        rows = task.matched(opened, model, data_name(data), labels)
         workers = workers_for(rows) if workers is None else workers
         batch_size = batch_size or _batch(device, config["input_size"])
-        batches = task.loader(rows, task.evaluation_transform(config), batch_size, workers=workers)
+        batches = task.loader(rows, Identified(task.evaluation_transform(config)), batch_size, workers=workers)
         measured = evaluate(model, batches, task=task, against=against, progress="evaluate")
-        where = _where(data, config, int(measured.pop("images")), skip_damaged, left_out, labels)
+        where = _where(data, config, measured.pop("images"), skip_damaged, left_out, labels)
+        where |= {"sha256": measured.pop("sha256")}
         where |= {"against": describe(against).name} if against is not None else {}
         figures.update(measured)
     return Report(name or describe(model).name, figures, where, versions(), processor(device))
@@ -91,22 +95,23 @@ def _batch(device: torch.device, input: Sequence[int]) -> int:
     return max(1, min(32 if device.type == "cpu" else 256, MAX_BATCH // math.prod(input)))
 
 
-def _opened(data: str, limit: int | None, skip_damaged: bool) -> tuple["Data", int | None]:
+def _opened(data: Any, limit: int | None, skip_damaged: bool) -> tuple["Data", int | None]:
     """What is evaluated, and how many images were left out, where that is known."""
     rows = dataset(data, "test", limit=limit)
     if not skip_damaged:
         return rows, None
     if is_stream(rows):
         return dataset(data, "test", limit=limit, skip_damaged=True), None
-    whole = undamaged(rows, data)
+    whole = undamaged(rows, data_name(data))
     return whole, len(rows) - len(whole)
 
 
 def _where(
-    data: str, config: Mapping[str, Any], images: int, skip_damaged: bool, left_out: int | None, labels: Labels | None
+    data: Any, config: Mapping[str, Any], images: int, skip_damaged: bool, left_out: int | None, labels: Labels | None
 ) -> dict[str, Any]:
     """What figures hold for: the data, how it was read, and the preprocessing."""
-    where: dict[str, Any] = {"dataset": data, "split": "test", "images": images, "input": list(config["input_size"])}
+    named = {"dataset": told(data), "split": "test"} if isinstance(data, str) else {}
+    where: dict[str, Any] = {**named, "images": images, "input": list(config["input_size"])}
     where |= {key: config[key] for key in ("interpolation", "crop_pct", "mean", "std") if key in config}
     where |= {"skip_damaged": True} if skip_damaged else {}
     where |= {"left_out": left_out} if left_out is not None else {}

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from msgspec import structs
 from torch import nn
 
 from zoo import catalog
-from zoo.catalog.data_names import HUB_ID, NAMED, limited
+from zoo.catalog.data_names import HUB_ID, NAMED, limited, told
 from zoo.catalog.report import Report, Row, Verification
 from zoo.errors import RepositoryError
 from zoo.files import read_json
@@ -34,7 +33,7 @@ SAME_KL = 1e-6  # nats, that a model without a change may be off the same one
 def verify(
     name: str | os.PathLike[str],
     *,
-    data: str | None = None,
+    data: Any = None,
     skip_damaged: bool = False,
     labels: Labels | None = None,
     images: int | None = None,
@@ -54,12 +53,14 @@ def verify(
     and macs must agree exactly. The accuracy is that of the same weights on the same images, so only rounding may
     differ: one image in the set may turn. The divergence from the dense base may differ by a hundredth of itself; it
     has a row where that base is at hand, a model of the catalog with the weights that it was measured against. In
-    another precision, at another size or crop, or against another base, a claim is shown and not judged.
+    another precision, at another size or crop, on other images or against another base, a claim is shown and not
+    judged. Whether images are the same is told by the hash of their pixels and classes (`zoo.tasks.identity`), wherever
+    they lie.
 
     Args:
         name: of the catalog, `org/name` on the Hub, a repository's folder, or a timm id, of which nothing is claimed.
-        data: the data set to evaluate on; None takes the one that the results name, a data set of the package or of the
-            Hub: what lies on this disk is read for nobody but you.
+        data: the data set to evaluate on, as `report_of` takes it; None takes the one that the results name, a data set
+            of the package or of the Hub: what lies on this disk is read for nobody but you.
         skip_damaged: leave out images that can't be decoded; on the data that the results name, as they say.
         labels: {class of the data: class of the model}, or the names of the model's classes in order; None takes, on
             the data that the results name, those that they say.
@@ -83,27 +84,29 @@ def verify(
     """
     folder = None if is_base_id(name) else folder_of(name, revision, namespace)
     claimed = results_of(folder) if folder else Report(str(name), {})
-    spec = None if structure_only else data or _named(claimed, name)
+    given = data is not None
+    spec = None if structure_only else data if given else _named(claimed, name)
     base = claimed.data.get("against")
-    base = base if spec and base in catalog.names() else None
-    _say_what_is_fetched(claimed, None if data else spec, base)
+    base = base if spec is not None and base in catalog.names() else None
+    _say_what_is_fetched(claimed, None if given else spec, base)
     model = load(folder or name, revision=None if folder else revision, device=device, dtype=dtype)
     if folder:
         repository.check_sha256(folder)
     against = load(base, device=device, dtype=dtype) if base else None
-    if spec == claimed.data.get("dataset"):
+    named = spec is not None and told(spec) == claimed.data.get("dataset")
+    if named:
         skip_damaged = skip_damaged or claimed.data.get("skip_damaged", False)
         labels = claimed.data.get("labels") if labels is None else labels
     reading: dict[str, Any] = {"skip_damaged": skip_damaged, "labels": labels}
     settings: dict[str, Any] = {"size": size, "crop_pct": crop_pct, "batch_size": batch_size, "workers": workers}
     found = report_of(model, spec, against=against, images=images, **reading, **settings)
-    if images or (data and data != claimed.data.get("dataset")):  # an accuracy elsewhere is no claim of this one
-        claimed = structs.replace(claimed, measured={k: v for k, v in claimed.measured.items() if k in COUNTS})
     changed = _changed(size, crop_pct, dtype)
-    rows = _compared(claimed, found, changed, _another(claimed, str(base)) if against else "")
+    others = _others(claimed, found, named, images) if spec is not None else ""
+    rows = _compared(claimed, found, changed or others, _another(claimed, str(base)) if against else "")
     if folder and "view" in repository.read_config(folder)["zoo"]:
         rows.append(Row("graph", 0.0, apart(folder), CLOSE))
     left = claimed.measured.keys() - found.measured.keys() - (set() if against else {*BESIDE})
+    left = left & COUNTS.keys() if others else left
     rows += [Row(figure, claimed.measured[figure], None) for figure in sorted(left) if not structure_only]
     return Verification(found.name, (*rows, *_reported(name, model, found, images, changed)), found)
 
@@ -124,6 +127,27 @@ def _compared(claimed: Report, found: Report, changed: str, another: str) -> lis
         Row(figure, claimed.measured.get(figure), value, tolerances.get(figure, image), notes.get(figure, changed))
         for figure, value in found.measured.items()
     ]
+
+
+def _others(claimed: Report, found: Report, named: bool, drawn: int | None) -> str:
+    """That what was evaluated isn't what the claim is of; nothing where it is.
+
+    Args:
+        claimed: by the results.
+        found: here.
+        named: whether the results name the data set.
+        drawn: at most so many images of it were evaluated.
+    """
+    claim, here = (each.data.get("sha256") for each in (claimed, found))
+    if claim == here is not None:
+        log.info("%s: these %d images are those that its figures are of", found.name, found.data["images"])
+        return ""
+    if drawn is not None:
+        return "a draw"
+    if claim and named:
+        log.warning("%s: these images aren't those that its figures are of, though the name is the same", found.name)
+    local = str(claimed.data.get("dataset", "")).startswith("./")  # a name that any folder may have
+    return "" if named and not (claim and local) else "other images"
 
 
 def _named(claimed: Report, name: str | os.PathLike[str]) -> str | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from zoo.errors import DataError
 from zoo.structure.sources import timm
 from zoo.tasks.loader import Transform, generators_kept
-from zoo.tasks.pixels import Pixels, decode
+from zoo.tasks.pixels import Pixels, decode, mode_of
 
 MODES = {1: "L", 3: "RGB"}
 
@@ -67,18 +67,13 @@ class Views:
 
     def __call__(self, image: Pixels) -> list[Tensor]:
         """Image → a tensor [C, H, W] for each network."""
-        if {_mode(transform) for transform in self.transforms} == {"RGB"}:
+        if {mode_of(transform) for transform in self.transforms} == {"RGB"}:
             image = decode(image)  # once for all
         others = []
         for transform in self.transforms[1:]:
             with generators_kept():
                 others.append(transform(image))
         return [self.transforms[0](image), *others]
-
-
-def _mode(transform: Any) -> str:
-    mode: str = transform.transforms[0].keywords["mode"]
-    return mode
 
 
 def _after_mode(pretrained_cfg: Mapping[str, Any], **settings: Any) -> Transform:

@@ -1,0 +1,156 @@
+"""The same images are the same data wherever they lie, and a claim of them is judged there; no other images are."""
+
+import hashlib
+import json
+import shutil
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import zoo
+from zoo.tasks.identity import Identified
+from zoo.tasks.loader import loader
+from zoo.verbs.measuring import report_of
+
+CLASSES = ["truck", "cat", "ship"]  # in no alphabetical order
+NETWORK = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8], "num_classes": 3}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Thirty pictures, each with the number of its class."""
+    rng = np.random.default_rng(0)
+    return [(Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)), each % 3) for each in range(30)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    network = zoo.create(zoo.Base("timm/resnet18", NETWORK))
+    seen = {"input_size": (3, 32, 32), "label_names": CLASSES, "crop_pct": 1.0}
+    network.pretrained_cfg = {**network.pretrained_cfg, **seen}
+    return network
+
+
+def in_folders(rows, place):
+    for split in ("train", "validation"):
+        for number, (image, label) in enumerate(rows):
+            (place / split / CLASSES[label]).mkdir(parents=True, exist_ok=True)
+            image.save(place / split / CLASSES[label] / f"{number}.png")
+    return str(place)
+
+
+def table(rows, names=tuple(CLASSES)):
+    kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names))})
+    labels = [list(names).index(CLASSES[label]) for _, label in rows]
+    return datasets.Dataset.from_dict({"image": [image for image, _ in rows], "label": labels}, kinds)
+
+
+def in_parquet(rows, place):
+    place.mkdir(parents=True)
+    shuffled = [rows[number] for number in np.random.default_rng(1).permutation(len(rows))]
+    for split in ("train", "test"):
+        table(shuffled, sorted(CLASSES)).to_parquet(place / f"{split}.parquet")
+    return str(place)
+
+
+class OfTorch(torch.utils.data.Dataset):
+    classes = CLASSES
+
+    def __init__(self, rows):
+        self.rows, self.targets = rows, [label for _, label in rows]
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, number):
+        return self.rows[number]
+
+
+DOORS = {
+    "folders": lambda rows, place: in_folders(rows, place / "folders"),
+    "parquet, shuffled, its classes in another order": lambda rows, place: in_parquet(rows, place / "parquet"),
+    "a table": lambda rows, place: table(rows),
+    "a stream": lambda rows, place: table(rows).to_iterable_dataset(3),
+    "a data set of torch": lambda rows, place: OfTorch(rows),
+}
+
+
+def by_hand(rows):
+    def one(image, label):
+        seen = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest()
+        return hashlib.sha256(seen + int(label).to_bytes(8, "little")).digest()
+
+    return hashlib.sha256(b"".join(sorted(one(*row) for row in rows))).hexdigest()
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_the_same_images_have_one_hash_whatever_door_they_come_in_by(door, rows, model, tmp_path):
+    assert report_of(model, DOORS[door](rows, tmp_path)).data["sha256"] == by_hand(rows)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda rows: [*rows[:-1], (Image.fromarray(np.asarray(rows[-1][0]) ^ (np.indices((9, 12, 3)).sum(0) == 0)), 2)],
+        lambda rows: [*rows[:-1], (rows[-1][0], 1)],
+        lambda rows: [*rows, rows[-1]],
+        lambda rows: rows[:-1],
+    ],
+    ids=["a pixel", "a class", "an image twice", "an image less"],
+)
+def test_whatever_is_another_image_or_class_gives_another_hash(other, rows, model):
+    assert report_of(model, table(other(rows))).data["sha256"] not in ("", by_hand(rows))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_identifies_images_leaves_what_the_model_sees_of_them_alone(channels, rows):
+    seen = {"input_size": (channels, 32, 32), "mean": (0.5,) * channels, "std": (0.5,) * channels}
+    network = torch.nn.Identity()
+    network.pretrained_cfg = seen
+    transform = zoo.transform(network)
+    (both, _), (alone, _) = (next(iter(loader(table(rows), each, 30))) for each in (Identified(transform), transform))
+
+    assert torch.equal(both[0], alone)
+
+
+@pytest.fixture
+def published(rows, model, tmp_path):
+    """A model whose results are of a folder that isn't there any more, and the same images elsewhere."""
+    mine = in_folders(rows, tmp_path / "mine" / "pictures")
+    zoo.save(model, tmp_path / "model", report=report_of(model, mine, name="resnet18"))
+    shutil.rmtree(tmp_path / "mine")
+    return tmp_path / "model", in_parquet(rows, tmp_path / "elsewhere")
+
+
+def verdicts(folder, data):
+    return {row.figure: row.verdict for row in zoo.verify(folder, data=data).rows}
+
+
+def test_a_claim_is_judged_on_the_very_images_wherever_they_lie(published, caplog):
+    folder, elsewhere = published
+    with caplog.at_level("INFO", "zoo"):
+        assert verdicts(folder, elsewhere)["top1"] == "agrees"
+    assert "resnet18: these 30 images are those that its figures are of" in caplog.text
+
+    results = json.loads((folder / "results.json").read_text())
+    results["measured"]["top1"] += 0.5
+    (folder / "results.json").write_text(json.dumps(results))
+    assert verdicts(folder, elsewhere)["top1"] == "differs"
+
+
+def test_a_claim_of_other_images_is_shown_and_not_judged_though_their_folder_has_the_same_name(
+    published, rows, tmp_path
+):
+    folder, _ = published
+    others = in_folders(rows[:-1], tmp_path / "others" / "pictures")
+
+    assert json.loads((folder / "results.json").read_text())["data"]["dataset"] == "./pictures"
+    assert verdicts(folder, others) == {**dict.fromkeys(["params", "macs", "kmapp"], "agrees"), "top1": "other images"}
+
+
+def test_nothing_that_is_saved_holds_the_way_to_the_data(published, tmp_path):
+    for file in published[0].iterdir():
+        assert str(tmp_path).encode() not in file.read_bytes(), file.name

@@ -1,0 +1,60 @@
+"""Which images a figure is of: one hash of their pixels and targets, whatever they lie in and in whatever order.
+
+Formula: sha256 of the sorted sha256(d, target) of all images, where d is sha256 of an image's width, height and pixels
+as `decode` gives them, upright and in eight bits of red, green and blue; target is the class's number as the model has
+it, in eight bytes. So a folder, parquet and a stream of the same images agree, however their classes are numbered.
+
+It costs a millisecond for a photograph of 500 x 375 px, which is decoded for the model anyway.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.tasks.pixels import decode, mode_of
+
+
+def digest(image: Any) -> Tensor:
+    """An image's sha256, [32] bytes: of its pixels, or of the values of one that is a tensor."""
+    if isinstance(image, Tensor):
+        values = image.detach().cpu().float().contiguous()
+        return _bytes(f"{tuple(values.shape)}".encode(), values.numpy().tobytes())
+    decoded = decode(image)
+    return _bytes(f"{decoded.size}".encode(), decoded.tobytes())
+
+
+@dataclass(frozen=True)
+class Identified:
+    """A transform that gives an image's `digest` too.
+
+    Args:
+        transform: of an image.
+    """
+
+    transform: Any
+
+    def __call__(self, image: Any) -> list[Tensor]:
+        """Image → what the transform makes of it, and its digest."""
+        if isinstance(image, Tensor):  # of a data set that preprocesses
+            return [image, digest(image)]
+        decoded = decode(image)
+        return [self.transform(decoded if mode_of(self.transform) == decoded.mode else image), digest(decoded)]
+
+
+def with_targets(digests: Tensor, targets: Tensor) -> Tensor:
+    """The digests of images [B, 32], each with its target [B, ...]."""
+    pairs = zip(digests.cpu(), targets.cpu(), strict=True)
+    return torch.stack([_bytes(image.numpy().tobytes(), target.numpy().tobytes()) for image, target in pairs])
+
+
+def identity(digests: Tensor) -> str:
+    """The hash of all images, in 64 hexadecimal digits, from `with_targets` of each [N, 32]."""
+    return hashlib.sha256(b"".join(sorted(each.tobytes() for each in digests.numpy()))).hexdigest()
+
+
+def _bytes(*parts: bytes) -> Tensor:
+    hashed = hashlib.sha256(b"".join(parts)).digest()
+    return torch.frombuffer(bytearray(hashed), dtype=torch.uint8)
