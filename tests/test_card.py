@@ -312,8 +312,8 @@ def test_a_model_made_otherwise_than_its_namesake_makes_none_of_its_claims():
     assert "reported" not in text
     assert "org/repo" not in text
     assert "a note" not in text
-    assert 'zoo.load("path/to/small_25")' in text
-    assert "\nzoo verify path/to/small_25\n" in text
+    assert 'zoo.load("./small_25")' in text
+    assert "\nzoo verify ./small_25\n" in text
     assert "- budget: 25 % of the multiply-accumulates of the base\n" in text
 
 

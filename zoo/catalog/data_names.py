@@ -1,4 +1,7 @@
-"""Names of data sets, as far as words go: what they may be, before anything that opens one is imported."""
+"""Names of data sets, as far as words go: what they may be, before anything that opens one is imported.
+
+`told` and `model_told` give what is written down for others: no way on the author's disk.
+"""
 
 import os
 import re
@@ -39,6 +42,11 @@ def told(spec: Any) -> str:
     if not isinstance(place, str) or place in NAMED or on_hub(place):
         return spec if isinstance(spec, str) else ""
     return f"./{Path(os.path.abspath(os.path.expanduser(place))).name}" + (f"[:{most}]" if most is not None else "")
+
+
+def model_told(name: str) -> str:
+    """What others are told of a model: of a folder its own name, `./mine`; other names mean the same everywhere."""
+    return told(name) if "/" in name or os.sep in name or name in (".", "..") else name
 
 
 def folder_named(spec: str) -> Path | None:

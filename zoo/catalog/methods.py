@@ -66,6 +66,7 @@ class Method:
         tasks: that it can compress for; empty where it asks the task for all that it needs.
         passes: over all calibration images, forward, that take as long as the method does: as few and as many; None
             where that depends on thresholds or layers.
+        trains: whatever follows, it trains the structure that it looks for.
         quick: options with which it takes seconds on a few images, the result being of no use.
     """
 
@@ -80,6 +81,7 @@ class Method:
     relation: str = "finetune"
     tasks: tuple[str, ...] = ()
     passes: tuple[int, int] | None = None
+    trains: bool = False
     quick: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -127,6 +129,7 @@ METHODS: dict[str, Method] = {
         words="layers decomposed by lockd",
         tags=("low-rank",),
         suffix="lockd",
+        trains=True,
         advice="raise nsr_threshold, proportion_threshold or the schedule's epochs",
         quick={
             "initial_logit": 0.05,
@@ -140,6 +143,7 @@ METHODS: dict[str, Method] = {
         words="layers decomposed by dwain",
         tags=("low-rank",),
         suffix="dwain",
+        trains=True,
         tasks=("image-classification",),  # perplexity is one of classes
         advice="raise trade_off_factor, max_accepted_ppl_diff or nsr_final_threshold, or lower min_rank",
     ),

@@ -187,7 +187,7 @@ def publish(
         repo: `org/name`; made where it isn't there yet.
         private: make it so that only its owner sees it.
         tag: name the commit.
-        files: further files, path → text.
+        files: further files, or in the place of those of the folder, path → text.
 
     Returns:
         Its page.
@@ -198,8 +198,9 @@ def publish(
     if constants.HF_HUB_OFFLINE:
         raise HubError(f"{repo} can't be published: HF_HUB_OFFLINE is set, unset it")
     api = HfApi()
-    add = [CommitOperationAdd(name, folder / name) for name in FILES if (folder / name).is_file()]
-    add += [CommitOperationAdd(name, text.encode()) for name, text in (files or {}).items()]
+    files = files or {}
+    add = [CommitOperationAdd(name, folder / name) for name in FILES if (folder / name).is_file() and name not in files]
+    add += [CommitOperationAdd(name, text.encode()) for name, text in files.items()]
     with explained(repo, None):
         page = api.create_repo(repo, private=private or None, exist_ok=True)
         head = api.model_info(repo, timeout=TIMEOUT)

@@ -95,6 +95,8 @@ class _Recipe(Struct, frozen=True):
     """Of how a model was made, what cards and `zoo show` read."""
 
     method: str | None = None
+    base: str | None = None
+    base_method: str | None = None
     budget: Mapping[str, float | None] | None = None
     data: str | None = None
     options: Mapping[str, Any] = {}

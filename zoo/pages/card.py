@@ -17,6 +17,7 @@ from zoo.errors import require
 from zoo.pages import edits, figures, front_matter, history, words
 from zoo.printable import MAX_LINE, printable
 from zoo.structure.description import Description
+from zoo.version import __version__
 
 LONG = 12  # layers; a longer table is collapsed
 
@@ -49,17 +50,22 @@ def render(
     # A user's model can bear a name of the catalog: what is claimed there holds only for one that was made like it.
     came = recipe.get("converted_from") or {}
     converted = entry.origin is not None and came.get("repo") == entry.origin.repo
-    if not converted and json.dumps(recipe, sort_keys=True) != json.dumps(catalogued, sort_keys=True):
+    alone = {key: value for key, value in recipe.items() if key not in ("base", "base_method")}
+    if not converted and json.dumps(alone, sort_keys=True) != json.dumps(catalogued, sort_keys=True):
         kept = {key: getattr(entry, key) for key in ("family", "base", "license")}
         entry = own(description.name, entry.architecture, description.task, **kept)
-    plan = description.plan
+    plan, dense = description.plan, "base" if recipe.get("base_method") else "dense base"
+    local = not report.data.get("dataset") or words.is_local(report.data["dataset"])
     body = _template().render(
         LONG=LONG,
         name=description.name,
-        sentence=history.sentence(entry, plan, recipe, report),
-        place=description.name if entry.status != "recipe" else f"path/to/{description.name}",
+        sentence=history.sentence(entry, description, recipe, report),
+        place=description.name if entry.status != "recipe" else f"./{description.name}",
+        version=report.versions.get("zoo", __version__),
         beside=base is not None,
-        figures=figures.measured(report, base, description.task),
+        dense=dense,
+        figures=figures.measured(report, base, description.task, dense),
+        sha256=report.data.get("sha256") if local else None,
         preprocessing=figures.preparation(report, pretrained_cfg),
         conditions=figures.conditions(report),
         reported=[figures.reported(row, entry) for row in (*entry.reported, *entry.baselines)],
@@ -72,10 +78,21 @@ def render(
         recipe=history.made(catalogued if converted else recipe),
         came=history.conversion(came, entry),
         buildable=entry.base is not None and entry.recipe.data is not None,
-        origin=history.provenance(entry, recipe.get("method")),
+        origin=history.provenance(entry, recipe),
     )
     head = front_matter.metadata(entry, description, recipe, report).to_yaml()
     return "\n".join(printable(line, None) for line in f"---\n{head}\n---\n\n{body}".split("\n"))
+
+
+def published(card: str, repo: str) -> str:
+    """A card with the address that its model is published at, in place of its folder's or of another repository's.
+
+    Args:
+        card: from `render`.
+        repo: `org/name`.
+    """
+    loads = re.sub(r'zoo\.load\("[^"\n]*/[^"\n]*"\)(  # [^\n]*)?', f'zoo.load("{repo}")', card)
+    return re.sub(r"^(zoo verify) [^\s]*/[^\s]*", rf"\1 {repo}", loads, flags=re.MULTILINE)
 
 
 def _template() -> Any:

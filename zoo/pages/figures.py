@@ -11,9 +11,10 @@ LABELS = {
     "params": "parameters",
     "macs": "multiply-accumulates",
     "kmapp": "kmapp = 2·macs/(1000·H·W)",
-    "kl": "KL divergence from the dense base",
-    "agreement": "agreement with the dense base",
+    "kl": "KL divergence from the {base}",
+    "agreement": "agreement with the {base}",
 }
+SAME = ("dataset", "split", "images", "sha256")  # of the data of two accuracies that are compared
 SOURCE_NAMES = {
     "top1": "top-1",
     "top5": "top-5",
@@ -27,15 +28,24 @@ SOURCE_NAMES = {
 }
 
 
-def measured(report: Report, base: Report | None, task: str) -> list[list[str]]:
-    """Rows of what was measured: figure, value, and where there is a base its value and the difference."""
+def measured(report: Report, base: Report | None, task: str, word: str = "dense base") -> list[list[str]]:
+    """Rows of what was measured: figure, value, and where there is a base its value and the difference.
+
+    Args:
+        report: of the model.
+        base: of its base, if that was measured.
+        task: of both.
+        word: what the base is called.
+    """
     rows, leading = [], front_matter.leading_of(report, task)
     labels = {**LABELS, leading.figure: _label(leading.label, report.data)} if leading else LABELS
     for key, value in report.measured.items():
         leads = key == (leading and leading.figure)
-        row = [labels.get(key, key), _value(key, value, leads)]
+        row = [labels.get(key, key).replace("{base}", word), _value(key, value, leads)]
         if base is not None:
-            apart = leads and any(report.data.get(k) != base.data.get(k) for k in ("dataset", "split", "images"))
+            apart = leads and any(
+                report.data.get(k) != base.data.get(k) for k in ("dataset", "split", "images", "sha256")
+            )
             dense = None if apart else base.measured.get(key)
             row += ["", ""] if dense is None else [_value(key, dense, leads), _against(key, value, dense, leads)]
         rows.append(row)

@@ -52,7 +52,8 @@ def metadata(entry: Entry, description: Description, recipe: Mapping[str, Any], 
     edited = recipe.get("method") or entry.recipe.method or description.plan.edits or description.graph
     tags = method.tags if method else () if edited else ("dense",)
     more: dict[str, Any] = {}
-    if (dense := dense_id(entry.base)) and HUB_ID.fullmatch(dense):
+    dense = recipe.get("base") or dense_id(entry.base)
+    if dense and HUB_ID.fullmatch(dense):
         more = {"base_model": dense, "base_model_relation": method.relation if method else "finetune"}
     if (leading := leading_of(report, description.task)) and report.data.get("dataset"):
         dataset = words.dataset_name(report.data["dataset"])

@@ -1,6 +1,6 @@
 """How a model was made and where it came from, in the words of a card."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zoo import catalog
@@ -9,30 +9,54 @@ from zoo.catalog.methods import METHODS
 from zoo.catalog.papers import papers
 from zoo.catalog.report import Report
 from zoo.pages import front_matter, words
-from zoo.structure.plan import Plan
+from zoo.structure.description import Description
 
 
-def sentence(entry: Entry, plan: Plan, recipe: Mapping[str, Any], report: Report) -> str:
+def sentence(entry: Entry, description: Description, recipe: Mapping[str, Any], report: Report) -> str:
     """The first sentence of a card."""
     if came := recipe.get("converted_from"):
         place = f" {came['repo']}" if came.get("repo") else ""
         return f"{entry.architecture}, converted from the {came['format']} checkpoint{place}."
-    dense = front_matter.dense_id(entry.base) or "its base"
-    method, budget, teachers = recipe.get("method"), recipe.get("budget"), list(recipe.get("teachers", ()))
-    how = METHODS[method].words if method in METHODS else "compressed" if method or plan.edits else "dense"
+    dense = recipe.get("base") or front_matter.dense_id(entry.base) or "its base"
+    budget, teachers = recipe.get("budget"), list(recipe.get("teachers", ()))
+    how = _how(description, recipe)
     if budget:
-        how += f" to a budget of {words.budget(budget)} of {dense}"
+        how += f" to a budget of {words.budget(budget)} of {words.model_name(dense)}"
     if teachers:
-        how += f" and distilled from {'it' if budget and teachers == [dense] else ', '.join(teachers)}"
-    trained = words.dataset_name(recipe["data"]) if recipe.get("data") else None
-    measured = words.dataset_name(report.data["dataset"]) if report.data.get("dataset") else None
-    if trained == measured:
-        where = f"; trained and measured on {trained}" if trained else ""
-    else:
-        clauses = [f"{verb} on {data}" for verb, data in (("trained", trained), ("measured", measured)) if data]
-        where = f"; {', '.join(clauses)}"
+        how += f" and distilled from {'it' if budget and teachers == [dense] else _listed(teachers)}"
     family = "" if entry.family == entry.architecture else f" ({entry.family})"
-    return f"{entry.architecture}{family}, {how}{where}."
+    return f"{entry.architecture}{family}, {how}{_where(recipe, report)}."
+
+
+def _how(description: Description, recipe: Mapping[str, Any]) -> str:
+    method = recipe.get("method")
+    if method in METHODS:
+        return METHODS[method].words
+    if method or description.plan.edits:
+        return "compressed"
+    return "a network of its author's own" if description.base is None else "dense"
+
+
+def _where(recipe: Mapping[str, Any], report: Report) -> str:
+    """On which data it was trained, or else calibrated, and measured."""
+    used = words.dataset_name(recipe["data"]) if recipe.get("data") else None
+    measured = words.dataset_name(report.data["dataset"]) if report.data.get("dataset") else None
+    verb = "trained" if is_trained(recipe) else "calibrated" if recipe.get("method") else None
+    if verb and used == measured and used:
+        return f"; {verb} and measured on {used}"
+    clauses = [f"{did} on {data}" for did, data in ((verb, used), ("measured", measured)) if did and data]
+    return f"; {', '.join(clauses)}" if clauses else ""
+
+
+def is_trained(recipe: Mapping[str, Any]) -> bool:
+    """Whether a recipe trains, by its schedule or by its method's own."""
+    epochs = (recipe.get("schedule") or {}).get("epochs", 1)
+    method = METHODS.get(recipe.get("method") or "")
+    return epochs != 0 or (method is not None and method.trains)
+
+
+def _listed(models: Sequence[str]) -> str:
+    return ", ".join(map(words.model_name, models))
 
 
 def made(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -43,10 +67,11 @@ def made(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
         "method": str(recipe.get("method") or ""),
         "budget": f"{words.budget(recipe['budget'])} of the base" if recipe.get("budget") else "",
         "options": words.settings_text(recipe.get("options", {})),
-        "teachers": ", ".join(recipe.get("teachers", ())),
+        "base": words.model_name(recipe["base"]) if words.is_local(recipe.get("base") or "") else "",
+        "teachers": _listed(recipe.get("teachers", ())),
         "distillation": words.settings_text(recipe.get("distil", {})),
         "data": words.dataset_name(recipe["data"]) if recipe.get("data") else "",
-        "schedule": words.settings_text(recipe.get("schedule", {})),
+        "schedule": words.settings_text(recipe.get("schedule", {})) if is_trained(recipe) else "",
         "augmentation": words.settings_text(recipe.get("augment", {})),
         "seed": str(recipe.get("seed", 0)) if recipe.get("data") else "",
     }
@@ -68,12 +93,14 @@ def conversion(came: Mapping[str, Any], entry: Entry) -> list[tuple[str, str]]:
     return [("checkpoint", f"{place}{commit} ({came['format']})"), *hashes, *more]
 
 
-def provenance(entry: Entry, method: str | None) -> list[tuple[str, str]]:
-    """Licence, sources and papers of an entry's model, made by a method."""
-    rows = {"licence": entry.license, "base": front_matter.dense_id(entry.base), "source": entry.source}
+def provenance(entry: Entry, recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Licence, sources and papers of an entry's model, made by a recipe."""
+    base = recipe.get("base") or ""
+    dense = front_matter.dense_id(entry.base) if not words.is_local(base) else words.model_name(base)
+    rows = {"licence": entry.license, "base": dense, "source": entry.source}
     if entry.origin is not None:
         commit = f" at {entry.origin.commit}" if entry.origin.commit else ""
         rows["converted from"] = f"{entry.origin.repo}{commit} ({entry.origin.format})"
     rows["note"] = entry.note
-    rows |= {f"paper of the {what}": paper for what, paper in papers(entry, method).items()}
+    rows |= {f"paper of the {what}": paper for what, paper in papers(entry, recipe.get("method")).items()}
     return [(what, text) for what, text in rows.items() if text]

@@ -31,6 +31,16 @@ def dataset_name(spec: str) -> str:
     return spec if HUB_ID.fullmatch(spec) else PurePath(spec).name
 
 
+def is_local(name: str) -> bool:
+    """Whether a name is that of somebody's folder, `./photographs`, which says nothing elsewhere."""
+    return name.startswith("./")
+
+
+def model_name(name: str) -> str:
+    """What a card calls a model: a folder's by its own name, which is nobody else's."""
+    return f"{PurePath(name).name} (its author's own weights)" if is_local(name) else name
+
+
 def settings_text(values: Mapping[str, Any]) -> str:
     """Keys and values, one after the other."""
     return ", ".join(f"{key} {text(value)}" for key, value in values.items())

@@ -45,7 +45,7 @@ from zoo.verbs.beginning import (
 from zoo.verbs.distilling import distil
 from zoo.verbs.loading import create, load, pretrained
 from zoo.verbs.measuring import report_of
-from zoo.verbs.recipes import declarations_of, distillation_of, finished, plain, read_as
+from zoo.verbs.recipes import declarations_of, distillation_of, finished, read_as, shown
 from zoo.verbs.saving import save
 from zoo.verbs.training_costs import learning_costs, training_costs
 from zoo.verbs.verification import weights_of
@@ -122,7 +122,7 @@ def _made(entry: Entry, folder: Path, say: Say, machine: Machine) -> Path:
         say(f"{step} {training_costs(model, teachers, recipe, machine, here)}")
         _train_(model, teachers, entry, work / "training.safetensors", machine)
     say(f"{step + 1} evaluate on {recipe.data}")
-    attach_(model, replace(describe(model), name=entry.name, recipe=plain(recipe)))
+    attach_(model, replace(describe(model), name=entry.name, recipe=shown(entry, describe(base))))
     report = _report(model, base.to(here.device) if dense else None, entry)
     say(f"{step + 2} write {folder}")
     if here.is_main_process:

@@ -9,18 +9,22 @@ from msgspec import to_builtins
 from msgspec.structs import replace
 
 from zoo import atomic
+from zoo.catalog.data_names import model_told, told
 from zoo.catalog.entry import Base, Budget, Entry, Recipe, own
 from zoo.catalog.methods import Apart, runnable, suffix
 from zoo.declarations import validated
 from zoo.errors import BudgetError, DataError, RepositoryError, UnknownName
 from zoo.files import free, sha256_stamped
 from zoo.hub import repository
+from zoo.structure.description import Description
 from zoo.tasks.task import Labels
 from zoo.training.distillation import Distil
 from zoo.training.schedule import Schedule
 from zoo.verbs.compressing import checked_budget, declarations, declared
 from zoo.verbs.loading import description_named
 from zoo.verbs.verification import results_of, weights_of
+
+MENDED = {"note": None, "base": None, "base_method": None}  # what makes no other model; weights have their hash
 
 
 def recipe_for(
@@ -153,9 +157,8 @@ def is_built(entry: Entry, folder: Path) -> bool:
     """
     if not all((folder / file).is_file() for file in (repository.CONFIG, repository.WEIGHTS, repository.RESULTS)):
         return False
-    recipe = plain(entry.recipe)
     made = repository.read_config(folder)["zoo"]
-    then, now = ({**each, "note": None} for each in (made.get("recipe", {}), json.loads(json.dumps(recipe))))
+    then, now = (_as_told({**each, **MENDED}) for each in (made.get("recipe", {}), shown(entry)))
     if made.get("name") != entry.name or then != now:
         return False
     if sha256_stamped(folder / repository.WEIGHTS) != made.get("weights_sha256"):
@@ -181,6 +184,28 @@ def finished(entry: Entry, folder: Path) -> bool:
             "folder or remove it"
         )
     return True
+
+
+def shown(entry: Entry, base: Description | None = None) -> dict[str, Any]:
+    """How an entry is made as its repository tells it: what differs from the defaults, and the base; no way to folders.
+
+    Args:
+        entry: the recipe.
+        base: what is known of the base, where it was made by a method itself.
+    """
+    said = {"base": model_told(entry.base.id)} if entry.base and entry.recipe.method else {}
+    said |= {"base_method": base.recipe["method"]} if base and base.recipe.get("method") else {}
+    return _as_told({**plain(entry.recipe), **said})
+
+
+def _as_told(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe as JSON, with the names of data and models as others are told of them."""
+    said = dict(recipe)
+    if said.get("data"):
+        said["data"] = told(said["data"])
+    if said.get("teachers"):
+        said["teachers"] = [model_told(teacher) for teacher in said["teachers"]]
+    return dict(json.loads(json.dumps(said)))
 
 
 def plain(recipe: Recipe) -> dict[str, Any]:

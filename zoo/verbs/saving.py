@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +20,7 @@ from zoo.errors import RepositoryError, StructureError, UnknownName
 from zoo.files import free, read_json, writing_folder
 from zoo.hub import remote, repository
 from zoo.measurement.macs import unwrapped
-from zoo.pages.card import render
+from zoo.pages.card import published, render
 from zoo.pages.front_matter import eval_results
 from zoo.structure.base import skeleton, without_claims
 from zoo.structure.describing import described
@@ -231,13 +230,16 @@ def push(
     if (source / repository.CONFIG).is_file() and not (source / repository.WEIGHTS).is_file():
         raise RepositoryError(f"{source} has no {repository.WEIGHTS}: save the repository again")
     repository.check_sha256(source)
-    if isinstance(to, str) and re.fullmatch(r"[\w-]+", to):
+    if isinstance(to, str) and not remote.ID.fullmatch(to) and not to.startswith((".", "~", os.sep)):
         raise RepositoryError(f"{to} is neither ORG/NAME on the Hub nor a folder: for a folder say ./{to}")
     if isinstance(to, str) and remote.ID.fullmatch(to):
         if Path(to).exists():
             raise RepositoryError(f"{to} is a folder here and a name on the Hub: for the folder say ./{to}")
         task = repository.read_config(source)["zoo"].get("task", DEFAULT_TASK)
-        return remote.publish(source, to, private=private, tag=tag, files=eval_results(results_of(source), task))
+        files = eval_results(results_of(source), task)
+        if (source / repository.CARD).is_file():
+            files |= {repository.CARD: published((source / repository.CARD).read_text(encoding="utf-8"), to)}
+        return remote.publish(source, to, private=private, tag=tag, files=files)
     if private or tag:
         raise RepositoryError(f"{to} is a folder, which is neither private nor tagged: expected org/name on the Hub")
     with writing_folder(Path(to)) as new:
