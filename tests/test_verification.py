@@ -111,7 +111,7 @@ def test_only_many_images_are_loaded_by_workers(images, workers, monkeypatch):
 
     def evaluate(model, data, **_):
         seen.append((len(data.dataset), data.num_workers))
-        return {"top1": 0.5, "images": len(data.dataset)}
+        return {"top1": 0.5, "images": len(data.dataset), "sha256": ""}
 
     monkeypatch.setattr(measuring, "evaluate", evaluate)
     unmatched = replace(CLASSIFICATION, matched=lambda data, *_: data)

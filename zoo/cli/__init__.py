@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     log.setLevel(logging.INFO)
     atexit.register(gc.freeze)  # else the interpreter goes through all of torch once more before it ends
     if not sys.stderr.isatty():  # elsewhere a bar would run into the line that says what went wrong
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        for library in ("HUB", "DATASETS"):
+            os.environ.setdefault(f"HF_{library}_DISABLE_PROGRESS_BARS", "1")
     try:
         with _rarely_collected():
             code = cli.main(args=arguments, prog_name="zoo", standalone_mode=False)

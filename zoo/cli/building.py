@@ -11,8 +11,7 @@ import click
 from zoo import catalog
 from zoo.catalog.entry import Entry
 from zoo.cli.options import data_options
-from zoo.cli.tables import say
-from zoo.errors import ZooError
+from zoo.cli.tables import say, say_begun, say_took
 
 
 @click.command(epilog="\b\nzoo build digits_cnn_pruned_25 --out build/mine")
@@ -50,15 +49,11 @@ def saying() -> Iterator[Callable[[str], None]]:
 
     def tell(line: str) -> None:
         if begun:
-            say(f"  {time.monotonic() - begun.pop():.1f} s", err=True)
-        step = line[:1].isdigit()
-        say(f"{line} ..." if step else line, nl=not step, err=True)
-        if step:
-            begun.append(time.monotonic())
+            say_took(time.monotonic() - begun.pop())
+        if not line[:1].isdigit():
+            say(line, err=True)
+            return
+        say_begun(f"{line} ...")
+        begun.append(time.monotonic())
 
-    try:
-        yield tell
-    except ZooError:
-        if begun:
-            say("", err=True)  # the error stands on a line of its own
-        raise
+    yield tell

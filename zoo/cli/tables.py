@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import click
@@ -10,6 +11,7 @@ from zoo.printable import MAX_LINE, printable
 
 MAX_NAME = 100  # characters of a table's first column, which takes its place from the others
 UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
+_begun: list[str] = []  # what stands on stderr without an end
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -29,8 +31,34 @@ def three_digits(value: float | None) -> str:
 
 
 def say(line: str, *, err: bool = False, nl: bool = True) -> None:
-    """Print a line of whatever anybody wrote."""
-    click.echo(printable(line, MAX_LINE), err=err, nl=nl)  # noqa: TID251  # this is the place
+    """Print a line of whatever anybody wrote; on stderr below one that has no end yet, and above a bar."""
+    text = printable(line, MAX_LINE)
+    if err and _begun:
+        _begun.clear()
+        text = f"\n{text}"
+    with _above_bars(err):
+        click.echo(text, err=err, nl=nl)  # noqa: TID251  # this is the place
+
+
+def say_begun(line: str) -> None:
+    """Print on stderr what begins; where no bar can follow on a terminal, what it took ends the same line."""
+    say(line, err=True, nl=sys.stderr.isatty())
+    if not sys.stderr.isatty():
+        _begun.append(line)
+
+
+def say_took(seconds: float) -> None:
+    """Print how long it took, behind what `say_begun` printed or, if something else was said, below that."""
+    _begun.clear()
+    say(f"  {seconds:.1f} s", err=True)
+
+
+def _above_bars(err: bool) -> AbstractContextManager[Any]:
+    """Where a bar is drawn on the terminal, it stands below what is printed meanwhile."""
+    tqdm = sys.modules.get("tqdm")
+    if tqdm is None or not err or not sys.stderr.isatty():
+        return nullcontext()
+    return tqdm.tqdm.external_write_mode(file=sys.stderr)  # type: ignore[no-any-return]
 
 
 def say_json(data: Any) -> None:

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from zoo.errors import DataError, require
-from zoo.printable import logger, printable
+from zoo.printable import logger
+from zoo.progress import bar, shown
 from zoo.tasks.columns import labels_of
 from zoo.tasks.pixels import decode, placed
 
@@ -100,12 +101,10 @@ def _rows(stream: "IterableDataset", chosen: NDArray[np.int64], spec: str) -> li
     """The rows of these numbers, in that order."""
     place = {int(number): position for position, number in enumerate(chosen)}
     rows: list[Any] = [None] * len(chosen)
-    bar = require("tqdm", "eval").tqdm(total=int(chosen.max()) + 1, desc=printable(f"draw of {spec}"), disable=None)
-    with bar:
-        for number, row in enumerate(stream.take(int(chosen.max()) + 1)):
-            bar.update()
-            if number in place:
-                rows[place[number]] = row
+    most = int(chosen.max()) + 1
+    for number, row in enumerate(shown(stream.take(most), f"draw of {spec}", most, "image")):
+        if number in place:
+            rows[place[number]] = row
     return rows
 
 
@@ -155,13 +154,12 @@ def damaged(data: "Dataset", spec: str) -> dict[int, str]:
     """What can't be decoded: the number of each such image, and what is wrong with it."""
     problems: dict[int, str] = {}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    bar = require("tqdm", "eval").tqdm(total=len(data), desc=printable(f"decode {spec}"), disable=None)
-    with bar, ThreadPoolExecutor(cores) as pool:
+    with bar(f"decode {spec}", len(data), "image") as decoded, ThreadPoolExecutor(cores) as pool:
         for start in range(0, len(data), SCANNED):
             images = data[start : start + SCANNED]["image"]
             messages = pool.map(_damage, [placed(image, start + i) for i, image in enumerate(images)])
             problems |= {start + i: message for i, message in enumerate(messages) if message}
-            bar.update(len(images))
+            decoded.update(len(images))
     return problems
 
 

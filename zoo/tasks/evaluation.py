@@ -12,6 +12,7 @@ from zoo.errors import DataError, require
 from zoo.measurement.divergence import as_one
 from zoo.measurement.macs import unchanged
 from zoo.measurement.passes import pass_sizes
+from zoo.progress import bar
 from zoo.tasks import task_of
 from zoo.tasks.identity import identity, with_targets
 from zoo.tasks.task import Task
@@ -49,12 +50,10 @@ def evaluate(
     task = task or task_of(model)
     # Without cpu=True accelerate takes several processes on a machine without an accelerator for several runs.
     accelerator = require("accelerate", "eval").Accelerator(cpu=not torch.accelerator.is_available())
-    tqdm = require("tqdm", "eval").tqdm
     require("evaluate", "eval")
     rows: list[Mapping[str, Tensor]] = []
-    # `disable=None` hides the bar where stderr is no terminal.
-    hidden = None if progress is not None and accelerator.is_main_process else True
-    batches = tqdm(accelerator.prepare_data_loader(data), desc=progress, disable=hidden)
+    hidden = progress is None or not accelerator.is_main_process
+    batches = bar(progress or "", unit="batch", steps=accelerator.prepare_data_loader(data), hidden=hidden)
     with unchanged(model, *([] if against is None else [against])), torch.inference_mode():
         for images, targets in batches:
             images, digests = images if isinstance(images, list) else (images, None)

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.errors import DataError, require
+from zoo.errors import DataError
+from zoo.progress import bar
 from zoo.training import accelerated, checkpoint, ema, interruption
 from zoo.training.distillation import Batch, Step
 from zoo.training.schedule import Machine, Schedule, check_shares, learning_rate
@@ -114,9 +115,7 @@ def train(
 
 def _bar(accelerator: Any, progress: str, done: int, total: int) -> Any:
     """The main process's progress bar."""
-    hidden = None if accelerator.is_main_process else True  # None: shown on a terminal alone
-    tqdm = require("tqdm", "eval").tqdm
-    return tqdm(total=total, initial=done, desc=progress, unit="step", disable=hidden, leave=False)
+    return bar(progress, total, "step", done=done, hidden=not accelerator.is_main_process)
 
 
 def _interruptible(accelerator: Any, keep: Callable[[], None]) -> contextlib.AbstractContextManager[None]:

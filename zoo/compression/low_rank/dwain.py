@@ -37,7 +37,8 @@ from zoo.compression import Algorithm, Given, Trained
 from zoo.compression.low_rank.factorable import grows, left_whole, matrices
 from zoo.compression.low_rank.factors import dense_logits, directions, factored, factors, moved, replaced
 from zoo.declarations import Count, validate
-from zoo.errors import DataError, require
+from zoo.errors import DataError
+from zoo.progress import shown
 from zoo.structure.description import Description
 from zoo.structure.plan import Factor, Rank
 from zoo.training import checkpoint as states
@@ -133,8 +134,7 @@ def dwain(
     seen = [tensor for batch in batches for tensor in batch]
     run = states.digest("dwain", (how, schedule, seed), smaller, seen) if state else ""
     ranks = _resume_(state, run, smaller) if state and state.exists() else {}
-    bar = require("tqdm", "eval").tqdm(layers, desc="dwain", unit="layer", leave=False)
-    for number, path in enumerate(bar):
+    for number, path in enumerate(shown(layers, "dwain", unit="layer")):
         if path in ranks:
             continue
         ranks[path] = _replace_(smaller, path, batches, params, how)

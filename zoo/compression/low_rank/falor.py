@@ -34,8 +34,9 @@ from zoo.compression import Algorithm, Given
 from zoo.compression.low_rank.factorable import grows, left_whole, matrices
 from zoo.compression.low_rank.factors import dense_logits, directions, factored, factors, moved, replaced
 from zoo.declarations import Count, validate
-from zoo.errors import DataError, require
+from zoo.errors import DataError
 from zoo.measurement.divergence import Divergence, symmetric, symmetric_kl
+from zoo.progress import shown
 from zoo.structure.description import Description
 from zoo.structure.plan import Factor, Rank
 from zoo.training import checkpoint as states
@@ -97,7 +98,7 @@ def falor(
     run = states.digest("falor", how, model, batches) if state else ""
     ranks: dict[str, int | None] = states.load_state(state, run)[1] if state and state.exists() else {}
     tensors: dict[str, Tensor] = {}
-    for path in require("tqdm", "eval").tqdm(layers, desc="falor", unit="layer", leave=False):
+    for path in shown(layers, "falor", unit="layer"):
         if path in ranks and ranks[path] is None:
             continue
         layer = model.get_submodule(path)

@@ -12,9 +12,9 @@
 Source: the criteria's own; elimination and refit as in `obs` and `refit`; repair as in `repair`. The rounds are ours.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import torch
 from msgspec import Meta
@@ -31,9 +31,10 @@ from zoo.compression.prune.dense import Dense, dense_of
 from zoo.compression.prune.readers import Fits
 from zoo.compression.repair import REPAIRED, narrowed, outputs, places, repaired, running, watch
 from zoo.declarations import Count, validate
-from zoo.errors import BudgetError, UnknownName, require
+from zoo.errors import BudgetError, UnknownName
 from zoo.measurement.divergence import Divergence, divergence
 from zoo.printable import logger
+from zoo.progress import shown
 
 log = logger(__name__)
 
@@ -44,7 +45,6 @@ CHANGE = 3 / 2  # of a width in one round
 NEAREST = 3  # cuts that are repaired: what that mends differs more from cut to cut than these do
 TOLD = 5  # groups
 
-T = TypeVar("T")
 Widths = tuple[int, ...]
 """Of each group, how many units stay."""
 
@@ -167,11 +167,11 @@ def choose(dense: Dense, budget: Budget, how: Prune) -> tuple[list[Cut], list[Cu
     alike = evenly(dense.analysis, budget, how)
     if alike == {tuple(map(len, dense.analysis.every))}:
         return [Cut(alike.pop(), dense.analysis.every, {}, torch.zeros(1))], []
-    rankings = [*_shown(damage.ranked(dense, how.criterion), "groups", len(dense.analysis.groups))]
-    cuts = nearest(cut_to(dense, rankings, each) for each in _shown(sorted(alike), "shares"))
+    rankings = [*shown(damage.ranked(dense, how.criterion), "prune: groups", len(dense.analysis.groups))]
+    cuts = nearest(cut_to(dense, rankings, each) for each in shown(sorted(alike), "prune: shares"))
     cut = cuts[0]
     logs, found = torch.full((len(rankings),), torch.nan, dtype=torch.float64), [cut.nats]
-    for number in _shown(range(ROUNDS), "rounds"):
+    for number in shown(range(ROUNDS), "prune: rounds"):
         logs = damage.weighed(rankings, cut.widths, damage.together(dense, cut.units, cut.fitted, number), logs)
         curves = damage.curves(rankings, logs)
         curves = [near(*each, how.round_to) for each in zip(dense.analysis.groups, curves, cut.widths, strict=True)]
@@ -282,9 +282,3 @@ def _say(held: Tensor, fit: Tensor) -> None:
         "prune: about %.3g nats from the dense model; on the %d images that chose it %.3g, on %d of those fitted %.3g"
     )
     log.info(about, nats, *each)
-
-
-def _shown(steps: Collection[T] | Iterator[T], what: str, count: int | None = None) -> Iterable[T]:
-    bar = require("tqdm", "eval").tqdm
-    shown: Iterable[T] = bar(steps, desc=f"prune: {what}", total=count, disable=None, leave=False)
-    return shown
