@@ -6,6 +6,7 @@ Clients of the Hub work with it unmodified: HF_ENDPOINT=http://127.0.0.1:8080 HF
     routes_read     listings, trees, files             hub            what every function starts from
     routes_repos    repositories, branches, tags       access         who may what; signatures
     routes_write    LFS objects, commits               sending        files, ranges
+    pages           what a browser sees
     listening       two ports, one process             receiving      bodies, uploads
     connections     how many, how long, how large      naming         which server is meant
     info, metadata  repositories as JSON               names          what may be called how

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from zoo.errors import StorageError
-from zoo.server import access, cdn, refusing, routes_read, routes_repos, routes_write
+from zoo.server import access, cdn, pages, refusing, routes_read, routes_repos, routes_write
 from zoo.server.errors import Refusal
 from zoo.server.hub import Hub
 from zoo.server.names import KINDS
@@ -83,6 +83,9 @@ API: Sequence[tuple[str, str, Handler]] = (
     ),
     ("GET", "/{kind:kind}/{repo:repo}/resolve/{rev}/{path:path}", routes_read.resolve),
     ("GET", "/{repo:repo}/resolve/{rev}/{path:path}", routes_read.resolve),
+    ("GET", "/", pages.home),
+    ("GET", "/{kind:kind}/{repo:repo}", pages.repository),
+    ("GET", "/{repo:repo}", pages.repository),
 )
 CDN: Sequence[tuple[str, str, Handler]] = (
     ("PUT", "/uploads/{oid}", cdn.upload),
