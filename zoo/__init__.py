@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from zoo.verbs.changing import changes
     from zoo.verbs.compressing import compress
     from zoo.verbs.distilling import distil
+    from zoo.verbs.evaluating import evaluate
     from zoo.verbs.exporting import export
     from zoo.verbs.loading import create, load, transform
     from zoo.verbs.saving import convert, push, save
@@ -34,6 +35,7 @@ _ROOMS = {
     "zoo.verbs.changing": ("changes",),
     "zoo.verbs.compressing": ("compress",),
     "zoo.verbs.distilling": ("distil",),
+    "zoo.verbs.evaluating": ("evaluate",),
     "zoo.verbs.exporting": ("export",),
     "zoo.verbs.loading": ("create", "load", "transform"),
     "zoo.measurement.macs": ("measure",),
@@ -50,6 +52,7 @@ __all__ = [
     "convert",
     "create",
     "distil",
+    "evaluate",
     "export",
     "info",
     "load",

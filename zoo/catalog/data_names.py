@@ -23,13 +23,14 @@ def limited(spec: Any) -> tuple[Any, int | None]:
 
 
 def on_hub(spec: Any) -> bool:
-    """Whether a data set is one of the Hub: its name has the form of an id, and no folder here has that name."""
-    return isinstance(spec, str) and HUB_ID.fullmatch(spec) is not None and not Path(spec).expanduser().is_dir()
+    """Whether a data set is one of the Hub: its name has the form of an id, and nothing here has that name."""
+    return isinstance(spec, str) and HUB_ID.fullmatch(spec) is not None and not Path(spec).expanduser().exists()
 
 
 def data_name(data: Any) -> str:
     """What data is called in messages."""
-    return data if isinstance(data, str) else f"the {type(data).__name__}"
+    kinds = {"tuple": "arrays", "list": "batches", "dict": "dictionary"}
+    return data if isinstance(data, str) else f"the {kinds.get(type(data).__name__, type(data).__name__)}"
 
 
 def told(spec: Any) -> str:
@@ -50,7 +51,7 @@ def model_told(name: str) -> str:
 
 
 def folder_named(spec: str) -> Path | None:
-    """The folder that a data set's name means, without a limit; None where it is the package's or the Hub's.
+    """The folder or parquet file that a data set's name means, without a limit; None of the package's and the Hub's.
 
     Raises:
         DataError: there is no such folder.
@@ -60,12 +61,12 @@ def folder_named(spec: str) -> Path | None:
         return None
     try:
         folder = Path(spec).expanduser()
-        is_folder = spec != "" and folder.is_dir()
+        is_folder = spec != "" and (folder.is_dir() or (folder.suffix == ".parquet" and folder.is_file()))
     except (OSError, RuntimeError) as error:  # a name that no file can have, the home of nobody
         raise DataError(f"{spec}: no such folder ({first_line(error)}); {EXPECTED}") from None
     if is_folder or on_hub(spec):
         return folder if is_folder else None
     if "/" in spec or os.sep in spec or (spec and folder.exists()):
-        what = "a file, not a folder" if folder.exists() else "no such folder"
+        what = "a file, neither a folder nor parquet" if folder.exists() else "no such folder"
         raise DataError(f"{spec}: {what}; {EXPECTED}")
     raise UnknownName(f"no data set {spec!r}; possible are: digits, digit_pairs, a folder, a Hub id such as org/name")

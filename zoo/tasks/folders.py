@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.catalog.data_names import EXPECTED
 from zoo.errors import DataError, as_cause, first_line, require
+from zoo.printable import logger
 from zoo.tasks.columns import LABEL_COLUMNS
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
+
+log = logger(__name__)
 
 # Validation comes first: the test labels of the well-known sets are kept secret and read -1.
 SPLITS = {"train": ("train",), "test": ("validation", "val", "valid", "test")}
@@ -22,11 +25,15 @@ FILES_OF_ROWS = {".parquet", ".arrow", ".tar"}
 
 
 def folder_of_data(folder: Path, split: str) -> "Dataset":
-    """A folder's split, as the library types it.
+    """A folder's split, or all of a parquet file, as the library types it.
 
     Raises:
         DataError: there are no images, or no such split.
     """
+    if folder.is_file():
+        if split == "train":
+            log.warning("%s has no splits: what is made with its images is evaluated on the same", folder)
+        return _loaded(folder, "parquet", data_files=str(folder))["train"]
     try:
         return _classes(folder, split) or _of_library(folder, split)
     except UnicodeError:
@@ -77,14 +84,8 @@ def _visible(folder: Path) -> "list[os.DirEntry[str]]":
 
 def _of_library(folder: Path, split: str) -> "Dataset":
     """A folder's split, as the library reads it: metadata files, and splits told from the names of files."""
-    datasets = require("datasets", "eval")
     rows = any(path.suffix in FILES_OF_ROWS for pattern in ("*", "*/*") for path in folder.glob(pattern))
-    try:
-        splits: DatasetDict = datasets.load_dataset(
-            **{"path": str(folder)} if rows else {"path": "imagefolder", "data_dir": str(folder)}
-        )
-    except Exception as error:  # the library lets through whatever its readers raise
-        raise DataError(f"{folder}: no images could be read ({first_line(error)}); {EXPECTED}") from as_cause(error)
+    splits = _loaded(folder, str(folder)) if rows else _loaded(folder, "imagefolder", data_dir=str(folder))
     try:
         opened: Dataset = split_of(str(folder), splits, split)
     except DataError as error:
@@ -92,3 +93,12 @@ def _of_library(folder: Path, split: str) -> "Dataset":
     if not rows and not any(name in opened.column_names for name in LABEL_COLUMNS):
         raise DataError(f"{folder}: no classes were found; {EXPECTED}")
     return opened
+
+
+def _loaded(folder: Path, path: str, **where: str) -> "DatasetDict":
+    datasets = require("datasets", "eval")
+    try:
+        splits: DatasetDict = datasets.load_dataset(path, **where)
+    except Exception as error:  # the library lets through whatever its readers raise
+        raise DataError(f"{folder}: no images could be read ({first_line(error)}); {EXPECTED}") from as_cause(error)
+    return splits

@@ -1,9 +1,15 @@
-"""Data sets that are objects already: of `datasets` as they are, of torch as columns that are read when asked for."""
+"""Data sets that are objects already: of `datasets` as they are, of torch as columns that are read when asked for.
 
+Arrays and batches are made a data set of torch first.
+"""
+
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from zoo.errors import DataError, require
@@ -12,37 +18,85 @@ from zoo.tasks.folders import split_of
 
 
 def is_set(data: Any) -> bool:
-    """Whether an object is a data set, of `datasets` or torch, rather than batches."""
+    """Whether an object is a data set, of `datasets`, torch or numpy, or several by split, rather than batches."""
     datasets = require("datasets", "eval")
-    kinds = (datasets.Dataset, datasets.IterableDataset, datasets.DatasetDict, datasets.IterableDatasetDict, Dataset)
-    return isinstance(data, kinds)
+    return isinstance(data, (datasets.Dataset, datasets.IterableDataset, Mapping, Dataset)) or _are_arrays(data)
 
 
 def opened(data: Any, split: str) -> Any:
     """An object as a data set.
 
     Args:
-        data: a Dataset, an IterableDataset or a dictionary of them, of `datasets`; a Dataset of (image, label) of
-            torch, or a DataLoader of one, whose batches and order aren't taken over. An image that is a tensor is taken
-            for preprocessed.
+        data: a Dataset or IterableDataset of `datasets`; a Dataset of (image, label) of torch, or a DataLoader of one,
+            whose batches and order aren't taken over; arrays (images [N, H, W] or [N, H, W, C] of 0..255, labels [N]);
+            or a list of batches (images [B, C, H, W], labels [B]). An image that is a tensor, or an array of floats
+            [C, H, W], is taken for preprocessed. Or a dictionary of any of these by split.
         split: `train` or `test`, of a dictionary.
 
     Raises:
         DataError: it is something else.
     """
     datasets = require("datasets", "eval")
-    if isinstance(data, datasets.DatasetDict | datasets.IterableDatasetDict):
-        return split_of("the dictionary", data, split)
+    if isinstance(data, Mapping):
+        return opened(split_of("the dictionary", data, split), split)
     if isinstance(data, datasets.Dataset | datasets.IterableDataset):
         return data
     if isinstance(data, DataLoader):
         return opened(data.dataset, split)
-    if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")) or isinstance(data, list | tuple | dict):
+    if _are_arrays(data):
+        return _of_torch(_of_arrays(*data))
+    if isinstance(data, list | tuple):
+        return _of_torch(_of_batches(data))
+    if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")) or isinstance(data, torch.Tensor):
         raise DataError(
             f"{type(data).__name__} is no data set: expected a name, folder or Hub id, a Dataset or IterableDataset of "
-            "datasets, or a torch Dataset of (image, label) that has a length"
+            "datasets, a torch Dataset of (image, label) that has a length, arrays (images, labels), or a list of "
+            "batches, as list(loader) gives"
         )
     return _of_torch(data)
+
+
+def _are_arrays(data: Any) -> bool:
+    pair = isinstance(data, list | tuple) and len(data) == 2 and all(isinstance(each, np.ndarray) for each in data)
+    return pair and data[1].ndim < 3  # else two batches of images
+
+
+class _Arrays(Dataset[tuple[Any, int]]):
+    """Pixels and labels, an image made of them when it is asked for."""
+
+    def __init__(self, images: Any, labels: Any) -> None:
+        self.images, self.targets = images, labels
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, number: int) -> tuple[Any, int]:
+        return Image.fromarray(self.images[number]), int(self.targets[number])
+
+
+def _of_arrays(images: Any, labels: Any) -> Dataset[Any]:
+    """Pixels of 0..255 as images, floats as tensors that are preprocessed."""
+    shape = list(images.shape)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or len(images) != len(labels):
+        raise DataError(
+            f"arrays: expected as many whole numbers [N] as images, found labels {list(labels.shape)} of "
+            f"{labels.dtype} for images {shape}"
+        )
+    if np.issubdtype(images.dtype, np.floating) and images.ndim == 4:
+        return TensorDataset(torch.from_numpy(images).float(), torch.from_numpy(labels).long())
+    if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3, 4))):
+        raise DataError(
+            f"arrays: expected images [N, H, W] or [N, H, W, C] of uint8, or preprocessed ones [N, C, H, W] of floats, "
+            f"found {shape} of {images.dtype}"
+        )
+    return _Arrays(images[..., 0] if images.shape[3:] == (1,) else images, labels)
+
+
+def _of_batches(batches: Any) -> Dataset[Any]:
+    if not batches or not all(isinstance(each, list | tuple) and len(each) == 2 for each in batches):
+        raise DataError("expected a data set, or a list of batches (images [B, C, H, W], labels [B]), found another")
+    parts = [torch.cat([torch.as_tensor(part) for part in each]) for each in zip(*batches, strict=True)]
+    return TensorDataset(*parts)
 
 
 def _of_torch(data: Any) -> Any:

@@ -76,9 +76,9 @@ def compress(
             becomes a graph; left as it was.
         budget: share of its macs that stays, 0..1, or shares of macs and params, for methods that work to one
             (`prune`, `low_rank`); the others have thresholds instead.
-        data: calibration images: a data set as `--data` takes it, a Dataset of `datasets` or torch, or batches
-            [B, C, H, W] of the model's input size, with labels or without, or one such batch. A method that trains
-            (`lockd`, `dwain`) needs a data set.
+        data: calibration images: a data set as `--data` takes it, a Dataset of `datasets` or torch, arrays (images,
+            labels), or batches [B, C, H, W] of the model's input size, with labels or without, or one such batch. A
+            method that trains (`lockd`, `dwain`) needs a data set, or batches with labels.
         skip_damaged: leave out images that can't be decoded.
         labels: {class of the data: class of the model}, or the names of the model's classes in order.
         method: one of `zoo.catalog.methods.available()`.
@@ -227,7 +227,7 @@ def declared(kind: Callable[..., Any], options: Mapping[str, Any], where: str) -
 
 def _looking(given: Given, data: Any, images: int, skip_damaged: bool) -> Given:
     """With images for a method that trains nothing."""
-    if isinstance(data, str) or (not isinstance(data, Tensor | list | tuple) and is_set(data)):
+    if isinstance(data, str) or is_set(data):
         data = calibration(given.model, data, images, given.seed, skip_damaged)
     return replace(given, batches=batched(given.model, data))
 
@@ -235,8 +235,9 @@ def _looking(given: Given, data: Any, images: int, skip_damaged: bool) -> Given:
 def _learning(given: Given, data: Any, images: int, augment: Mapping[str, Any], read: Mapping[str, Any]) -> Given:
     """With images and their classes, and with epochs, for a method that trains."""
     model, method = given.model, given.description.recipe["method"]
-    if not (isinstance(data, str | DataLoader) or is_set(data)):
-        raise DataError(f"{method} trains, so batches aren't enough: pass a data set, or its name")
+    labelled = isinstance(data, list) and all(isinstance(each, list | tuple) and len(each) == 2 for each in data)
+    if not (isinstance(data, str | DataLoader) or is_set(data) or labelled):
+        raise DataError(f"{method} trains, so batches without labels aren't enough: pass a data set, or its name")
     weight, config, task = next(model.parameters()), config_of(model), task_of(model)
     machine = given.machine or Machine()
     if weight.dtype != torch.float32:

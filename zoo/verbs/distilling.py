@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
 
 from zoo.catalog.data_names import data_name
 from zoo.errors import DataError
@@ -75,9 +74,9 @@ def distil(
         model: from `compress`, `create` or `load`; what of it doesn't require gradients stays as it is.
         teachers: from smaller to larger. Each sees the crops that the model sees, at its own size, with its own
             channels and normalised as it was.
-        data: a data set as `--data` takes it, of which the train split is used; of `datasets` a Dataset or an
-            IterableDataset; of torch a Dataset or DataLoader; or a list of batches (images [B, C, H, W] as the model
-            takes them, labels [B]), which aren't augmented.
+        data: a data set as `--data` takes it, of which the train split is used, or an object as
+            `zoo.tasks.objects.opened` takes it; images that are tensors, as in a list of batches (images [B, C, H, W]
+            as the model takes them, labels [B]), aren't augmented.
         skip_damaged: leave out images that can't be decoded.
         labels: {class of the data: class of the model}, or the names of the model's classes in order.
         how: the declaration of the loss.
@@ -173,8 +172,6 @@ def training_images(
     Raises:
         UnknownName, DataError: the data can't be used, or there are no images.
     """
-    if isinstance(data, list | tuple):
-        data = _of_batches(data)
     steps, batch_size = schedule.steps, schedule.batch_size
     images = training_set(data, steps=steps, batch_size=batch_size, skip_damaged=skip_damaged)
     name, matched = data_name(data), task_of(model).matched
@@ -218,14 +215,6 @@ def _plain(value: Any) -> Any:
 
 def _is_tensor(images: Any) -> bool:
     return not isinstance(images, Stream) and isinstance(images[0]["image"], torch.Tensor)
-
-
-def _of_batches(batches: Sequence[Any]) -> TensorDataset:
-    if not batches or not all(isinstance(each, list | tuple) and len(each) == 2 for each in batches):
-        raise DataError("distil: expected a data set, or a list of batches (images [B, C, H, W], labels [B])")
-    return TensorDataset(
-        *(torch.cat([torch.as_tensor(part) for part in parts]) for parts in zip(*batches, strict=True))
-    )
 
 
 def _taught(how: Distil, teachers: Sequence[nn.Module]) -> dict[str, Any]:
