@@ -21,7 +21,7 @@ from zoo.catalog.report import Report
 from zoo.cli import main
 from zoo.cli.tables import say, say_json, table
 from zoo.errors import RepositoryError, StructureError, ZooError
-from zoo.hub.remote import Listed
+from zoo.hub.listed import Listed
 from zoo.pages.card import render
 from zoo.pages.front_matter import eval_results
 from zoo.printable import MAX_LINE, MAX_MESSAGE, logger, printable
@@ -265,7 +265,7 @@ def test_what_was_typed_or_is_a_file_s_name_is_told_harmless(line, capsys):
 @pytest.mark.parametrize("how", [[], ["--json"]])
 def test_a_list_of_the_hub_is_shown_harmless(how, capsys, monkeypatch):
     listed = [Listed(HOSTILE * 99, HOSTILE, HOSTILE, (HOSTILE,))]
-    monkeypatch.setattr("zoo.hub.remote.models_on_hub", lambda organisation: listed)
+    monkeypatch.setattr("zoo.hub.listed.models_on_hub", lambda organisation: listed)
     with pytest.raises(SystemExit) as end:
         main(["list", "--hub", "me", *how])
     out = capsys.readouterr().out

@@ -15,11 +15,10 @@ from huggingface_hub import ModelCard, constants
 from killing import NAME, attempt, rehearsal
 
 import zoo
-from zoo import catalog
 from zoo.catalog.entry import Base
 from zoo.catalog.report import Report
 from zoo.errors import HubError, RepositoryError, WeightsError
-from zoo.hub import remote
+from zoo.hub import listed
 from zoo.verbs import saving
 
 # huggingface_hub's own way of sending a file, which its newest httpx doesn't like.
@@ -248,24 +247,29 @@ def test_the_front_matter_on_the_hub_tells_base_relation_tags_and_accuracy(endpo
 def test_only_tagged_repositories_are_listed_with_what_is_known_of_them(tmp_path, monkeypatch, capsys):
     with serving(tmp_path / "served") as address:
         point(monkeypatch, address, tmp_path / "cache")
-        assert list(remote.models_on_hub()) == []
+        assert list(listed.models_on_hub()) == []
         for name in ("org/first", "org/second", "other/third"):
             saving.push(OTHER if name == "org/first" else SMALL, name)
         publish(address, "org/foreign", SMALL, ["config.json"])
         first = ask(address, "GET", "/api/models/org/first").json()["sha"]
 
-        found = {each.repo: each for each in remote.models_on_hub()}
+        found = {each.repo: each for each in listed.models_on_hub()}
         assert sorted(found) == ["org/first", "org/second", "other/third"]
         assert found["org/first"].commit == first
         assert found["org/first"].methods == ("pruned", "channel-pruning", "distillation")
-        assert [each.repo for each in remote.models_on_hub("other")] == ["other/third"]
-        assert list(remote.models_on_hub("nobody")) == []
+        assert [each.repo for each in listed.models_on_hub("other")] == ["other/third"]
+        assert list(listed.models_on_hub("nobody")) == []
 
         code, out, _ = command(capsys, "list", "--hub", "other", "--json")
         rows = json.loads(out)["models"]
         assert code == 0
-        assert [row["repo"] for row in rows if "repo" in row] == ["other/third"]
-        assert len(rows) == 1 + len(catalog.names())
+        assert [row["repo"] for row in rows] == ["other/third"]  # that organisation's, and nothing else
+        claimed = json.loads((SMALL / "results.json").read_text())["measured"]
+        assert rows[0]["measured"] == claimed
+        _, out, _ = command(capsys, "list", "--hub", "other")
+        assert f"{100 * claimed['top1']:.2f}%" in out
+        assert "claimed" in out
+        assert "1 models: 1 on the Hub" in out
         code, out, _ = command(capsys, "list", "first", "--hub")
         assert [line.split()[0] for line in out.splitlines() if "on the Hub at" in line] == ["org/first"]
         assert f"on the Hub at {first[:7]}" in out
@@ -280,7 +284,7 @@ def test_a_listing_goes_through_all_pages(tmp_path, monkeypatch):
         (tmp_path / "served" / "org" / f"m{number}" / "README.md").write_text(text)
     with serving(tmp_path / "served") as address:
         point(monkeypatch, address, tmp_path / "cache")
-        found = [each.repo for each in remote.models_on_hub("org")]
+        found = [each.repo for each in listed.models_on_hub("org")]
 
         assert sorted(found) == sorted(f"org/m{number}" for number in range(1003) if number != 7)
         assert [path for _, path in requests(address)].count("/api/models") == 3  # one that asks whether it answers
@@ -297,6 +301,6 @@ def test_the_command_line_publishes_and_lists_with_the_endpoint_of_the_environme
     assert published(endpoint) == contents(SMALL)
     assert about(endpoint)["private"] is True
     assert list(tags(endpoint)) == ["v1"]
-    listed = run("list", "--hub", "org", "--json")
-    assert listed.returncode == 0, listed.stderr
-    assert [row["repo"] for row in json.loads(listed.stdout)["models"] if "repo" in row] == [NAME]
+    found = run("list", "--hub", "org", "--json")
+    assert found.returncode == 0, found.stderr
+    assert [row["repo"] for row in json.loads(found.stdout)["models"] if "repo" in row] == [NAME]

@@ -104,20 +104,11 @@ def test_the_first_page_lists_what_whoever_asks_may_know_of(address):
     assert "org/private" in owners
 
 
-@pytest.mark.parametrize(
-    ("path", "status"),
-    [
-        ("/org/private", 401),
-        ("/org/gated", 403),
-        ("/org/none", 401),
-        ("/api/nothing", 401),
-        ("/datasets/org/private", 401),
-    ],
-)
-def test_what_a_stranger_may_not_read_is_no_page_either(address, path, status):
-    answer = ask(address, "GET", path)
+@pytest.mark.parametrize("path", ["org/private", "org/gated", "org/none", "api/nothing", "datasets/org/private"])
+def test_what_a_stranger_may_not_read_is_no_page_either(address, path):
+    answer = ask(address, "GET", f"/{path}")
 
-    assert answer.status == status
+    assert answer.status == 401
     assert b"nobody may read" not in answer.body
     assert b"<html" not in answer.body
 

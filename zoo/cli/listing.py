@@ -20,7 +20,7 @@ from zoo.errors import RepositoryError
 from zoo.files import read_json
 
 if TYPE_CHECKING:
-    from zoo.hub.remote import Listed
+    from zoo.hub.listed import Listed
 
 
 class Count(click.ParamType):  # type: ignore[type-arg]
@@ -49,7 +49,9 @@ class Count(click.ParamType):  # type: ignore[type-arg]
 @click.option("--max-params", type=Count(), help="Only models with at most so many parameters, e.g. 10M.")
 @click.option("--sort", type=click.Choice(catalog.ORDERS), default="name", show_default=True, help="The order.")
 @click.option("--all", "everything", is_flag=True, help="Also models that aren't built yet.")
-@click.option("--hub", is_flag=False, flag_value="", metavar="[ORG]", help="Also what the Hub has, of ORG or of all.")
+@click.option(
+    "--hub", is_flag=False, flag_value="", metavar="[ORG]", help="What ORG has on the Hub; or also all there."
+)
 @as_json
 def list_models(pattern: str, everything: bool, hub: str | None, as_json: bool, **wanted: Any) -> None:
     """List the models of the catalog.
@@ -57,16 +59,16 @@ def list_models(pattern: str, everything: bool, hub: str | None, as_json: bool, 
     PATTERN is a part of the name, or a pattern with * and ?. Figures that a source reports and we haven't measured
     are marked so.
     """
-    entries = [catalog.info(name) for name in catalog.names(pattern, all=everything, **wanted)]
+    names = [] if hub else catalog.names(pattern, all=everything, **wanted)
+    entries = [catalog.info(name) for name in names]
     on_hub = [] if hub is None else _published(hub or None, pattern, wanted)
     if as_json:
         models = [*(_listed(entry) for entry in entries), *(asdict(each) for each in on_hub)]
         say_json({"counts": _counts(entries), "models": models})
         return
     head = ["name", "method", "macs kept", "params", "macs", "accuracy", "figures", "status"]
-    published = [[each.repo, ", ".join(each.methods), *[""] * 5, f"on the Hub at {each.commit[:7]}"] for each in on_hub]
-    table(head, [*map(_row, entries), *published])
-    left = 0 if everything else len(catalog.names(pattern, all=True, **wanted)) - len(entries)
+    table(head, [*map(_row, entries), *map(_published_row, on_hub)])
+    left = 0 if everything or hub else len(catalog.names(pattern, all=True, **wanted)) - len(entries)
     counts = Counter(entry.status for entry in entries)
     parts = [f"{count} {status}" for status, count in counts.items()] + [f"{left} more with --all"] * bool(left)
     parts += [f"{len(on_hub)} on the Hub"] * (hub is not None)
@@ -171,20 +173,24 @@ def _making(recipe: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _published(organisation: str | None, pattern: str, wanted: Mapping[str, Any]) -> "list[Listed]":
-    """What the Hub has and the catalog doesn't know; of its models only name and base are known to filter by."""
-    from zoo.hub.remote import models_on_hub
+    """What the Hub has and the catalog doesn't know; of its models only name and base are known to filter by.
+
+    Of an organisation it is all that it has, with figures.
+    """
+    from zoo.hub.listed import models_on_hub, with_figures
 
     if any(value is not None for key, value in wanted.items() if key not in ("base", "sort")):
         return []
     base = f"*{wanted['base'] or ''}*"
-    known = {catalog.info(name).repo for name in catalog.names(all=True)}
-    return [
+    known = set() if organisation else {catalog.info(name).repo for name in catalog.names(all=True)}
+    found = [
         each
         for each in models_on_hub(organisation)
         if each.repo not in known
         and catalog.matches(each.repo.partition("/")[2], pattern)
         and catalog.matches(each.base or "", base)
     ]
+    return with_figures(found) if organisation else found
 
 
 def _counts(entries: Sequence[Entry]) -> dict[str, dict[str, int]]:
@@ -211,6 +217,15 @@ def _row(entry: Entry) -> list[str]:
     )
     costs = [three_digits(size.params), three_digits(size.macs), accuracy, (figures or "measured") if known else ""]
     return [entry.name, entry.recipe.method or "dense", share, *costs, entry.status]
+
+
+def _published_row(listed: "Listed") -> list[str]:
+    """What a repository of the Hub claims of itself."""
+    found = listed.measured
+    leading = next((key for key in ("top1", "map", "map50", "agreement") if key in found), "")
+    accuracy = f"{found[leading]:.2%}{'' if leading == 'top1' else f' {leading}'}" if leading else "-"
+    costs = [three_digits(found.get("params")), three_digits(found.get("macs")), accuracy, "claimed" if found else ""]
+    return [listed.repo, ", ".join(listed.methods), "", *costs, f"on the Hub at {listed.commit[:7]}"]
 
 
 def _structure(entry: Entry) -> str:

@@ -29,9 +29,8 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-from zoo.catalog.methods import METHODS
 from zoo.errors import HubError, RepositoryError, UnknownName, WeightsError
 from zoo.files import MAX_JSON, sha256_stamped
 from zoo.hub.errors import explained, refused, unreachable
@@ -42,7 +41,6 @@ from zoo.printable import logger
 # The tag by which our repositories are found, and their library_name: were that timm, the Hub would show a snippet that
 # fails on changed widths.
 LIBRARY = "compressed-zoo"
-METHOD_TAGS = {"dense", "distillation", *(tag for method in METHODS.values() for tag in method.tags)}
 ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 TIMEOUT = 10.0  # seconds for the first answer
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -50,23 +48,6 @@ _SHORT = re.compile("[0-9a-f]{7,39}")
 _ABSENT = Path()  # in place of a file that a commit is known not to have
 
 log = logger(__name__)
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A repository as the Hub lists it.
-
-    Args:
-        repo: `org/name`.
-        commit: its head.
-        base: the id of the dense model.
-        methods: tags that say how it was compressed.
-    """
-
-    repo: str
-    commit: str
-    base: str | None
-    methods: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -218,31 +199,6 @@ def publish(
         if tag:
             _tag(api, repo, tag, commit.oid)
     return str(page)
-
-
-def models_on_hub(organisation: str | None = None) -> Iterator[Listed]:
-    """The compressed models on the endpoint.
-
-    Args:
-        organisation: only those of this organisation or user.
-
-    Yields:
-        Each repository with our tag, page by page.
-
-    Raises:
-        HubError: as for `fetch`.
-    """
-    with explained(f"the models of {organisation}" if organisation else "the list of models", None):
-        log.info("asking %s for its models", constants.ENDPOINT)
-        once = {"filter": LIBRARY, "limit": "1"}  # the client alone would try a dead endpoint for half a minute
-        url = f"{constants.ENDPOINT}/api/models"
-        hf_raise_for_status(get_session().get(url, params=once, headers=build_hf_headers(), timeout=TIMEOUT))
-        for model in HfApi().list_models(author=organisation, filter=LIBRARY, full=True, cardData=True):
-            card = model.card_data.to_dict() if model.card_data else {}
-            base = card.get("base_model")
-            dense = base[0] if isinstance(base, list) and base else base
-            methods = tuple(tag for tag in model.tags or () if tag in METHOD_TAGS)
-            yield Listed(model.id, model.sha or "", dense if isinstance(dense, str) else None, methods)
 
 
 def _commit_of(repo: str, revision: str | None, access: Access) -> str | None:
