@@ -212,6 +212,7 @@ def test_a_pruned_entry_of_no_epochs_is_what_compress_returns(pruned):
         "budget": {"macs": 0.6, "params": None},
         "data": "digits",
         "schedule": {"epochs": 0},
+        "base": "digits_vit",
     }
     assert files(folder.parent) == ["vit_60"]
 

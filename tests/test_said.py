@@ -2,6 +2,7 @@
 
 import os
 import re
+import select
 import sys
 import termios
 
@@ -18,7 +19,9 @@ def on_a_terminal(work, monkeypatch):
         patch.setattr(sys, "stderr", stream)
         work()
         stream.flush()
-        written = os.read(master, 1 << 20).decode()
+        written = ""
+        while select.select([master], [], [], 0.2)[0]:  # the terminal gives it piece by piece
+            written += os.read(master, 1 << 20).decode()
     os.close(master)
     return written
 

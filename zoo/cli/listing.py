@@ -49,9 +49,7 @@ class Count(click.ParamType):  # type: ignore[type-arg]
 @click.option("--max-params", type=Count(), help="Only models with at most so many parameters, e.g. 10M.")
 @click.option("--sort", type=click.Choice(catalog.ORDERS), default="name", show_default=True, help="The order.")
 @click.option("--all", "everything", is_flag=True, help="Also models that aren't built yet.")
-@click.option(
-    "--hub", is_flag=False, flag_value="", metavar="[ORG]", help="What ORG has on the Hub; or also all there."
-)
+@click.option("--hub", is_flag=False, flag_value="", metavar="[ORG]", help="What ORG has there, or also what all have.")
 @as_json
 def list_models(pattern: str, everything: bool, hub: str | None, as_json: bool, **wanted: Any) -> None:
     """List the models of the catalog.

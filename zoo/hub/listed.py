@@ -1,5 +1,6 @@
 """What the Hub has of ours: repositories with our tag, and what their results say."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from zoo.catalog.report import Report
 from zoo.errors import ZooError
 from zoo.files import read_json
 from zoo.hub.errors import explained
-from zoo.hub.remote import LIBRARY, TIMEOUT, fetch_files
+from zoo.hub.remote import ID, LIBRARY, TIMEOUT, fetch_files
 from zoo.hub.repository import RESULTS
 from zoo.printable import logger
 
@@ -73,6 +74,8 @@ def with_figures(listed: Sequence[Listed]) -> list[Listed]:
 
 
 def _claimed(listed: Listed) -> Mapping[str, float]:
+    if not (ID.fullmatch(listed.repo) and re.fullmatch("[0-9a-f]{40}", listed.commit)):
+        return {}
     try:
         path = fetch_files(listed.repo, listed.commit, [RESULTS]) / RESULTS
         return Report.from_json(read_json(path), str(path)).measured
