@@ -1,15 +1,17 @@
 """`python -m builders NAME`: make one family as its recipes say."""
 
-import importlib
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import click
 
-from builders.family import Run
+from builders.family import Run, build
 from zoo.cli.tables import say
 from zoo.errors import ZooError
 from zoo.training.schedule import PRECISIONS, Machine
 from zoo.verbs.beginning import processes
+from zoo.verbs.recipes import recipes_in
 
 FAMILIES = (
     "digits",
@@ -30,10 +32,19 @@ FAMILIES = (
 )
 
 
+class _Name(click.Choice[str]):
+    """A family, or a file of recipes."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The same name."""
+        return str(value if value.endswith(".toml") else super().convert(value, param, ctx))
+
+
 @click.command(
-    context_settings={"help_option_names": ["-h", "--help"]}, epilog=f"NAME is one of: {', '.join(FAMILIES)}."
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=f"NAME is a file of recipes, FILE.toml, or one of: {', '.join(FAMILIES)}.",
 )
-@click.argument("name", metavar="NAME", type=click.Choice(FAMILIES))
+@click.argument("name", metavar="NAME", type=_Name(FAMILIES))
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
 @click.option("--data", metavar="PATH|HUB_ID", help="Folder of train/CLASS and validation/CLASS, or a Hub id.")
 @click.option("--steps", type=click.IntRange(1), metavar="N", help="Train for so many steps at most.")
@@ -65,7 +76,7 @@ def main(
     sync_bn: bool,
     log_with: str | None,
 ) -> None:
-    """Build the family NAME, or some MODELs of it; the same command goes on where it was stopped.
+    """Build the family or file NAME, or some MODELs of it; the same command goes on where it was stopped.
 
     On several GPUs: accelerate launch -m builders NAME ...; on several machines DIR must be a folder that all of them
     see.
@@ -88,7 +99,8 @@ def main(
             machine=machine,
             say=lambda line: say(line, err=True) if main_process else None,
         )
-        for made in importlib.import_module(f"builders.{name}").build(run):
+        of_file = name.endswith(".toml")
+        for made in build(recipes_in(Path(name)), run) if of_file else import_module(f"builders.{name}").build(run):
             if main_process:
                 say(str(made))
     except ZooError as error:

@@ -2,7 +2,7 @@
 
 import functools
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import GenericAlias
 from typing import Any
@@ -11,7 +11,7 @@ from msgspec import Struct, defstruct, structs, to_builtins
 
 from zoo.catalog.entry import FIGURES, Entry, Preprocessing, Reported
 from zoo.declarations import Finite, validated
-from zoo.errors import CatalogError
+from zoo.errors import CatalogError, ZooError
 
 # A row as a file has it: figures, and what they hold for, side by side.
 _FIGURES = [(figure, Finite | None, None) for figure in FIGURES]
@@ -49,12 +49,48 @@ def read_catalog(folder: Path) -> dict[str, Entry]:
     return seen
 
 
+def read_recipes(file: Path, of_base: Callable[[str], Mapping[str, Any]]) -> list[Entry]:
+    """Read a file of recipes of one's own: the keys of a catalog's, of which the base says what isn't said.
+
+    Args:
+        file: with a `[[model]]` for each, and what they share in `[family]`.
+        of_base: a base's id → its architecture, task, input and licence.
+
+    Returns:
+        The models, in the file's order.
+
+    Raises:
+        CatalogError: it can't be read or understood; the message names file, entry and key.
+    """
+    table = validated(_Family, _toml(file), f"{file}:", CatalogError)
+    found = []
+    for model in table.model:
+        data = _merge(table.family, model)
+        base, where = data.get("base"), f"{file.name}: {data.get('name', 'model without a name')}"
+        base = base.get("id") if isinstance(base, dict) else base
+        if not isinstance(base, str):
+            raise CatalogError(f"{where}.base is {base!r}, expected a model's name, such as ./mine")
+        try:
+            said = of_base(base)
+        except ZooError as error:
+            raise CatalogError(f"{where}.base: {error}") from None
+        found.append(structs.replace(_entry(file, {**said, **data, "status": "recipe"}), project="own"))
+    if not found:
+        raise CatalogError(f"{file} has no [[model]]: expected one for each model that shall be made")
+    return found
+
+
 def _family(file: Path) -> list[Entry]:
+    return entries(file, _toml(file))
+
+
+def _toml(file: Path) -> Any:
     try:
-        data = tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CatalogError(f"{file}: {error}") from None
-    return entries(file, data)
+    except OSError as error:
+        raise CatalogError(f"{file}: {error.strerror}") from None
 
 
 def entries(file: Path, data: Any) -> list[Entry]:

@@ -14,7 +14,7 @@ from zoo.cli.options import data_options
 from zoo.cli.tables import say, say_begun, say_took
 
 
-@click.command(epilog="\b\nzoo build digits_cnn_pruned_25 --out build/mine")
+@click.command(epilog="\b\nzoo build digits_cnn_pruned_25 --out build/mine\nzoo build mine.toml --data ./photographs")
 @click.argument("name")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the repository.  [default: build/NAME]")
 @click.option("--data", help="Another data set than the recipe's.")
@@ -23,12 +23,18 @@ from zoo.cli.tables import say, say_begun, say_took
 def build(name: str, out: Path | None, data: str | None, steps: int | None, skip_damaged: bool, labels: Any) -> None:
     """Make the model NAME by its recipe.
 
+    NAME is of the list, or a file of recipes of your own, FILE.toml, of which all models are made: a [[model]] with
+    name, base and recipe for each, what they share in [family], with the keys of the catalog; --out is then the folder
+    of their folders.
+
     A build that was stopped goes on where it stopped; a model that is there already is made neither again nor replaced.
     """
-    from zoo.verbs.recipes import at_most, read_as
+    from zoo.verbs.recipes import at_most, read_as, recipes_in
 
-    entry = at_most(read_as(catalog.info(name), data, skip_damaged, labels), steps)
-    made(entry, out or Path("build") / name)
+    of_file = name.endswith(".toml")
+    for entry in recipes_in(Path(name)) if of_file else [catalog.info(name)]:
+        folder = (out or Path("build")) / entry.name if of_file or out is None else out
+        made(at_most(read_as(entry, data, skip_damaged, labels), steps), folder)
 
 
 def made(entry: Entry, out: Path) -> None:

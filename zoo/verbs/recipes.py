@@ -12,8 +12,9 @@ from zoo import atomic
 from zoo.catalog.data_names import model_told, told
 from zoo.catalog.entry import Base, Budget, Entry, Recipe, own
 from zoo.catalog.methods import Apart, runnable, suffix
+from zoo.catalog.reader import read_recipes
 from zoo.declarations import validated
-from zoo.errors import BudgetError, DataError, RepositoryError, UnknownName
+from zoo.errors import BudgetError, CatalogError, DataError, RepositoryError, UnknownName, ZooError
 from zoo.files import free, sha256_stamped
 from zoo.hub import repository
 from zoo.structure.description import Description
@@ -56,8 +57,7 @@ def recipe_for(
         augment: keyword arguments of timm's training transform.
         seed: of calibration images, order and augmentation.
     """
-    description, config = description_named(base)
-    channels, height, width = config["input_size"]
+    description, said = description_named(base)[0], _said_by(base)
     recipe = Recipe(
         method=method,
         budget=budget,
@@ -70,9 +70,34 @@ def recipe_for(
         seed=seed,
     )
     name = f"{description.name}_{suffix(method, budget, options.get('latency_ms'))}"
+    return own(name, base=Base(base), dataset=data, recipe=recipe, **{**said, "input": tuple(said["input"])})
+
+
+def recipes_in(file: Path) -> list[Entry]:
+    """The models of a file of recipes, each checked.
+
+    Args:
+        file: TOML with the keys of the catalog; a base may be a folder, and says what isn't said.
+
+    Raises:
+        ZooError: what can't be read or followed, with file, entry and key.
+    """
+    found = read_recipes(file, _said_by)
+    for entry in found:
+        try:
+            check_recipe(entry.name, entry.recipe)
+            distillation_of(entry.recipe)
+        except ZooError as error:
+            raise CatalogError(f"{file.name}: {error}") from None
+    return found
+
+
+def _said_by(base: str) -> dict[str, Any]:
+    """What a base says of the models that are made of it."""
+    description, config = description_named(base)
     architecture = description.base.architecture if description.base else description.name
-    more: dict[str, Any] = {"base": Base(base), "license": config.get("license"), "dataset": data, "recipe": recipe}
-    return own(name, architecture, description.task, input=(channels, height, width), **more)
+    said = {"architecture": architecture, "task": description.task, "license": config.get("license")}
+    return {**said, "input": list(config["input_size"])}
 
 
 def check_recipe(name: str, recipe: Recipe) -> None:
