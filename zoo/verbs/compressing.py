@@ -126,7 +126,7 @@ def compress(
     apart |= {"timed_on": timed_on or processor(next(model.parameters()).device)} if latency_ms else {}
     recipe = {"method": method, "options": {**options, **_unusual(apart)}}
     recipe |= {} if budget is None else {"budget": structs.asdict(budget)}
-    recipe |= {"base_method": made} if (made := dense.recipe.get("method")) else {}
+    recipe |= {"base_method": former} if (former := dense.recipe.get("method")) else {}
     about = replace(dense, name=f"{dense.name}_{suffix(method, budget, latency_ms)}", recipe=recipe, source="")
     far = task_of(model).divergence
     given = Given(model, about, how, (), budget, seed, state, far, schedule=own, machine=machine)
