@@ -25,7 +25,7 @@ from zoo.errors import BudgetError, StructureError
 from zoo.hub import repository
 from zoo.measurement.macs import measure
 from zoo.structure.base import initialised
-from zoo.structure.describing import describe
+from zoo.structure.describing import describe, described
 from zoo.structure.description import Description, config_of
 from zoo.structure.plan import apply_
 from zoo.verbs.loading import create, load
@@ -85,12 +85,15 @@ class Target:
     outputs: str
 
 
-def coverage(name: str, share: float = 0.5) -> Coverage:
+def coverage(
+    model: str | nn.Module, share: float = 0.5, example: Sequence[int] | Tensor | None = None
+) -> Coverage:
     """Find out what can be pruned of a model, cutting every group alike until so many of its macs are left.
 
     Args:
-        name: what `create` takes: of the catalog, a folder, or a base id such as `timm/resnet18`.
+        model: a name that `create` takes, of the catalog, a folder, or a base id (`timm/resnet18`); or any module.
         share: of the macs that the trial cut leaves, 0..1.
+        example: of a module that says nothing of its images, as `described` takes it.
 
     Returns:
         What was found; `error` instead where the model can't be exported.
@@ -98,10 +101,14 @@ def coverage(name: str, share: float = 0.5) -> Coverage:
     Raises:
         UnknownName, RepositoryError: no such model.
     """
-    model = create(name)
+    if isinstance(model, str):
+        name, made = model, load(model) if Path(model).is_dir() else create(model)
+    else:
+        name, made = type(model).__name__, model
     started = time.perf_counter()
     try:
-        return replace(_coverage(name, model, share), seconds=time.perf_counter() - started)
+        found, _ = described(made, example=example)
+        return replace(_coverage(name, found, share), seconds=time.perf_counter() - started)
     except StructureError as error:
         return Coverage(name, seconds=time.perf_counter() - started, error=str(error))
 

@@ -85,8 +85,7 @@ def plan_else_graph(
         StructureError: the model can't be exported.
     """
     if describe(model).graph is not None:
-        program = exported(model, image, DIMS)
-        return tried(program, model, image, chosen, whole=whole), "model is one"
+        return tried(exported(model, image, DIMS), model, image, halves, whole=whole), "model is one"
     program = exported(model, image)
     try:
         return by_plan(program, model, image, chosen, whole), ""
