@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoo.printable import logger
 from zoo.structure.description import Description, config_of, configure_, skeleton_of
-from zoo.structure.graph.ops import DropPath
+from zoo.structure.graph.drops import drop_rates
 from zoo.structure.tensors import assign_, tensors_of
 
 log = logger(__name__)
@@ -45,8 +45,8 @@ def rebuilt(model: nn.Module, description: Description, tensors: Mapping[str, Te
 def alike_(smaller: nn.Module, model: nn.Module) -> nn.Module:
     """Give a compressed model the types of another's tensors, and let those be trained that are trained there.
 
-    What drops activations isn't a matter of tensors: a plan gives what its base has, a graph none. That it is lost is
-    logged.
+    What drops activations isn't a matter of tensors: a plan gives what its base has, a graph what was traced. What is
+    lost is logged.
 
     Args:
         smaller: made of the model; changed in place.
@@ -74,11 +74,5 @@ def alike_(smaller: nn.Module, model: nn.Module) -> nn.Module:
 
 
 def _rates(model: nn.Module) -> dict[str, float]:
-    """Path of what drops activations → its rate; timm's classifiers have one themselves."""
-    rates = {}
-    for path, module in model.named_modules():
-        name = "p" if isinstance(module, nn.modules.dropout._DropoutNd | DropPath) else "drop_prob"
-        rate = getattr(module, name, None) or (getattr(module, "drop_rate", None) if not path else None)
-        if isinstance(rate, int | float) and rate > 0:
-            rates[path] = float(rate)
-    return rates
+    """Path of what drops activations → its rate."""
+    return {path: rate for path, module in model.named_modules() for rate in drop_rates(module).values()}

@@ -85,9 +85,7 @@ class Target:
     outputs: str
 
 
-def coverage(
-    model: str | nn.Module, share: float = 0.5, example: Sequence[int] | Tensor | None = None
-) -> Coverage:
+def coverage(model: str | nn.Module, share: float = 0.5, example: Sequence[int] | Tensor | None = None) -> Coverage:
     """Find out what can be pruned of a model, cutting every group alike until so many of its macs are left.
 
     Args:

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 from torch.utils import _pytree as pytree
 
+from zoo.deadline import deadline
 from zoo.errors import FOREIGN, StructureError, first_line, in_one_line
 from zoo.measurement.macs import unchanged
 from zoo.printable import logger
+from zoo.structure.graph.drops import drop_rates
 from zoo.structure.graph.exported import lift
 from zoo.structure.graph.graph import Graph, GraphModel, graph_module
 from zoo.structure.graph.tracing import DIMS, export
@@ -27,7 +29,8 @@ log = logger(__name__)
 
 BATCHES = (1, 2, 5)  # images
 LARGER = 32  # pixels more on each side, which strides divide
-CLOSE = 1e-6  # of the largest output; of less precise types some steps of theirs
+ANY_SIZE = 60.0  # seconds of CPU that tracing it may take
+CLOSE = 1e-5  # of the largest output; of less precise types some steps of theirs
 STEPS = 8
 
 
@@ -149,8 +152,11 @@ def _of_any_size(
     """The model and the graph, with as many sizes left open as the module allows, of those that are tried."""
     refused: StructureError | None = None
     for dims in tried:
+        traced = f"{name}: an image of any size"
+        bound = deadline(traced, ANY_SIZE) if len(dims) > 1 else contextlib.nullcontext()
         try:
-            graph, made = _lifted(model, images[:2], dims)
+            with bound:  # sizes that are symbols can take hours
+                graph, made = _lifted(model, images[:2], dims)
             _compare(model, made, images, name)
             return made, graph
         except StructureError as error:
@@ -195,6 +201,8 @@ def _larger(model: nn.Module, images: Tensor, name: str) -> tuple[Tensor, Any] |
 def _compare_training(model: nn.Module, made: nn.Module, images: Tensor, name: str) -> None:
     """Say where the module does something else while training, which its graph doesn't."""
     ours, theirs = (copy.deepcopy(each).train() for each in (made, model))
+    for module in (*ours.modules(), *theirs.modules()):  # whose draws differ from library to library
+        vars(module).update({rate: 0.0 for rate in drop_rates(module)})
     with torch.no_grad(), contextlib.suppress(*FOREIGN), torch.random.fork_rng(devices=[]):
         outputs = []
         for each in (theirs, ours):

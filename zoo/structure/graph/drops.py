@@ -33,9 +33,9 @@ def drops_branches(name: str) -> bool:
 @contextmanager
 def shown(model: nn.Module) -> Iterator[None]:
     """A model of which everything that drops something is traced, for as long as the context is open."""
-    patched = [module for module in model.modules() if drops_branches(type(module).__name__) and _rate(module)]
+    patched = [each for each in model.modules() if drops_branches(type(each).__name__) and drop_rates(each)]
     for module in patched:
-        vars(module)["forward"] = partial(_idle, _rate(module))
+        vars(module)["forward"] = partial(_idle, max(drop_rates(module).values()))
     try:
         with _Apart():
             yield
@@ -53,9 +53,12 @@ class _Apart(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _rate(module: nn.Module) -> float:
-    rates: list[Any] = [getattr(module, name, None) for name in ("drop_prob", "p")]
-    return next((float(rate) for rate in rates if isinstance(rate, int | float)), 0.0)
+def drop_rates(module: nn.Module) -> dict[str, float]:
+    """The rates of a module that drops something, by the names of its attributes."""
+    if not (isinstance(module, nn.modules.dropout._DropoutNd) or drops_branches(type(module).__name__)):
+        return {}
+    held = {name: getattr(module, name, None) for name in ("drop_prob", "p")}
+    return {name: float(rate) for name, rate in held.items() if isinstance(rate, int | float) and rate}
 
 
 def _idle(rate: float, x: Tensor) -> Tensor:

@@ -261,14 +261,15 @@ class _Lifting:
         return self._emit(node, op, [args["self"], *inputs], {"shape": shape})
 
     def _dropout(self, node: fx.Node, key: str, args: dict[str, Any]) -> str:
-        path, op = module_path(node), "drop_path" if drops_branches(module_class(node)) else DROPOUTS[key]
+        x, path = next(iter(args.values())), module_path(node)
+        op = "drop_path" if drops_branches(module_class(node)) else DROPOUTS[key]
         first = self.drops.get((path, args["p"]))
         if first is None and path and path not in self.taken:
             self.drops[path, args["p"]] = name = self._name(path)
-            return self._emit(node, op, [args["input"]], {"p": args["p"]}, name=name)
+            return self._emit(node, op, [x], {"p": args["p"]}, name=name)
         if first is None:
-            return self._emit(node, op, [args["input"]], {"p": args["p"]})
-        return self._emit(node, op, [args["input"]], {}, module=first)
+            return self._emit(node, op, [x], {"p": args["p"]})
+        return self._emit(node, op, [x], {}, module=first)
 
     def _layer(self, node: fx.Node) -> str:
         layer = self.layers[node]

@@ -57,7 +57,8 @@ def module_path(node: fx.Node) -> str:
     """The module of the model that an operation was called in."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     path = stack[-1][0] if stack else ""
-    return path if isinstance(path, str) and re.fullmatch(r"[\w.]*", path) else ""
+    told = isinstance(path, str) and re.fullmatch(r"[\w.]*", path) and not path.startswith("_empty_nn_module_stack")
+    return path if told else ""
 
 
 def module_class(node: fx.Node) -> str:

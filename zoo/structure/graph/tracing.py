@@ -28,7 +28,8 @@ def export(model: nn.Module, image: Tensor, dims: Sequence[int] = (0,)) -> Expor
         dims: of the images that may have other sizes, as far as the model allows it.
 
     Returns:
-        The program, not decomposed, without regions of autocast or no_grad.
+        The program, not decomposed, without regions of autocast or no_grad, and without assertions: what was true of
+        the sizes that were traced needn't be true of others that the model takes.
 
     Raises:
         StructureError: the model can't be exported.
@@ -45,6 +46,7 @@ def export(model: nn.Module, image: Tensor, dims: Sequence[int] = (0,)) -> Expor
                     prefer_deferred_runtime_asserts_over_guards=True,
                 )
             _inline(program.graph_module)
+            _unassert(program.graph_module.graph)
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -70,6 +72,11 @@ def _inline(module: fx.GraphModule) -> None:
             graph.erase_node(user)
         graph.erase_node(node)
     graph.lint()
+
+
+def _unassert(graph: fx.Graph) -> None:
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten._assert_scalar.default):
+        graph.erase_node(node)
 
 
 @contextlib.contextmanager
