@@ -14,7 +14,7 @@ import zoo
 from zoo.cli import cli
 from zoo.compression.exclusion import excluded
 from zoo.compression.low_rank.factorable import chosen
-from zoo.errors import UnknownName
+from zoo.errors import BudgetError, UnknownName
 from zoo.structure.description import Description
 from zoo.structure.plan import Factor
 
@@ -136,6 +136,12 @@ def test_where_nothing_that_may_change_can_be_fitted_it_is_cut_alone():
     shapes = {path: tuple(tensor.shape[:2]) for path, tensor in smaller.state_dict().items() if "weight" in path}
     assert shapes["0.weight"][0] == shapes["2.weight"][0] < 16
     assert (shapes["2.weight"][1], shapes["4.weight"]) == (8, (4, 1800))
+
+
+def test_where_only_names_too_little_to_be_cut_it_is_said_what_goes_with_it(cnn):
+    cnn.zoo_entry = Description("cnn", CNN)
+    with pytest.raises(BudgetError, match=r"no channels that can be cut were found; what reads a layer's channels cha"):
+        zoo.compress(cnn, budget=0.9, data=images(32), only="layer1.0.conv1")
 
 
 def test_layers_are_excluded_on_the_command_line(tmp_path):

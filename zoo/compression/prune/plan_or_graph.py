@@ -38,7 +38,7 @@ def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:
 
     def enough(analysis: Analysis) -> Sequence[Tensor]:
         if not analysis.groups:
-            raise BudgetError(f"{type(dense).__name__}: no channels that can be cut were found")
+            raise _nothing(dense, how)
         allocate(analysis, prior(analysis), budget, how.round_to, how.floor)
         return halves(analysis)
 
@@ -57,6 +57,11 @@ def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:
             log.info("%s becomes a graph: by a plan, the %s", structure.name, no_plan)
     grown = {path for path, now in dense.named_buffers() if path in buffers and now.shape != buffers[path][1]}
     return structure, {**tensors, **{path: buffers[path][0] for path in grown & set(tensors)}}
+
+
+def _nothing(dense: nn.Module, how: Prune) -> BudgetError:
+    narrow = "; what reads a layer's channels changes with it, so name both, or their block, in only"
+    return BudgetError(f"{type(dense).__name__}: no channels that can be cut were found{narrow if how.only else ''}")
 
 
 def _plan(
@@ -100,7 +105,7 @@ def rough(model: nn.Module, image: Tensor, how: Prune) -> Callable[[float], nn.M
     trial, no_plan = planning.plan_else_graph(dense, image, halves, kept_whole(dense, how.exclude, how.only, "prune"))
     analysis, held = trial.analysis, tensors_of(dense)
     if not analysis.groups:
-        raise BudgetError(f"{type(dense).__name__}: no channels that can be cut were found")
+        raise _nothing(dense, how)
 
     def at(share: float) -> nn.Module:
         widths = allocate(analysis, prior(analysis), Budget(share), how.round_to, how.floor)
