@@ -38,7 +38,9 @@ def add_graph(source: str | os.PathLike[str], folder: str | os.PathLike[str] | N
     """
     place = folder_of(source)
     if folder is None and place != Path(source):
-        raise RepositoryError(f"{source} isn't a folder of yours: say where the repository with its graph shall lie")
+        raise RepositoryError(
+            f"{source} isn't a folder of yours: say where the one with its graph shall lie, --out FOLDER"
+        )
     written = read_json(place / repository.CONFIG)
     if "zoo" not in written or "graph" in written["zoo"]:
         what = "is a graph already" if "zoo" in written else "isn't written by zoo"
