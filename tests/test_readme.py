@@ -24,7 +24,8 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_every_python_block_runs_and_prints_what_its_comments_say(block: str) -> None:
+def test_every_python_block_runs_and_prints_what_its_comments_say(block: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # what it writes
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(block, {})

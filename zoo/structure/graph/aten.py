@@ -36,7 +36,7 @@ PLACEMENT = ("device", "layout", "pin_memory", "memory_format", "non_blocking", 
 
 
 def _recurrent(run: Callable[..., Any]) -> Callable[..., Any]:
-    """A recurrent layer without dropout; `train`, or cuDNN would keep nothing for the backward pass."""
+    """Run a recurrent layer without dropout; `train`, or cuDNN would keep nothing for the backward pass."""
 
     def layer(
         input: Tensor,
@@ -51,6 +51,7 @@ def _recurrent(run: Callable[..., Any]) -> Callable[..., Any]:
         return run(input, states, list(params), has_biases, num_layers, 0.0, True, bidirectional, batch_first)
 
     layer.__name__ = layer.__qualname__ = run.__name__
+    layer.__doc__ = _recurrent.__doc__
     return layer
 
 
