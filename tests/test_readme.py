@@ -58,6 +58,8 @@ def test_every_command_named_in_the_readme_exists() -> None:
 def test_the_help_of_every_command_has_a_whole_example_that_parses(name, tmp_path, monkeypatch) -> None:
     for folder in ("build/mine", "photographs", "decomposed"):
         (tmp_path / folder).mkdir(parents=True)
+    for file in ("best.pth", "classes.txt"):
+        (tmp_path / file).write_text("one\ntwo\n")
     monkeypatch.chdir(tmp_path)
     help = CliRunner().invoke(cli, [name, "--help"]).output
     examples = re.findall(rf"^  zoo {name} (.*)$", help, re.MULTILINE)
