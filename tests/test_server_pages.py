@@ -17,6 +17,7 @@ model-index: [{name: x, results: [{metrics: [{name: "<script>alert(1)</script>",
 
 <img src=x onerror=alert(3)> <iframe src="http://elsewhere"></iframe>
 [one](javascript:alert(4)) [two](data:text/html;base64,PHNjcmlwdD4=) [three](https://example.org)
+[four](steam://run/1) [five](jar:javascript:alert(6)) <intent://scan> [six](tel:1)
 ![picture](https://elsewhere/who-reads-this.png)
 <javascript:alert(5)> `</code><script>`
 

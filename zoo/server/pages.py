@@ -1,8 +1,8 @@
 """What a browser sees: the models that are here, and of each repository its card and files.
 
-Nothing that a repository says is markup: HTML in a card is shown as it is written, links lead to http and https alone,
-and the page is told to load and run nothing. Who may see what is `access`'s business, as everywhere: a page shows what
-the API would say to the same reader.
+Nothing that a repository says is markup: HTML in a card is shown as it is written, links lead to the web alone, and the
+page is told to load and run nothing. Who may see what is `access`'s business, as everywhere: a page shows what the API
+would say to the same reader.
 """
 
 import re
@@ -40,6 +40,7 @@ STYLE = (
     "pre{background:#f6f6f6;padding:.8rem;overflow-x:auto}code{background:#f6f6f6}a{color:#06c}"
 )
 _FOLDED = re.compile(r"<p>&lt;details&gt;\n&lt;summary&gt;([^<]{0,200}?)&lt;/summary&gt;</p>")
+_WEB = re.compile(r"(?i:https?)://|[^:]*([/?#]|$)")  # an address, or one within this server
 _FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n.*?^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 _one_at_a_time = threading.Lock()
 
@@ -95,6 +96,7 @@ def _rendered(text: str) -> str:
     if len(text) > RENDERED:
         return f"<pre>{escape(text[:RENDERED])} ...</pre>"
     markdown = require("markdown_it", "serve").MarkdownIt("commonmark", {"html": False}).enable("table")
+    markdown.validateLink = _WEB.match  # else it is any but javascript, vbscript, file and data
     with _one_at_a_time:
         html: str = markdown.render(text)
     html = re.sub(r"<img\b[^>]*>", "", html)  # of another address, which would learn who reads
