@@ -1,6 +1,7 @@
 """ONNX files: onnxruntime is the oracle of what they compute, onnx of what they say."""
 
 import json
+from pathlib import Path
 
 import onnx
 import pytest
@@ -55,6 +56,12 @@ def test_a_file_says_what_images_must_undergo_and_what_the_outputs_mean(file):
     assert json.loads(told["label_names"]) == [str(digit) for digit in range(10)]
     assert {"mean", "std", "interpolation", "crop_pct", "license", "base", "task"} <= told.keys()
     assert "images [batch, 1, 32, 32], float32, grey" in program.doc_string
+
+
+def test_a_file_holds_no_way_on_its_authors_disk(file):
+    written = file.read_bytes()
+
+    assert not [path for path in (".py", "site-packages", str(Path.home())) if path.encode() in written]
 
 
 def test_attention_whose_heads_have_another_width_is_translated_too():

@@ -67,7 +67,14 @@ def onnx_program(model: nn.Module, images: Tensor) -> "ModelProto":
         except torch.onnx.errors.OnnxExporterError as error:
             raise StructureError(f"{name} can't be written as ONNX of opset {OPSET}: {_reason(error)}") from None
     assert exported is not None  # or it would have been asked for a file
-    return _batched(exported.model_proto)
+    return _batched(_without_traces(exported.model_proto))
+
+
+def _without_traces(program: "ModelProto") -> "ModelProto":
+    """A program that doesn't say from which files, by their way on this disk, each of its nodes came."""
+    for node in (*program.graph.node, *(node for function in program.functions for node in function.node)):
+        node.ClearField("metadata_props")
+    return program
 
 
 def _check_tensors(tensors: Mapping[str, Tensor], name: str) -> None:
