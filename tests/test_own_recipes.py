@@ -94,6 +94,7 @@ def test_builders_take_the_same_file(here, capsys, monkeypatch):
         ("alpha = 0.5", "alfa = 0.5", "my.toml: .*alfa"),
         ("epochs = 1", "epoch = 1", "my.toml: .*epoch"),
         ('method = "prune"', 'method = "pruned"', "my.toml: mine_half.recipe.method is 'pruned'"),
+        ('"mine_taught"', '"mine_half"', "my.toml has mine_half twice"),
         ("[[model]]", "[[models]]", "my.toml: model"),
         ("seed = 3", "seed = ", "my.toml: Invalid value"),
     ],

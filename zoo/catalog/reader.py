@@ -75,6 +75,9 @@ def read_recipes(file: Path, of_base: Callable[[str], Mapping[str, Any]]) -> lis
         except ZooError as error:
             raise CatalogError(f"{where}.base: {error}") from None
         found.append(structs.replace(_entry(file, {**said, **data, "status": "recipe"}), project="own"))
+    names = [entry.name for entry in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise CatalogError(f"{file.name} has {twice} twice: give each model a name of its own")
     if not found:
         raise CatalogError(f"{file} has no [[model]]: expected one for each model that shall be made")
     return found
