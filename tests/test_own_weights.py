@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torch import nn
 import zoo
 from zoo.catalog.entry import Base
 from zoo.cli import cli
-from zoo.errors import StructureError, UnknownName, WeightsError
+from zoo.errors import StructureError, UnknownName, WeightsError, ZooError
 from zoo.files import read_json
 from zoo.hub.state_dicts import read_state_dict, unwrapped
 from zoo.verbs.own_weights import with_weights
@@ -326,3 +327,19 @@ def test_what_is_typed_wrong_is_said(option, message, tmp_path):
     result = run("save", "timm/test_resnet", *weights, *option, "--out", tmp_path / "out")
     assert result.exit_code == 2
     assert message in result.output
+
+
+@pytest.mark.parametrize(
+    ("base", "option", "message"),
+    [
+        ("timm/test_resnet", ("--data", "./none"), "./none: no such folder"),
+        ("timm/test_resnet", ("--name", "a/b"), "the model's name is 'a/b', expected a name of letters, digits"),
+        ("timm/resnetty", (), "timm has no architecture 'resnetty'"),
+        ("./none", (), "no folder none: expected a model repository"),
+    ],
+)
+def test_what_can_be_known_before_the_weights_are_read_is_said_first(base, option, message, tmp_path):
+    file = tmp_path / "it.pth"
+    file.write_bytes(b"no weights")
+    with pytest.raises(ZooError, match=re.escape(message)):
+        run("save", base, "--weights", file, *option, "--out", tmp_path / "out")

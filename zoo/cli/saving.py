@@ -5,8 +5,11 @@ from typing import Any
 
 import click
 
+from zoo.cli.checks import check_base, check_data
 from zoo.cli.options import SETTING, Numbers, Size
 from zoo.cli.tables import say
+from zoo.declarations import ModelName, validated
+from zoo.errors import StructureError, WeightsError
 
 
 @click.command(
@@ -50,6 +53,7 @@ def save(
     Nothing in the file of weights is run. Their names may begin with module. or _orig_mod., and they may lie in a
     checkpoint under state_dict, model, state_dict_ema and the like.
     """
+    _check(base, weights, about["name"], about["data"])
     from zoo.files import free
     from zoo.tasks.classification.classes import read_names
     from zoo.verbs.own_weights import with_weights
@@ -59,3 +63,14 @@ def save(
     names = None if labels is None else read_names(labels)
     model = with_weights(base, weights, key=key, num_classes=num_classes, input=input, args=dict(settings))
     say(str(save(model, out, labels=names, input=input, **about)))
+
+
+def _check(base: str, weights: Path, name: str | None, data: str | None) -> None:
+    """Say what is wrong with the command before anything is imported."""
+    if ":" not in base:  # a function of the user's own is called first
+        check_base(base)
+    if not weights.is_file():
+        raise WeightsError(f"no file {weights}: expected weights, .pth, .pt, .bin or .safetensors")
+    validated(ModelName | None, name, "the model's name", StructureError)
+    if data is not None:
+        check_data(data)
