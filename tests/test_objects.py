@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SubsetRandomSampler
 
 import zoo
 from zoo.errors import DataError
@@ -55,6 +55,14 @@ def dense():
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_is_evaluated_on_any_object_as_on_the_data_set_by_its_name(kind, dense):
     assert zoo.evaluate(dense, KINDS[kind]("test")) == {"top1": pytest.approx(447 / 450), "images": 450}
+
+
+def test_of_a_loader_that_draws_from_a_subset_no_other_image_is_taken():
+    data, chosen = Pairs(*arrays("test")), [7, 3, 11]
+    rows = dataset(DataLoader(data, 2, sampler=SubsetRandomSampler(chosen)), "test")
+
+    assert [*rows["label"]] == [data.targets[number] for number in chosen]
+    assert [np.array_equal(rows[i]["image"], data.pixels[number]) for i, number in enumerate(chosen)] == [True] * 3
 
 
 def test_a_model_is_evaluated_beside_another_and_left_as_it_was(dense):

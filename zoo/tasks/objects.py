@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler, TensorDataset
 
 from zoo.errors import DataError, require
 from zoo.tasks.columns import HIDDEN
@@ -28,9 +28,10 @@ def opened(data: Any, split: str) -> Any:
 
     Args:
         data: a Dataset or IterableDataset of `datasets`; a Dataset of (image, label) of torch, or a DataLoader of one,
-            whose batches and order aren't taken over; arrays (images [N, H, W] or [N, H, W, C] of 0..255, labels [N]);
-            or a list of batches (images [B, C, H, W], labels [B]). An image that is a tensor, or an array of floats
-            [C, H, W], is taken for preprocessed. Or a dictionary of any of these by split.
+            whose batches and order aren't taken over, but a subset that it draws from; arrays (images [N, H, W] or
+            [N, H, W, C] of 0..255, labels [N]); or a list of batches (images [B, C, H, W], labels [B]). An
+            image that is a tensor, or an array of floats [C, H, W], is taken for preprocessed. Or a dictionary of any
+            of these by split.
         split: `train` or `test`, of a dictionary.
 
     Raises:
@@ -42,7 +43,11 @@ def opened(data: Any, split: str) -> Any:
     if isinstance(data, datasets.Dataset | datasets.IterableDataset):
         return data
     if isinstance(data, DataLoader):
-        return opened(data.dataset, split)
+        rows, drawn = data.dataset, data.sampler
+        if isinstance(drawn, SubsetRandomSampler):
+            chosen = list(drawn.indices)
+            rows = rows.select(chosen) if isinstance(rows, datasets.Dataset) else Subset(rows, chosen)
+        return opened(rows, split)
     if _are_arrays(data):
         return _of_torch(_of_arrays(*data))
     if isinstance(data, list | tuple):
