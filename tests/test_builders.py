@@ -217,7 +217,7 @@ def test_a_model_that_the_family_lacks_is_named():
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["--help"], 0, "Build the family NAME, or some MODELs of it"),
+        (["--help"], 0, "Build the family or file NAME, or some MODELs of it"),
         (["yolov9"], 2, "'yolov9' is not one of 'digits'"),
         (["resnet50d", "resnet51d"], 1, "Error: no model 'resnet51d' here"),
         (["resnet50d", "--smoke", "--push", "org"], 2, "--push publishes models that were made"),

@@ -3,7 +3,6 @@
 import copy
 
 import pytest
-import timm
 import torch
 from analysed import analysed
 from torch import nn
@@ -152,17 +151,6 @@ def test_a_budget_of_all_returns_the_dense_tensors_whatever_the_images(method, n
     assert same(dense, zoo.compress(dense, budget=1, data=9 * images(2, side), method=method))
 
 
-class Around(nn.Module):
-    """A wrapper, as users write them."""
-
-    def __init__(self, inner):
-        super().__init__()
-        self.inner, self.pretrained_cfg = inner, inner.pretrained_cfg
-
-    def forward(self, x):
-        return self.inner(x)
-
-
 def broken(path, value):
     model = zoo.load("digits_cnn")
     model.state_dict()[path].view(-1)[0] = value
@@ -172,10 +160,6 @@ def broken(path, value):
 MODELS = {
     "a name": (lambda: "digits_cnn", "expected a model, found str: pass one, e.g. zoo.load('digits_cnn')"),
     "nothing": (lambda: None, "expected a model, found NoneType: pass one, e.g. zoo.load("),
-    "a wrapper": (
-        lambda: Around(timm.create_model("test_resnet")),
-        "the model isn't what timm builds as test_resnet: conv1.0 is 'absent', timm's is 'Conv2d weight=16x3x3x3'",
-    ),
     "not timm's": (
         lambda: nn.Conv2d(1, 2, 3),
         "the model doesn't say what it was made from; pass base='timm/<architecture>' to zoo.save, or load its weights "

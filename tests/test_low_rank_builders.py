@@ -280,7 +280,8 @@ def test_a_build_that_is_killed_while_it_compresses_ends_as_if_it_was_not(tmp_pa
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "whole"]
     recipe = json.loads((whole / "config.json").read_text())["zoo"]["recipe"]
-    assert recipe == {"method": method, "options": QUICKER[method], "data": "digits", "schedule": {"epochs": 0}}
+    expected = {"base": "digits_vit", "method": method, "options": QUICKER[method], "data": "digits"}
+    assert recipe == {**expected, "schedule": {"epochs": 0}}
 
 
 @pytest.fixture

@@ -258,7 +258,7 @@ def test_a_recipe_says_it_and_is_followed_to_the_same_bytes(tmp_path):
     make(entry, tmp_path / "again", say=said.append)
     first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("line", "again"))
     assert first == second
-    assert re.fullmatch(r"2 low_rank; then calibrate, 3 steps of 16 images: at most about \S+ s here", said[1])
+    assert re.fullmatch(r"3 low_rank; then calibrate, 3 steps of 16 images: at most about \S+ s here", said[3])
 
 
 def test_what_it_is_said_must_be_a_count():

@@ -168,7 +168,7 @@ def test_a_hub_data_set_is_streamed_with_columns_renamed_and_validation_preferre
             r"^/no/such/folder: no such folder; expected images in its train/CLASS",
         ),
         ("./missing", DataError, r"^\./missing: no such folder; expected images in its train/CLASS and "),
-        (__file__, DataError, r"test_tasks\.py: a file, not a folder; expected images in "),
+        (__file__, DataError, r"test_tasks\.py: a file, neither a folder nor parquet; expected images in "),
         ("org/name", DataError, r"^org/name: neither a folder here nor .*Couldn't reach.*hf auth login$"),
     ],
 )

@@ -30,7 +30,7 @@ from zoo.structure.base import without_claims
 from zoo.structure.changed import compared
 from zoo.structure.describing import describe, described
 from zoo.structure.description import Description, config_of, configure_
-from zoo.structure.graph.capture import check_values
+from zoo.structure.graph.capture import check_parameters, check_values
 from zoo.structure.tensors import tensors_of
 from zoo.tasks import task_of
 from zoo.tasks.datasets import dataset
@@ -157,6 +157,7 @@ def _unusual(apart: Mapping[str, Any]) -> dict[str, Any]:
 
 def _checked(model: nn.Module, method: str, example: Sequence[int] | Tensor | None) -> tuple[nn.Module, Description]:
     """A model without what wraps it, and its description, both such as the method can use."""
+    check_parameters(unwrapped(model))
     check_values(unwrapped(model))
     check_finite(unwrapped(model))
     original, dense = described(model, example=example)

@@ -43,6 +43,7 @@ def evaluate(
     Raises:
         UnknownName, DataError: the data can't be used, or its labels are hidden and there is no reference.
 
+    >>> import zoo
     >>> round(evaluate(zoo.load("digits_cnn"), "digits")["top1"], 4)
     0.9933
     """

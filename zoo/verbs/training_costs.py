@@ -183,7 +183,8 @@ def training_costs(model: nn.Module, teachers: Sequence[nn.Module], recipe: Reci
     where: Any = {"machine": machine, "processes": here.num_processes, "device": here.device}
     costs = cost(model, teachers, training.images, training.transform, training.schedule, how=how, **where)
     doing = f"distil from {', '.join(recipe.teachers)}" if teachers else "train"
-    return f"{doing}, {schedule.epochs} epochs of {data}{f': {costs}' if costs else ''}"
+    long = f"{schedule.epochs} epochs of " if schedule.steps is None or schedule.epochs < schedule.steps else ""
+    return f"{doing}, {long}{data}{f': {costs}' if costs else ''}"
 
 
 def learning_costs(base: nn.Module, recipe: Recipe, machine: Machine, here: Any) -> str:

@@ -51,6 +51,7 @@ def capture(model: nn.Module, image: Tensor) -> tuple[GraphModel, Graph]:
     """
     name = type(model).__name__
     check_values(model)
+    check_parameters(model)
     if not image.is_floating_point():
         raise StructureError(f"{name}: the example is {image.dtype}, expected floats as images are")
     folded = fold(model)
@@ -116,20 +117,28 @@ def _unparametrize_(module: nn.Module, name: str) -> None:
 
 
 def check_values(model: nn.Module) -> None:
-    """Check that a model has parameters, with values, in one place.
+    """Check that a model's tensors have values, in one place.
 
     Raises:
-        StructureError: it hasn't.
+        StructureError: they haven't.
     """
     name, tensors = type(model).__name__, tensors_of(model)
-    if not any(isinstance(each, nn.Parameter) for each in tensors.values()):
-        raise StructureError(f"{name} has no parameters: there is nothing to store or to compress")
     devices = {str(tensor.device): path for path, tensor in tensors.items()}
     if "meta" in devices:
         raise StructureError(f"{name} has no values: {devices['meta']} is on the meta device")
     if len(devices) > 1:
         found = ", ".join(f"{path} on {device}" for device, path in devices.items())
         raise StructureError(f"{name} lies on {len(devices)} devices ({found}): move it to one, model.to('cpu')")
+
+
+def check_parameters(model: nn.Module) -> None:
+    """Check that a model has parameters.
+
+    Raises:
+        StructureError: it hasn't.
+    """
+    if next(model.parameters(), None) is None:
+        raise StructureError(f"{type(model).__name__} has no parameters: there is nothing to store or to compress")
 
 
 def _check_steady(model: nn.Module, images: Tensor, name: str) -> None:
