@@ -65,6 +65,19 @@ def test_of_a_loader_that_draws_from_a_subset_no_other_image_is_taken():
     assert [np.array_equal(rows[i]["image"], data.pixels[number]) for i, number in enumerate(chosen)] == [True] * 3
 
 
+def test_labels_that_are_told_by_name_are_read_with_their_images(dense):
+    data = Pairs(*arrays("test"))
+    numbers, data.targets = data.targets, [str(label) for label in data.targets]
+
+    assert [*dataset(data, "test")["label"]] == [*numbers]
+
+
+def test_tensors_of_whole_numbers_are_not_taken_for_preprocessed(dense):
+    pixels, labels = arrays("test")
+    with pytest.raises(DataError, match=r"an image is a tensor of torch\.uint8: expected floats"):
+        zoo.evaluate(dense, [(torch.from_numpy(pixels)[:, None], torch.from_numpy(labels))])
+
+
 def test_a_model_is_evaluated_beside_another_and_left_as_it_was(dense):
     half = zoo.load("digits_cnn_pruned_50").train()
     found = zoo.evaluate(half, arrays("test"), against=dense, images=100)

@@ -133,10 +133,19 @@ def _told(data: Any) -> tuple[list[str] | None, Any]:
         labels = data.tensors[1] if len(data.tensors) > 1 else None
     else:
         labels = getattr(data, "targets", None)
-    if labels is not None and (torch.as_tensor(labels).ndim != 1 or torch.as_tensor(labels).is_floating_point()):
+    if labels is not None and not _are_numbers(labels):
         labels = None
     names = getattr(data, "classes", None)
     return names and [name if isinstance(name, str) else _synonyms(name) for name in names], labels
+
+
+def _are_numbers(labels: Any) -> bool:
+    """Whether labels are whole numbers, one an image; names and vectors say nothing before an image is read."""
+    try:
+        found = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return found.ndim == 1 and not found.is_floating_point()
 
 
 def _synonyms(name: Any) -> str:
@@ -157,4 +166,10 @@ def _read(batch: dict[str, list[Any]], *, data: _Shared) -> dict[str, list[Any]]
     if "image" not in batch:
         return batch
     rows = [data.held[number] for number in batch["image"]]
+    for image in (row[0] for row in rows):
+        if isinstance(image, torch.Tensor) and not image.is_floating_point():
+            raise DataError(
+                f"an image is a tensor of {image.dtype}: expected floats as the model takes them, or an image of PIL, "
+                "such as torchvision.transforms.functional.to_pil_image makes of it"
+            )
     return {"image": [row[0] for row in rows], "label": [int(row[1]) for row in rows]}
