@@ -148,6 +148,17 @@ def test_a_divergence_from_other_weights_of_the_base_is_shown_and_not_judged(dou
     assert found.passed
 
 
+def test_a_claim_that_takes_several_classes_for_one_is_told(doubtful, caplog):
+    folder = doubtful({"labels": {str(digit): str(digit // 5) for digit in range(10)}})
+    found = zoo.verify(folder, data="digits")
+
+    assert "its figures take 10 classes of the data for 2 of the model's: --labels FILE" in caplog.text
+    assert not found.passed
+    caplog.clear()
+    assert zoo.verify(folder, data="digits", labels=[str(digit) for digit in range(10)]).passed
+    assert "take 10 classes" not in caplog.text
+
+
 PATHS = ["/", "~", "~/a", "/proc", ".", "..", "model", "model/here", "./model", "../../etc", "a/..", "a/b/c", "a/*"]
 PATHS += ["model/here[:5]", "/etc[:5]", "proc\n/self", "a/b\n", "\0", "\x1b[2J", "A:\\b", "é/b", f"a/{97 * 'b'}"]
 URLS = ["file:///etc", "hf://datasets/a/b", "https://a/b", "zip://a::/b.zip", "//host/b", "s3://a/b", "a/b@main"]

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def verify(
     named = spec is not None and told(spec) == claimed.data.get("dataset")
     if named:
         skip_damaged = skip_damaged or claimed.data.get("skip_damaged", False)
-        labels = claimed.data.get("labels") if labels is None else labels
+        labels = _labels_of(claimed) if labels is None else labels
     reading: dict[str, Any] = {"skip_damaged": skip_damaged, "labels": labels}
     settings: dict[str, Any] = {"size": size, "crop_pct": crop_pct, "batch_size": batch_size, "workers": workers}
     found = report_of(model, spec, against=against, images=images, **reading, **settings)
@@ -171,6 +172,15 @@ def _named(claimed: Report, name: str | os.PathLike[str]) -> str | None:
             "data here they are of with --data"
         )
     return str(spec)
+
+
+def _labels_of(claimed: Report) -> Any:
+    """How the results take the data's classes; that several count as one is told, as every model is better then."""
+    labels = claimed.data.get("labels")
+    if isinstance(labels, Mapping) and (count := len(set(map(str, labels.values())))) < len(labels):
+        said = "%s: its figures take %d classes of the data for %d of the model's: --labels FILE says which is which"
+        log.warning(said, claimed.name, len(labels), count)
+    return labels
 
 
 def _say_what_is_fetched(claimed: Report, spec: str | None, base: str | None) -> None:
