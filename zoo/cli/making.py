@@ -72,12 +72,12 @@ def compress(
 ) -> None:
     """Compress the model BASE.
 
-    BASE is a model of the list, a repository's folder, or a timm id such as timm/resnet18.a1_in1k. Methods without a
-    budget have thresholds, which --set sets. The widths that prune leaves and the ranks of low_rank are multiples of
-    round_to, 8 unless --set says otherwise; where there are less than eight times as many, multiples of an eighth of
-    them. A folder of data holds images in train/CLASS, to compress with, and in validation/CLASS, to evaluate on.
-    PATTERN is a layer's path, which stands for all in it, a pattern of paths, or one of the words head and stem; where
-    channels are pruned, --only names whole blocks.
+    BASE is a model of the list, ORG/NAME on the Hub, a repository's folder, or an id such as timm/resnet18.a1_in1k or
+    torchvision/resnet18.IMAGENET1K_V1. Methods without a budget have thresholds, which --set sets. The widths that
+    prune leaves and the ranks of low_rank are multiples of round_to, 8 unless --set says otherwise; where there are
+    less than eight times as many, multiples of an eighth of them. A folder of data holds images in train/CLASS, to
+    compress with, and in validation/CLASS, to evaluate on. PATTERN is a layer's path, which stands for all in it, a
+    pattern of paths, or one of the words head and stem; where channels are pruned, --only names whole blocks.
 
     --latency-ms times rough cuts on this machine, batch 1, with as many threads as torch takes (OMP_NUM_THREADS), to
     find the share of the macs that is as fast, and what is made of it; it runs the method a second time where that
