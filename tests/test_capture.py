@@ -91,6 +91,49 @@ def normed():
     return net
 
 
+class Tied(Net):
+    """Two layers of one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 32)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.head(self.second(self.first(self.features(x).mean((2, 3))).relu()))
+
+
+class Named1x1(Net):
+    """Layers that no attribute can be called like."""
+
+    def __init__(self):
+        super().__init__()
+        self.after = nn.ModuleDict({"1x1": nn.Conv2d(32, 32, 1), "down-sampled": nn.Conv2d(32, 32, 2, 2)})
+
+    def forward(self, x):
+        x = self.features(x)
+        for layer in self.after.values():
+            x = layer(x)
+        return self.head(x.mean((2, 3)))
+
+
+class Overwrites(Net):
+    def forward(self, x):
+        return super().forward(x.sub_(0.5).mul_(2))
+
+
+class Keeps(Net):
+    """Features of the last batch, with the gradients that belong to them."""
+
+    def __init__(self):
+        super().__init__()
+        self(IMAGES)
+
+    def forward(self, x):
+        self.last = [self.features(x)]
+        return self.head(self.last[0].mean((2, 3)))
+
+
 MODULES = {
     "a classifier": Net,
     "a U-Net": UNet,
@@ -102,6 +145,10 @@ MODULES = {
     "a plain recurrence": lambda: Recurrent(nn.RNN),
     "what drops": Dropping,
     "weight and spectral norm": normed,
+    "one weight of two layers": Tied,
+    "names that aren't Python's": Named1x1,
+    "what writes over its images": Overwrites,
+    "what keeps its features": Keeps,
     "another type": lambda: Net().double(),
 }
 
@@ -127,9 +174,11 @@ def test_what_is_saved_and_loaded_again_gives_what_the_module_gives(name, tmp_pa
     images = IMAGES.to(next(model.parameters()))
     with torch.no_grad():
         for batch in (images[:1], images[:2], images):
-            assert_same(model(batch), loaded(batch))
+            assert_same(model(batch.clone()), loaded(batch))
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    if name == "one weight of two layers":
+        del before["second.weight"]
     if name != "weight and spectral norm":  # which are folded
         assert loaded.state_dict().keys() == before.keys()
 
@@ -164,6 +213,51 @@ def test_what_it_does_otherwise_while_training_is_said(caplog):
     assert "Auxiliary does something else while training" in caplog.text
 
 
+class Scaled(Net):
+    """With constants of its own, and a dropout that is no module."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.tensor([0.2, 0.3, 0.4]).view(1, 3, 1, 1)
+        self.unread = nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return F.dropout(super().forward((x - torch.tensor(0.5)) / self.scale), 0.5, self.training)
+
+
+def test_constants_and_functional_dropout_and_what_nothing_reads_are_nothing_else_while_training(caplog):
+    caplog.set_level(logging.INFO, "zoo")
+    graph_model, _ = capture(Scaled().eval(), IMAGES)
+    assert "while training" not in caplog.text
+    assert "Scaled: 2 parameters that no output needs are left out, such as unread.bias" in caplog.text
+    assert not torch.equal(graph_model.train()(IMAGES), graph_model(IMAGES))
+
+
+def test_what_isnt_trained_stays_so():
+    model = made("a classifier")
+    model.features[0].requires_grad_(False)
+    still = {path for path, parameter in model.named_parameters() if not parameter.requires_grad}
+    graph_model, _ = capture(model, IMAGES)
+    assert {path for path, parameter in graph_model.named_parameters() if not parameter.requires_grad} == still
+
+
+def test_a_graph_takes_another_head_and_other_channels_and_is_saved_so(tmp_path):
+    zoo.save(made("a classifier"), tmp_path / "model", example=SIZE)
+    model = zoo.load(tmp_path / "model", num_classes=3, in_chans=1)
+    zoo.save(model, tmp_path / "other")
+    loaded = zoo.load(tmp_path / "other")
+    assert loaded.zoo_entry.graph == model.zoo_entry.graph
+    assert loaded.pretrained_cfg["first_conv"] == "features.0.0"
+    assert loaded(IMAGES[:, :1]).shape == (5, 3)
+    assert_same(model(IMAGES[:, :1]), loaded(IMAGES[:, :1]))
+
+
+def test_names_of_classes_are_those_of_the_head_that_is_there(tmp_path):
+    model = nn.Sequential(zoo.load("digits_cnn"), nn.Linear(10, 3)).eval()
+    zoo.save(model, tmp_path / "model")
+    assert "label_names" not in zoo.load(tmp_path / "model").pretrained_cfg
+
+
 class Counts(Net):
     calls = 0
 
@@ -192,6 +286,11 @@ class Nested(Net):
         return super().forward(x), (x, x)
 
 
+class Numbered(Net):
+    def forward(self, x):
+        return {0: super().forward(x)}
+
+
 class Nothing(Net):
     def forward(self, x):
         return "a word"
@@ -209,6 +308,7 @@ REFUSED = {
     "the images' values": (Branches, "Branches can't be exported: .*data-dependent"),
     "chance": (Draws, "Draws: .*aten.rand_like: an operation that a graph doesn't know"),
     "nested outputs": (Nested, "Nested: the model returns a tuple within its outputs, expected tensors"),
+    "keys that are no words": (Numbered, "Numbered: the model returns a dictionary with the key 0, expected words"),
     "no tensor": (Nothing, "Nothing returns no tensor"),
     "no parameters": (nn.ReLU, "ReLU has no parameters: there is nothing to store or to compress"),
     "no values": (on_two_devices, "Net has no values: head.(weight|bias) is on the meta device"),
@@ -232,7 +332,8 @@ def test_what_no_graph_can_do_is_one_line(name, tmp_path, capfd):
 def test_examples_that_are_no_images_are_one_line():
     for example, message in (
         (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), r"the example is torch\.uint8, expected floats"),
-        ((3, 32), "doesn't run on"),
+        ((3, 32), r"the example is \[1, 3, 32\], expected images \[B, C, H, W\]"),
+        ((3, 8, 32, 32), r"expected images \[B, C, H, W\]"),
         ("32", "isn't the size of an image"),
         ((3, -1, 32), "isn't the size of an image"),
         (None, r"or say example=\(CHANNELS, HEIGHT, WIDTH\), and it becomes a graph"),

@@ -23,6 +23,7 @@ from zoo.structure.description import (
     skeleton_of,
 )
 from zoo.structure.graph.capture import capture, check_values, fold, leaves
+from zoo.structure.graph.graph import Graph
 from zoo.structure.sources import SOURCES, source_of
 from zoo.structure.tensors import assign_, tensors_of
 
@@ -116,17 +117,31 @@ def _as_graph(model: nn.Module, image: Tensor, reason: str) -> tuple[nn.Module, 
     task = carried.task if carried else DEFAULT_TASK if logits else OTHER_TASK
     description = Description(name, carried.base if carried else None, graph=graph, task=task)
     modules = dict(made.named_modules())
-    layers = {key: config[key] for key in ("first_conv", "classifier") if config.get(key) in modules}
+    said = {key: config[key] for key in ("first_conv", "classifier") if str(config.get(key)) in modules}
     former = {key: value for key, value in config.items() if key not in ("first_conv", "classifier", "architecture")}
     if "mean" not in config:
         scale = {"mean": (0.0,) * image.shape[1], "std": (1.0,) * image.shape[1], "interpolation": "bicubic"}
         former = {"crop_pct": 1.0, **scale, **former}
         log.info("%s: its images come as 0..1, as nothing says another mean and std", name)
     classes = outputs.shape[1] if logits else 0
-    configure_(made, {**former, **layers, "input_size": tuple(image.shape[1:]), "num_classes": classes})
+    if len(former.get("label_names") or ()) != classes:  # they were another head's
+        former.pop("label_names", None)
+    configure_(made, {**former, **_ends(graph, logits), **said, "input_size": tuple(image.shape[1:]), "num_classes": classes})
     made.num_classes = classes  # type: ignore[assignment]
     attach_(made, description)
     return made, description
+
+
+def _ends(graph: Graph, logits: bool) -> dict[str, str]:
+    """The convolution that alone reads the images, and the linear layer that gives the logits, where there is one."""
+    readers = [node for node in graph.nodes if node.inputs[:1] == graph.inputs and node.op != "size"]
+    last = next((node for node in graph.nodes if (node.name,) == graph.outputs), None)
+    ends = {}
+    if len(readers) == 1 and readers[0].op == "conv2d":
+        ends["first_conv"] = readers[0].name
+    if logits and last is not None and last.op == "linear":
+        ends["classifier"] = last.name
+    return ends
 
 
 # What a library's own model is

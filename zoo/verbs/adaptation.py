@@ -3,6 +3,7 @@
 What is changed is also said in `zoo_entry`, so that an adapted model can be saved.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from zoo.errors import StructureError
 from zoo.structure.describing import describe
 from zoo.structure.description import attach_, config_of, configure_
+from zoo.structure.graph.graph import Node
 from zoo.structure.plan import Narrow, Plan, Width, apply_
 from zoo.structure.sources import timm
 from zoo.structure.tensors import tensors_of
@@ -94,9 +96,24 @@ def _without(paths: Any, left_out: tuple[str, ...]) -> Any:
 
 def _redescribe_(model: nn.Module, plan: Plan, **args: int) -> None:
     description = describe(model)
-    assert description.base is not None  # graphs have been refused
-    base = structs.replace(description.base, args={**description.base.args, **args})
-    attach_(model, replace(description, base=base, plan=plan))
+    base, graph = description.base, description.graph
+    if graph is not None:  # what it was once made from stays that
+        nodes = tuple(structs.replace(node, attributes=_sized(node, model)) for node in graph.nodes)
+        attach_(model, replace(description, graph=structs.replace(graph, nodes=nodes), plan=plan))
+    elif base is not None:
+        base = structs.replace(base, args={**base.args, **args})
+        attach_(model, replace(description, base=base, plan=plan))
+
+
+def _sized(node: Node, model: nn.Module) -> Mapping[str, Any]:
+    """A node's attributes, of a layer with the widths that it has now; of one that is factored with those it had."""
+    layer = model.get_submodule(node.name) if node.op in _WIDTHS and node.module is None else None
+    if not isinstance(layer, nn.Linear | nn.Conv2d):
+        return node.attributes
+    return {**node.attributes, **{name: getattr(layer, name) for name in _WIDTHS[node.op]}}
+
+
+_WIDTHS = {"linear": ("in_features", "out_features"), "conv2d": ("in_channels", "out_channels")}
 
 
 def set_in_chans_(model: nn.Module, in_chans: int) -> None:

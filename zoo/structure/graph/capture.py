@@ -19,7 +19,7 @@ from zoo.deadline import deadline
 from zoo.errors import FOREIGN, StructureError, first_line, in_one_line
 from zoo.measurement.macs import unchanged
 from zoo.printable import logger
-from zoo.structure.graph.drops import drop_rates
+from zoo.structure.graph.drops import drop_rates, undropped
 from zoo.structure.graph.exported import lift
 from zoo.structure.graph.graph import Graph, GraphModel, graph_module
 from zoo.structure.graph.tracing import DIMS, export
@@ -54,6 +54,8 @@ def capture(model: nn.Module, image: Tensor) -> tuple[GraphModel, Graph]:
     check_parameters(model)
     if not image.is_floating_point():
         raise StructureError(f"{name}: the example is {image.dtype}, expected floats as images are")
+    if image.ndim != 4:
+        raise StructureError(f"{name}: the example is {list(image.shape)}, expected images [B, C, H, W]")
     folded = fold(model)
     images = torch.randn(max(BATCHES), *image.shape[1:], generator=torch.Generator().manual_seed(0))
     images = torch.cat([image[:1].cpu(), images])[: max(BATCHES)].to(image)
@@ -64,6 +66,8 @@ def capture(model: nn.Module, image: Tensor) -> tuple[GraphModel, Graph]:
         if larger and _off(larger[1], _tried(made, larger[0])) > _close(leaves(larger[1])):
             log.warning("%s: its graph takes images of %s alone", name, " x ".join(map(str, images.shape[2:])))
     _compare_training(folded, made, images, name)
+    if unread := dict(folded.named_parameters()).keys() - dict(made.named_parameters()).keys():
+        log.info("%s: %d parameters that no output needs are left out, such as %s", name, len(unread), min(unread))
     return made, graph
 
 
@@ -81,11 +85,16 @@ def fold(model: nn.Module) -> nn.Module:
         return model
     path, name, _ = found[0]
     log.info("%d tensors computed from others are folded, such as %s.%s", len(found), path, name)
-    held = [tensor for module in model.modules() for tensor in vars(module).values() if isinstance(tensor, Tensor)]
-    folded = copy.deepcopy(model, {id(tensor): tensor.detach() for tensor in held if not tensor.is_leaf})
+    folded = _copied(model)
     for path, name, remove in found:
         remove(folded.get_submodule(path), name)
     return folded
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy of a module, of which torch refuses one that keeps what it computed, such as the features of a batch."""
+    held = [tensor for module in model.modules() for tensor in leaves(vars(module))]
+    return copy.deepcopy(model, {id(tensor): tensor.detach() for tensor in held if not tensor.is_leaf})
 
 
 def _parametrized(model: nn.Module) -> Iterator[tuple[str, str, Callable[[nn.Module, str], Any]]]:
@@ -177,10 +186,13 @@ def _of_any_size(
 
 def _lifted(model: nn.Module, images: Tensor, dims: Sequence[int]) -> tuple[Graph, GraphModel]:
     program = export(model, images, dims)
-    graph, tensors = lift(program, {**program.constants, **tensors_of(model)})
+    own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    graph, tensors = lift(program, {**program.constants, **own})  # by every name, as the program has them
     made = graph_module(graph, type(model).__name__)
     assert isinstance(made, GraphModel)
     assign_(made, tensors, type(model).__name__)
+    for path, parameter in made.named_parameters():
+        parameter.requires_grad_(own[path].requires_grad)
     return graph, made
 
 
@@ -198,8 +210,6 @@ def _compare(model: nn.Module, made: nn.Module, images: Tensor, name: str) -> No
 
 def _larger(model: nn.Module, images: Tensor, name: str) -> tuple[Tensor, Any] | None:
     """Larger images and what the module gives for them; None where it refuses them: tracing takes minutes to see it."""
-    if images.ndim != 4:
-        return None
     larger = nn.functional.pad(images[:2], (0, LARGER, 0, LARGER), mode="replicate")
     try:
         return larger, _run(model, larger, name)
@@ -209,16 +219,17 @@ def _larger(model: nn.Module, images: Tensor, name: str) -> tuple[Tensor, Any] |
 
 def _compare_training(model: nn.Module, made: nn.Module, images: Tensor, name: str) -> None:
     """Say where the module does something else while training, which its graph doesn't."""
-    ours, theirs = (copy.deepcopy(each).train() for each in (made, model))
-    for module in (*ours.modules(), *theirs.modules()):  # whose draws differ from library to library
+    both = [_copied(each).train() for each in (model, made)]
+    for module in (module for each in both for module in each.modules()):  # whose draws differ from library to library
         vars(module).update({rate: 0.0 for rate in drop_rates(module)})
-    with torch.no_grad(), contextlib.suppress(*FOREIGN), torch.random.fork_rng(devices=[]):
-        outputs = []
-        for each in (theirs, ours):
+    outputs, moved = list[Any](), list[list[Tensor]]()
+    with torch.no_grad(), contextlib.suppress(*FOREIGN), torch.random.fork_rng(devices=[]), undropped():
+        for each in both:
             torch.manual_seed(0)
-            outputs.append(each(images))
-        moved = [[t for t in each.buffers() if t.is_floating_point()] for each in (theirs, ours)]
-        if _off(*outputs) > 1e-4 or _apart(*(sorted(each, key=_order) for each in moved)) > 1e-4:
+            before = [(held, held.clone()) for held in each.buffers() if held.is_floating_point()]
+            outputs.append(each(images.clone()))
+            moved.append(sorted((now for now, was in before if not now.equal(was)), key=_order))
+        if _off(*outputs) > 1e-4 or _apart(*moved) > 1e-4:
             log.warning("%s does something else while training; its graph trains what it does in eval mode", name)
 
 
@@ -230,13 +241,13 @@ def _run(model: nn.Module, images: Tensor, name: str) -> Any:
     seeded = torch.random.fork_rng(devices=[images.device] * images.is_cuda)
     shape = " x ".join(map(str, images.shape))
     with in_one_line(f"{name} doesn't run on {shape}"), torch.no_grad(), seeded:
-        return model.eval()(images)
+        return model.eval()(images.clone())  # some write over them
 
 
 def _tried(made: nn.Module, images: Tensor) -> Any:
     try:
         with torch.no_grad():
-            return made(images)
+            return made(images.clone())
     except FOREIGN as error:
         log.debug("the graph doesn't run on %s: %s", list(images.shape), first_line(error))
         return None

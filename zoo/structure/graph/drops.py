@@ -53,6 +53,13 @@ class _Apart(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class undropped(TorchFunctionMode):  # noqa: N801  # a context, as `shown` is
+    """Nothing is dropped by a function that a module calls itself, for as long as the context is open."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in _DROPS and args else func(*args, **(kwargs or {}))
+
+
 def drop_rates(module: nn.Module) -> dict[str, float]:
     """The rates of a module that drops something, by the names of its attributes."""
     if not (isinstance(module, nn.modules.dropout._DropoutNd) or drops_branches(type(module).__name__)):

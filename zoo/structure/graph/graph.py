@@ -6,6 +6,7 @@ It is what a checkpoint becomes that no timm model has the shape of. It is a val
 
 import copy
 import keyword
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -278,8 +279,11 @@ def _add(root: nn.Module, path: str, item: nn.Module | Tensor) -> None:
 
 
 def _is_name(name: str) -> bool:
-    """Whether a name is a path of words that Python lets attributes have, and of numbers within a list of modules."""
+    """Whether a name is a path of words that Python lets attributes have, or that modules in a dictionary are called.
+
+    fx writes the others into its source in quotes, so they have letters, digits, `_` and `-` alone.
+    """
     parts = name.split(".")
     return len(parts) <= MAX_WORDS and all(
-        (part.isidentifier() and not keyword.iskeyword(part)) or (part.isdecimal() and part.isascii()) for part in parts
+        (part.isidentifier() or re.fullmatch(r"[0-9A-Za-z_-]+", part)) and not keyword.iskeyword(part) for part in parts
     )

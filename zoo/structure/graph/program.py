@@ -83,7 +83,9 @@ def keys(returned: Any) -> tuple[str, ...] | None:
             )
     if not isinstance(returned, Mapping):
         return None
-    return tuple(str(key) for key, each in returned.items() if each is not None)
+    if others := [key for key in returned if not isinstance(key, str)]:
+        raise StructureError(f"the model returns a dictionary with the key {others[0]!r}, expected words")
+    return tuple(key for key, each in returned.items() if each is not None)
 
 
 def dtype_of(value: Any) -> torch.dtype:
