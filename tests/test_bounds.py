@@ -16,6 +16,7 @@ from zoo.structure.base import skeleton
 from zoo.structure.description import Description
 from zoo.structure.graph import aten, bounds
 from zoo.structure.graph.graph import Graph, Node, graph_module
+from zoo.structure.plan import Factor, Plan, Rank, apply_
 from zoo.structure.tensors import assign_, tensors_of
 
 IMAGE = [3, 224, 224]
@@ -187,6 +188,15 @@ def test_the_bound_is_of_bytes_per_image():
     bounds.check_memory(fits, graph_module(fits), [3, 1024, 1024])
     with pytest.raises(StructureError, match=r"node 'b', given 1 x 3 x 1024 x 1024: .* takes 8\.0 GiB"):
         bounds.check_memory(exceeds, graph_module(exceeds), [3, 1024, 1024])
+
+
+def test_what_a_plan_makes_of_a_graph_that_passed_is_bounded_too():
+    """Between its factors a layer has two channels more than the 2047 that fit."""
+    graph, size = wide(2047), [3, 1024, 1024]
+    bounds.check_memory(graph, graph_module(graph), size)
+    factored = apply_(graph_module(graph), Plan((Factor({"b": Rank(2)}),)))
+    with pytest.raises(StructureError, match=r"node 'b', given 1 x 3 x 1024 x 1024: .* takes 8\.0 GiB"):
+        bounds.check_memory(graph, factored, size)
 
 
 def test_what_is_no_longer_used_takes_nothing():

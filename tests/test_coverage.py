@@ -21,7 +21,7 @@ from zoo.compression.prune import plan_or_graph
 from zoo.errors import BudgetError, StructureError
 from zoo.measurement.macs import measure
 from zoo.structure.base import skeleton
-from zoo.structure.description import Description
+from zoo.structure.description import Description, attach_
 from zoo.structure.plan import Plan, apply_
 from zoo.verbs import coverage
 
@@ -188,6 +188,20 @@ def test_what_is_computed_once_for_all_images_is_counted_once(name, args):
     model = timm.create_model(name, **args).eval()
     analysis = analysed(model, torch.zeros(2, 3, 32, 32))
     assert sum(cost.count for cost in analysis.macs) == measure(model, (3, 32, 32)).macs
+
+
+def test_a_plan_does_not_cut_what_a_module_computes_again_when_it_is_loaded():
+    """The two coordinates of a position, which a small network of its own reads."""
+    base = Base("timm/swinv2_cr_tiny_ns_224", SMALL_SWIN)
+    dense = coverage.initialised(base)
+    dense.pretrained_cfg = {**dense.pretrained_cfg, "input_size": (3, 32, 32)}
+    attach_(dense, Description("swin", base))
+    model = planning.swapped(dense)
+    image = torch.zeros(2, 3, 32, 32)
+    trial = planning.by_plan(exported(model, image), model, image, halves)
+    cut = planning.planned(model, trial.analysis, trial.units)
+    assert cut.stages[0].blocks[0].attn.relative_coordinates_log.shape[1] == 2
+    assert cut.stages[0].blocks[0].mlp.fc1.out_features == 32
 
 
 def test_a_cut_whose_outputs_are_no_numbers_is_no_cut():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import StructureError, WeightsError
+from zoo.errors import StructureError, WeightsError, in_one_line
 
 MAX_COMPUTED = 50_000_000  # elements of all buffers that are computed, of 40 bytes meanwhile; timm's have 25,239,576
 
@@ -121,7 +121,8 @@ def compute_(model: nn.Module, given: Container[str]) -> None:
     for module in absent.values():
         for name, tensor in _own(module).items():
             module._buffers[name] = torch.zeros(tensor.shape, dtype=tensor.dtype)
-        module.init_non_persistent_buffers()  # type: ignore[operator]
+        with in_one_line(f"what a {type(module).__name__} computes doesn't fit it, as its plan cut the buffers"):
+            module.init_non_persistent_buffers()  # type: ignore[operator]
     for module in absent.values():  # blocks hold others of them
         module.to(place)
         if len(types) == 1:

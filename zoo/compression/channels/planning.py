@@ -19,8 +19,9 @@ from zoo.structure.describing import describe
 from zoo.structure.description import config_of, skeleton_of
 from zoo.structure.graph.tracing import DIMS
 from zoo.structure.plan import Plan, Swap
-from zoo.structure.tensors import tensors_of
+from zoo.structure.tensors import computable, tensors_of
 
+COMPUTED = "its module computes it again when it is loaded"
 NO_PLAN = "the attributes of its block aren't known, so no plan can cut it"
 
 
@@ -64,7 +65,9 @@ def by_plan(
     program: ExportedProgram, model: nn.Module, image: Tensor, chosen: Chosen, whole: Whole = MappingProxyType({})
 ) -> Trial:
     """What plans can cut of a model from `swapped`; arguments and errors are those of `tried`."""
-    return tried(program, model, image, chosen, partial(planned, model), NO_PLAN, whole)
+    buffers = {path: module._buffers.get(name) for path, (module, name) in computable(model).items()}
+    again = {(path, dim): COMPUTED for path, held in buffers.items() if held is not None for dim in range(held.ndim)}
+    return tried(program, model, image, chosen, partial(planned, model), NO_PLAN, again | dict(whole))
 
 
 def plan_else_graph(

@@ -46,7 +46,7 @@ def check_memory(graph: Graph, model: nn.Module, input: Any) -> None:
 
     Args:
         graph: the structure.
-        model: what `build` made of it, on the meta device.
+        model: what `graph_module` made of it, and a plan of that, on the meta device.
         input: channels, height, width of the images, as a configuration states them.
 
     Raises:
@@ -54,7 +54,8 @@ def check_memory(graph: Graph, model: nn.Module, input: Any) -> None:
             result whose size depends on values is one.
     """
     sizes = list(validated(_Sizes, input, "a graph's input_size", StructureError))
-    told = repr((graph, sizes, MAX_IMAGE_BYTES, MAX_MADE, BATCH, torch.__version__, __version__))
+    shapes = {path: tuple(tensor.shape) for path, tensor in tensors_of(model).items()}  # as a plan left them
+    told = repr((graph, shapes, sizes, MAX_IMAGE_BYTES, MAX_MADE, BATCH, torch.__version__, __version__))
     passed = cache() / "bounded" / hashlib.sha256(told.encode()).hexdigest()
     if passed.exists():
         return
