@@ -1,5 +1,6 @@
 """Graph: structures as lists of nodes, run as plain torch modules."""
 
+import copy
 import json
 
 import pytest
@@ -202,6 +203,10 @@ def test_padding_same_gives_a_stride_th_of_the_pixels_rounded_up(size, kernel, s
         ),
         ({"nodes": [], "outputs": ["y"]}, "output 'y' isn't a node"),
         ({"nodes": [], "outputs": []}, "no input or no output"),
+        ({"keys": ["a", "b"]}, "keys aren't names of its 1 outputs, each once"),
+        ({"outputs": ["x", "x"], "keys": ["a", "a"]}, "keys aren't names of its 2 outputs, each once"),
+        ({"keys": [1]}, "keys[0] is 1, expected text"),
+        ({"keys": ["\x1b[31m"]}, "keys have characters that can't be printed"),
     ],
 )
 def test_a_graph_that_cannot_be_understood_is_refused(change, message):
@@ -237,6 +242,19 @@ def test_what_is_absurd_in_sum_is_refused():
 
     with pytest.raises(StructureError, match="asks for more than"):
         graph_module(Graph(("x",), nodes, ("x",)))
+
+
+@pytest.mark.parametrize("p", [-0.1, 2, "a", [0.1], None])
+def test_branches_are_dropped_by_a_share(p):
+    with pytest.raises(StructureError, match="node 'a': no drop_path of"):
+        graph_module(Graph(("x",), (Node("a", "drop_path", ("x",), {"p": p}),), ("a",)))
+
+
+@pytest.mark.parametrize("key", ["a': print(1), 'b", 'a": print(1), "b', "a\\': print(1), 'b", "'''+print(1)+'''"])
+def test_a_key_never_becomes_code(key, capsys):
+    model = graph_module(Graph(("x",), (Node("a", "relu", ("x",)),), ("a",), (key,)))
+    assert list(copy.deepcopy(model)(torch.ones(1))) == [key]
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(

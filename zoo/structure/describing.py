@@ -117,7 +117,8 @@ def _as_graph(model: nn.Module, image: Tensor, reason: str) -> tuple[nn.Module, 
     task = carried.task if carried else DEFAULT_TASK if logits else OTHER_TASK
     description = Description(name, carried.base if carried else None, graph=graph, task=task)
     modules = dict(made.named_modules())
-    said = {key: config[key] for key in ("first_conv", "classifier") if str(config.get(key)) in modules}
+    ends = _ends(graph, logits)
+    ends |= {key: config[key] for key in ("first_conv", "classifier") if str(config.get(key)) in modules}
     former = {key: value for key, value in config.items() if key not in ("first_conv", "classifier", "architecture")}
     if "mean" not in config:
         scale = {"mean": (0.0,) * image.shape[1], "std": (1.0,) * image.shape[1], "interpolation": "bicubic"}
@@ -126,7 +127,7 @@ def _as_graph(model: nn.Module, image: Tensor, reason: str) -> tuple[nn.Module, 
     classes = outputs.shape[1] if logits else 0
     if len(former.get("label_names") or ()) != classes:  # they were another head's
         former.pop("label_names", None)
-    configure_(made, {**former, **_ends(graph, logits), **said, "input_size": tuple(image.shape[1:]), "num_classes": classes})
+    configure_(made, {**former, **ends, "input_size": tuple(image.shape[1:]), "num_classes": classes})
     made.num_classes = classes  # type: ignore[assignment]
     attach_(made, description)
     return made, description

@@ -19,7 +19,7 @@ from zoo.deadline import deadline
 from zoo.errors import FOREIGN, StructureError, first_line, in_one_line
 from zoo.measurement.macs import unchanged
 from zoo.printable import logger
-from zoo.structure.graph.drops import drop_rates, undropped
+from zoo.structure.graph.drops import Undropped, drop_rates
 from zoo.structure.graph.exported import lift
 from zoo.structure.graph.graph import Graph, GraphModel, graph_module
 from zoo.structure.graph.tracing import DIMS, export
@@ -223,7 +223,7 @@ def _compare_training(model: nn.Module, made: nn.Module, images: Tensor, name: s
     for module in (module for each in both for module in each.modules()):  # whose draws differ from library to library
         vars(module).update({rate: 0.0 for rate in drop_rates(module)})
     outputs, moved = list[Any](), list[list[Tensor]]()
-    with torch.no_grad(), contextlib.suppress(*FOREIGN), torch.random.fork_rng(devices=[]), undropped():
+    with torch.no_grad(), contextlib.suppress(*FOREIGN), torch.random.fork_rng(devices=[]), Undropped():
         for each in both:
             torch.manual_seed(0)
             before = [(held, held.clone()) for held in each.buffers() if held.is_floating_point()]

@@ -53,7 +53,7 @@ class _Apart(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class undropped(TorchFunctionMode):  # noqa: N801  # a context, as `shown` is
+class Undropped(TorchFunctionMode):
     """Nothing is dropped by a function that a module calls itself, for as long as the context is open."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -131,6 +131,8 @@ def check_graph(graph: Graph, where: str = "graph") -> None:
         raise StructureError(f"{where} has no input or no output")
     if graph.keys is not None and not len(set(graph.keys)) == len(graph.keys) == len(graph.outputs):
         raise StructureError(f"{where}: keys aren't names of its {len(graph.outputs)} outputs, each once")
+    if not all(key.isprintable() for key in graph.keys or ()):
+        raise StructureError(f"{where}: keys have characters that can't be printed")
 
 
 class GraphModel(fx.GraphModule):

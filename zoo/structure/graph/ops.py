@@ -84,6 +84,8 @@ class DropPath(nn.Module):
 
     def __init__(self, p: float = 0.0) -> None:
         super().__init__()
+        if not 0 <= p <= 1:
+            raise ValueError(f"p is {p}, expected 0 to 1")
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
