@@ -139,7 +139,10 @@ class Reloader:
     def __call__(self, folder: Path, stored: Path) -> float:
         """How far what it gives is from what is stored; infinite where it can't be loaded."""
         print(folder, stored, sep="\t", file=self.process.stdin, flush=True)
-        return float(self.process.stdout.readline())
+        for line in self.process.stdout:  # of which the first may be for a row whose time was up
+            if line.startswith(f"{folder}\t"):
+                return float(line.rpartition("\t")[2])
+        raise ZooError("the process that loads again has ended")
 
 
 def row(name: str, seconds: float, reloader: "Reloader | None" = None) -> dict[str, Any]:

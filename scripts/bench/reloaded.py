@@ -22,8 +22,9 @@ def off(folder: str, stored: str) -> float:
 
 
 for line in sys.stdin:
+    folder, stored = line.rstrip("\n").split("\t")
     try:
-        print(off(*line.rstrip("\n").split("\t")), flush=True)
+        print(folder, off(folder, stored), sep="\t", flush=True)
     except ZooError as error:
         print(error, file=sys.stderr)
-        print("inf", flush=True)
+        print(folder, "inf", sep="\t", flush=True)
