@@ -7,6 +7,7 @@ images, for larger ones where it takes any size, and while training.
 
 import contextlib
 import copy
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -246,7 +247,7 @@ def _run(model: nn.Module, images: Tensor, name: str) -> Any:
 
 def _tried(made: nn.Module, images: Tensor) -> Any:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):  # where fx prints what it raises too
             return made(images.clone())
     except FOREIGN as error:
         log.debug("the graph doesn't run on %s: %s", list(images.shape), first_line(error))
