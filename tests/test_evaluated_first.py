@@ -6,7 +6,7 @@ import torch
 from msgspec.structs import replace
 
 import zoo
-from zoo.catalog.entry import Base, Budget, Entry, Recipe
+from zoo.catalog.entry import Base, Budget, Entry, Recipe, own
 from zoo.tasks.datasets import dataset
 from zoo.verbs import beginning
 from zoo.verbs.building import make
@@ -79,3 +79,32 @@ def test_what_is_made_of_a_compressed_model_is_compared_with_its_base_and_not_wi
     assert said[2].startswith("base: top1 ")
     assert "(base 0." in said[-1]
     assert "dense" not in " ".join(said).replace(str(tmp_path / "dense"), "")
+
+
+class Maps(torch.nn.Module):
+    """Two outputs by their keys, none of them logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Conv2d(1, 16, 3), torch.nn.Conv2d(16, 16, 3)
+
+    def forward(self, images):
+        hidden = self.first(images).relu()
+        return {"maps": self.second(hidden), "mean": self.second(hidden).mean((2, 3))}
+
+
+def test_a_model_whose_outputs_have_no_labels_is_compared_with_its_base_and_its_counts_are_verified(
+    tmp_path, caplog, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    zoo.save(Maps(), "maps", input=(1, 16, 16))
+    recipe, said = Recipe("prune", Budget(0.6), {"images": 32}, "digits", schedule={"epochs": 0}), []
+    make(own("maps_60", "maps", "image-feature-extraction", base=Base("./maps"), input=(1, 16, 16), recipe=recipe),
+         tmp_path / "out", say=said.append)  # fmt: skip
+
+    assert "dense: nothing is told of outputs like its own, so models are compared with it" in "".join(said)
+    assert said[-1].count("agreement") == 1
+    found = zoo.verify("./out")
+    assert found.passed
+    assert {row.figure for row in found.rows} == {"params", "macs", "kmapp"}
+    assert "can be compared with its base's alone" in caplog.text

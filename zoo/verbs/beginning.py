@@ -131,7 +131,8 @@ def _say_how_good(base: nn.Module, report: Report, entry: Entry, say: Say) -> No
     """Say what a base is good for, and where that is little what may be wrong."""
     leading, data = task_named(entry.task).leading.figure, entry.recipe.data
     if leading not in report.measured:
-        say(f"{word_of(base)}: the labels of {data} are hidden, so models are compared with it by their outputs alone")
+        why = "nothing is told of outputs like its own" if leading in BESIDE else f"the labels of {data} are hidden"
+        say(f"{word_of(base)}: {why}, so models are compared with it by their outputs alone")
         return
     value, images, classes = report.measured[leading], report.data["images"], getattr(base, "num_classes", 0) or 0
     say(f"{word_of(base)}: {leading} {value:.4f} on {data}, {images:,} images")

@@ -26,6 +26,7 @@ from zoo.structure.describing import describe
 from zoo.structure.description import attach_
 from zoo.structure.sources import is_base_id
 from zoo.tasks import task_named
+from zoo.tasks.evaluation import BESIDE
 from zoo.tasks.task import Labels
 from zoo.training.schedule import Machine
 from zoo.verbs.beginning import (
@@ -241,7 +242,7 @@ def _figures(report: Report, dense: Report | None, leading: str, word: str) -> s
         f"{key} {now[key]:,}" + (f" ({now[key] / then[key]:.1%} of {then[key]:,})" if then else "")
         for key in ("macs", "params")
     ]
-    if leading in now:
+    if leading in now and leading not in BESIDE:
         parts.append(f"{leading} {now[leading]:.4f}" + (f" ({word} {then[leading]:.4f})" if then else ""))
     if dense is not None:
         parts.append(f"agreement {now['agreement']:.4f}, kl {now['kl']:.4f} nats")
