@@ -1,10 +1,12 @@
-"""Where a graph takes images of one size alone, that is said and nothing else."""
+"""Where a graph takes images of one size alone, that is said and nothing else; statistics of an image are its own."""
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+import zoo
 from zoo.structure.graph.capture import capture
+from zoo.verbs.coverage import coverage
 
 
 class Places(nn.Module):
@@ -29,3 +31,17 @@ def test_where_a_graph_takes_images_of_one_size_alone_that_is_all_that_is_said(c
     said = [each.getMessage() for each in caplog.records if each.name.startswith("zoo")]
     assert said == ["Places: its graph takes images of 32 x 32 alone"]
     assert capfd.readouterr() == ("", "")
+
+
+def test_norms_of_each_image_alone_are_kept_and_their_channels_cut(tmp_path):
+    torch.manual_seed(0)
+    norms = nn.InstanceNorm2d(16, affine=True), nn.InstanceNorm2d(32)
+    layers = nn.Conv2d(3, 16, 3), norms[0], nn.ReLU(), nn.Conv2d(16, 32, 3), norms[1], nn.ReLU(), nn.Conv2d(32, 2, 1)
+    model, images = nn.Sequential(*layers).eval(), torch.randn(3, 3, 32, 32)
+    zoo.save(model, tmp_path / "model", example=(3, 32, 32))
+    with torch.no_grad():
+        torch.testing.assert_close(zoo.load(tmp_path / "model")(images), model(images))
+    found = coverage(str(tmp_path / "model"))
+    assert found.kept <= 0.5
+    assert found.off <= 1e-6
+    assert found.groups == 2

@@ -204,7 +204,7 @@ RULES: Mapping[Any, Rule] = {
     **_named("scaled_dot_product_attention", attention),
     **_named("einsum", einsum),
     **dict.fromkeys(RECURRENT, recurrence),
-    **_named("batch_norm", batch_norm),
+    **_named("batch_norm instance_norm", batch_norm),
     **_named("layer_norm rms_norm", layer_norm),
     **_named("group_norm", group_norm),
     **_named("mean sum var std var_mean linalg_vector_norm norm logsumexp", reduction),
@@ -225,4 +225,4 @@ CONTRACTIONS = RECURRENT | set(
         unknown,
     )
 )
-STATISTICS = set(_named("layer_norm rms_norm group_norm batch_norm mean var std var_mean", unknown))
+STATISTICS = set(_named("layer_norm rms_norm group_norm batch_norm instance_norm mean var std var_mean", unknown))

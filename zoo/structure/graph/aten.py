@@ -65,6 +65,11 @@ def batch_norm(input: Tensor, weight: Tensor | None = None, bias: Tensor | None 
     return torch.batch_norm(input, weight, bias, None, None, True, 0.0, eps, False)
 
 
+def instance_norm(input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    """Normalise each channel of each image by its own statistics, and keep none."""
+    return torch.instance_norm(input, weight, bias, None, None, True, 0.0, eps, False)
+
+
 def _table(names: str) -> Iterator[tuple[str, Op]]:
     for name in names.split():
         packet, _, overload = name.partition(".")
@@ -77,6 +82,7 @@ def _table(names: str) -> Iterator[tuple[str, Op]]:
 ATEN: Mapping[str, Op] = {
     **dict(_table(_NAMES)),
     "aten.batch_norm": Op(batch_norm, ("input", "weight", "bias", "eps"), ("input", "weight", "bias")),
+    "aten.instance_norm": Op(instance_norm, ("input", "weight", "bias", "eps"), ("input", "weight", "bias")),
     **{
         name: Op(
             layer,

@@ -30,7 +30,7 @@ log = logger(__name__)
 
 BATCHES = (1, 2, 5)  # images
 LARGER = 32  # pixels more on each side, which strides divide
-ANY_SIZE = 60.0  # seconds of CPU that tracing it may take
+ANY_SIZE = 20.0  # seconds of CPU that tracing it may take
 CLOSE = 1e-5  # of the largest output; of less precise types some steps of theirs
 STEPS = 8
 

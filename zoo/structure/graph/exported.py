@@ -45,6 +45,8 @@ _INTS: dict[Any, tuple[str, Callable[[int, int], int]]] = {
     operator.floordiv: ("int_floordiv", operator.floordiv),
     operator.mod: ("int_mod", operator.mod),
 }
+COMPUTED = {"aten.batch_norm": "training", "aten.instance_norm": "use_input_stats"}
+"""Norms whose statistics may be computed → the argument that says so."""
 _CASTS = {"aten.to.dtype", "aten.to.device", "aten.to.dtype_layout", "aten._to_copy"}
 _MADE = {f"aten.{prefix}{name}": name for name in ("zeros", "ones", "full") for prefix in ("", "new_")}
 _MADE |= {"aten.arange": "arange", "aten.arange.start": "arange"}
@@ -210,8 +212,8 @@ class _Lifting:
 
     def _function(self, node: fx.Node, key: str, args: dict[str, Any]) -> str:
         """Write an operation of the table, as an op that graphs had before where one does the same."""
-        if key == "aten.batch_norm":
-            if args.get("running_mean") is not None or not args.pop("training"):
+        if key in COMPUTED:
+            if args.get("running_mean") is not None or not args[COMPUTED[key]]:
                 raise StructureError(f"{node.name}: {key} with computed statistics can't be written as a graph")
             args = {name: args[name] for name in ("input", "weight", "bias", "eps") if name in args}
         if key in RECURRENT and not args.pop("dropout"):
