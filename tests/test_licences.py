@@ -172,3 +172,16 @@ def test_what_is_not_the_models_is_refused_in_a_line(said, message, cnn, tmp_pat
             **said,
         )
     assert not (tmp_path / "it").exists()
+
+
+def test_what_a_recipe_made_has_no_licence_once_it_was_altered(tmp_path):
+    model = zoo.load("digits_cnn_pruned_25")
+    same = claims(zoo.save(model, tmp_path / "same"))
+    with torch.no_grad():
+        model.fc.bias += 0.1
+    altered = claims(zoo.save(model, tmp_path / "altered"))
+    assert (same[0], same[3][-1]) == ("apache-2.0", "license: apache-2.0")
+    smaller = zoo.compress(model, budget=0.8, data=[torch.randn(32, 1, 32, 32)])
+    for said in (altered, claims(zoo.save(smaller, tmp_path / "smaller"))):
+        assert said[0] is None
+        assert not [line for line in said[3] if line.startswith("license")]

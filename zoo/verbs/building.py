@@ -123,7 +123,7 @@ def _made(entry: Entry, folder: Path, say: Say, machine: Machine) -> Path:
         say(f"{step} {training_costs(model, teachers, recipe, machine, here)}")
         _train_(model, teachers, entry, work / "training.safetensors", machine)
     say(f"{step + 1} evaluate on {recipe.data}")
-    attach_(model, replace(describe(model), name=entry.name, recipe=shown(entry, describe(base))))
+    attach_(model, replace(describe(model), name=entry.name, recipe=shown(entry, describe(base)), source=""))
     report = _report(model, base.to(here.device) if dense else None, entry)
     say(f"{step + 2} write {folder}")
     if here.is_main_process:

@@ -29,7 +29,7 @@ from zoo.printable import logger, told
 from zoo.structure.base import without_claims
 from zoo.structure.changed import compared
 from zoo.structure.describing import describe, described
-from zoo.structure.description import Description, config_of, configure_
+from zoo.structure.description import Description, config_of, configure_, description_of
 from zoo.structure.graph.capture import check_parameters, check_values
 from zoo.structure.tensors import tensors_of
 from zoo.tasks import task_of
@@ -120,8 +120,7 @@ def compress(
     if not METHODS[method].budgeted and rounds > 1:
         raise BudgetError(f"{method} takes no rounds: it has thresholds, and no budget to go towards")
     original, dense = _checked(model, method, example)
-    unnamed = licences.unnamed(model, original, dense)
-    dense = licences.without_tag(dense) if unnamed else dense
+    dense, held = licences.judged(original, dense, description_of(unwrapped(model)) is not None)
     model = original if own else single(original)
     apart |= {"timed_on": timed_on or processor(next(model.parameters()).device)} if latency_ms else {}
     recipe = {"method": method, "options": {**options, **_unusual(apart)}}
@@ -144,7 +143,7 @@ def compress(
     if advice := METHODS[method].advice:
         _say_if_little(method, measure(smaller).macs / measure(model).macs, _shapes(smaller) == _shapes(model), advice)
     smaller = alike_(smaller, original)
-    if unnamed:
+    if not held:
         configure_(smaller, without_claims(config_of(smaller)))
     return smaller
 

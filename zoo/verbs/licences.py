@@ -9,9 +9,8 @@ from zoo.catalog.entry import Base
 from zoo.errors import ZooError
 from zoo.hub import repository
 from zoo.hub.remote import Access
-from zoo.measurement.macs import unwrapped
 from zoo.structure.base import CLAIMS, skeleton, tag, untagged
-from zoo.structure.description import Description, config_of, description_of
+from zoo.structure.description import Description, config_of
 from zoo.structure.tensors import tensors_of
 from zoo.verbs.loading import folder_of, pretrained
 
@@ -21,15 +20,16 @@ def license_of(base: Base) -> str | None:
     return config_of(skeleton(base)).get("license") if base.source and tag(base) else None
 
 
-def unnamed(model: nn.Module, found: nn.Module, description: Description) -> bool:
-    """Whether nobody said what a model's weights are, and they aren't those that its library says it started from.
+def judged(model: nn.Module, description: Description, said: bool) -> tuple[Description, bool]:
+    """The description of a model, without its base's tag where nobody said that its weights are of it; and `hold`.
 
     Args:
-        model: as it was handed over.
-        found: in it, by `described`.
-        description: of that.
+        model: from `described`.
+        description: of it.
+        said: somebody says what it is: who saves it, or the model itself, as it was loaded or compressed.
     """
-    return description_of(unwrapped(model)) is None and not hold(found, description)
+    held = hold(model, description)
+    return description if held or said else without_tag(description), held
 
 
 def without_tag(description: Description) -> Description:
@@ -42,9 +42,10 @@ def hold(model: nn.Module, description: Description) -> bool:
     """Whether what `pretrained_cfg` claims of a model's weights holds.
 
     It does where they are, tensor by tensor, those that it was said of: in the folder that the model was loaded from,
-    or of its base's tag as they lie in the cache. What was made by a recipe is under the licence of its base.
+    or of its base's tag as they lie in the cache. What a recipe made in this process is under its base's.
     """
-    if description.recipe or not any(config_of(model).get(key) for key in CLAIMS):
+    made = description.recipe and not description.source
+    if made or not any(config_of(model).get(key) for key in CLAIMS):
         return True
     try:
         if description.source:

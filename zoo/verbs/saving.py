@@ -90,13 +90,12 @@ def save(
     if name is not None:
         description = replace(description, name=name)
     config = named(seen_as(config_of(model), input, mean, std), labels, getattr(model, "num_classes", None))
-    if not licences.hold(model, description):
-        config = without_claims(config)
-        description = licences.without_tag(description) if base is None and not carried else description
+    description, held = licences.judged(model, description, said=base is not None or carried)
+    config = config if held else without_claims(config)
     config |= {"license": license} if license else {}
     with _carrying(model, config):
         report = report or report_of(model, data, name=description.name)
-        card = render(_entry(description, config), description, report, config, dense)
+        card = render(_entry(description, config, held), description, report, config, dense)
         results = json.dumps(report.to_json(), indent=2) + "\n"
         Report.from_json(json.loads(results), repository.RESULTS)  # or nobody could read it
         files = {repository.CARD: card, repository.RESULTS: results}
@@ -249,12 +248,12 @@ def push(
     return str(to)
 
 
-def _entry(description: Description, config: Mapping[str, Any]) -> Entry:
-    """The catalog's entry, or what can be said of a model that isn't in it."""
+def _entry(description: Description, config: Mapping[str, Any], held: bool) -> Entry:
+    """The catalog's entry, of whose licence what is claimed holds or not, or what can be said of another model."""
     license = config.get("license")
     try:
         entry = catalog.info(description.name)
-        return entry if description.recipe else structs.replace(entry, license=license)
+        return entry if description.recipe and held else structs.replace(entry, license=license)
     except UnknownName:
         channels, height, width = config["input_size"]
         architecture = description.base.architecture if description.base else description.name
