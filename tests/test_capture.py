@@ -68,7 +68,7 @@ class Siamese(Net):
 class Recurrent(nn.Module):
     def __init__(self, kind):
         super().__init__()
-        self.stem, self.cell, self.head = nn.Conv2d(3, 8, 4, 4), kind(8, 12, batch_first=True), nn.Linear(12, 4)
+        self.stem, self.cell, self.head = nn.Conv2d(3, 8, 8, 8), kind(8, 12, batch_first=True), nn.Linear(12, 4)
 
     def forward(self, x):
         return self.head(self.cell(self.stem(x).flatten(2).mT)[0][:, -1])

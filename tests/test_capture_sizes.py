@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import zoo
+from zoo.structure.graph import tracing
 from zoo.structure.graph.capture import capture
 from zoo.verbs.coverage import coverage
 
@@ -31,6 +32,15 @@ def test_where_a_graph_takes_images_of_one_size_alone_that_is_all_that_is_said(c
     said = [each.getMessage() for each in caplog.records if each.name.startswith("zoo")]
     assert said == ["Places: its graph takes images of 32 x 32 alone"]
     assert capfd.readouterr() == ("", "")
+
+
+def test_tracing_any_size_is_given_up_where_it_takes_long_and_this_size_stays(monkeypatch, caplog):
+    monkeypatch.setattr(tracing, "ANY_SIZE", 0.0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    made, _ = capture(model, torch.randn(2, 3, 32, 32))
+    assert "Sequential: its graph takes images of 32 x 32 alone" not in caplog.text  # nothing in it knows the size
+    with torch.no_grad():
+        assert torch.equal(made(images := torch.randn(3, 3, 32, 32)), model(images))
 
 
 def test_norms_of_each_image_alone_are_kept_and_their_channels_cut(tmp_path):

@@ -88,7 +88,11 @@ def plan_else_graph(
         StructureError: the model can't be exported.
     """
     if describe(model).graph is not None:
-        return tried(exported(model, image, DIMS), model, image, halves, whole=whole), "model is one"
+        try:
+            program = exported(model, image, DIMS)
+        except StructureError:
+            program = exported(model, image)
+        return tried(program, model, image, halves, whole=whole), "model is one"
     program = exported(model, image)
     try:
         return by_plan(program, model, image, chosen, whole), ""

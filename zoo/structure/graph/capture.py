@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 from torch.utils import _pytree as pytree
 
-from zoo.deadline import deadline
 from zoo.errors import FOREIGN, StructureError, first_line, in_one_line
 from zoo.measurement.macs import unchanged
 from zoo.printable import logger
@@ -30,7 +29,6 @@ log = logger(__name__)
 
 BATCHES = (1, 2, 5)  # images
 LARGER = 32  # pixels more on each side, which strides divide
-ANY_SIZE = 20.0  # seconds of CPU that tracing it may take
 CLOSE = 1e-5  # of the largest output; of less precise types some steps of theirs
 STEPS = 8
 
@@ -171,11 +169,8 @@ def _of_any_size(
     """The model and the graph, with as many sizes left open as the module allows, of those that are tried."""
     refused: StructureError | None = None
     for dims in tried:
-        traced = f"{name}: an image of any size"
-        bound = deadline(traced, ANY_SIZE) if len(dims) > 1 else contextlib.nullcontext()
         try:
-            with bound:  # sizes that are symbols can take hours
-                graph, made = _lifted(model, images[:2], dims)
+            graph, made = _lifted(model, images[:2], dims)
             _compare(model, made, images, name)
             return made, graph
         except StructureError as error:

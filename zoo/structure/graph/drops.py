@@ -6,6 +6,8 @@ returns the very tensor that it was given, which tracing takes for its result fr
 what went in; so it is given a copy.
 """
 
+import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+from zoo.errors import StructureError
 
 DROPOUTS = {
     "aten.dropout": "dropout",
@@ -31,13 +35,19 @@ def drops_branches(name: str) -> bool:
 
 
 @contextmanager
-def shown(model: nn.Module) -> Iterator[None]:
-    """A model of which everything that drops something is traced, for as long as the context is open."""
+def shown(model: nn.Module, seconds: float = math.inf) -> Iterator[None]:
+    """A model of which everything that drops something is traced, for as long as the context is open.
+
+    Args:
+        model: in eval mode.
+        seconds: of CPU, after which the next operation is refused. It isn't a signal that ends it: an exception out of
+            one aborts the process where torch's C++ expects none.
+    """
     patched = [each for each in model.modules() if drops_branches(type(each).__name__) and drop_rates(each)]
     for module in patched:
         vars(module)["forward"] = partial(_idle, max(drop_rates(module).values()))
     try:
-        with _Apart():
+        with _Apart(time.process_time() + seconds):
             yield
     finally:
         for module in patched:
@@ -45,9 +55,15 @@ def shown(model: nn.Module) -> Iterator[None]:
 
 
 class _Apart(TorchFunctionMode):
-    """What drops something is given a copy."""
+    """What drops something is given a copy, until the time is over."""
+
+    def __init__(self, end: float) -> None:
+        super().__init__()
+        self.end = end
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if time.process_time() > self.end:
+            raise StructureError("tracing takes too long")
         if func in _DROPS and args:
             args = (args[0].clone(), *args[1:])
         return func(*args, **(kwargs or {}))

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from zoo.errors import in_one_line
 from zoo.structure.graph.drops import shown
 
 DIMS = (0, 2, 3)  # of images, that a graph leaves open where the model does
+ANY_SIZE = 20.0  # seconds of CPU that this may take: sizes that are symbols can take hours
 
 
 def export(model: nn.Module, image: Tensor, dims: Sequence[int] = (0,)) -> ExportedProgram:
@@ -32,13 +34,13 @@ def export(model: nn.Module, image: Tensor, dims: Sequence[int] = (0,)) -> Expor
         the sizes that were traced needn't be true of others that the model takes.
 
     Raises:
-        StructureError: the model can't be exported.
+        StructureError: the model can't be exported, or sizes that are left open take too long.
     """
     modes = {module: module.training for module in model.modules()}
     try:
         with in_one_line(f"{type(model).__name__} can't be exported"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The tensor attribute")  # caches, which export restores
-            with shown(model), _quiet():
+            with shown(model, ANY_SIZE if len(dims) > 1 else math.inf), _quiet():
                 program = torch.export.export(
                     *(model.eval(), (image,)),
                     dynamic_shapes=(dict.fromkeys(dims, Dim.AUTO),),
