@@ -12,8 +12,9 @@ from torchvision.ops import StochasticDepth
 
 import zoo
 from zoo.errors import StructureError
+from zoo.measurement.divergence import leaves
 from zoo.structure.describing import described
-from zoo.structure.graph.capture import capture, leaves
+from zoo.structure.graph.capture import capture
 from zoo.training.schedule import Schedule
 
 SIZE = (3, 32, 32)

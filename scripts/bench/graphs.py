@@ -34,8 +34,9 @@ from tqdm import tqdm
 from zoo.errors import ZooError, first_line
 from zoo.files import write_json
 from zoo.hub import repository
+from zoo.measurement.divergence import leaves
 from zoo.structure.description import Description, attach_, configure_
-from zoo.structure.graph.capture import capture, leaves
+from zoo.structure.graph.capture import capture
 from zoo.verbs.coverage import coverage
 
 CACHE = Path("build/graphs")

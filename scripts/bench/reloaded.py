@@ -8,7 +8,7 @@ import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from zoo.errors import ZooError  # noqa: E402
-from zoo.structure.graph.capture import leaves  # noqa: E402
+from zoo.measurement.divergence import leaves  # noqa: E402
 from zoo.verbs.loading import load  # noqa: E402
 
 

@@ -47,6 +47,11 @@ def symmetric(divergence: Divergence, outputs: Tensor, target: Tensor) -> Tensor
     return torch.maximum(divergence(outputs, target), divergence(target, outputs))
 
 
+def leaves(outputs: Any) -> list[Tensor]:
+    """The tensors that a model returned."""
+    return [each for each in pytree.tree_leaves(outputs) if isinstance(each, Tensor)]
+
+
 def as_one(outputs: Any) -> Tensor:
     """What a model returned as one tensor that begins with the batch.
 
@@ -59,7 +64,7 @@ def as_one(outputs: Any) -> Tensor:
     >>> as_one({"a": torch.zeros(2, 3), "b": torch.zeros(2, 4, 5)}).shape
     torch.Size([2, 23, 1])
     """
-    tensors = [each for each in pytree.tree_leaves(outputs) if isinstance(each, Tensor)]
+    tensors = leaves(outputs)
     if len(tensors) == 1:
         return tensors[0]
     alike = [each.flatten(1) for each in tensors if each.ndim > 1 and len(each) == len(tensors[0])]

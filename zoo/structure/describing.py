@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from zoo.catalog.entry import Base
 from zoo.errors import StructureError, UnknownName, WeightsError, first_line, in_one_line
+from zoo.measurement.divergence import leaves
 from zoo.measurement.macs import input_size, unchanged, unwrapped
 from zoo.printable import logger
 from zoo.structure.base import fingerprint, skeleton, tag
@@ -22,7 +23,7 @@ from zoo.structure.description import (
     description_of,
     skeleton_of,
 )
-from zoo.structure.graph.capture import capture, check_values, fold, leaves
+from zoo.structure.graph.capture import capture, check_values, fold
 from zoo.structure.graph.graph import Graph
 from zoo.structure.sources import SOURCES, source_of
 from zoo.structure.tensors import assign_, tensors_of

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.errors import DataError
-from zoo.measurement.divergence import divergence
+from zoo.measurement.divergence import divergence, leaves
 from zoo.structure.description import config_of
 from zoo.tasks.classification.transforms import Views, evaluation_transform, training_transform
 from zoo.tasks.loader import loader
@@ -31,8 +31,6 @@ def check_same(model: nn.Module, other: nn.Module, what: str) -> None:
 
 
 def _shapes(model: nn.Module) -> list[list[int]]:
-    from zoo.structure.graph.capture import leaves
-
     weight = next(model.parameters())
     images = torch.zeros(1, *config_of(model)["input_size"]).to(weight)
     with torch.no_grad():

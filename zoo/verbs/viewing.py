@@ -10,9 +10,10 @@ from torch import nn
 from zoo.errors import RepositoryError, StructureError
 from zoo.files import REPOSITORY, read_json, write_json, writing_folder
 from zoo.hub import graph_view, repository, weights
+from zoo.measurement.divergence import leaves
 from zoo.measurement.macs import input_size, unchanged
 from zoo.printable import logger
-from zoo.structure.graph.capture import BATCHES, capture, leaves
+from zoo.structure.graph.capture import BATCHES, capture
 from zoo.structure.tensors import tensors_of
 from zoo.verbs.loading import folder_of
 

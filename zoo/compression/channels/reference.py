@@ -18,6 +18,7 @@ from zoo.compression.channels.cutting import Kept, rewritten
 from zoo.compression.channels.rules import CONTRACTIONS, STATISTICS
 from zoo.compression.channels.trace import argument
 from zoo.errors import FOREIGN
+from zoo.measurement.divergence import leaves
 
 aten = torch.ops.aten
 
@@ -185,11 +186,6 @@ def compare(kept: Kept, tensors: Mapping[str, Tensor], cut: Cut, image: Tensor) 
     if not torch.isfinite(torch.stack([a, b])).all():
         return float("inf")
     return float((a - b).abs().max() / scale.abs().max().clamp(min=1e-12))
-
-
-def leaves(outputs: Any) -> list[Tensor]:
-    """The tensors that a model returned."""
-    return [each for each in pytree.tree_leaves(outputs) if isinstance(each, Tensor)]
 
 
 def _halves(both: Tensor, one: Tensor) -> tuple[Tensor, ...] | None:

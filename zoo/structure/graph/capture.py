@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
-from torch.utils import _pytree as pytree
 
 from zoo.errors import FOREIGN, StructureError, first_line, in_one_line
+from zoo.measurement.divergence import leaves
 from zoo.measurement.macs import unchanged
 from zoo.printable import logger
 from zoo.structure.graph.drops import Undropped, drop_rates
@@ -247,11 +247,6 @@ def _tried(made: nn.Module, images: Tensor) -> Any:
     except FOREIGN as error:
         log.debug("the graph doesn't run on %s: %s", list(images.shape), first_line(error))
         return None
-
-
-def leaves(outputs: Any) -> list[Tensor]:
-    """The tensors that a model returned."""
-    return [each for each in pytree.tree_leaves(outputs) if isinstance(each, Tensor)]
 
 
 def _off(expected: Any, found: Any) -> float:
