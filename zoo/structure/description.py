@@ -34,7 +34,7 @@ class Description:
         graph: a structure that stands alone, in place of the base.
         recipe: how it was made, as plain data.
         structure: `stand-in` where the published widths aren't known yet, else `exact`.
-        source: the folder that it was loaded from, or where it came from otherwise.
+        source: the folder that it was loaded from; empty for what this process made.
         task: what it is for, the Hub's pipeline tag.
 
     Raises:

@@ -58,7 +58,7 @@ def converted(
     origin = {"repo": entry.origin.repo, "commit": entry.origin.commit} if entry and entry.origin else {}
     came = {"format": format, **origin, "sha256": hashes, "changed": list(description.recipe.get("changed", ()))}
     task = entry.task if entry else description.task
-    attach_(model, replace(description, recipe={"converted_from": came}, source=str(folder), task=task))
+    attach_(model, replace(description, recipe={"converted_from": came}, task=task))
     return model.eval()
 
 
