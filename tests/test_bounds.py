@@ -167,7 +167,7 @@ def test_what_grows_by_what_it_is_given_is_refused_at_once_and_nothing_is_alloca
     with pytest.raises(StructureError, match=r"node 'b\d*'.*; mend the graph") as caught:
         bounds.check_memory(graph, model, IMAGE)
 
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 5
     assert resident() - before < 64 * 1024
     assert "\n" not in str(caught.value)
 

@@ -156,13 +156,14 @@ METHODS: dict[str, Method] = {
         suffix="sparse",
     ),
     "integer": Method(
-        None,
+        "zoo.compression.integer.integer",
         "MRT: Model Representation Tool",
         "https://github.com/CortexFoundation/cvm-runtime/blob/b5a25188/docs/mrt/model.md",
-        words="quantized to 8-bit integers",
+        words="quantized to integers",
         tags=("quantized", "int8"),
         suffix="int8",
         relation="quantized",
+        passes=(2, 20),
     ),
 }
 

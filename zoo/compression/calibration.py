@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import DataError, StructureError
-from zoo.measurement.macs import input_size
+from zoo.measurement.macs import input_size, like_images
 from zoo.measurement.passes import pass_sizes
 from zoo.printable import logger
 from zoo.structure.tensors import tensors_of
@@ -47,7 +47,7 @@ def batched(model: nn.Module, data: Iterable[Any]) -> list[Tensor]:
         DataError: these aren't batches of such images, or there are no two that differ.
         StructureError: the model doesn't say what size it takes.
     """
-    weight = next(model.parameters())
+    taken = like_images(model)
     batches = [_images(model, number, given) for number, given in enumerate(_batches(data))]
     batches = [batch for batch in batches if len(batch)]
     count = sum(map(len, batches))
@@ -63,7 +63,7 @@ def batched(model: nn.Module, data: Iterable[Any]) -> list[Tensor]:
     if any(len(batch) < 2 for batch in batches):
         batches = dealt(batches)
     layout = torch.channels_last  # depthwise convolutions take half the time so, on a CPU, and others no longer
-    return [batch.to(weight.device, weight.dtype, memory_format=layout) for batch in batches]
+    return [batch.to(taken.device, taken.dtype, memory_format=layout) for batch in batches]
 
 
 def dealt(batches: Sequence[Tensor]) -> list[Tensor]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from zoo.measurement.macs import like_images
 from zoo.printable import logger
 from zoo.structure.description import Description, config_of, configure_, skeleton_of
 from zoo.structure.graph.drops import drop_rates
@@ -39,7 +40,7 @@ def rebuilt(model: nn.Module, description: Description, tensors: Mapping[str, Te
     assign_(smaller, {path: tensor.detach().clone() for path, tensor in tensors.items()}, description.name)
     smaller.num_classes = model.num_classes
     configure_(smaller, config_of(model))
-    return smaller.to(next(model.parameters()).device)
+    return smaller.to(like_images(model).device)
 
 
 def alike_(smaller: nn.Module, model: nn.Module) -> nn.Module:
@@ -52,7 +53,7 @@ def alike_(smaller: nn.Module, model: nn.Module) -> nn.Module:
         smaller: made of the model; changed in place.
         model: as it was given.
     """
-    held, own = tensors_of(model), next(model.parameters())
+    held, own = tensors_of(model), like_images(model)
     for path, tensor in tensors_of(smaller).items():
         like = held.get(path, held.get(_FACTOR.sub(r"\1", path), own))
         if tensor.is_floating_point():

@@ -30,6 +30,7 @@ from zoo.structure.description import (
     skeleton_of,
 )
 from zoo.structure.graph import bounds
+from zoo.structure.graph.certificate import certificate
 from zoo.structure.graph.graph import Graph
 from zoo.structure.plan import Plan
 from zoo.structure.sources import SOURCES, source_of, timm
@@ -343,6 +344,7 @@ def rebuild(
     if (digest := sha256_stamped(path)) != expected:
         raise _altered(path, expected, digest)
     assign_(model, graph_view.completed(values, folder, config, model, device), str(path))
+    certificate(model)
     configure_(model, config.get("pretrained_cfg", {}))
     return model
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from zoo.errors import BudgetError
+from zoo.measurement.macs import like_images
 
 ROUNDS = 20  # of a timing
 TRIES = 3  # each with twice the rounds
@@ -42,8 +43,7 @@ def milliseconds(
     Raises:
         BudgetError: these of every other round differ too much, however often they are taken.
     """
-    weight = next(models[0].parameters())
-    image = torch.zeros(1, *input, device=weight.device, dtype=weight.dtype)
+    image = torch.zeros(1, *input).to(like_images(models[0]))
     rounds, halves = ROUNDS, (0.0, 0.0)
     for _ in range(TRIES):
         spent = [[1e3 * _seconds(model, image, clock) for model in models] for _ in range(rounds)]

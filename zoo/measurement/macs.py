@@ -29,7 +29,7 @@ class Counts:
     """What one model costs.
 
     Args:
-        params: elements of its parameters, shared ones once.
+        params: elements of its parameters, shared ones once; of an integer model, of what they became.
         macs: multiply-accumulates of one image: convolutions and matrix products, attention's included; norms and
             elementwise operations count nothing.
         kmapp: 2·macs/(1000·H·W), torch-dag's unit.
@@ -68,8 +68,26 @@ def measure(model: nn.Module, input: Sequence[int] | None = None) -> Counts:
     with sdpa_kernel(SDPBackend.MATH), counter:
         channels, height, width = forward_on_meta(model, input)
     macs = counter.get_total_flops() // 2
-    params = sum(parameter.numel() for parameter in model.parameters())
+    params = sum(held.numel() for held in weights_of(model).values())
     return Counts(params, macs, 2 * macs / (1000 * height * width), (channels, height, width))
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """A model's parameters by their paths, shared ones once, and what integer layers have of these, as buffers."""
+    whole = {
+        path: held
+        for path, held in model.named_buffers()
+        if path.rpartition(".")[2] in ("weight", "bias") and not held.is_floating_point()
+    }
+    return {**dict(model.named_parameters()), **whole}
+
+
+def like_images(model: nn.Module) -> Tensor:
+    """Make an empty tensor of the type, and on the device, of the images that a model takes."""
+    held = next((each for each in model.parameters() if each.is_floating_point()), None)
+    if held is not None:
+        return held.new_empty(0)
+    return torch.empty(0, device=next((each.device for each in model.buffers()), torch.device("cpu")))
 
 
 def meta_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -100,8 +118,7 @@ def forward_on_meta(
         input = config["input_size"]
     channels, height, width = (int(size) for size in input)
     on_meta = meta_tensors(model) if on_meta is None else on_meta
-    dtype = next((t.dtype for t in model.parameters() if t.is_floating_point()), torch.float32)
-    image = torch.empty(1, channels, height, width, device="meta", dtype=dtype)
+    image = torch.empty(1, channels, height, width, device="meta", dtype=like_images(model).dtype)
     with in_one_line(f"measure: the model refuses an input of {tuple(input)}"), unchanged(model), torch.no_grad():
         torch.func.functional_call(model, dict(on_meta), (image,))
     return channels, height, width

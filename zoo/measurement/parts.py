@@ -52,7 +52,7 @@ def _told(model: nn.Module, counter: "_Counter") -> Iterator[None]:
         return hook
 
     for path, module in model.named_modules():
-        if isinstance(module._parameters.get("weight"), Tensor) and not [*module.children()]:
+        if isinstance(getattr(module, "weight", None), Tensor) and not [*module.children()]:
             name = f"{path}.weight" if path else "weight"
             hooks += [module.register_forward_pre_hook(tell(name)), module.register_forward_hook(tell(NO_WEIGHT))]
     try:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from zoo.errors import StructureError, first_line, require
-from zoo.measurement.macs import unchanged
+from zoo.measurement.macs import like_images, unchanged
 from zoo.onnx.export import IMAGES, named
 
 BATCHES = (1, 7)
@@ -32,12 +32,12 @@ def compared(program: bytes, model: nn.Module, size: tuple[int, int, int]) -> fl
     """
     name = type(model).__name__
     run = session(program, name)
-    weight = next(model.parameters())
+    taken = like_images(model)
     most = 0.0
     for batch in BATCHES:
         images = torch.randn(batch, *size, generator=torch.Generator().manual_seed(batch))
         with unchanged(model), torch.no_grad():
-            expected = {key: value.cpu() for key, value in named(model(images.to(weight))).items()}
+            expected = {key: value.cpu() for key, value in named(model(images.to(taken))).items()}
         try:
             found = dict(zip(expected, map(torch.from_numpy, run(None, {IMAGES: images.numpy()})), strict=True))
         except (RuntimeError, ValueError) as error:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from zoo.catalog.changes import Changes, Layer, Pair
 from zoo.errors import StructureError
-from zoo.measurement.macs import input_size
+from zoo.measurement.macs import input_size, weights_of
 from zoo.measurement.parts import macs_of
 from zoo.structure.describing import describe, described
 
@@ -52,7 +52,7 @@ def compared(
 
 def _layers(model: nn.Module, macs: Mapping[str, int]) -> dict[str, Tensor]:
     """Path of each layer → its weight; a parameter of another name that is multiplied by is one by itself."""
-    matrices = {path: held for path, held in model.named_parameters() if held.ndim > 1}
+    matrices = {path: held for path, held in weights_of(model).items() if held.ndim > 1}
     return {
         path.removesuffix(".weight"): held
         for path, held in matrices.items()
@@ -74,7 +74,7 @@ def _counts(
     macs, params = Counter[str](), Counter[str]()
     for path, count in counts.items():
         macs[_owner(path, layers)] += count
-    for path, held in model.named_parameters():
+    for path, held in weights_of(model).items():
         params[_owner(path, layers)] += held.numel()
     return macs, params
 
@@ -82,7 +82,7 @@ def _counts(
 def _weights(model: nn.Module, layers: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
     """What is left of each layer: its weight, or those of its factors."""
     left: dict[str, list[Tensor]] = {path: [] for path in layers}
-    for path, held in model.named_parameters():
+    for path, held in weights_of(model).items():
         if held.ndim > 1 and (owner := _owner(path, layers)):
             left[owner].append(held)
     return left

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from zoo.errors import DataError
 from zoo.measurement.divergence import divergence, leaves
+from zoo.measurement.macs import like_images
 from zoo.structure.description import config_of
 from zoo.tasks.classification.transforms import Views, evaluation_transform, training_transform
 from zoo.tasks.loader import loader
@@ -31,8 +32,7 @@ def check_same(model: nn.Module, other: nn.Module, what: str) -> None:
 
 
 def _shapes(model: nn.Module) -> list[list[int]]:
-    weight = next(model.parameters())
-    images = torch.zeros(1, *config_of(model)["input_size"]).to(weight)
+    images = torch.zeros(1, *config_of(model)["input_size"]).to(like_images(model))
     with torch.no_grad():
         return [list(each.shape) for each in leaves(model.eval()(images))]
 

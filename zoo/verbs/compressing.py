@@ -24,7 +24,7 @@ from zoo.declarations import validated
 from zoo.errors import BudgetError, DataError, StructureError
 from zoo.measurement.divergence import as_one
 from zoo.measurement.latency import processor
-from zoo.measurement.macs import Counts, measure, unchanged, unwrapped
+from zoo.measurement.macs import Counts, like_images, measure, unchanged, unwrapped
 from zoo.printable import logger, told
 from zoo.structure.base import without_claims
 from zoo.structure.changed import compared
@@ -122,7 +122,7 @@ def compress(
     original, dense = _checked(model, method, example)
     dense, held = licences.judged(original, dense, description_of(unwrapped(model)) is not None)
     model = original if own else single(original)
-    apart |= {"timed_on": timed_on or processor(next(model.parameters()).device)} if latency_ms else {}
+    apart |= {"timed_on": timed_on or processor(like_images(model).device)} if latency_ms else {}
     recipe = {"method": method, "options": {**options, **_unusual(apart)}}
     recipe |= {} if budget is None else {"budget": structs.asdict(budget)}
     recipe |= {"base_method": former} if (former := dense.recipe.get("method")) else {}

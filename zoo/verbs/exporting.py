@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from zoo import atomic
 from zoo.errors import RepositoryError, require
-from zoo.measurement.macs import input_size
+from zoo.measurement.macs import input_size, like_images
 from zoo.onnx.export import OPSET, describe_, onnx_program
 from zoo.onnx.runtime import BATCHES, compared
 from zoo.printable import logger
@@ -57,8 +57,7 @@ def export(
     model = model if isinstance(model, nn.Module) else load(model, dtype=torch.float32)
     model, description = described(model, example=example)
     size = input_size(model)
-    weight = next(model.parameters())
-    images = torch.randn(2, *size, generator=torch.Generator().manual_seed(0)).to(weight)
+    images = torch.randn(2, *size, generator=torch.Generator().manual_seed(0)).to(like_images(model))
     program = onnx_program(model, images)
     describe_(program, model, description)
     data = program.SerializeToString()

@@ -11,7 +11,7 @@ from zoo.errors import RepositoryError, StructureError
 from zoo.files import REPOSITORY, read_json, write_json, writing_folder
 from zoo.hub import graph_view, repository, weights
 from zoo.measurement.divergence import leaves
-from zoo.measurement.macs import input_size, unchanged
+from zoo.measurement.macs import input_size, like_images, unchanged
 from zoo.printable import logger
 from zoo.structure.graph.capture import BATCHES, capture
 from zoo.structure.tensors import tensors_of
@@ -88,4 +88,4 @@ def apart(folder: Path) -> float:
 
 def _images(model: nn.Module, batch: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(batch)
-    return torch.randn(batch, *input_size(model), generator=generator).to(next(model.parameters()))
+    return torch.randn(batch, *input_size(model), generator=generator).to(like_images(model))

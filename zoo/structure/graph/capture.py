@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize, prune
 
 from zoo.errors import FOREIGN, StructureError, first_line, in_one_line
 from zoo.measurement.divergence import leaves
-from zoo.measurement.macs import unchanged
+from zoo.measurement.macs import unchanged, weights_of
 from zoo.printable import logger
 from zoo.structure.graph.drops import Undropped, drop_rates
 from zoo.structure.graph.exported import lift
@@ -145,7 +145,7 @@ def check_parameters(model: nn.Module) -> None:
     Raises:
         StructureError: it hasn't.
     """
-    if next(model.parameters(), None) is None:
+    if not weights_of(model):
         raise StructureError(f"{type(model).__name__} has no parameters: there is nothing to store or to compress")
 
 

@@ -18,8 +18,11 @@ from zoo.declarations import Name, validated
 from zoo.errors import StructureError, in_one_line
 from zoo.structure.base import MAX_ARGUMENT, Meta, Plain
 from zoo.structure.graph.aten import ATEN
-from zoo.structure.graph.ops import DTYPES, FUNCTIONS, MODULES, SIZES, TENSORS
+from zoo.structure.graph.integer import INTEGER
+from zoo.structure.graph.ops import DTYPES, FUNCTIONS, SIZES, TENSORS
+from zoo.structure.graph.ops import MODULES as FLOATS
 
+MODULES = {**FLOATS, **INTEGER}
 CALLS = {**FUNCTIONS, **ATEN}
 OPS = {**MODULES, **TENSORS, **CALLS}
 MAX_PRODUCT = 1e28  # what shape arithmetic may reach, each size that it reads counted as MAX_ARGUMENT
@@ -145,7 +148,7 @@ class GraphModel(fx.GraphModule):
         return copied
 
 
-def graph_module(graph: Graph, name: str = "Graph") -> fx.GraphModule:
+def graph_module(graph: Graph, name: str = "Graph") -> GraphModel:
     """Build the model that a graph describes, on the meta device.
 
     Args:

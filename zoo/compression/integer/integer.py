@@ -1,0 +1,99 @@
+"""Integer: a model of floats becomes one that computes in integers alone, and gives the same bytes everywhere.
+
+1. The model is written down as a graph, its batch norms folded into the layers before them.
+2. It looks at the calibration images: the range of every value, and which inputs of a layer go along with each other.
+3. Each value is given the step by which least is lost (`steps`), each layer the weights (`rounding`), and each node a
+   twin in whole numbers (`twins`) whose requantization is a shift, halves to even.
+
+Weights have at most 64, 31 or 7 as magnitude: then two products fit 16 bits, in which processors without dot products
+of bytes add them; nothing can overflow, which `structure.graph.certificate` computes from what is stored.
+
+Source of the aim: CortexFoundation, MRT, https://github.com/CortexFoundation/cvm-runtime/blob/b5a25188/docs/mrt; shifts
+in place of multipliers: Jacob et al. (CVPR 2018), https://arxiv.org/abs/1712.05877, with multipliers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from zoo.compression import Algorithm, Given
+from zoo.compression.integer.folding import folded
+from zoo.compression.integer.layers import Rounding
+from zoo.compression.integer.observing import observed
+from zoo.compression.integer.planning import planned
+from zoo.compression.integer.twins import Writing, twin
+from zoo.errors import StructureError
+from zoo.measurement.macs import unchanged
+from zoo.structure.description import Description, config_of
+from zoo.structure.graph.capture import capture
+from zoo.structure.graph.certificate import is_integer
+from zoo.structure.graph.graph import Graph, GraphModel, graph_module
+from zoo.structure.plan import Plan
+from zoo.structure.tensors import assign_, tensors_of
+
+CORRECTED = 512  # images, from which the mean of a layer's inputs is known well enough to correct 8 bits by it
+
+
+@dataclass(frozen=True)
+class Integer:
+    """How a model of floats becomes integers.
+
+    Args:
+        weight_bits: 8 (7 with the sign's, so that pairs of products fit 16 bits), 6 or 4.
+        rounding: `gptq` makes up for what rounding loses by the inputs that were seen; `nearest` doesn't.
+    """
+
+    weight_bits: Literal[8, 6, 4] = 8
+    rounding: Literal["gptq", "nearest"] = "gptq"
+
+
+def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:
+    """What `zoo.compress` calls."""
+    how, model = given.how, given.model
+    if is_integer(model):
+        raise StructureError(f"{given.description.name}: the model computes in integers already: compress its base")
+    made, graph = capture(model, given.batches[0][:2])
+    graph, tensors = folded(graph, tensors_of(made))
+    floats = _floats(graph, tensors)
+    seen, inputs = observed(floats, graph, [batch.cpu().float() for batch in given.batches], given.seed)
+    images = sum(map(len, given.batches))
+    rounding = Rounding(how.weight_bits, how.rounding == "gptq", how.weight_bits < 8 or images >= CORRECTED)
+    shapes = _shapes(floats, graph, given.batches[0][:1].cpu().float())
+    writing = Writing(graph, tensors, planned(graph, seen), inputs, shapes, rounding)
+    whole, numbers = twin(writing, *_scale(model, given.batches[0].shape[1]))
+    return replace(given.description, plan=Plan(), graph=whole), numbers
+
+
+def _floats(graph: Graph, tensors: Mapping[str, Tensor]) -> GraphModel:
+    single = {path: t.float() if t.is_floating_point() else t for path, t in tensors.items()}
+    model = graph_module(graph)
+    assign_(model, single, "the folded graph")
+    return model
+
+
+def _scale(model: nn.Module, channels: int) -> tuple[list[float], list[float]]:
+    config = config_of(model)
+    mean, std = (list(config.get(key) or [usual] * channels) for key, usual in (("mean", 0.0), ("std", 1.0)))
+    return mean, std
+
+
+def _shapes(model: GraphModel, graph: Graph, image: Tensor) -> dict[str, tuple[int, ...]]:
+    """Name of a value → its shape for one image."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    names = iter([*graph.inputs, *(node.name for node in graph.nodes), ""])
+
+    class Shapes(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> object:
+            result = super().run_node(n)
+            shapes[next(names)] = tuple(result.shape) if isinstance(result, Tensor) else ()
+            return result
+
+    with torch.no_grad(), unchanged(model):
+        Shapes(model).run(image)
+    return shapes
+
+
+ALGORITHM = Algorithm(Integer, run)

@@ -1,0 +1,385 @@
+"""Twins: each node of a folded graph as ops of whole numbers.
+
+To give an op a twin, write a function that writes its nodes and a row of `_WRITE`.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from msgspec import structs
+from torch import Tensor
+
+from zoo.compression.integer.folding import affine
+from zoo.compression.integer.layers import Rounding, quantized
+from zoo.compression.integer.observing import Inputs
+from zoo.compression.integer.planning import CLAMPS, MOVES, SIZES, TABLES, Planned
+from zoo.compression.integer.steps import Step, exponent
+from zoo.errors import StructureError
+from zoo.structure.graph.graph import Graph, Node, graph_module
+from zoo.structure.graph.integer import BYTE, MAX_SPREAD
+
+WORD = 2**15 - 1  # the largest of what is given in 16 bits
+EXPECTED = "expected layers, norms, pools, sums, products, concatenations and functions of one value"
+
+
+@dataclass
+class Writing:
+    """The graph of whole numbers as far as it is written.
+
+    Args:
+        graph: of floats, folded.
+        held: path → tensor of it, in double precision.
+        plan: which steps its values have.
+        inputs: of each layer.
+        shapes: of its values for one image.
+        how: weights are rounded.
+        nodes: written so far.
+        tensors: of these.
+        steps: of the values so far, by their names in the graph of floats.
+        names: of those that have another name in the new graph.
+    """
+
+    graph: Graph
+    held: Mapping[str, Tensor]
+    plan: Planned
+    inputs: Mapping[str, Inputs]
+    shapes: Mapping[str, Sequence[int]]
+    how: Rounding
+    nodes: list[Node] = field(default_factory=list)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    steps: dict[str, Step] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+
+    def emit(self, name: str, op: str, inputs: Sequence[str], attributes: Mapping[str, Any], **tensors: Tensor) -> str:
+        """Write one node."""
+        usual = {"zero": 0, "out_zero": 0, "low": 0, "high": BYTE}
+        attributes = {key: value for key, value in attributes.items() if usual.get(key) != value}
+        self.nodes.append(Node(name, op, tuple(inputs), attributes))
+        self.tensors |= {f"{name}.{key}": tensor for key, tensor in tensors.items()}
+        return name
+
+    def fresh(self, name: str) -> str:
+        """A name that no node has."""
+        taken = {node.name for node in (*self.nodes, *self.graph.nodes)} | set(self.graph.inputs)
+        while name in taken:
+            name += "_"
+        return name
+
+    def of(self, name: str) -> str:
+        """The new name of a value."""
+        return self.names.get(name, name)
+
+    def at(self, name: str, step: Step) -> str:
+        """The new name of a value, brought to a step by a table where it has another."""
+        if self.steps[name] == step:
+            return self.of(name)
+        table = _table(self.steps[name], step, lambda values: values)
+        return self.emit(self.fresh(f"{name.replace('.', '_')}_rescaled"), "qtable", [self.of(name)], {}, table=table)
+
+    def read(self, node: Node, number: int = 0) -> Step:
+        """The step of a node's input.
+
+        Raises:
+            StructureError: it isn't made of whole numbers.
+        """
+        name = node.inputs[number]
+        if name not in self.steps:
+            raise StructureError(f"integer: node {node.name!r} ({node.op}) reads {name!r}, which has no whole numbers")
+        return self.steps[name]
+
+    def range(self, last: Node, step: Step) -> dict[str, int]:
+        """What the op that gives a value is told of it."""
+        wide = last.name in self.plan.wide
+        low, high = (-WORD, WORD) if wide else (0, BYTE)
+        if last.name in {clamp.name for clamp in self.plan.clamped.values()}:
+            ends = _clamp(last)
+            low = max(low, round(ends[0] / step.step) + step.zero) if math.isfinite(ends[0]) else low
+            high = min(high, round(ends[1] / step.step) + step.zero) if math.isfinite(ends[1]) else high
+        return {"out_zero": step.zero, "low": min(low, step.zero), "high": max(high, step.zero)}
+
+
+def twin(writing: Writing, mean: Sequence[float], std: Sequence[float]) -> tuple[Graph, dict[str, Tensor]]:
+    """Write a graph in whole numbers.
+
+    Args:
+        writing: of the graph, with nothing written yet.
+        mean: of each channel of its images.
+        std: the same of the standard deviation.
+
+    Returns:
+        The new graph, and its tensors.
+
+    Raises:
+        StructureError: a node has no twin; it is named.
+    """
+    nodes = {node.name: node for node in writing.graph.nodes}
+    undone = {clamp.name: nodes[name] for name, clamp in writing.plan.clamped.items()}
+    _input(writing, mean, std)
+    for node in writing.graph.nodes:
+        if node.name not in writing.plan.clamped:  # else its clamp writes it
+            first = undone.get(node.name, node)
+            if (write := _WRITE.get(first.op)) is None:
+                raise StructureError(f"integer: node {first.name!r} is {first.op}, which has no twin: {EXPECTED}")
+            write(writing, first, node)
+    outputs = tuple(_output(writing, name) for name in writing.graph.outputs)
+    return structs.replace(writing.graph, nodes=tuple(writing.nodes), outputs=outputs), writing.tensors
+
+
+def _input(writing: Writing, mean: Sequence[float], std: Sequence[float]) -> None:
+    (name,) = writing.graph.inputs
+    means, stds = torch.tensor([mean, std], dtype=torch.float64)[..., None]
+    values = (torch.arange(256, dtype=torch.float64) / BYTE - means) / stds
+    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+    step = (high - low) / BYTE
+    step = step if name in writing.plan.free else 2.0 ** math.ceil(math.log2(step))
+    writing.steps[name] = Step(step, round(-low / step))
+    table = _stored(values, writing.steps[name])
+    attributes = {"mean": list(mean), "std": list(std)}
+    writing.names[name] = writing.emit(writing.fresh("pixels"), "qinput", [name], attributes, table=table)
+
+
+def _output(writing: Writing, name: str) -> str:
+    if name not in writing.steps:
+        raise StructureError(f"integer: the output {name!r} isn't made of whole numbers: {EXPECTED}")
+    step = writing.steps[name]
+    return writing.emit(writing.fresh("values"), "qoutput", [writing.of(name)], {"step": step.step, "zero": step.zero})
+
+
+def _give(writing: Writing, first: Node, last: Node, op: str, inputs: Sequence[str], step: Step, **more: Any) -> None:
+    """Write the op that gives a value, under the name of the node that was there before its clamp."""
+    tensors = more.pop("tensors", {})
+    writing.emit(first.name, op, inputs, {**more, **writing.range(last, step)}, **tensors)
+    writing.names[last.name], writing.steps[last.name] = first.name, step
+
+
+def _layer(writing: Writing, first: Node, last: Node) -> None:
+    own = first.module or first.name
+    weight, bias = writing.held[f"{own}.weight"], writing.held.get(f"{own}.bias")
+    keys = ("in_channels", "out_channels", "groups", "in_features", "out_features")
+    sizes = {key: first.attributes[key] for key in keys if key in first.attributes}
+    if first.op == "conv2d":
+        sizes |= _window(first, list(weight.shape[2:]))
+    _weigh(writing, first, last, {"conv2d": "qconv2d", "linear": "qlinear"}[first.op], weight, bias, sizes)
+
+
+def _norm(writing: Writing, first: Node, last: Node) -> None:
+    """A batch norm with no layer before it: a convolution of one pixel of each channel by itself."""
+    norm = affine(first, writing.held)
+    count = len(norm.scale)
+    sizes = {"in_channels": count, "out_channels": count, "kernel_size": [1, 1], "groups": count}
+    _weigh(writing, first, last, "qconv2d", norm.scale.view(-1, 1, 1, 1), norm.shift, sizes)
+
+
+def _weigh(
+    writing: Writing, first: Node, last: Node, op: str, weight: Tensor, bias: Tensor | None, sizes: Mapping[str, Any]
+) -> None:
+    x, y = writing.read(first), writing.plan.steps[last.name]
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
+    inputs = writing.inputs.get(first.name)
+    tensors = quantized(first.name, weight, bias, x.step / y.step, y.step, inputs, writing.how)
+    _give(writing, first, last, op, [writing.of(first.inputs[0])], y, **sizes, zero=x.zero, tensors=tensors)
+
+
+def _sum(writing: Writing, first: Node, last: Node) -> None:
+    _two(first)
+    y = writing.plan.steps[last.name]
+    names, steps = zip(*(_shifted(writing, first, i, y) for i in (0, 1)), strict=True)
+    powers = [-_power(step.step / y.step) for step in steps]
+    if abs(powers[0] - powers[1]) > MAX_SPREAD:
+        raise StructureError(f"integer: node {first.name!r} adds what differs by more than 2^{MAX_SPREAD}")
+    zeros = [step.zero for step in steps]
+    _give(writing, first, last, "qadd", names, y, zeros=zeros, exponents=powers)
+
+
+def _product(writing: Writing, first: Node, last: Node) -> None:
+    _two(first)
+    y = writing.plan.steps[last.name]
+    names, steps = zip(*(_shifted(writing, first, i, Step(1.0)) for i in (0, 1)), strict=True)
+    power = -_power(steps[0].step * steps[1].step / y.step)
+    _give(writing, first, last, "qmul", names, y, zeros=[step.zero for step in steps], exponent=power)
+
+
+def _power(ratio: float) -> int:
+    power = exponent(ratio)
+    assert power is not None  # or the plan would be wrong
+    return power
+
+
+def _two(node: Node) -> None:
+    if len(node.inputs) != 2 or node.attributes:
+        raise StructureError(f"integer: node {node.name!r} ({node.op}) has no twin but of two tensors: {EXPECTED}")
+
+
+def _shifted(writing: Writing, node: Node, number: int, other: Step) -> tuple[str, Step]:
+    """An input whose step is a power of two of another: of the planned one, where it has none such."""
+    step, name = writing.read(node, number), node.inputs[number]
+    if exponent(step.step / other.step) is None:
+        step = writing.plan.steps[name]
+    return writing.at(name, step), step
+
+
+def _concat(writing: Writing, first: Node, last: Node) -> None:
+    y = writing.plan.steps[first.name]
+    for number in range(len(first.inputs)):
+        writing.read(first, number)
+    writing.emit(first.name, first.op, [writing.at(name, y) for name in first.inputs], first.attributes)
+    writing.steps[first.name] = y
+
+
+def _pool(writing: Writing, first: Node, last: Node) -> None:
+    x, shape = writing.read(first), writing.shapes[first.inputs[0]]
+    window, flat = _pooled(first, shape)
+    size = window.get("kernel_size", shape[2:])
+    count, planned = math.prod(size), writing.plan.steps[last.name]
+    power = math.ceil(math.log2(planned.step * count / x.step) - 1e-6)
+    step = x.step * 2.0**power / count
+    y = Step(step, round(planned.zero * planned.step / step))
+    name = writing.fresh(f"{first.name}_sums".replace(".", "_")) if flat else first.name
+    told = {**window, "zero": x.zero, "exponent": power, **writing.range(last, y)}
+    writing.emit(name, "qavg_pool2d", [writing.of(first.inputs[0])], told)
+    if flat:
+        writing.emit(first.name, "flatten", [name], {"start_dim": 1})
+    writing.steps[first.name] = y
+
+
+def _pooled(node: Node, shape: Sequence[int]) -> tuple[dict[str, Any], bool]:
+    """The windows of a pool, none where it is of whole maps, and whether the maps go.
+
+    Raises:
+        StructureError: windows that aren't all of one size.
+    """
+    told, (height, width) = node.attributes, tuple(shape[2:]) if len(shape) == 4 else (0, 0)
+    uneven = StructureError(f"integer: node {node.name!r} averages windows of several sizes, which have no twin")
+    if node.op == "mean":
+        if len(shape) != 4 or sorted(dim % 4 for dim in told.get("dim") or ()) != [2, 3]:
+            raise uneven
+        return {}, not told.get("keepdim", False)
+    if node.op == "adaptive_avg_pool2d":
+        out = [out or size for out, size in zip(_pair(told["output_size"]), (height, width), strict=True)]
+        if out == [1, 1]:
+            return {}, False
+        if height % out[0] or width % out[1]:
+            raise uneven
+        window = [height // out[0], width // out[1]]
+        return {"kernel_size": window, "stride": window}, False
+    kernel, padding = _pair(told["kernel_size"]), _pair(told.get("padding", 0))
+    stride = _pair(told.get("stride") or kernel)
+    sizes = zip((height, width), kernel, stride, padding, strict=True)
+    cut = told.get("ceil_mode") and any((size + 2 * p - k) % s for size, k, s, p in sizes)
+    if cut or told.get("divisor_override") or (any(padding) and not told.get("count_include_pad", True)):
+        raise uneven
+    return {"kernel_size": kernel, "stride": stride, "padding": padding}, False
+
+
+def _function(writing: Writing, first: Node, last: Node) -> None:
+    """A function of one value: its table."""
+    if len(first.inputs) != 1:
+        raise StructureError(f"integer: node {first.name!r} ({first.op}) has no twin but of one tensor: {EXPECTED}")
+    alone = graph_module(Graph(("x",), (Node("y", first.op, ("x",), first.attributes),), ("y",)))
+    y = writing.plan.steps[first.name]
+    table = _table(writing.read(first), y, alone)
+    name = writing.emit(
+        writing.fresh(first.name.replace(".", "_") + "_table"), "qtable", [writing.of(first.inputs[0])], {}, table=table
+    )
+    writing.names[first.name], writing.steps[first.name] = name, y
+
+
+def _move(writing: Writing, first: Node, last: Node) -> None:
+    """What moves values moves bytes; what is put around them stands for 0."""
+    step, attributes, op = writing.read(first), dict(first.attributes), first.op
+    if op == "upsample" and attributes.get("mode", "nearest") != "nearest":
+        raise StructureError(f"integer: node {first.name!r} upsamples by {attributes['mode']}, which has no twin")
+    if op == "pad_same" and step.zero:
+        op, attributes = "aten.constant_pad_nd", {"pad": _pads(first, writing.shapes[first.inputs[0]])}
+    if op in ("aten.constant_pad_nd", "aten.pad"):
+        if attributes.get("mode", "constant") != "constant":
+            raise StructureError(f"integer: node {first.name!r} pads by {attributes['mode']}, which has no twin")
+        value = attributes.get("value") or 0.0
+        attributes |= {"value": min(max(round(value / step.step) + step.zero, 0), BYTE)}
+    writing.emit(first.name, op, list(map(writing.of, first.inputs)), attributes)
+    writing.steps[first.name] = step
+
+
+def _pads(node: Node, shape: Sequence[int]) -> list[int]:
+    pads: list[int] = []
+    told = (node.attributes[key] for key in ("kernel_size", "stride", "dilation"))
+    for size, k, s, d in zip(shape[-2:], *told, strict=True):
+        total = max((-(size // -s) - 1) * s + (k - 1) * d + 1 - size, 0)
+        pads = [total // 2, total - total // 2, *pads]
+    return pads
+
+
+def _constant(writing: Writing, first: Node, last: Node) -> None:
+    value, step = writing.held[first.name], writing.plan.steps.get(first.name)
+    if step is None:
+        raise StructureError(f"integer: node {first.name!r} is a constant of {value.dtype}, which has no twin")
+    writing.emit(first.name, "buffer", [], {"shape": list(value.shape), "dtype": "uint8"})
+    writing.tensors[first.name] = _stored(value, step)
+    writing.steps[first.name] = step
+
+
+def _size(writing: Writing, first: Node, last: Node) -> None:
+    writing.nodes.append(structs.replace(first, inputs=tuple(map(writing.of, first.inputs))))
+
+
+def _table(x: Step, y: Step, function: Callable[[Tensor], Tensor]) -> Tensor:
+    return _stored(function((torch.arange(256, dtype=torch.float64) - x.zero) * x.step), y)
+
+
+def _stored(values: Tensor, step: Step) -> Tensor:
+    return ((values.nan_to_num() / step.step).round() + step.zero).clamp(0, BYTE).to(torch.uint8)
+
+
+def _pair(value: Any) -> list[int]:
+    pair = [value, value] if isinstance(value, int) else [*value]
+    return pair * 2 if len(pair) == 1 else pair
+
+
+def _window(node: Node, kernel: Sequence[int]) -> dict[str, Any]:
+    """A convolution's window as pairs.
+
+    Raises:
+        StructureError: what is put around the images isn't the same on both sides.
+    """
+    told = node.attributes
+    stride, dilation, padding = (
+        told.get(key, default) for key, default in (("stride", 1), ("dilation", 1), ("padding", 0))
+    )
+    if isinstance(padding, str):
+        reach = [d * (k - 1) for d, k in zip(_pair(dilation), kernel, strict=True)]
+        padding = [each // 2 if padding == "same" else 0 for each in reach]
+        if told["padding"] == "same" and any(each % 2 for each in reach):
+            raise StructureError(f"integer: node {node.name!r} pads its two sides unlike each other, which has no twin")
+    pairs = {"stride": _pair(stride), "padding": _pair(padding), "dilation": _pair(dilation)}
+    return {"kernel_size": list(kernel), **pairs}
+
+
+def _clamp(node: Node) -> tuple[float, float]:
+    """The ends of a clamp."""
+    if node.op in ("relu6", "aten.relu6"):
+        return 0.0, 6.0
+    if node.op == "relu":
+        return 0.0, math.inf
+    names = ("min_val", "max_val") if node.op == "aten.hardtanh" else ("min", "max")
+    usual = (-1.0, 1.0) if node.op == "aten.hardtanh" else (-math.inf, math.inf)
+    low, high = (node.attributes.get(name, default) for name, default in zip(names, usual, strict=True))
+    return float(-math.inf if low is None else low), float(math.inf if high is None else high)
+
+
+_Write = Callable[[Writing, Node, Node], None]
+_WRITE: Mapping[str, _Write] = {
+    **dict.fromkeys(("conv2d", "linear"), _layer),
+    **dict.fromkeys(("batch_norm2d",), _norm),
+    **dict.fromkeys(("mean", "avg_pool2d", "adaptive_avg_pool2d"), _pool),
+    **dict.fromkeys(TABLES, _function),
+    **dict.fromkeys(MOVES, _move),
+    **dict.fromkeys(SIZES, _size),
+    **dict.fromkeys(("parameter", "buffer"), _constant),
+    "add": _sum,
+    "mul": _product,
+    "concat": _concat,
+}
+assert set(CLAMPS) <= _WRITE.keys()

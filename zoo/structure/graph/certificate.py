@@ -1,0 +1,92 @@
+"""Certificate: that no accumulator of an integer model can overflow, whatever its images are.
+
+It is computed from the weights as they are, in whole numbers, and never read from a file. Of every layer and output:
+
+    Σ|w|·255 + |bias| < 2^31            nothing overflows 32 bits
+    255·(|w_a| + |w_b|) ≤ 32,767        nor 16, where processors add pairs of products
+    2^-exponent·… : exponent ≤ 15, or Σ|w|·255 + |bias| < 2^24      what isn't saturated is exact in single precision
+
+The second holds for any order of the weights if it does for the two largest.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import StructureError
+from zoo.measurement.macs import input_size, unchanged
+from zoo.structure.graph.integer import BYTE, MAX_EXPONENT, SINGLE, QInput, QLayer
+from zoo.structure.tensors import bytes_of
+
+ACCUMULATOR = 2**31
+PAIR = 2**15 - 1
+
+
+@dataclass(frozen=True)
+class Certified:
+    """What holds of a layer.
+
+    Args:
+        bound: the most that an accumulator can be.
+        pair: the most that two products can be.
+        single: single precision holds every accumulator.
+    """
+
+    bound: int
+    pair: int
+    single: bool
+
+
+def is_integer(model: nn.Module) -> bool:
+    """Whether a model computes in integers."""
+    return any(isinstance(module, QInput | QLayer) for module in model.modules())
+
+
+def certificate(model: nn.Module) -> dict[str, Certified]:
+    """Certify every layer of an integer model.
+
+    Args:
+        model: with its weights.
+
+    Returns:
+        Path of the layer → what holds of it; of a model of floats nothing.
+
+    Raises:
+        StructureError: a layer could overflow; the message names it, the bound, and what is allowed.
+    """
+    return {path: _certified(path, each) for path, each in model.named_modules() if isinstance(each, QLayer)}
+
+
+def _certified(path: str, layer: QLayer) -> Certified:
+    bounds = layer.bound()
+    largest = layer.weight.flatten(1).to(torch.int32).abs()
+    pair = BYTE * int(largest.topk(min(2, largest.shape[1]), 1).values.sum(1).max())
+    wide = layer.exponent[bounds >= SINGLE]
+    bound, exponent = int(bounds.max()), int(wide.max()) if len(wide) else 0
+    again = "its weights were altered, or quantized otherwise: compress the base again"
+    if bound >= ACCUMULATOR:
+        raise StructureError(f"{path} could reach {bound:,}, expected below 2^31: {again}")
+    if pair > PAIR:
+        raise StructureError(f"{path}: two products could reach {pair:,}, expected at most {PAIR:,}: {again}")
+    if exponent > MAX_EXPONENT:
+        raise StructureError(f"{path} has an exponent of {exponent}, expected at most {MAX_EXPONENT}: {again}")
+    return Certified(bound, pair, bound < SINGLE)
+
+
+def fixed_pixels(model: nn.Module) -> Tensor:
+    """Two images [2, C, H, W] of bytes for an integer model: one as if drawn, one of extremes; alike on every machine.
+
+    Formula: byte i of the first is bits 16..23 of 1103515245·i + 12345, of the second 255 where that is odd, else 0.
+    """
+    channels, height, width = input_size(model)
+    drawn = (torch.arange(channels * height * width) * 1103515245 + 12345) >> 16
+    return torch.stack([drawn & BYTE, (drawn & 1) * BYTE]).to(torch.uint8).view(2, channels, height, width)
+
+
+def outputs_sha256(model: nn.Module) -> str:
+    """The sha256 of what an integer model gives for `fixed_pixels`, which is the same wherever it runs rightly."""
+    place = next(model.buffers()).device
+    with unchanged(model), torch.no_grad():
+        return hashlib.sha256(bytes_of(model(fixed_pixels(model).to(place)))).hexdigest()
