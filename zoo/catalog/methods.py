@@ -67,6 +67,7 @@ class Method:
         passes: over all calibration images, forward, that take as long as the method does: as few and as many; None
             where that depends on thresholds or layers.
         trains: whatever follows, it trains the structure that it looks for.
+        final: nothing can be trained, or compressed, after it.
         quick: options with which it takes seconds on a few images, the result being of no use.
     """
 
@@ -82,6 +83,7 @@ class Method:
     tasks: tuple[str, ...] = ()
     passes: tuple[int, int] | None = None
     trains: bool = False
+    final: bool = False
     quick: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -164,6 +166,7 @@ METHODS: dict[str, Method] = {
         suffix="int8",
         relation="quantized",
         passes=(2, 20),
+        final=True,
     ),
 }
 
@@ -199,6 +202,16 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
     for key in options:
         if known and key not in known and key not in Apart.__struct_fields__:
             raise unknown_option(name, key, known)
+
+
+def check_last(name: str | None, epochs: int, calibrate_steps: int = 0) -> None:
+    """Check that nothing is trained after a method that leaves nothing to train.
+
+    Raises:
+        UnknownName: it is.
+    """
+    if name in METHODS and METHODS[name].final and (epochs or calibrate_steps):
+        raise UnknownName(f"nothing is trained after {name}: distil its base, and compress what comes of that")
 
 
 def unknown_option(where: str, key: str, known: Sequence[str]) -> UnknownName:

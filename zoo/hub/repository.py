@@ -30,7 +30,7 @@ from zoo.structure.description import (
     skeleton_of,
 )
 from zoo.structure.graph import bounds
-from zoo.structure.graph.certificate import certificate
+from zoo.structure.graph.certificate import certificate, is_integer, outputs_sha256
 from zoo.structure.graph.graph import Graph
 from zoo.structure.plan import Plan
 from zoo.structure.sources import SOURCES, source_of, timm
@@ -116,6 +116,7 @@ class _Saved(Struct, frozen=True, kw_only=True):
     task: Name = DEFAULT_TASK
     recipe: _Recipe = _Recipe()
     weights_sha256: Name
+    outputs_sha256: Name | None = None
     versions: Versions = {}
     base: Base | None = None
     plan: list[Any] = []  # Plan's own words say what is wrong with it
@@ -188,6 +189,7 @@ def write_repository(folder: Path, model: nn.Module, description: Description, f
                     **structure,
                     "recipe": dict(description.recipe),
                     "weights_sha256": digest,
+                    **({"outputs_sha256": outputs_sha256(model)} if is_integer(model) else {}),
                     "versions": versions(),
                 },
             },

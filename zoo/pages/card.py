@@ -19,6 +19,7 @@ from zoo.printable import MAX_LINE, printable
 from zoo.structure.description import Description
 from zoo.version import __version__
 
+INTEGER_LAYERS = ("qconv2d", "qlinear")
 LONG = 12  # layers; a longer table is collapsed
 
 
@@ -72,6 +73,7 @@ def render(
         base=description.base.id if description.base else None,
         args=words.settings_text(description.base.args) if description.base else "",
         graph=description.graph,
+        whole=sum(node.op in INTEGER_LAYERS for node in description.graph.nodes) if description.graph else 0,
         stand_in=description.structure == "stand-in",
         edits=[edits.edit_in_words(edit) for edit in plan.edits],
         layers=[(path, edit.edit, result) for edit in plan.edits for path, result in edits.outcomes(edit).items()],

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from zoo.catalog.data_names import data_name
 from zoo.catalog.entry import Budget
-from zoo.catalog.methods import CALIBRATION_IMAGES, METHODS, Apart, check_task, suffix, unknown_option
+from zoo.catalog.methods import CALIBRATION_IMAGES, METHODS, Apart, check_last, check_task, suffix, unknown_option
 from zoo.compression import Given, algorithm
 from zoo.compression.calibration import batched, check_finite, parted
 from zoo.compression.keeping import alike_, rebuilt, single
@@ -31,6 +31,7 @@ from zoo.structure.changed import compared
 from zoo.structure.describing import describe, described
 from zoo.structure.description import Description, config_of, configure_, description_of
 from zoo.structure.graph.capture import check_parameters, check_values
+from zoo.structure.graph.certificate import check_floats
 from zoo.structure.tensors import tensors_of
 from zoo.tasks import task_of
 from zoo.tasks.datasets import dataset
@@ -119,6 +120,7 @@ def compress(
     budget = checked_budget(method, budget, latency_ms)
     if not METHODS[method].budgeted and rounds > 1:
         raise BudgetError(f"{method} takes no rounds: it has thresholds, and no budget to go towards")
+    check_last(method, 0, calibrate_steps)
     original, dense = _checked(model, method, example)
     dense, held = licences.judged(original, dense, description_of(unwrapped(model)) is not None)
     model = original if own else single(original)
@@ -157,6 +159,7 @@ def _unusual(apart: Mapping[str, Any]) -> dict[str, Any]:
 def _checked(model: nn.Module, method: str, example: Sequence[int] | Tensor | None) -> tuple[nn.Module, Description]:
     """A model without what wraps it, and its description, both such as the method can use."""
     check_parameters(unwrapped(model))
+    check_floats(unwrapped(model), "compressed")
     check_values(unwrapped(model))
     check_finite(unwrapped(model))
     original, dense = described(model, example=example)

@@ -15,6 +15,7 @@ from zoo.measurement.macs import unwrapped
 from zoo.printable import logger
 from zoo.structure.describing import describe
 from zoo.structure.description import config_of
+from zoo.structure.graph.certificate import check_floats
 from zoo.structure.plan import Mask
 from zoo.tasks import task_of
 from zoo.tasks.columns import HIDDEN, labels_of, numbers_of
@@ -98,6 +99,7 @@ def distil(
     >>> zoo.distil(student, [teacher], "digits", schedule=Schedule(epochs=2), how=Distil(alpha=0.5))  # doctest: +SKIP
     """
     machine, given = machine or Machine(), model
+    check_floats(unwrapped(model), "trained")
     model, teachers = unwrapped(model), [unwrapped(teacher).eval() for teacher in teachers]
     reading: dict[str, Any] = {"skip_damaged": skip_damaged, "labels": labels}
     training = training_of(model, teachers, data, how=how, schedule=schedule, augment=augment, **reading)

@@ -21,6 +21,7 @@ from zoo.printable import logger
 from zoo.structure.base import MAX_ARGUMENT, check_tag, initialised, skeleton, untagged, without_claims
 from zoo.structure.describing import settle_
 from zoo.structure.description import Description, attach_, config_of, configure_, skeleton_of
+from zoo.structure.graph.certificate import check_floats
 from zoo.structure.plan import Plan, apply_
 from zoo.structure.sources import SOURCES, is_base_id
 from zoo.tasks import task_of
@@ -91,6 +92,8 @@ def load(
         model = pretrained(Base(str(name)), revision, access).to(device)
     else:
         model = repository.rebuild(folder_of(name, revision, namespace, access), device, mmap=mmap, form=structure)
+    if (dtype, in_chans, num_classes, features_only) != (None, None, None, False):
+        check_floats(model, "given another dtype, in_chans, num_classes or features_only")
     if in_chans is not None:
         adaptation.set_in_chans_(model, in_chans)
     if num_classes is not None:

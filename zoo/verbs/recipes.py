@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from zoo import atomic
 from zoo.catalog.data_names import model_told, told
 from zoo.catalog.entry import Base, Budget, Entry, Recipe, own
-from zoo.catalog.methods import Apart, runnable, suffix
+from zoo.catalog.methods import METHODS, Apart, check_last, runnable, suffix
 from zoo.catalog.reader import read_recipes
 from zoo.declarations import validated
 from zoo.errors import BudgetError, CatalogError, DataError, RepositoryError, UnknownName, ZooError
@@ -122,6 +122,7 @@ def check_recipe(name: str, recipe: Recipe) -> None:
         if key not in Apart.__struct_fields__ and key in Recipe.__struct_fields__:
             raise UnknownName(f"{name}: {key} is no option of {recipe.method}: it stands in the recipe itself")
     declarations_of(recipe)
+    check_last(recipe.method, distillation_of(recipe)[0].epochs, recipe.options.get("calibrate_steps", 0))
 
 
 def declarations_of(recipe: Recipe) -> tuple[Any, Schedule | None]:
@@ -136,7 +137,9 @@ def declarations_of(recipe: Recipe) -> tuple[Any, Schedule | None]:
 
 def distillation_of(recipe: Recipe) -> tuple[Schedule, Distil]:
     """How a recipe trains what its method leaves; no epochs of a recipe that doesn't."""
-    return declared(Schedule, recipe.schedule, "schedule"), declared(Distil, recipe.distil, "distil")
+    final = recipe.method in METHODS and METHODS[recipe.method].final
+    said = {"epochs": 0, **recipe.schedule} if final else recipe.schedule
+    return declared(Schedule, said, "schedule"), declared(Distil, recipe.distil, "distil")
 
 
 def read_as(entry: Entry, data: str | None = None, skip_damaged: bool = False, labels: Labels | None = None) -> Entry:

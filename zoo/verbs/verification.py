@@ -17,6 +17,7 @@ from zoo.files import read_json
 from zoo.hub import repository
 from zoo.measurement.conventions import COUNTINGS
 from zoo.printable import logger
+from zoo.structure.graph.certificate import outputs_sha256
 from zoo.structure.sources import is_base_id
 from zoo.tasks import task_of
 from zoo.tasks.evaluation import BESIDE
@@ -51,7 +52,9 @@ def verify(
 ) -> Verification:
     """Measure a model again and compare.
 
-    The weights' sha256 is read from the disk. Where a graph lies beside the plan, both give the same outputs. Params
+    The weights' sha256 is read from the disk. A model of integers gives, for images that are fixed, the very bytes that
+    it gave where it was saved (`bytes`, 0 where they are the same). Where a graph lies beside the plan, both give the
+    same outputs. Params
     and macs must agree exactly. The accuracy is that of the same weights on the same images, so only rounding may
     differ: one image in the set may turn. The divergence from the dense base may differ by a hundredth of itself; it
     has a row where that base is at hand, a model of the catalog with the weights that it was measured against. In
@@ -110,6 +113,8 @@ def verify(
     rows = _compared(claimed, found, changed or others, _another(claimed, str(base)) if against else "")
     if folder and "view" in repository.read_config(folder)["zoo"]:
         rows.append(Row("graph", 0.0, apart(folder), CLOSE))
+    if folder and (expected := repository.read_config(folder)["zoo"].get("outputs_sha256")):
+        rows.append(Row("bytes", 0.0, float(outputs_sha256(model) != expected)))
     left = claimed.measured.keys() - found.measured.keys() - (set() if against else {*BESIDE})
     left = left & COUNTS.keys() if others else left
     rows += [Row(figure, claimed.measured[figure], None) for figure in sorted(left) if not structure_only]

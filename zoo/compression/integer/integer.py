@@ -25,11 +25,11 @@ from zoo.compression.integer.layers import Rounding
 from zoo.compression.integer.observing import observed
 from zoo.compression.integer.planning import planned
 from zoo.compression.integer.twins import Writing, twin
-from zoo.errors import StructureError
+from zoo.declarations import validate
+from zoo.errors import DataError
 from zoo.measurement.macs import unchanged
 from zoo.structure.description import Description, config_of
 from zoo.structure.graph.capture import capture
-from zoo.structure.graph.certificate import is_integer
 from zoo.structure.graph.graph import Graph, GraphModel, graph_module
 from zoo.structure.plan import Plan
 from zoo.structure.tensors import assign_, tensors_of
@@ -49,12 +49,13 @@ class Integer:
     weight_bits: Literal[8, 6, 4] = 8
     rounding: Literal["gptq", "nearest"] = "gptq"
 
+    def __post_init__(self) -> None:
+        validate(self, "integer", DataError)
+
 
 def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:
     """What `zoo.compress` calls."""
     how, model = given.how, given.model
-    if is_integer(model):
-        raise StructureError(f"{given.description.name}: the model computes in integers already: compress its base")
     made, graph = capture(model, given.batches[0][:2])
     graph, tensors = folded(graph, tensors_of(made))
     floats = _floats(graph, tensors)

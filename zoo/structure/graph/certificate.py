@@ -75,6 +75,20 @@ def _certified(path: str, layer: QLayer) -> Certified:
     return Certified(bound, pair, bound < SINGLE)
 
 
+def check_floats(model: nn.Module, what: str) -> None:
+    """Check that a model isn't one of integers, for what that can't be.
+
+    Args:
+        model: any.
+        what: would be done to it.
+
+    Raises:
+        StructureError: it is.
+    """
+    if is_integer(model):
+        raise StructureError(f"{type(model).__name__} computes in integers, and can't be {what}: do so with its base")
+
+
 def fixed_pixels(model: nn.Module) -> Tensor:
     """Two images [2, C, H, W] of bytes for an integer model: one as if drawn, one of extremes; alike on every machine.
 
