@@ -188,6 +188,14 @@ def in_parts(x):
     return x * 2
 
 
+def painted(x):
+    x = x.clone()
+    x[:, :1].fill_(2.0)
+    x[:, 2:].zero_()
+    x[:, 1:, :2] = torch.tensor(3.0)
+    return x.swapaxes(1, 2)
+
+
 def in_place_of_a_place(x):
     y = x.relu_()
     y.add_(1)
@@ -199,6 +207,7 @@ def in_place_of_a_place(x):
     [
         in_parts,
         in_place_of_a_place,
+        painted,
         lambda x: x.view(-1, 4).mul_(2).view(x.shape[0], -1),
         lambda x: x.reshape(x.shape[0] * 2, -1)[: x.shape[0]],
         lambda x: torch.zeros(x.shape[0], 3, 4) + x + torch.arange(4) + torch.full((4,), 0.5),

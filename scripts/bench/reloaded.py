@@ -25,6 +25,6 @@ for line in sys.stdin:
     folder, stored = line.rstrip("\n").split("\t")
     try:
         print(folder, off(folder, stored), sep="\t", flush=True)
-    except ZooError as error:
+    except (ZooError, RuntimeError, ZeroDivisionError) as error:
         print(error, file=sys.stderr)
         print(folder, "inf", sep="\t", flush=True)
