@@ -14,16 +14,16 @@ from zoo.structure.graph.ops import Op
 
 _NAMES = """
 abs add.Tensor add.Scalar addcmul adaptive_avg_pool1d adaptive_max_pool2d amax amin argmax argsort atan2 avg_pool1d
-bitwise_and.Tensor bitwise_not bitwise_or.Tensor bmm baddbmm addmm ceil celu clamp.Tensor clamp_max clamp_min
-col2im constant_pad_nd conv1d conv2d conv2d.padding conv3d conv_transpose2d.input cos cosine_similarity cumsum
-detach div.Scalar div.Tensor div.Tensor_mode einsum elu embedding eq.Scalar eq.Tensor erf expand_as fill.Scalar
-fill.Tensor flip floor floor_divide fmod.Scalar gather ge.Scalar ge.Tensor gelu glu group_norm gt.Scalar gt.Tensor
-hardsigmoid hardswish hardtanh im2col index.Tensor index_select layer_norm le.Scalar le.Tensor leaky_relu
-linalg_vector_norm linear log log1p log2 log_softmax.int logical_and logical_not logical_or logsumexp lt.Scalar
-lt.Tensor masked_fill.Scalar matmul max max.dim max.other maximum mean meshgrid.indexing min min.dim min.other minimum
-mish movedim.intlist mT mul.Scalar mul.Tensor narrow ne.Scalar ne.Tensor neg one_hot ones_like outer pad
-pixel_shuffle pixel_unshuffle pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor prelu prod.dim_int reciprocal reflection_pad2d
-relu6 remainder.Scalar repeat repeat_interleave.self_int replication_pad2d reshape_as rms_norm round rsqrt rsub.Scalar
+bitwise_and.Tensor bitwise_not bitwise_or.Tensor bmm baddbmm addmm ceil celu clamp.Tensor clamp_max clamp_min col2im
+constant_pad_nd conv1d conv2d conv2d.padding conv3d conv_transpose2d.input cos cosine_similarity cumsum detach
+div.Scalar div.Tensor div.Tensor_mode einsum elu embedding eq.Scalar eq.Tensor erf expand_as fill.Scalar fill.Tensor
+flip floor floor_divide fmod.Scalar gather ge.Scalar ge.Tensor gelu glu group_norm gt.Scalar gt.Tensor hardsigmoid
+hardswish hardtanh im2col index.Tensor index_select layer_norm le.Scalar le.Tensor leaky_relu linalg_vector_norm
+linear log log1p log2 log_softmax.int logical_and logical_not logical_or logsumexp lt.Scalar lt.Tensor
+masked_fill.Scalar matmul max max.dim max.other maximum mean meshgrid.indexing min min.dim min.other minimum mish
+movedim.intlist mT mul.Scalar mul.Tensor narrow ne.Scalar ne.Tensor neg one_hot ones_like outer pad pixel_shuffle
+pixel_unshuffle pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor prelu prod.dim_int reciprocal reflection_pad2d relu6
+remainder.Scalar repeat repeat_interleave.self_int replication_pad2d reshape_as rms_norm round rsqrt rsub.Scalar
 scaled_dot_product_attention select.int select_scatter selu sigmoid sign sin slice.Tensor slice_scatter softmax.int
 softplus split.Tensor split_with_sizes sqrt square squeeze squeeze.dim squeeze.dims stack std.correction std.dim t
 sub.Scalar sub.Tensor sum sum.dim_IntList swapaxes take_along_dim tan tanh tile topk tril triu unflatten.int unfold
