@@ -226,7 +226,7 @@ def test_it_is_saved_loaded_counted_and_verified_as_any_other(made, folder, imag
     assert rows["bytes"] == "agrees"
     card = (folder / "README.md").read_text()
     assert "It computes in integers alone" in card
-    assert "15 layers of 8-bit activations" in card
+    assert "15 layers whose weights and activations" in card
 
 
 def test_other_bytes_than_where_it_was_saved_are_told(folder, tmp_path):

@@ -50,8 +50,8 @@ def _where(recipe: Mapping[str, Any], report: Report) -> str:
 
 def is_trained(recipe: Mapping[str, Any]) -> bool:
     """Whether a recipe trains, by its schedule or by its method's own."""
-    epochs = (recipe.get("schedule") or {}).get("epochs", 1)
     method = METHODS.get(recipe.get("method") or "")
+    epochs = (recipe.get("schedule") or {}).get("epochs", 0 if method is not None and method.final else 1)
     return epochs != 0 or (method is not None and method.trains)
 
 
@@ -72,7 +72,7 @@ def made(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
         "distillation": words.settings_text(recipe.get("distil", {})),
         "data": words.dataset_name(recipe["data"]) if recipe.get("data") else "",
         "schedule": words.settings_text(recipe.get("schedule", {})) if is_trained(recipe) else "",
-        "augmentation": words.settings_text(recipe.get("augment", {})),
+        "augmentation": words.settings_text(recipe.get("augment", {})) if is_trained(recipe) else "",
         "seed": str(recipe.get("seed", 0)) if recipe.get("data") else "",
     }
     return [(what, how) for what, how in rows.items() if how]
