@@ -15,6 +15,8 @@ from zoo.verbs.recipes import recipes_in
 
 FAMILIES = (
     "digits",
+    "cifar_resnet20",
+    "int8",
     "fbnetv3_g",
     "efficientnetv2_b0",
     "deit3_small",

@@ -101,7 +101,7 @@ def _dense(base: Base, folder: Path, size: tuple[int, int, int]) -> str:
     """A dense model's stand-in, as a repository's folder; what lies in the wheel stands for itself."""
     if not is_base_id(base.id):
         return base.id
-    place = folder / f"{base.id.partition('/')[2]}_{size[-1]}"
+    place = folder / f"{base.id.partition('/')[2]}_{size[0]}x{size[-1]}"
     if processes().is_main_process and not (place / repository.CONFIG).is_file():
         model, config = initialised(base), _config(base)
         config["input_size"] = config["input_size"] if config.get("fixed_input_size") else size

@@ -28,7 +28,7 @@ from zoo.verbs.compressing import declared
 from zoo.verbs.training_costs import TrainingCost, cost, cost_of_learning
 
 FOLDER = Path(family.__file__).parent
-IMAGENET = [name for name in FAMILIES if name != "digits"]
+IMAGENET = [name for name in FAMILIES if name not in ("digits", "cifar_resnet20", "int8")]
 SCRIPTS = {
     path.stem: path for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "__main__", "family", "smoke")
 }
@@ -69,7 +69,7 @@ def documented(name):
     return ast.get_docstring(ast.parse(SCRIPTS[name].read_text()))
 
 
-def entries(name):
+def entries(name, models=()):
     """The entries that a script would build, in its order."""
     found = []
 
@@ -79,7 +79,7 @@ def entries(name):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(family, "build", collect)
-        list(importlib.import_module(f"builders.{name}").build(family.Run()))
+        list(importlib.import_module(f"builders.{name}").build(family.Run(models=models)))
     return found
 
 
@@ -90,6 +90,14 @@ def test_every_family_of_the_catalog_that_can_be_built_has_one_script():
     wanted = [e.name for e in every if e.project in ("torch-dag", "ptdeco") and e.task == "image-classification"]
     assert sorted(built) == sorted(wanted)
     assert sorted(entry.name for entry in entries("digits")) == sorted(catalog.names("digits_*"))
+    assert [entry.name for entry in entries("cifar_resnet20")] == ["cifar_resnet20_v1"]
+
+
+def test_of_what_mrt_quantized_all_whose_weights_are_published_are_built_and_each_that_is_named():
+    with_weights, every = (entries("int8", models) for models in ((), ("any",)))
+    assert all(entry.base.source in ("timm", "torchvision") for entry in with_weights)
+    assert (len(with_weights), len(every)) == (35, 64)
+    assert [e for e in every if e not in with_weights] == [e for e in every if "no weights of it" in (e.note or "")]
 
 
 @pytest.mark.parametrize("name", IMAGENET)

@@ -26,6 +26,7 @@ from zoo.errors import RepositoryError, UnknownName
 from zoo.files import sha256
 from zoo.measurement.conventions import COUNTINGS
 from zoo.measurement.macs import measure
+from zoo.models import ARCHITECTURES
 from zoo.structure.base import skeleton
 from zoo.training.distillation import Distil
 from zoo.training.schedule import Schedule
@@ -110,6 +111,9 @@ def test_the_base_is_one_that_can_be_had_or_a_note_says_why_there_is_none(entry)
     elif entry.base.id.startswith("timm/"):
         name = entry.base.id.removeprefix("timm/")
         assert name in timm.list_models(pretrained=True) or ("." not in name and timm.is_model(name))
+    elif entry.base.id.startswith("zoo/"):
+        assert entry.base.id.removeprefix("zoo/") in ARCHITECTURES
+        assert entry.recipe.method is None or "no weights of it" in entry.note
     elif entry.base.id.startswith("torchvision/"):
         assert entry.base.id.partition("/")[2] in torchvision.models.list_models()
     else:
@@ -164,7 +168,7 @@ LICENSES = ("apache-2.0", "bsd-3-clause", "cc-by-nc-4.0", "agpl-3.0", "cvnets-li
 
 @every(ENTRIES)
 def test_a_licence_follows_the_base(entry):
-    if entry.base is None and entry.origin is None:
+    if (entry.base is None and entry.origin is None) or "no weights of it" in (entry.note or ""):
         assert entry.license is None
         return
     assert entry.license in LICENSES
@@ -197,6 +201,9 @@ def test_a_model_that_cannot_be_loaded_says_so_with_the_way_to_build_it(entry):
     assert (f"zoo build {entry.name}" in str(caught.value)) == buildable
     if catalog.stand_in(entry):
         assert zoo.create(entry.name).zoo_entry.structure == "stand-in"
+        return
+    if entry.base and entry.recipe.method is None and entry.status == "recipe":  # dense: it is what its base is
+        assert zoo.create(entry.name).zoo_entry.base == entry.base
         return
     with pytest.raises((RepositoryError, UnknownName)):
         zoo.create(entry.name) if not (entry.origin and entry.origin.format == "timm") else zoo.load(entry.name)

@@ -20,6 +20,7 @@ from zoo.structure.base import skeleton
 from zoo.structure.sources import SOURCES
 from zoo.structure.tensors import assign_, tensors_of
 from zoo.training.schedule import Schedule
+from zoo.verbs.loading import pretrained
 
 PUBLISHED = {20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018, 110: 1_727_962}  # parameters with option A
 SMALL = zoo.Base("zoo/cifar_resnet20", {"num_classes": 7})
@@ -154,9 +155,12 @@ def test_what_isnt_there_is_refused_by_name(base, kind, message):
 
 
 def test_it_has_no_weights_to_be_loaded_and_says_where_yours_go():
-    message = r"^zoo/cifar_resnet20 has no weights of its own: put yours into zoo\.create\('zoo/cifar_resnet20'\)"
+    message = r"^zoo/cifar_resnet20 has no weights of its own: put yours into zoo\.create\('zoo/cifar_resnet20'\) and "
     with pytest.raises(RepositoryError, match=message):
         zoo.load("zoo/cifar_resnet20")
+    message = r"zoo\.create\(zoo\.Base\('zoo/cifar_resnet20', {'shortcut': 'B'}\)\) and zoo\.save that, which zoo\.com"
+    with pytest.raises(RepositoryError, match=message):
+        pretrained(zoo.Base("zoo/cifar_resnet20", {"shortcut": "B"}))
 
 
 def test_weights_of_another_depth_are_refused(tmp_path):

@@ -9,6 +9,7 @@ from zoo.catalog.methods import METHODS
 # that fits counts.
 _ARCHITECTURES = {
     "beit(?!3)": ("BEiT: BERT Pre-Training of Image Transformers", "2106.08254"),
+    "cifar_wideresnet": ("Wide Residual Networks", "1605.07146"),
     "convformer": ("MetaFormer Baselines for Vision", "2210.13452"),
     "convnext": ("A ConvNet for the 2020s", "2201.03545"),
     "convnextv2": (
@@ -31,7 +32,12 @@ _ARCHITECTURES = {
     "mobilevitv2": ("Separable Self-attention for Mobile Vision Transformers", "2206.02680"),
     "poolformer(v2)?": ("MetaFormer Is Actually What You Need for Vision", "2111.11418"),
     "(cifar_)?resnet(aa|blur)?": ("Deep Residual Learning for Image Recognition", "1512.03385"),
+    r"(cifar_)?resnet\d+_v2": ("Identity Mappings in Deep Residual Networks", "1603.05027"),
     "rexnetr?": ("Rethinking Channel Dimensions for Efficient Model Design", "2007.00992"),
+    "shufflenet": (
+        "ShuffleNet: An Extremely Efficient Convolutional Neural Network for Mobile Devices",
+        "1707.01083",
+    ),
     "swinv2": ("Swin Transformer V2: Scaling Up Capacity and Resolution", "2111.09883"),
     "tf_efficientnetv2": ("EfficientNetV2: Smaller Models and Faster Training", "2104.00298"),
     "vgg": ("Very Deep Convolutional Networks for Large-Scale Image Recognition", "1409.1556"),

@@ -9,13 +9,13 @@ a shortcut does so too, as option A of the paper without parameters or as option
 Source: He, Zhang, Ren, Sun, Deep Residual Learning for Image Recognition, section 4.2, https://arxiv.org/abs/1512.03385
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models._features import feature_take_indices  # not among timm.models' exported names
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from zoo.models.classifier import Classifier, stages
 
 WIDTHS = (16, 32, 64)  # of the three stages
 
@@ -97,7 +97,7 @@ class BasicBlock(nn.Module):
         return F.relu(residual + self.shortcut(x))
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(Classifier):
     """A residual network of 6n + 2 layers.
 
     Args:
@@ -116,71 +116,21 @@ class CifarResNet(nn.Module):
         super().__init__()
         if shortcut not in SHORTCUTS:
             raise ValueError(f"shortcut is {shortcut!r}, expected {' or '.join(SHORTCUTS)}")
-        self.num_features = self.head_hidden_size = WIDTHS[-1]
         self.conv1 = nn.Conv2d(in_chans, WIDTHS[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
         self.layer1, self.layer2, self.layer3 = (
             nn.Sequential(*(BasicBlock(outputs if i else inputs, outputs, shortcut) for i in range((depth - 2) // 6)))
             for inputs, outputs in zip((WIDTHS[0], *WIDTHS), WIDTHS, strict=False)
         )
-        self.reset_classifier(num_classes)
-        self.feature_info = [
-            {"num_chs": width, "reduction": 2**i, "module": f"layer{i + 1}"} for i, width in enumerate(WIDTHS)
-        ]
-        self.pretrained_cfg = self.default_cfg = _config(f"cifar_resnet{depth}", num_classes, in_chans)
+        self.feature_info = stages(dict(zip(("layer1", "layer2", "layer3"), WIDTHS, strict=True)), 1)
+        self.configure_(f"cifar_resnet{depth}", num_classes, WIDTHS[-1], (in_chans, 32, 32), "conv1")
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)  # as in the paper
 
-    def get_classifier(self) -> nn.Module:
-        """The last layer."""
-        return self.linear
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Put a new, randomly initialised classifier in its place; of 0 classes, the identity."""
-        self.num_classes = num_classes
-        self.linear = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images [B, C, H, W] → feature maps [B, 64, H/4, W/4]."""
-        return self._maps(x)[-1]
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Feature maps → logits [B, num_classes], or the features that the classifier reads [B, 64]."""
-        x = x.mean((2, 3))
-        return x if pre_logits else self.linear(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [B, C, H, W] → logits [B, num_classes]."""
-        return self.forward_head(self.forward_features(x))
-
-    def forward_intermediates(
-        self, x: Tensor, indices: int | list[int] | None = None, intermediates_only: bool = False, **_: Any
-    ) -> Any:
-        """Feature maps of the stages that `indices` names, as timm's models give them."""
-        maps = self._maps(x)
-        wanted = [maps[i] for i in feature_take_indices(len(maps), indices)[0]]
-        return wanted if intermediates_only else (maps[-1], wanted)
-
-    def _maps(self, x: Tensor) -> list[Tensor]:
-        """Images → the feature maps of each stage."""
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Images [B, C, H, W] → the feature maps of each stage."""
         x, maps = F.relu(self.bn1(self.conv1(x))), []
         for stage in (self.layer1, self.layer2, self.layer3):
             maps.append(x := stage(x))
         return maps
-
-
-def _config(architecture: str, num_classes: int, in_chans: int) -> dict[str, Any]:
-    """What timm calls `pretrained_cfg`."""
-    return {
-        "architecture": architecture,
-        "num_classes": num_classes,
-        "input_size": (in_chans, 32, 32),
-        "pool_size": (8, 8),
-        "crop_pct": 1.0,
-        "interpolation": "bicubic",
-        "mean": tuple(IMAGENET_DEFAULT_MEAN[i % 3] for i in range(in_chans)),
-        "std": tuple(IMAGENET_DEFAULT_STD[i % 3] for i in range(in_chans)),
-        "first_conv": "conv1",
-        "classifier": "linear",
-    }

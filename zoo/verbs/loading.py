@@ -154,8 +154,10 @@ def pretrained(base: Base, revision: str | None = None, access: Access = DEFAULT
     check_tag(base)
     skeleton(base)  # says what is wrong with the arguments before anything is fetched
     if base.source not in WEIGHTS:
+        named = repr(base.id) if not base.args else f"zoo.Base({base.id!r}, {dict(base.args)!r})"
         raise RepositoryError(
-            f"{base.id} has no weights of its own: put yours into zoo.create({base.id!r}) and zoo.save that"
+            f"{base.id} has no weights of its own: put yours into zoo.create({named}) and zoo.save that, which "
+            "zoo.compress takes"
         )
     return WEIGHTS[base.source](base, revision, access).eval()
 
