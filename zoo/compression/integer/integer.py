@@ -24,7 +24,9 @@ from zoo.compression.integer.folding import folded
 from zoo.compression.integer.layers import Rounding
 from zoo.compression.integer.observing import observed
 from zoo.compression.integer.planning import planned
-from zoo.compression.integer.twins import Writing, twin
+from zoo.compression.integer.tokens import opened
+from zoo.compression.integer.twins import twin
+from zoo.compression.integer.writing import Writing
 from zoo.declarations import validate
 from zoo.errors import DataError
 from zoo.measurement.macs import unchanged
@@ -57,7 +59,7 @@ def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:
     """What `zoo.compress` calls."""
     how, model = given.how, given.model
     made, graph = capture(model, given.batches[0][:2])
-    graph, tensors = folded(graph, tensors_of(made))
+    graph, tensors = folded(opened(graph), tensors_of(made))
     floats = _floats(graph, tensors)
     seen, inputs = observed(floats, graph, [batch.cpu().float() for batch in given.batches], given.seed)
     images = sum(map(len, given.batches))

@@ -59,12 +59,12 @@ def quantized(
         `weight` int8 as it was, `bias` int32 [O] and `exponent` int8 [O].
     """
     rows, most = weight.flatten(1), MOST[how.bits]
-    exponents = _exponents(rows.abs().amax(1) * gain, most + 0.49, MAX_EXPONENT)
-    fitting = _exponents(bias.abs() / step, MAX_BIAS, MAX_EXPONENT)
-    if late := int((fitting < exponents).sum()):
+    powers = exponents(rows.abs().amax(1) * gain, most + 0.49, MAX_EXPONENT)
+    fitting = exponents(bias.abs() / step, MAX_BIAS, MAX_EXPONENT)
+    if late := int((fitting < powers).sum()):
         log.warning("%s: the bias of %d outputs is beyond 32 bits of their weights' step: that is raised", path, late)
-    exponents = torch.minimum(exponents, fitting)
-    scale = torch.ldexp(torch.ones_like(bias), exponents)
+    powers = torch.minimum(powers, fitting)
+    scale = torch.ldexp(torch.ones_like(bias), powers)
     units = rows * (gain * scale)[:, None]
     whole = nearest(units, most)
     if inputs is not None:
@@ -80,11 +80,11 @@ def quantized(
     return {
         "weight": whole.view_as(weight).to(torch.int8),
         "bias": offset.to(torch.int32),
-        "exponent": exponents.to(torch.int8),
+        "exponent": powers.to(torch.int8),
     }
 
 
-def _exponents(largest: Tensor, most: float, limit: int) -> Tensor:
+def exponents(largest: Tensor, most: float, limit: int) -> Tensor:
     """The largest e of each for which largest·2^e ≤ most, at most `limit`."""
     power = torch.log2(most / largest.clamp(min=math.ldexp(1.0, -60))).floor()
     return power.clamp(-MAX_EXPONENT, limit)

@@ -2,6 +2,9 @@
 
 What only moves values (reshapes, pooling by the largest) gives bytes of the step that it reads; what a concatenation
 reads has one step, and so has what it gives. A step is free where layers and tables alone read the value.
+
+What a norm or a softmax reads are words, of 16 bits, and so is whatever is only added up to that: a transformer's
+stream of residuals. Where something else reads it too, that is given bytes of it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,7 +28,8 @@ TABLES = (
 """Functions of one value."""
 POOLS = ("adaptive_avg_pool2d", "avg_pool2d", "mean")
 SUMS = ("add", "mul")
-SHIFTED = {*SUMS, "concat"}  # ops whose values have steps that are powers of two of each other
+JOINS = ("concat", "prepend")
+SHIFTED = {*SUMS, *JOINS}  # ops whose values have steps that are powers of two of each other
 MOVES = (
     *("flatten", "reshape", "permute", "transpose", "chunk", "item", "slices", "unsqueeze", "max_pool2d", "upsample"),
     *("gather", "pad_same", "aten.constant_pad_nd", "aten.pad", "aten.squeeze.dims", "aten.squeeze.dim", "unbind"),
@@ -33,7 +37,18 @@ MOVES = (
     *("aten.pixel_unshuffle", "aten.upsample_nearest2d.vec", "expand", "roll", "aten.flip"),
 )
 SIZES = ("size", "int_mul", "int_add", "int_sub", "int_floordiv", "int_mod")
-ABSORBING = {*LAYERS, "batch_norm2d", *TABLES, *POOLS}
+NORMS = ("layer_norm", "layer_norm2d", "group_norm", "rms_norm")
+PRODUCTS = ("matmul", "scores")
+ABSORBING = {*LAYERS, "batch_norm2d", *TABLES, *POOLS, *NORMS, *PRODUCTS, "softmax"}
+OF_WORDS = (*NORMS, "softmax")
+"""What reads words where it can."""
+GIVING = {
+    *(*LAYERS, *NORMS, *PRODUCTS, *MOVES, *SIZES),
+    *("batch_norm2d", "add", *JOINS, "mean", "scale", "parameter", "buffer"),
+}
+"""What can give words."""
+SHARES = Step(2.0**-15, word=True), Step(2.0**-8)
+"""What a softmax gives: words to a product, else bytes."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +56,14 @@ class Planned:
     """What a graph's values become.
 
     Args:
-        steps: name of a node → step of the bytes that it shall give.
-        wide: names of those that give 16 bits, as nothing but the output reads them.
+        steps: name of a node → step of the bytes or words that it shall give.
+        narrow: name of a node that gives words → step of the bytes that some of its readers are given.
         free: names of those whose step needn't be a power of two.
         clamped: name of a node → the clamp that alone reads it, and is done by its op.
     """
 
     steps: Mapping[str, Step]
-    wide: frozenset[str]
+    narrow: Mapping[str, Step]
     free: frozenset[str]
     clamped: Mapping[str, Node]
 
@@ -68,27 +83,69 @@ def planned(graph: Graph, seen: Mapping[str, Seen]) -> Planned:
         if name in nodes and not others and reader in nodes and _clamps(nodes[name], nodes[reader])
     }
     origin = {clamp.name: nodes[name] for name, clamp in clamped.items()}
-    kinds = _alike(graph)
-    members: dict[str, list[str]] = {}
-    for name, kind in kinds.items():
-        members.setdefault(kind, []).append(name)
+    groups = _groups(graph, nodes, readers, origin)
     steps: dict[str, Step] = {}
-    wides, frees = set[str](), set[str]()
-    for names in members.values():
-        looked = [seen[name] for name in names if name in seen and name not in clamped]
+    narrow: dict[str, Step] = {}
+    frees = set[str]()
+    words = _words(groups)
+    for kind, group in groups.items():
+        looked = [seen[name] for name in group.names if name in seen and name not in clamped]
         if not looked:
             continue
-        read = {nodes[each].op if each in nodes else "output" for name in names for each in readers[name]}
-        own = {origin.get(name, nodes[name]).op for name in names if name in nodes}
-        if read - set(MOVES) == {"output"} and own - set(MOVES) <= {*LAYERS, *POOLS}:
-            step = wide(*_ends(looked))
-            wides |= set(names)
+        values, ends = cat([each.values() for each in looked]), _ends(looked)
+        free = group.own.isdisjoint(SHIFTED) and group.read <= ABSORBING
+        if "softmax" in group.own:
+            step = SHARES[group.read != {"matmul"}]
+        elif kind in words:
+            step = wide(*ends)
+            if others := group.read - {*OF_WORDS, *JOINS, "add", "output"}:
+                narrow |= dict.fromkeys(group.names, best(values, *ends, free=others <= ABSORBING))
+        elif group.read == {"output"} and group.own <= {*LAYERS, *POOLS}:
+            step = wide(*ends)
         else:
-            free = own.isdisjoint(SHIFTED) and read <= ABSORBING | set(MOVES)
-            step = best(cat([each.values() for each in looked]), *_ends(looked), free=free)
-            frees |= set(names) if free else set()
-        steps |= dict.fromkeys(names, step)
-    return Planned(steps, frozenset(wides), frozenset(frees), clamped)
+            step = best(values, *ends, free=free)
+            frees |= set(group.names) if free else set()
+        steps |= dict.fromkeys(group.names, step)
+    return Planned(steps, narrow, frozenset(frees), clamped)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Values of one step: their names, the ops that give them and those that read them, without what moves them."""
+
+    names: list[str]
+    own: set[str]
+    read: set[str]
+    readers: set[str]
+
+
+def _groups(
+    graph: Graph, nodes: Mapping[str, Node], readers: Mapping[str, list[str]], origin: Mapping[str, Node]
+) -> dict[str, _Group]:
+    groups: dict[str, _Group] = {}
+    kinds = _alike(graph)
+    for name, kind in kinds.items():
+        group = groups.setdefault(kind, _Group([], set(), set(), set()))
+        group.names.append(name)
+        if name in nodes:
+            group.own.add(origin.get(name, nodes[name]).op)
+        for reader in readers[name]:
+            group.read.add(nodes[reader].op if reader in nodes else "output")
+            if reader in nodes and nodes[reader].op == "add":
+                group.readers.add(kinds[reader])
+    for group in groups.values():
+        group.own.difference_update(MOVES)
+        group.read.difference_update(MOVES)
+    return groups
+
+
+def _words(groups: Mapping[str, _Group]) -> set[str]:
+    """The groups that are words: what a norm reads, and what is added up to that."""
+    able = {kind for kind, group in groups.items() if group.own and group.own <= GIVING}
+    words = {kind for kind in able if not groups[kind].read.isdisjoint(OF_WORDS)}
+    while more := {kind for kind in able - words if groups[kind].readers & words}:
+        words |= more
+    return words
 
 
 def _ends(looked: list[Seen]) -> tuple[float, float]:
@@ -127,7 +184,7 @@ def _alike(graph: Graph) -> dict[str, str]:
 
 
 def _tied(node: Node) -> Iterator[str]:
-    if node.op == "concat":
+    if node.op in JOINS:
         yield from node.inputs
     elif node.op in MOVES:
         yield node.inputs[0]

@@ -21,10 +21,11 @@ LEAST = 2.0**-60  # of a value that is always 0
 
 @dataclass(frozen=True)
 class Step:
-    """What a byte stands for: (q - zero)·step."""
+    """What a byte stands for: (q - zero)·step; or a word, of 16 bits with a sign."""
 
     step: float
     zero: int = 0
+    word: bool = False
 
 
 def best(values: Tensor, low: float, high: float, *, free: bool) -> Step:
@@ -56,7 +57,7 @@ def _kept(values: Tensor, step: Step) -> Tensor:
 
 def wide(low: float, high: float) -> Step:
     """The step of what is given in 16 bits: the least power of two by which four times what was seen fits."""
-    return Step(2.0 ** math.ceil(math.log2(max(-low, high, LEAST) / 2**13)))
+    return Step(2.0 ** math.ceil(math.log2(max(-low, high, LEAST) / 2**13)), word=True)
 
 
 def exponent(ratio: float) -> int | None:
@@ -67,3 +68,14 @@ def exponent(ratio: float) -> int | None:
     """
     mantissa, power = math.frexp(ratio)
     return power - 1 if mantissa == 0.5 else None
+
+
+def ratio(value: float) -> tuple[int, int]:
+    """A ratio as multiplier·2^-exponent, the multiplier of 15 bits.
+
+    >>> ratio(0.75)
+    (24576, 15)
+    """
+    mantissa, power = math.frexp(value)
+    multiplier = round(mantissa * 2**15)
+    return (multiplier, 15 - power) if multiplier < 2**15 else (2**14, 14 - power)

@@ -5,7 +5,7 @@ To give an op a twin, write a function that writes its nodes and a row of `_WRIT
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,92 +13,14 @@ from msgspec import structs
 from torch import Tensor
 
 from zoo.compression.integer.folding import affine
-from zoo.compression.integer.layers import Rounding, quantized
-from zoo.compression.integer.observing import Inputs
-from zoo.compression.integer.planning import CLAMPS, MOVES, SIZES, TABLES, Planned
+from zoo.compression.integer.layers import quantized
+from zoo.compression.integer.planning import CLAMPS, JOINS, MOVES, SIZES, TABLES
 from zoo.compression.integer.steps import Step, exponent
+from zoo.compression.integer.tokens import TOKENS
+from zoo.compression.integer.writing import EXPECTED, Writing, stored, table_of
 from zoo.errors import StructureError
 from zoo.structure.graph.graph import Graph, Node, graph_module
 from zoo.structure.graph.integer import BYTE, MAX_SPREAD
-
-WORD = 2**15 - 1  # the largest of what is given in 16 bits
-EXPECTED = "expected layers, norms, pools, sums, products, concatenations and functions of one value"
-
-
-@dataclass
-class Writing:
-    """The graph of whole numbers as far as it is written.
-
-    Args:
-        graph: of floats, folded.
-        held: path → tensor of it, in double precision.
-        plan: which steps its values have.
-        inputs: of each layer.
-        shapes: of its values for one image.
-        how: weights are rounded.
-        nodes: written so far.
-        tensors: of these.
-        steps: of the values so far, by their names in the graph of floats.
-        names: of those that have another name in the new graph.
-    """
-
-    graph: Graph
-    held: Mapping[str, Tensor]
-    plan: Planned
-    inputs: Mapping[str, Inputs]
-    shapes: Mapping[str, Sequence[int]]
-    how: Rounding
-    nodes: list[Node] = field(default_factory=list)
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    steps: dict[str, Step] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)
-
-    def emit(self, name: str, op: str, inputs: Sequence[str], attributes: Mapping[str, Any], **tensors: Tensor) -> str:
-        """Write one node."""
-        usual = {"zero": 0, "out_zero": 0, "low": 0, "high": BYTE}
-        attributes = {key: value for key, value in attributes.items() if usual.get(key) != value}
-        self.nodes.append(Node(name, op, tuple(inputs), attributes))
-        self.tensors |= {f"{name}.{key}": tensor for key, tensor in tensors.items()}
-        return name
-
-    def fresh(self, name: str) -> str:
-        """A name that no node has."""
-        taken = {node.name for node in (*self.nodes, *self.graph.nodes)} | set(self.graph.inputs)
-        while name in taken:
-            name += "_"
-        return name
-
-    def of(self, name: str) -> str:
-        """The new name of a value."""
-        return self.names.get(name, name)
-
-    def at(self, name: str, step: Step) -> str:
-        """The new name of a value, brought to a step by a table where it has another."""
-        if self.steps[name] == step:
-            return self.of(name)
-        table = _table(self.steps[name], step, lambda values: values)
-        return self.emit(self.fresh(f"{name.replace('.', '_')}_rescaled"), "qtable", [self.of(name)], {}, table=table)
-
-    def read(self, node: Node, number: int = 0) -> Step:
-        """The step of a node's input.
-
-        Raises:
-            StructureError: it isn't made of whole numbers.
-        """
-        name = node.inputs[number]
-        if name not in self.steps:
-            raise StructureError(f"integer: node {node.name!r} ({node.op}) reads {name!r}, which has no whole numbers")
-        return self.steps[name]
-
-    def range(self, last: Node, step: Step) -> dict[str, int]:
-        """What the op that gives a value is told of it."""
-        wide = last.name in self.plan.wide
-        low, high = (-WORD, WORD) if wide else (0, BYTE)
-        if last.name in {clamp.name for clamp in self.plan.clamped.values()}:
-            ends = _clamp(last)
-            low = max(low, round(ends[0] / step.step) + step.zero) if math.isfinite(ends[0]) else low
-            high = min(high, round(ends[1] / step.step) + step.zero) if math.isfinite(ends[1]) else high
-        return {"out_zero": step.zero, "low": min(low, step.zero), "high": max(high, step.zero)}
 
 
 def twin(writing: Writing, mean: Sequence[float], std: Sequence[float]) -> tuple[Graph, dict[str, Tensor]]:
@@ -136,7 +58,7 @@ def _input(writing: Writing, mean: Sequence[float], std: Sequence[float]) -> Non
     step = (high - low) / BYTE
     step = step if name in writing.plan.free else 2.0 ** math.ceil(math.log2(step))
     writing.steps[name] = Step(step, round(-low / step))
-    table = _stored(values, writing.steps[name])
+    table = stored(values, writing.steps[name])
     attributes = {"mean": list(mean), "std": list(std)}
     writing.names[name] = writing.emit(writing.fresh("pixels"), "qinput", [name], attributes, table=table)
 
@@ -146,13 +68,6 @@ def _output(writing: Writing, name: str) -> str:
         raise StructureError(f"integer: the output {name!r} isn't made of whole numbers: {EXPECTED}")
     step = writing.steps[name]
     return writing.emit(writing.fresh("values"), "qoutput", [writing.of(name)], {"step": step.step, "zero": step.zero})
-
-
-def _give(writing: Writing, first: Node, last: Node, op: str, inputs: Sequence[str], step: Step, **more: Any) -> None:
-    """Write the op that gives a value, under the name of the node that was there before its clamp."""
-    tensors = more.pop("tensors", {})
-    writing.emit(first.name, op, inputs, {**more, **writing.range(last, step)}, **tensors)
-    writing.names[last.name], writing.steps[last.name] = first.name, step
 
 
 def _layer(writing: Writing, first: Node, last: Node) -> None:
@@ -176,30 +91,30 @@ def _norm(writing: Writing, first: Node, last: Node) -> None:
 def _weigh(
     writing: Writing, first: Node, last: Node, op: str, weight: Tensor, bias: Tensor | None, sizes: Mapping[str, Any]
 ) -> None:
-    x, y = writing.read(first), writing.plan.steps[last.name]
+    (name, x), y = writing.bytes_of(first), writing.plan.steps[last.name]
     bias = weight.new_zeros(len(weight)) if bias is None else bias
     inputs = writing.inputs.get(first.name)
     tensors = quantized(first.name, weight, bias, x.step / y.step, y.step, inputs, writing.how)
-    _give(writing, first, last, op, [writing.of(first.inputs[0])], y, **sizes, zero=x.zero, tensors=tensors)
+    writing.give(first, last, op, [name], y, **sizes, zero=x.zero, tensors=tensors)
 
 
 def _sum(writing: Writing, first: Node, last: Node) -> None:
     _two(first)
     y = writing.plan.steps[last.name]
-    names, steps = zip(*(_shifted(writing, first, i, y) for i in (0, 1)), strict=True)
+    names, steps = zip(*(_shifted(writing, first, i, word=True) for i in (0, 1)), strict=True)
     powers = [-_power(step.step / y.step) for step in steps]
     if abs(powers[0] - powers[1]) > MAX_SPREAD:
         raise StructureError(f"integer: node {first.name!r} adds what differs by more than 2^{MAX_SPREAD}")
     zeros = [step.zero for step in steps]
-    _give(writing, first, last, "qadd", names, y, zeros=zeros, exponents=powers)
+    writing.give(first, last, "qadd", names, y, zeros=zeros, exponents=powers)
 
 
 def _product(writing: Writing, first: Node, last: Node) -> None:
     _two(first)
     y = writing.plan.steps[last.name]
-    names, steps = zip(*(_shifted(writing, first, i, Step(1.0)) for i in (0, 1)), strict=True)
+    names, steps = zip(*(_shifted(writing, first, i) for i in (0, 1)), strict=True)
     power = -_power(steps[0].step * steps[1].step / y.step)
-    _give(writing, first, last, "qmul", names, y, zeros=[step.zero for step in steps], exponent=power)
+    writing.give(first, last, "qmul", names, y, zeros=[step.zero for step in steps], exponent=power)
 
 
 def _power(ratio: float) -> int:
@@ -213,10 +128,12 @@ def _two(node: Node) -> None:
         raise StructureError(f"integer: node {node.name!r} ({node.op}) has no twin but of two tensors: {EXPECTED}")
 
 
-def _shifted(writing: Writing, node: Node, number: int, other: Step) -> tuple[str, Step]:
-    """An input whose step is a power of two of another: of the planned one, where it has none such."""
+def _shifted(writing: Writing, node: Node, number: int, *, word: bool = False) -> tuple[str, Step]:
+    """An input whose step is a power of two: the planned one, where it has none such."""
     step, name = writing.read(node, number), node.inputs[number]
-    if exponent(step.step / other.step) is None:
+    if step.word and not word:
+        return writing.bytes_of(node, number)
+    if exponent(step.step) is None:
         step = writing.plan.steps[name]
     return writing.at(name, step), step
 
@@ -231,12 +148,15 @@ def _concat(writing: Writing, first: Node, last: Node) -> None:
 
 def _pool(writing: Writing, first: Node, last: Node) -> None:
     x, shape = writing.read(first), writing.shapes[first.inputs[0]]
+    if first.op == "mean" and len(shape) != 4:
+        TOKENS["sum"](writing, first, last)
+        return
     window, flat = _pooled(first, shape)
     size = window.get("kernel_size", shape[2:])
     count, planned = math.prod(size), writing.plan.steps[last.name]
     power = math.ceil(math.log2(planned.step * count / x.step) - 1e-6)
     step = x.step * 2.0**power / count
-    y = Step(step, round(planned.zero * planned.step / step))
+    y = Step(step, round(planned.zero * planned.step / step), planned.word)
     name = writing.fresh(f"{first.name}_sums".replace(".", "_")) if flat else first.name
     told = {**window, "zero": x.zero, "exponent": power, **writing.range(last, y)}
     writing.emit(name, "qavg_pool2d", [writing.of(first.inputs[0])], told)
@@ -278,12 +198,16 @@ def _function(writing: Writing, first: Node, last: Node) -> None:
     """A function of one value: its table."""
     if len(first.inputs) != 1:
         raise StructureError(f"integer: node {first.name!r} ({first.op}) has no twin but of one tensor: {EXPECTED}")
+    if first.op == "scale" and writing.read(first).word and first.attributes["other"] > 0:
+        step = writing.read(first)
+        writing.names[first.name] = writing.of(first.inputs[0])
+        writing.steps[first.name] = replace(step, step=step.step * first.attributes["other"])
+        return
     alone = graph_module(Graph(("x",), (Node("y", first.op, ("x",), first.attributes),), ("y",)))
     y = writing.plan.steps[first.name]
-    table = _table(writing.read(first), y, alone)
-    name = writing.emit(
-        writing.fresh(first.name.replace(".", "_") + "_table"), "qtable", [writing.of(first.inputs[0])], {}, table=table
-    )
+    source, x = writing.bytes_of(first)
+    table = table_of(x, y, alone)
+    name = writing.emit(writing.fresh(first.name.replace(".", "_") + "_table"), "qtable", [source], {}, table=table)
     writing.names[first.name], writing.steps[first.name] = name, y
 
 
@@ -316,21 +240,13 @@ def _constant(writing: Writing, first: Node, last: Node) -> None:
     value, step = writing.held[first.name], writing.plan.steps.get(first.name)
     if step is None:
         raise StructureError(f"integer: node {first.name!r} is a constant of {value.dtype}, which has no twin")
-    writing.emit(first.name, "buffer", [], {"shape": list(value.shape), "dtype": "uint8"})
-    writing.tensors[first.name] = _stored(value, step)
+    writing.emit(first.name, "buffer", [], {"shape": list(value.shape), "dtype": "int16" if step.word else "uint8"})
+    writing.tensors[first.name] = stored(value, step)
     writing.steps[first.name] = step
 
 
 def _size(writing: Writing, first: Node, last: Node) -> None:
     writing.nodes.append(structs.replace(first, inputs=tuple(map(writing.of, first.inputs))))
-
-
-def _table(x: Step, y: Step, function: Callable[[Tensor], Tensor]) -> Tensor:
-    return _stored(function((torch.arange(256, dtype=torch.float64) - x.zero) * x.step), y)
-
-
-def _stored(values: Tensor, step: Step) -> Tensor:
-    return ((values.nan_to_num() / step.step).round() + step.zero).clamp(0, BYTE).to(torch.uint8)
 
 
 def _pair(value: Any) -> list[int]:
@@ -357,18 +273,6 @@ def _window(node: Node, kernel: Sequence[int]) -> dict[str, Any]:
     return {"kernel_size": list(kernel), **pairs}
 
 
-def _clamp(node: Node) -> tuple[float, float]:
-    """The ends of a clamp."""
-    if node.op in ("relu6", "aten.relu6"):
-        return 0.0, 6.0
-    if node.op == "relu":
-        return 0.0, math.inf
-    names = ("min_val", "max_val") if node.op == "aten.hardtanh" else ("min", "max")
-    usual = (-1.0, 1.0) if node.op == "aten.hardtanh" else (-math.inf, math.inf)
-    low, high = (node.attributes.get(name, default) for name, default in zip(names, usual, strict=True))
-    return float(-math.inf if low is None else low), float(math.inf if high is None else high)
-
-
 _Write = Callable[[Writing, Node, Node], None]
 _WRITE: Mapping[str, _Write] = {
     **dict.fromkeys(("conv2d", "linear"), _layer),
@@ -380,6 +284,7 @@ _WRITE: Mapping[str, _Write] = {
     **dict.fromkeys(("parameter", "buffer"), _constant),
     "add": _sum,
     "mul": _product,
-    "concat": _concat,
+    **dict.fromkeys(JOINS, _concat),
+    **TOKENS,
 }
 assert set(CLAMPS) <= _WRITE.keys()

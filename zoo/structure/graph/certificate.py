@@ -6,7 +6,9 @@ It is computed from the weights as they are, in whole numbers, and never read fr
     255·(|w_a| + |w_b|) ≤ 32,767        nor 16, where processors add pairs of products
     2^-exponent·… : exponent ≤ 15, or Σ|w|·255 + |bias| < 2^24      what isn't saturated is exact in single precision
 
-The second holds for any order of the weights if it does for the two largest.
+The second holds for any order of the weights if it does for the two largest. Of ops without weights, or of norms,
+
+    |accumulator|·multiplier < 2^53     double precision, or int64, holds it
 """
 
 import hashlib
@@ -17,7 +19,8 @@ from torch import Tensor, nn
 
 from zoo.errors import StructureError
 from zoo.measurement.macs import input_size, unchanged
-from zoo.structure.graph.integer import BYTE, MAX_EXPONENT, SINGLE, QInput, QLayer
+from zoo.structure.graph.integer import BYTE, MAX_EXPONENT, SINGLE, QInput, QLayer, Quantized
+from zoo.structure.graph.tokens import DOUBLE, WORD, QNorm, QSoftmax, Scaled
 from zoo.structure.tensors import bytes_of
 
 ACCUMULATOR = 2**31
@@ -30,7 +33,7 @@ class Certified:
 
     Args:
         bound: the most that an accumulator can be.
-        pair: the most that two products can be.
+        pair: the most that two products can be; 0 of what isn't a layer.
         single: single precision holds every accumulator.
     """
 
@@ -56,7 +59,25 @@ def certificate(model: nn.Module) -> dict[str, Certified]:
     Raises:
         StructureError: a layer could overflow; the message names it, the bound, and what is allowed.
     """
-    return {path: _certified(path, each) for path, each in model.named_modules() if isinstance(each, QLayer)}
+    certified: dict[str, Certified] = {}
+    for path, each in model.named_modules():
+        if isinstance(each, Quantized) and max(-each.low, each.high) > WORD:
+            raise StructureError(f"{path} gives {each.low:,} to {each.high:,}, expected words, to {WORD:,}")
+        if isinstance(each, QLayer):
+            certified[path] = _certified(path, each)
+        elif isinstance(each, Scaled | QSoftmax | QNorm):
+            certified[path] = _wide(path, each)
+    return certified
+
+
+def _wide(path: str, op: Scaled | QSoftmax | QNorm) -> Certified:
+    try:
+        bound = op.bound()
+    except ValueError as error:
+        raise StructureError(f"{path}: {error}: its tensors were altered: compress the base again") from error
+    if bound >= DOUBLE:
+        raise StructureError(f"{path} could reach {bound:,}, expected below 2^53: compress the base again")
+    return Certified(bound, 0, False)
 
 
 def _certified(path: str, layer: QLayer) -> Certified:

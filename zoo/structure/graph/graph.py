@@ -21,8 +21,9 @@ from zoo.structure.graph.aten import ATEN
 from zoo.structure.graph.integer import INTEGER
 from zoo.structure.graph.ops import DTYPES, FUNCTIONS, SIZES, TENSORS
 from zoo.structure.graph.ops import MODULES as FLOATS
+from zoo.structure.graph.tokens import TOKENS
 
-MODULES = {**FLOATS, **INTEGER}
+MODULES = {**FLOATS, **INTEGER, **TOKENS}
 CALLS = {**FUNCTIONS, **ATEN}
 OPS = {**MODULES, **TENSORS, **CALLS}
 MAX_PRODUCT = 1e28  # what shape arithmetic may reach, each size that it reads counted as MAX_ARGUMENT

@@ -32,7 +32,7 @@ _FAST_MATH = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 
 
 class Quantized(nn.Module):
-    """What gives bytes; `low` and `high` outside of 0..255 give int32 instead.
+    """What gives bytes; `low` and `high` outside of 0..255 give words, in int32, instead.
 
     Args:
         out_zero: the byte that stands for 0.
@@ -161,9 +161,10 @@ class QAdd(Quantized):
         self.zeros, self.exponents = tuple(zeros), tuple(exponents)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Two tensors of bytes, one of which may be repeated, → bytes."""
+        """Two tensors of bytes or words, one of which may be repeated, → bytes or words."""
         sides = zip((a, b), self.zeros, self.exponents, strict=True)
-        a, b = ((x.to(torch.float32) - zero) * 2.0**-exponent for x, zero, exponent in sides)
+        dtype = _holding(a, b)
+        a, b = ((x.to(dtype) - zero) * 2.0**-exponent for x, zero, exponent in sides)
         return self.stored(a + b)
 
 
@@ -178,7 +179,8 @@ class QMul(Quantized):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Two tensors of bytes, one of which may be repeated, → bytes."""
-        a, b = (x.to(torch.float32) - zero for x, zero in zip((a, b), self.zeros, strict=True))
+        dtype = _holding(a, b)
+        a, b = (x.to(dtype) - zero for x, zero in zip((a, b), self.zeros, strict=True))
         return self.stored(a * b * 2.0**-self.exponent)
 
 
@@ -211,7 +213,8 @@ class QAvgPool2d(Quantized):
 
     def forward(self, x: Tensor) -> Tensor:
         """Bytes [B, C, H, W] → bytes [B, C, H', W']."""
-        x = x.to(torch.float32) - self.zero
+        few = x.dtype == torch.uint8 and x.shape[2] * x.shape[3] * BYTE < SINGLE
+        x = x.to(torch.float32 if few else torch.float64) - self.zero
         if self.kernel_size is None:
             sums = x.sum((2, 3), keepdim=True)
         else:
@@ -283,6 +286,11 @@ class QOutput(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (x - zero)·step."""
         return (x.to(torch.float32) - self.zero) * self.step
+
+
+def _holding(*activations: Tensor) -> torch.dtype:
+    """Single precision for bytes, double for words."""
+    return torch.float32 if all(each.dtype == torch.uint8 for each in activations) else torch.float64
 
 
 def powers(exponent: Tensor, dtype: torch.dtype) -> Tensor:
