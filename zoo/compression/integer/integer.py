@@ -5,8 +5,9 @@
 3. Each value is given the step by which least is lost (`steps`), each layer the weights (`rounding`), and each node a
    twin in whole numbers (`twins`) whose requantization is a shift, halves to even.
 
-Weights have at most 64, 31 or 7 as magnitude: then two products fit 16 bits, in which processors without dot products
-of bytes add them; nothing can overflow, which `structure.graph.certificate` computes from what is stored.
+Any two weights of an output have at most 128 as magnitude together: so two products fit 16 bits, in which processors
+without dot products of bytes add them. Nothing can overflow: `structure.graph.certificate` computes that from what is
+stored.
 
 Source of the aim: CortexFoundation, MRT, https://github.com/CortexFoundation/cvm-runtime/blob/b5a25188/docs/mrt; shifts
 in place of multipliers: Jacob et al. (CVPR 2018), https://arxiv.org/abs/1712.05877, with multipliers.
@@ -44,7 +45,7 @@ class Integer:
     """How a model of floats becomes integers.
 
     Args:
-        weight_bits: 8 (7 with the sign's, so that pairs of products fit 16 bits), 6 or 4.
+        weight_bits: 8 (of which two together have 128 at most, so that pairs of products fit 16 bits), 6 or 4.
         rounding: `gptq` makes up for what rounding loses by the inputs that were seen; `nearest` doesn't.
     """
 

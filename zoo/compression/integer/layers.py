@@ -4,7 +4,8 @@ A layer with weights W reads bytes of step s_x and gives bytes of step s_y; the 
 
     w = round(W_o·(s_x/s_y)·2^e_o),   bias = round(b_o/s_y·2^e_o)
 
-with e_o the largest by which |w| stays within its bits, |bias| below 2^30, and e_o ≤ 15. So requantizing is a shift by
+with e_o the largest by which |w| stays within its bits, any two of the output within 128 (so that pairs of products fit
+16 bits), |bias| below 2^30, and e_o ≤ 15. So requantizing is a shift by
 e_o, and no step needs a multiplication.
 """
 
@@ -22,7 +23,8 @@ from zoo.structure.graph.integer import BYTE, MAX_EXPONENT, MAX_WEIGHT
 
 log = logger(__name__)
 
-MOST = {8: MAX_WEIGHT, 6: 31, 4: 7}  # bits of a weight → its largest magnitude
+MOST = {8: (127, 2 * MAX_WEIGHT), 6: (31, 62), 4: (7, 14)}
+"""Bits of a weight → its largest magnitude, and that of two of one output together."""
 MAX_BIAS = 2**30
 
 
@@ -58,8 +60,9 @@ def quantized(
     Returns:
         `weight` int8 as it was, `bias` int32 [O] and `exponent` int8 [O].
     """
-    rows, most = weight.flatten(1), MOST[how.bits]
-    powers = exponents(rows.abs().amax(1) * gain, most + 0.49, MAX_EXPONENT)
+    rows, (most, two) = weight.flatten(1), MOST[how.bits]
+    largest, both = rows.abs().amax(1) * gain, _two(rows) * gain
+    powers = torch.minimum(exponents(largest, most + 0.49, MAX_EXPONENT), exponents(both, two, MAX_EXPONENT))
     fitting = exponents(bias.abs() / step, MAX_BIAS, MAX_EXPONENT)
     if late := int((fitting < powers).sum()):
         log.warning("%s: the bias of %d outputs is beyond 32 bits of their weights' step: that is raised", path, late)
@@ -67,14 +70,17 @@ def quantized(
     scale = torch.ldexp(torch.ones_like(bias), powers)
     units = rows * (gain * scale)[:, None]
     whole = nearest(units, most)
-    if inputs is not None:
-        grouped = units.unflatten(0, (len(inputs.sums), -1))
-        if how.gptq and inputs.squares is not None:
-            whole = gptq(grouped, inputs.squares / inputs.count, most).flatten(0, 1).double()
-        if how.correct:
-            lost = (grouped - whole.view_as(grouped)).flatten(0, 1) / (gain * scale)[:, None]
-            mean = (inputs.sums.double() / inputs.count).repeat_interleave(grouped.shape[1], 0)
-            bias = bias + (lost * mean).sum(1)
+    if inputs is not None and how.gptq and inputs.squares is not None:
+        grouped = units.unflatten(0, (len(inputs.squares), -1))
+        whole = gptq(grouped, inputs.squares / inputs.count, most).flatten(0, 1).double()
+    if (over := _two(whole) > two).any():  # rounding made two of them larger together
+        powers = powers - over.to(powers)
+        scale = torch.ldexp(torch.ones_like(bias), powers)
+        whole = torch.where(over[:, None], nearest(rows * (gain * scale)[:, None], two // 2), whole)
+    if inputs is not None and how.correct:
+        lost = rows - whole / (gain * scale)[:, None]
+        mean = (inputs.sums.double() / inputs.count).repeat_interleave(len(rows) // len(inputs.sums), 0)
+        bias = bias + (lost * mean).sum(1)
     limit = ACCUMULATOR - 1 - whole.abs().sum(1) * BYTE  # of layers with very many inputs
     offset = (bias / step * scale).round().clamp(-limit, limit)
     return {
@@ -82,6 +88,11 @@ def quantized(
         "bias": offset.to(torch.int32),
         "exponent": powers.to(torch.int8),
     }
+
+
+def _two(rows: Tensor) -> Tensor:
+    """The magnitudes of the two largest of each output together [O]."""
+    return rows.abs().topk(min(2, rows.shape[1]), 1).values.sum(1)
 
 
 def exponents(largest: Tensor, most: float, limit: int) -> Tensor:

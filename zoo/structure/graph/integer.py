@@ -25,7 +25,7 @@ from zoo.structure.graph.ops import Op
 
 BYTE = 255  # the largest magnitude that an activation less its zero point has
 SINGLE = 2**24  # below which single precision holds every whole number
-MAX_WEIGHT = 64  # so that processors which add two products in 16 bits, saturating, do so exactly
+MAX_WEIGHT = 64  # of two on average, so that processors which add two products in 16 bits, saturating, are exact
 MAX_EXPONENT = 15  # whatever isn't saturated then lies below SINGLE before it is requantized
 MAX_SPREAD = 15  # of the exponents of what is added: 8 bits and these fit single precision
 _FAST_MATH = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
