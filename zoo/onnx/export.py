@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from zoo.errors import StructureError, in_one_line, require
 from zoo.measurement.macs import input_size, unchanged
 from zoo.structure.description import Description, config_of
+from zoo.structure.graph.certificate import is_integer
 from zoo.structure.graph.tracing import export
 from zoo.structure.tensors import tensors_of
 from zoo.version import __version__
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 OPSET = 18  # which onnxruntime reads from 1.14 on, TensorRT from 8.6
 IMAGES, LOGITS, BATCH = "images", "logits", "batch"
 MAX_BYTES = 2**31 - 2**24  # a file of one piece has less than 2 GiB, and the program takes some of them
+_SCALING = {"mean": "less", "std": "over"}  # of floats; bytes undergo it inside
 _PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
@@ -129,12 +131,14 @@ def describe_(program: "ModelProto", model: nn.Module, description: Description)
         description: of the model.
     """
     config, base = config_of(model), description.base
+    whole = is_integer(model)
     told = {
         "name": description.name,
         "task": description.task,
         "base": base and base.id,
         "license": config.get("license"),
-        **{key: config.get(key) for key in _PREPROCESSING},
+        **{key: config.get(key) for key in _PREPROCESSING if not (whole and key in _SCALING)},
+        "pixels": "bytes 0..255" if whole else None,
         "label_names": config.get("label_names"),
         "zoo_version": __version__,
     }
@@ -143,15 +147,16 @@ def describe_(program: "ModelProto", model: nn.Module, description: Description)
             program.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
     program.producer_name, program.producer_version = "compressed-zoo", __version__
     program.graph.name = description.name
-    program.doc_string = _words(model, description)
+    program.doc_string = _words(model, description, "uint8" if whole else "float32")
 
 
-def _words(model: nn.Module, description: Description) -> str:
+def _words(model: nn.Module, description: Description, dtype: str) -> str:
     config = config_of(model)
     channels, height, width = input_size(model)
     order = {1: "grey", 3: "red, green, blue"}.get(channels, f"{channels} channels")
-    scaled = "".join(f", {word} {config[key]}" for word, key in (("less", "mean"), ("over", "std")) if config.get(key))
+    scaled = "0..1" + "".join(f", {word} {config[key]}" for key, word in _SCALING.items() if config.get(key))
+    scaled = "0..255" if dtype == "uint8" else scaled
     return (
-        f"{description.name}: {IMAGES} [{BATCH}, {channels}, {height}, {width}], float32, {order}, 0..1{scaled}; what "
+        f"{description.name}: {IMAGES} [{BATCH}, {channels}, {height}, {width}], {dtype}, {order}, {scaled}; what "
         f"else images undergo, and the names of the classes, is in metadata_props, lists as JSON."
     )

@@ -56,8 +56,46 @@ def compared(program: bytes, model: nn.Module, size: tuple[int, int, int]) -> fl
     return most
 
 
-def session(program: bytes, name: str) -> Any:
+def compared_bytes(program: bytes, model: nn.Module, size: tuple[int, int, int]) -> float:
+    """The same of an integer model, whose bytes it must give for noise and for extremes, optimised or not.
+
+    Args:
+        program: what a file holds.
+        model: that it was written from.
+        size: channels, height and width of its images.
+
+    Returns:
+        0.
+
+    Raises:
+        MissingExtra: onnxruntime isn't installed.
+        StructureError: onnxruntime refuses the program, or gives other bytes.
+    """
+    name = type(model).__name__
+    taken = like_images(model)
+    runs = [session(program, name, optimised=optimised) for optimised in (True, False)]
+    for batch in BATCHES:
+        noise = torch.randint(256, (batch, *size), generator=torch.Generator().manual_seed(batch)).to(torch.uint8)
+        for images in (noise, (noise > 127).to(torch.uint8) * 255):
+            with unchanged(model), torch.no_grad():
+                expected = [each.cpu() for each in named(model(images.to(taken.device))).values()]
+            for run in runs:
+                found = [torch.from_numpy(each) for each in run(None, {IMAGES: images.numpy()})]
+                if not all(map(torch.equal, found, expected)):
+                    raise StructureError(
+                        f"{name}: onnxruntime gives other bytes than the model, for {batch} images: it isn't written"
+                    )
+    return 0.0
+
+
+def session(program: bytes, name: str, threads: int = 0, *, optimised: bool = True) -> Any:
     """A function that runs a program on the CPU: names of outputs or None, {name: array} → arrays.
+
+    Args:
+        program: what a file holds.
+        name: of the model, for messages.
+        threads: that it computes with; 0 leaves it to onnxruntime.
+        optimised: by onnxruntime, as it is by default; else it is computed as it is written.
 
     Raises:
         MissingExtra: onnxruntime isn't installed.
@@ -66,6 +104,9 @@ def session(program: bytes, name: str) -> Any:
     onnxruntime = require("onnxruntime", "fast")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
+    options.intra_op_num_threads = threads
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"]).run
     except Exception as error:  # its classes are of its compiled part

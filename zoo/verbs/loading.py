@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from msgspec import Meta
@@ -20,7 +20,7 @@ from zoo.measurement.macs import unwrapped
 from zoo.printable import logger
 from zoo.structure.base import MAX_ARGUMENT, check_tag, initialised, skeleton, untagged, without_claims
 from zoo.structure.describing import settle_
-from zoo.structure.description import Description, attach_, config_of, configure_, skeleton_of
+from zoo.structure.description import Description, attach_, config_of, configure_, description_of, skeleton_of
 from zoo.structure.graph.certificate import check_floats
 from zoo.structure.plan import Plan, apply_
 from zoo.structure.sources import SOURCES, is_base_id
@@ -31,6 +31,8 @@ from zoo.verbs.converting import CHECKPOINT_FILES, preprocessing
 from zoo.verbs.dense_weights import WEIGHTS
 
 log = logger(__name__)
+
+Backend = Literal["onnxruntime"]
 
 
 def load(
@@ -45,6 +47,7 @@ def load(
     in_chans: int | None = None,
     features_only: bool = False,
     structure: graph_view.Form | None = None,
+    backend: Backend | None = None,
     mmap: bool = True,
     token: str | bool | None = None,
     local_files_only: bool = False,
@@ -67,6 +70,8 @@ def load(
         features_only: return the feature maps [B, C, H, W] of every stage instead of logits.
         structure: of a repository that has both, `graph` instead of `plan`: it needs no timm, and a fresh process has
             its first output sooner. `zoo convert NAME --graph` writes one beside a plan.
+        backend: of an integer model, what computes it in place of torch: `onnxruntime` on the CPU, many times as fast,
+            gives the same bytes; it is compared at load, and refused where it doesn't.
         mmap: weights on the CPU stay in their file, and are read when they are used: loading costs next to nothing and
             processes share the memory. While the model lives, nobody may overwrite that file in place (its weights
             would change) or truncate it (the process would end with SIGBUS); replacing it, as `save` does, or deleting
@@ -84,7 +89,7 @@ def load(
         HubError: it can't be fetched.
         RepositoryError, StructureError, FingerprintError, WeightsError: what doesn't fit, by name.
     """
-    _check_options(device, dtype, num_classes=num_classes, in_chans=in_chans)
+    _check_options(device, dtype, backend, num_classes=num_classes, in_chans=in_chans)
     access = Access(Path(cache_dir) if cache_dir else None, token, local_files_only, refresh)
     if is_base_id(name):
         if structure == "graph":
@@ -101,6 +106,12 @@ def load(
         model = model.to(device)
     if dtype is not None:
         model = model.to(dtype=dtype)
+    if backend is not None:
+        from zoo.onnx.backend import accelerated
+
+        source = description_of(model)
+        known = repository.read_config(Path(source.source)) if source and source.source else {"zoo": {}}
+        return accelerated(model, known["zoo"].get("outputs_sha256"))
     return adaptation.features(model).eval() if features_only else model
 
 
@@ -187,7 +198,10 @@ def transform(model: nn.Module) -> Callable[[Any], Tensor]:
         raise StructureError(f"transform: the model's pretrained_cfg can't be used: {error!r}") from as_cause(error)
 
 
-def _check_options(device: Any, dtype: Any, **counts: Any) -> None:
+def _check_options(device: Any, dtype: Any, backend: Any, **counts: Any) -> None:
+    validated(Backend | None, backend, "load: backend", StructureError)
+    if backend is not None and torch.device(device).type != "cpu":
+        raise StructureError(f"load: {backend} computes on the CPU here, device is {device!r}: leave one of them out")
     for option, value in counts.items():
         validated(Annotated[int, Meta(ge=0, le=MAX_ARGUMENT)] | None, value, f"load: {option}", StructureError)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):

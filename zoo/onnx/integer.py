@@ -1,0 +1,179 @@
+"""Integer: a graph of whole numbers as an ONNX program that gives the same bytes.
+
+Images are bytes. A layer is a QLinearConv or a MatMulInteger of the same weights, whose scales are powers of two:
+
+    q = saturate(round(single(accumulator)·2^-exponent) + zero)
+
+That is exact: an accumulator of 2^24 and more, which single precision would round, has an exponent of at most 15 (so
+says the model's certificate), and is saturated either way. What is added is rounded by Round, whose halves go to even
+by ONNX's own words, and never by QLinearAdd, which some processors round otherwise. What gives more than bytes is
+requantized in double precision.
+
+To give an op a form, write a function that writes it and a row of `_WRITE`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import require
+from zoo.measurement.macs import input_size
+from zoo.onnx.export import BATCH, IMAGES, OPSET
+from zoo.onnx.lookup import looked_up
+from zoo.onnx.moves import MOVES
+from zoo.onnx.writing import Writing, formless, shapes_of
+from zoo.structure.graph.certificate import certificate
+from zoo.structure.graph.graph import Graph, Node
+from zoo.structure.graph.integer import BYTE, Quantized, powers
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+IR = 10  # which onnxruntime reads from 1.18 on
+ONE = np.float32(1)
+
+
+def integer_program(model: nn.Module, graph: Graph) -> "ModelProto":
+    """Write an integer model.
+
+    Args:
+        model: with its weights.
+        graph: that it runs.
+
+    Returns:
+        The program: `images` [batch, C, H, W] of bytes → `logits`, or the outputs by their keys, or `output_0`, ...
+
+    Raises:
+        MissingExtra: onnx isn't installed.
+        StructureError: a node has no form in ONNX that gives its bytes; it is named. Or a layer could overflow.
+    """
+    require("onnx", "fast")
+    from onnx import TensorProto, helper, numpy_helper
+
+    certificate(model)
+    size = input_size(model)
+    shapes, outputs = shapes_of(graph, size)
+    writing = Writing(model, shapes, names={graph.inputs[0]: IMAGES})
+    for node in graph.nodes:
+        if (write := _WRITE.get(node.op)) is None:
+            raise formless(node)
+        writing.names[node.name] = write(writing, node, *(writing.names[each] for each in node.inputs))
+    ends = []
+    for name, inside in zip(outputs, graph.outputs, strict=True):
+        writing.nodes.append(helper.make_node("Identity", [writing.names[inside]], [name], f"Identity/{name}"))
+        dims = [BATCH if each == -1 else each for each in shapes[inside]]
+        ends.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, dims))
+    images = helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, [BATCH, *size])
+    held = [numpy_helper.from_array(value, name) for name, value in writing.constants.items()]
+    program = helper.make_graph(writing.nodes, "integer", [images], ends, held)
+    return helper.make_model(program, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
+
+
+def _is_byte(op: Quantized) -> bool:
+    return op.low >= 0 and op.high <= BYTE
+
+
+def _stored(writing: Writing, value: str, op: Quantized, dtype: Any = np.float32) -> str:
+    """Whole numbers and halves → what an op gives."""
+    whole = writing.emit("Round", value)
+    if _is_byte(op):
+        return writing.clipped(writing.emit("QuantizeLinear", whole, ONE, np.uint8(op.out_zero)), op.low, op.high)
+    within = writing.emit("Clip", writing.emit("Add", whole, dtype(op.out_zero)), dtype(op.low), dtype(op.high))
+    return writing.cast(within, np.int32)
+
+
+def _requantized(writing: Writing, accumulator: str, scale: Any, op: Quantized) -> str:
+    """Accumulators in 32 bits → what an op gives."""
+    dtype = np.float32 if _is_byte(op) else np.float64
+    scaled = writing.emit("Mul", writing.cast(accumulator, dtype), scale.astype(dtype))
+    return _stored(writing, scaled, op, dtype)
+
+
+def _scales(exponent: Tensor) -> Any:
+    return powers(exponent.cpu(), torch.float32).numpy()
+
+
+def _input(writing: Writing, node: Node, images: str) -> str:
+    return looked_up(writing, images, writing.module(node).table)
+
+
+def _table(writing: Writing, node: Node, x: str) -> str:
+    return looked_up(writing, x, writing.module(node).table[None])
+
+
+def _convolution(writing: Writing, node: Node, x: str) -> str:
+    op = writing.module(node)
+    window = {"strides": op.stride, "pads": [*op.padding] * 2, "dilations": op.dilation, "group": op.groups}
+    return _convolved(writing, x, op, op.weight, op.bias, op.exponent, window)
+
+
+def _pool(writing: Writing, node: Node, x: str) -> str:
+    """A sum over windows is a convolution by ones of each channel by itself."""
+    op, (_, channels, *size) = writing.module(node), writing.shape(node)
+    weight = torch.ones(channels, 1, *(op.kernel_size or size), dtype=torch.int8)
+    exponent = torch.full((channels,), op.exponent)
+    window = {"strides": op.stride, "pads": [*op.padding] * 2, "group": channels}
+    return _convolved(writing, x, op, weight, torch.zeros(channels, dtype=torch.int32), exponent, window)
+
+
+def _convolved(
+    writing: Writing, x: str, op: Any, weight: Tensor, bias: Tensor, exponent: Tensor, window: Mapping[str, Any]
+) -> str:
+    zero, scales = np.uint8(op.zero), _scales(exponent)
+    weights, biases = weight.cpu().numpy(), bias.cpu().numpy()
+    if _is_byte(op):
+        told = (ONE, zero, weights, scales, np.zeros(len(weights), np.int8), ONE, np.uint8(op.out_zero), biases)
+        return writing.clipped(writing.emit("QLinearConv", x, *told, **window), op.low, op.high)
+    sums = writing.emit("ConvInteger", x, weights, zero, **window)
+    return _requantized(writing, writing.emit("Add", sums, biases[:, None, None]), scales[:, None, None], op)
+
+
+def _linear(writing: Writing, node: Node, x: str) -> str:
+    op = writing.module(node)
+    sums = writing.emit("MatMulInteger", x, op.weight.cpu().numpy().T.copy(), np.uint8(op.zero))
+    return _requantized(writing, writing.emit("Add", sums, op.bias.cpu().numpy()), _scales(op.exponent), op)
+
+
+def _valued(writing: Writing, x: str, zero: int, exponent: int) -> str:
+    """(x - zero)·2^-exponent."""
+    return writing.emit("DequantizeLinear", x, np.float32(2.0**-exponent), np.uint8(zero))
+
+
+def _sum(writing: Writing, node: Node, *sides: str) -> str:
+    op = writing.module(node)
+    a, b = (_valued(writing, *each) for each in zip(sides, op.zeros, op.exponents, strict=True))
+    return _stored(writing, writing.emit("Add", a, b), op)
+
+
+def _product(writing: Writing, node: Node, *sides: str) -> str:
+    op = writing.module(node)
+    a, b = (_valued(writing, *each) for each in zip(sides, op.zeros, (op.exponent, 0), strict=True))
+    return _stored(writing, writing.emit("Mul", a, b), op)
+
+
+def _output(writing: Writing, node: Node, x: str) -> str:
+    op = writing.module(node)
+    less = writing.emit("Sub", writing.cast(x, np.float32), np.float32(op.zero))
+    return writing.emit("Mul", less, np.float32(op.step))
+
+
+def _constant(writing: Writing, node: Node) -> str:
+    value = writing.model.get_buffer(node.name).cpu().numpy()
+    return writing.emit("Identity", value)
+
+
+_WRITE: Mapping[str, Callable[..., Any]] = {
+    "qinput": _input,
+    "qconv2d": _convolution,
+    "qlinear": _linear,
+    "qadd": _sum,
+    "qmul": _product,
+    "qavg_pool2d": _pool,
+    "qtable": _table,
+    "qoutput": _output,
+    "buffer": _constant,
+    **MOVES,
+}
