@@ -62,3 +62,24 @@ def test_norms_of_each_image_alone_are_kept_and_their_channels_cut(tmp_path):
     assert found.kept <= 0.5
     assert found.off <= 1e-6
     assert found.groups == 2
+
+
+class Tokens(nn.Module):
+    """Tokens of any number, normed as if all were of one image."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Conv2d(3, 16, 4, 4), nn.BatchNorm1d(16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        x = self.stem(x).flatten(2).mT
+        return self.head(self.norm(x.flatten(0, 1)).reshape_as(x).relu().mean(1))
+
+
+def test_what_is_shaped_as_something_that_is_cut_alike_keeps_its_sizes_open(tmp_path):
+    torch.manual_seed(0)
+    zoo.save(Tokens().eval(), tmp_path / "model", example=(3, 32, 32))
+    found = coverage(str(tmp_path / "model"))
+    assert found.error is None
+    assert found.kept < 0.55
+    assert found.off < 1e-10

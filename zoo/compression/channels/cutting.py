@@ -145,10 +145,13 @@ def _sized(position: int, name: str = "size") -> Callable[[Kept, Node], Call | N
     return rule
 
 
-def _reshape_as(kept: Kept, node: Node) -> Call:
+def _reshape_as(kept: Kept, node: Node) -> Call | None:
+    own, others = (list(map(kept.mask, kept.traced.of(each))) for each in (node, cast(Node, node.args[1])))
+    if all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in zip(own, others, strict=True)):
+        return None  # what it is shaped as is cut alike, so sizes may stay open
     out = node.meta["val"].shape
     given = [-1 if isinstance(size, torch.SymInt) else int(size) for size in out]
-    return aten.reshape.default, (node.args[0], _lengths(kept, kept.traced.of(node), given)), {}
+    return aten.reshape.default, (node.args[0], _lengths(kept, kept.traced.of(node), given, out)), {}
 
 
 def _unflatten(kept: Kept, node: Node) -> Call:
