@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 
 import zoo
+from zoo.cli import verifying
 from zoo.tasks.identity import Identified
 from zoo.tasks.loader import loader
+from zoo.verbs import verification
 from zoo.verbs.measuring import report_of
 
 CLASSES = ["truck", "cat", "ship"]  # in no alphabetical order
@@ -34,11 +36,11 @@ def model():
     return network
 
 
-def in_folders(rows, place):
+def in_folders(rows, place, names=tuple(CLASSES)):
     for split in ("train", "validation"):
         for number, (image, label) in enumerate(rows):
-            (place / split / CLASSES[label]).mkdir(parents=True, exist_ok=True)
-            image.save(place / split / CLASSES[label] / f"{number}.png")
+            (place / split / names[label]).mkdir(parents=True, exist_ok=True)
+            image.save(place / split / names[label] / f"{number}.png")
     return str(place)
 
 
@@ -149,6 +151,80 @@ def test_a_claim_of_other_images_is_shown_and_not_judged_though_their_folder_has
 
     assert json.loads((folder / "results.json").read_text())["data"]["dataset"] == "./pictures"
     assert verdicts(folder, others) == {**dict.fromkeys(["params", "macs", "kmapp"], "agrees"), "top1": "other images"}
+
+
+def test_a_verification_that_judged_no_claim_on_images_has_not_passed(published, rows, tmp_path, capsys):
+    folder, same = published
+    others = in_folders(rows[:-1], tmp_path / "others" / "pictures")
+
+    assert verifying.verify.main([str(folder), "--data", same, "--json"], standalone_mode=False) is None
+    assert json.loads(capsys.readouterr().out)[0]["unjudged"] == ""
+    with pytest.raises(SystemExit, match="1"):
+        verifying.verify.main([str(folder), "--data", others], standalone_mode=False)
+    told = "resnet18: no claim on images was judged (other images), so it isn't verified"
+    assert told in capsys.readouterr().err
+    assert zoo.verify(folder, structure_only=True).passed
+
+
+def test_a_claim_without_a_hash_is_not_judged_by_the_name_of_a_folder(published, rows, tmp_path):
+    folder, _ = published
+    mine = in_folders(rows, tmp_path / "again" / "pictures")
+    results = json.loads((folder / "results.json").read_text())
+    del results["data"]["sha256"]
+    (folder / "results.json").write_text(json.dumps(results))
+    found = zoo.verify(folder, data=mine)
+
+    assert (results["data"]["dataset"], found.report.data["dataset"]) == ("./pictures",) * 2
+    assert {row.figure: row.verdict for row in found.rows}["top1"] == "images unknown"
+    assert not found.passed
+
+
+@pytest.mark.parametrize("dataset", ["./pictures", None], ids=["a folder", "no name"])
+def test_what_a_source_reports_is_of_no_images_but_those_of_a_public_name(dataset, rows, model, tmp_path, monkeypatch):
+    said = f'dataset = "{dataset}"' if dataset else ""
+    (tmp_path / "catalog").mkdir()
+    (tmp_path / "catalog" / "mine.toml").write_text(f"""
+        [family]
+        architecture = "resnet18"
+        task = "image-classification"
+        status = "recipe"
+        {said}
+        input = [3, 32, 32]
+        [[model]]
+        name = "mine"
+        base = {{ id = "timm/resnet18" }}
+        reported = [{{ top1 = 0.99 }}]
+    """)
+    monkeypatch.setenv("ZOO_CATALOG", str(tmp_path / "catalog"))
+    place = in_folders(rows, tmp_path / "pictures")
+    for data in (place, table(rows)):
+        assert verification._reported("mine", model, report_of(model, data), None, "") == []
+
+
+LETTERS = ["a", "b", "c"]  # what the classes are called in the folder
+MAPPED = dict(zip(LETTERS, CLASSES, strict=True))
+
+
+@pytest.fixture
+def mapped(rows, model, tmp_path):
+    """A model whose results are of classes that were mapped, and those images elsewhere, under their own names."""
+    mine = in_folders(rows, tmp_path / "mine" / "pictures", LETTERS)
+    zoo.save(model, tmp_path / "model", report=report_of(model, mine, name="resnet18", labels=MAPPED))
+    return tmp_path / "model", in_folders(rows, tmp_path / "elsewhere", LETTERS)
+
+
+def test_a_claim_of_mapped_classes_is_measured_again_with_the_same_mapping_wherever_the_images_lie(
+    mapped, rows, tmp_path, caplog
+):
+    folder, elsewhere = mapped
+    found = zoo.verify(folder, data=elsewhere)
+
+    assert found.report.data["labels"] == MAPPED
+    assert {row.figure: row.verdict for row in found.rows}["top1"] == "agrees"
+    assert verdicts(folder, in_folders(rows, tmp_path / "by their names"))["top1"] == "agrees"  # nothing to be mapped
+    assert "its figures are of mapped classes, such as a, which" in caplog.text
+    turned = {"a": "cat", "b": "ship", "c": "truck"}
+    assert {row.verdict for row in zoo.verify(folder, data=elsewhere, labels=turned).rows} == {"agrees", "other images"}
 
 
 def test_nothing_that_is_saved_holds_the_way_to_the_data(published, tmp_path):

@@ -19,6 +19,7 @@ from zoo.declarations import (
 )
 from zoo.errors import RepositoryError
 
+COSTS = ("params", "macs", "kmapp")  # which need no images
 MAX_LABELS = 200_000  # names that a report may have
 MAX_FIGURES = 100
 Versions = Annotated[Mapping[Package, Version], Meta(max_length=100)]
@@ -133,11 +134,20 @@ class Verification:
     report: Report
 
     @property
+    def unjudged(self) -> str:
+        """Why nothing of what is claimed on images could be held against it; empty where something was."""
+        claimed = [row for row in self.rows if row.difference is not None and row.figure in self.report.measured]
+        of_images = [row for row in claimed if row.figure not in COSTS]
+        notes = {row.note for row in of_images}
+        return ", ".join(sorted(notes)) if "" not in notes else ""
+
+    @property
     def passed(self) -> bool:
-        """Whether every figure that is claimed was measured, and agrees where it can be judged."""
-        return not any(row.verdict in ("differs", "not measured") for row in self.rows)
+        """Whether every figure that is claimed was measured and agrees, and one on images where some are claimed."""
+        return not self.unjudged and not any(row.verdict in ("differs", "not measured") for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
         """The verification as a JSON object."""
         rows = [{**asdict(row), "difference": row.difference, "verdict": row.verdict} for row in self.rows]
-        return {"name": self.name, "passed": self.passed, "rows": rows, "report": self.report.to_json()}
+        verdict = {"passed": self.passed, "unjudged": self.unjudged}
+        return {"name": self.name, **verdict, "rows": rows, "report": self.report.to_json()}

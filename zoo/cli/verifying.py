@@ -7,7 +7,7 @@ import click
 
 from zoo.catalog.report import Verification
 from zoo.cli.options import data_options
-from zoo.cli.tables import as_json, figure, say_json, table
+from zoo.cli.tables import as_json, figure, say, say_json, table
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 
@@ -43,7 +43,8 @@ def verify(
 
     Each is a name of the list, ORG/NAME on the Hub, a repository's folder, or a timm id such as timm/resnet18.a1_in1k,
     of which nothing is claimed. What is measured is compared with what is claimed; the exit code is 1 if a figure
-    differs. In another precision, or at another size or crop, claims of accuracy are shown and not judged.
+    differs, or none that is claimed on images could be judged: on other images or some of them, in another precision,
+    at another size or crop, such claims are shown and not judged.
     """
     import torch
 
@@ -56,6 +57,9 @@ def verify(
     verifications = [verify(name, data=data, **options) for name in names]
     if os.environ.get("RANK", "0") == "0":  # of several processes one prints
         _print(verifications, as_json)
+        for each in verifications:
+            if each.unjudged:
+                say(f"{each.name}: no claim on images was judged ({each.unjudged}), so it isn't verified", err=True)
     if not all(each.passed for each in verifications):
         raise SystemExit(1)
 

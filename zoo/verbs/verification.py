@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from zoo import catalog
-from zoo.catalog.data_names import HUB_ID, NAMED, limited, told
-from zoo.catalog.report import Report, Row, Verification
+from zoo.catalog.data_names import HUB_ID, NAMED, data_name, limited, told
+from zoo.catalog.report import COSTS, Report, Row, Verification
 from zoo.errors import RepositoryError
 from zoo.files import read_json
 from zoo.hub import repository
@@ -20,6 +20,8 @@ from zoo.printable import logger
 from zoo.structure.graph.certificate import outputs_sha256
 from zoo.structure.sources import is_base_id
 from zoo.tasks import task_of
+from zoo.tasks.classification.classes import class_names
+from zoo.tasks.datasets import dataset
 from zoo.tasks.evaluation import BESIDE
 from zoo.tasks.task import Labels
 from zoo.verbs.loading import folder_of, load
@@ -28,7 +30,7 @@ from zoo.verbs.viewing import CLOSE, apart
 
 log = logger(__name__)
 
-COUNTS = {"params": 0.0, "macs": 0.0, "kmapp": 5e-4}  # and how far each may be off
+COUNTS = {**dict.fromkeys(COSTS, 0.0), "kmapp": 5e-4}  # and how far each may be off
 MAX_IMAGES = 1_000_000  # of a data set that a claim names
 SAME_KL = 1e-6  # nats, that a model without a change may be off the same one
 
@@ -59,16 +61,16 @@ def verify(
     differ: one image in the set may turn. The divergence from the dense base may differ by a hundredth of itself; it
     has a row where that base is at hand, a model of the catalog with the weights that it was measured against. In
     another precision, at another size or crop, on other images or against another base, a claim is shown and not
-    judged. Whether images are the same is told by the hash of their pixels and classes (`zoo.tasks.identity`), wherever
-    they lie.
+    judged; a verification that judges none of those on images hasn't passed. Whether images are the same is told by the
+    hash of their pixels and classes (`zoo.tasks.identity`), wherever they lie, and never by the name of a folder.
 
     Args:
         name: of the catalog, `org/name` on the Hub, a repository's folder, or a timm id, of which nothing is claimed.
         data: the data set to evaluate on, as `report_of` takes it; None takes the one that the results name, a data set
             of the package or of the Hub: what lies on this disk is read for nobody but you.
         skip_damaged: leave out images that can't be decoded; on the data that the results name, as they say.
-        labels: {class of the data: class of the model}, or the names of the model's classes in order; None takes, on
-            the data that the results name, those that they say.
+        labels: {class of the data: class of the model}, or the names of the model's classes in order; None takes those
+            that the results say, where the data has such classes.
         images: evaluate on at most so many; a reported accuracy may then differ by two standard deviations of the draw.
         structure_only: leave accuracy out; needs no data.
         revision: as for `load`.
@@ -81,7 +83,7 @@ def verify(
         workers: processes that load images, as for `report_of`.
 
     Returns:
-        A row for each figure; `passed` is False if any differs.
+        A row for each figure; `passed` is False if any differs, or none of those on images could be judged.
 
     Raises:
         RepositoryError: the results can't be read, or name data on this disk.
@@ -104,7 +106,8 @@ def verify(
     named = spec is not None and told(spec) == claimed.data.get("dataset")
     if named:
         skip_damaged = skip_damaged or claimed.data.get("skip_damaged", False)
-        labels = _labels_of(claimed) if labels is None else labels
+    if labels is None and spec is not None:
+        labels = _labels_of(claimed, None if named else spec)
     reading: dict[str, Any] = {"skip_damaged": skip_damaged, "labels": labels}
     settings: dict[str, Any] = {"size": size, "crop_pct": crop_pct, "batch_size": batch_size, "workers": workers}
     found = report_of(model, spec, against=against, images=images, **reading, **settings)
@@ -156,8 +159,9 @@ def _others(claimed: Report, found: Report, named: bool, drawn: int | None) -> s
         return "a draw"
     if claim and named:
         log.warning("%s: these images aren't those that its figures are of, though the name is the same", found.name)
-    local = str(claimed.data.get("dataset", "")).startswith("./")  # a name that any folder may have
-    return "" if named and not (claim and local) else "other images"
+    if named and not _is_local(claimed.data):
+        return ""
+    return "other images" if claim else "images unknown"
 
 
 def _named(claimed: Report, name: str | os.PathLike[str]) -> str | None:
@@ -183,9 +187,25 @@ def _named(claimed: Report, name: str | os.PathLike[str]) -> str | None:
     return str(spec)
 
 
-def _labels_of(claimed: Report) -> Any:
-    """How the results take the data's classes; that several count as one is told, as every model is better then."""
+def _is_local(data: Mapping[str, Any]) -> bool:
+    """Whether figures are of a folder, whose name any folder may have."""
+    return str(data.get("dataset", "")).startswith("./")
+
+
+def _labels_of(claimed: Report, other: Any) -> Any:
+    """How the results take the data's classes; that several count as one is told, as every model is better then.
+
+    Args:
+        claimed: by the results.
+        other: data of another name than theirs, which may have other classes; None of the same.
+    """
     labels = claimed.data.get("labels")
+    if isinstance(labels, Mapping) and other is not None:
+        unknown = labels.keys() - {*class_names(dataset(other, "test"))}
+        if unknown:
+            said = "%s: its figures are of mapped classes, such as %s, which %s hasn't: its own names are taken"
+            log.warning(said, claimed.name, min(unknown), data_name(other))
+            return None
     if isinstance(labels, Mapping) and (count := len(set(map(str, labels.values())))) < len(labels):
         said = "%s: its figures take %d classes of the data for %d of the model's: --labels FILE says which is which"
         log.warning(said, claimed.name, len(labels), count)
@@ -234,7 +254,7 @@ def _reported(
     if not isinstance(name, str) or name not in catalog.names(all=True):
         return []
     entry, rows = catalog.info(name), []
-    same = found.data.get("dataset") in (entry.dataset, entry.recipe.data)
+    same = found.data.get("dataset", "") in (entry.dataset, entry.recipe.data) and not _is_local(found.data)
     for claim in entry.reported:
         if claim.runtime or claim.device:  # of another program or machine
             continue

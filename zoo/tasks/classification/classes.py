@@ -38,6 +38,11 @@ def num_classes(data: "Data") -> int | None:
     return getattr((data.features or {}).get("label"), "num_classes", None)
 
 
+def class_names(data: "Data") -> list[str]:
+    """The names of a data set's classes, or their numbers where it has no names; none where it doesn't say."""
+    return _names(data) or _digits(num_classes(data))
+
+
 def label_names(model: nn.Module) -> list[str] | None:
     """The names of a model's classes, as timm keeps them in `pretrained_cfg`."""
     names = config_of(model).get("label_names")
