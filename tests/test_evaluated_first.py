@@ -27,9 +27,9 @@ def entry(tmp_path):
     return Entry("small_60", "own", "small", "resnet18", "image-classification", "recipe", **more), model
 
 
-def share_right(model):
-    """How many of the test images a model is right for, counted one by one."""
-    transform, images = zoo.transform(model), dataset("digits", "test")
+def share_right(model, images=None):
+    """How many of the test images, or of others, a model is right for, counted one by one."""
+    transform, images = zoo.transform(model), images or dataset("digits", "test")
     with torch.inference_mode():
         right = [int(model(transform(row["image"])[None]).argmax()) == row["label"] for row in images]
     return sum(right) / len(right)
@@ -57,6 +57,49 @@ def test_the_base_is_evaluated_as_a_step_of_its_own_and_once_whatever_stops_the_
     ]
     assert [line[:6] for line in said[3:-1]] == ["3 prun", "1 load", "2 eval", "dense:", "3 prun", "4 eval", "5 writ"]
     assert f"(dense {top1:.4f})" in said[-1]
+
+
+def stop(recipe, out, monkeypatch):
+    """Begin a build and stop it when the base was evaluated: what was said."""
+    said = []
+
+    def compress(*given, **how):
+        raise InterruptedError
+
+    monkeypatch.setattr(beginning, "compress", compress)
+    with pytest.raises(InterruptedError):
+        make(recipe, out, say=said.append)
+    monkeypatch.undo()
+    return said
+
+
+def test_a_build_that_goes_on_measures_the_base_again_where_images_changed(entry, tmp_path, monkeypatch):
+    recipe, model = entry
+    (place := tmp_path / "images").mkdir()
+    for split in ("train", "test"):
+        dataset("digits", split).select(range(64)).to_parquet(place / f"{split}.parquet")
+    recipe = replace(recipe, recipe=replace(recipe.recipe, data=str(place)))
+    first = stop(recipe, tmp_path / "out", monkeypatch)[2]
+    dataset("digits", "test").select(range(64, 128)).to_parquet(place / "test.parquet")
+    again = stop(recipe, tmp_path / "out", monkeypatch)[2]
+    figures = [share_right(model, dataset("digits", "test").select(part)) for part in PARTS]
+
+    assert [first, again] == [f"dense: top1 {figure:.4f} on {place}, 64 images" for figure in figures]
+    assert figures[0] != figures[1]
+
+
+PARTS = range(64), range(64, 128)
+
+
+def test_a_build_that_goes_on_measures_the_base_again_where_it_sees_its_images_otherwise(entry, tmp_path, monkeypatch):
+    recipe, model = entry
+    first = stop(recipe, tmp_path / "out", monkeypatch)[2]
+    model.pretrained_cfg = {**model.pretrained_cfg, "mean": (0.0,), "std": (0.2,)}
+    zoo.save(model, tmp_path / "dense", base=zoo.Base("timm/resnet18", NETWORK))
+    again = stop(recipe, tmp_path / "out", monkeypatch)[2]
+
+    assert again == f"dense: top1 {share_right(model):.4f} on digits, 450 images"
+    assert first != again
 
 
 def test_a_base_that_guesses_is_told_with_what_may_be_wrong(entry, tmp_path, caplog):

@@ -24,6 +24,7 @@ from zoo.printable import logger
 from zoo.structure.base import initialised
 from zoo.structure.describing import describe
 from zoo.structure.description import Description, attach_, config_of, configure_
+from zoo.structure.sources import is_base_id
 from zoo.tasks import task_named, task_of
 from zoo.tasks.datasets import dataset
 from zoo.tasks.draws import check_whole
@@ -32,8 +33,8 @@ from zoo.tasks.folders import SPLITS
 from zoo.training.schedule import Machine, check_shares
 from zoo.verbs.compressing import compress
 from zoo.verbs.distilling import training_images, training_of
-from zoo.verbs.loading import pretrained
-from zoo.verbs.measuring import report_of
+from zoo.verbs.loading import folder_of, pretrained
+from zoo.verbs.measuring import identity_of, report_of
 from zoo.verbs.recipes import check_recipe, declarations_of, distillation_of, plain
 from zoo.verbs.training_costs import learning_costs
 from zoo.verbs.verification import weights_of
@@ -75,24 +76,27 @@ def opened(entry: Entry, folder: Path, say: Say, teachers: Sequence[nn.Module] =
 
 
 def evaluated(base: nn.Module, entry: Entry, folder: Path, say: Say) -> Report:
-    """The second step: what the base is good for, kept so that it is measured once.
+    """The second step: what the base is good for, kept so that it is measured once, as long as the images are the same.
 
     Arguments are those of `opened`, and the base.
     """
-    (work, follows), here = work_of(entry, folder), processes()
-    say(f"2 evaluate the base on {entry.recipe.data}")
-    if (work / EVALUATED).is_file():
-        report = Report.from_json(read_json(work / EVALUATED), str(work / EVALUATED))
-    else:
-        report = report_of(base.to(here.device), entry.recipe.data, against=base, **reading(entry.recipe))
-        counted = {key: value for key, value in report.measured.items() if key not in BESIDE}
-        report = structs.replace(report, measured=counted)
+    (work, follows), here, recipe = work_of(entry, folder), processes(), entry.recipe
+    say(f"2 evaluate the base on {recipe.data}")
+    kept = work / EVALUATED
+    report = Report.from_json(read_json(kept), str(kept)) if kept.is_file() else None
+    if report is None or report.data.get("sha256") != identity_of(base, recipe.data, **reading(recipe)):
+        report = alone_of(report_of(base.to(here.device), recipe.data, against=base, **reading(recipe)))
         if here.is_main_process:
             _note(work, follows)
-            write_json(work / EVALUATED, report.to_json())
+            write_json(kept, report.to_json())
     here.wait_for_everyone()
-    _say_how_good(base, report, entry, say)
+    say_how_good(base, report, entry, say)
     return report
+
+
+def alone_of(report: Report) -> Report:
+    """A base's report without how it compares with itself."""
+    return structs.replace(report, measured={k: value for k, value in report.measured.items() if k not in BESIDE})
 
 
 def compressed(base: nn.Module, entry: Entry, folder: Path, say: Say, machine: Machine, step: int = 2) -> Path:
@@ -127,7 +131,7 @@ def word_of(base: nn.Module) -> str:
     return "base" if description.plan.edits or description.recipe.get("method") else "dense"
 
 
-def _say_how_good(base: nn.Module, report: Report, entry: Entry, say: Say) -> None:
+def say_how_good(base: nn.Module, report: Report, entry: Entry, say: Say) -> None:
     """Say what a base is good for, and where that is little what may be wrong."""
     leading, data = task_named(entry.task).leading.figure, entry.recipe.data
     if leading not in report.measured:
@@ -176,7 +180,7 @@ def beside(folder: Path) -> Path:
 def work_of(entry: Entry, folder: Path) -> tuple[Path, dict[str, str]]:
     """The folder `beside`, emptied when its steps followed another recipe, and the note of what they follow."""
     work = beside(folder)
-    dense = {name: weights_of(name) for name in (entry.base.id if entry.base else "", *entry.recipe.teachers)}
+    dense = {name: _state_of(name) for name in (entry.base.id if entry.base else "", *entry.recipe.teachers)}
     says = {**plain(entry.recipe), "note": None}  # what is claimed and noted elsewhere may be mended
     what = [entry.name, entry.base and structs.asdict(entry.base), entry.input, dict(entry.preprocessing), says, dense]
     follows = {"recipe": hashlib.sha256(json.dumps([*what, repository.versions()]).encode()).hexdigest()}
@@ -189,6 +193,14 @@ def work_of(entry: Entry, folder: Path) -> tuple[Path, dict[str, str]]:
         atomic.discard(work)
     here.wait_for_everyone()
     return work, follows
+
+
+def _state_of(name: str) -> list[Any]:
+    """A model's weights and how it sees its images; nothing of a base id."""
+    if name == "" or is_base_id(name):
+        return []
+    config = repository.read_config(folder_of(name))
+    return [weights_of(name), config.get("pretrained_cfg"), config.get("label_names")]
 
 
 def _note(work: Path, follows: Mapping[str, str]) -> None:

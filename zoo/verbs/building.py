@@ -90,32 +90,35 @@ def make(
     data: str | None = None,
     say: Say = lambda line: None,
     machine: Machine | None = None,
+    dense: Report | None = None,
 ) -> Path:
     """Make the model of an entry, in the catalog or not; arguments and errors are those of `build`.
 
-    Started by `accelerate launch`, all processes compress, train and evaluate together, and the main one alone writes,
-    to a file system that all of them see.
+    What was measured of its base just now can be said as `dense`, and isn't measured again. Started by `accelerate
+    launch`, all processes compress, train and evaluate together, and the main one alone writes, to a file system that
+    all of them see.
     """
     entry, here = read_as(entry, data=data), processes()
     say = say if here.is_main_process else lambda line: None
     if not finished(entry, folder):
         with alone(folder, say):
             if not finished(entry, folder):  # by another process, meanwhile
-                return _made(entry, folder, say, machine or Machine())
+                return _made(entry, folder, say, machine or Machine(), dense)
     if here.is_main_process:  # it may have been stopped at the very end
         _tidy(folder)
     say(f"made already: {folder}")
     return folder
 
 
-def _made(entry: Entry, folder: Path, say: Say, machine: Machine) -> Path:
+def _made(entry: Entry, folder: Path, say: Say, machine: Machine, dense: Report | None) -> Path:
     """Make the model, and say how it fares."""
     recipe, here = entry.recipe, processes()
     trains = distillation_of(recipe)[0].epochs > 0
     teachers = [pretrained(Base(teacher)) for teacher in recipe.teachers] if trains else []
     base = opened(entry, folder, say, teachers)
-    dense = evaluated(base, entry, folder, say) if recipe.method else None
-    step = 3 if dense else 2
+    step = 2
+    if recipe.method and dense is None:
+        dense, step = evaluated(base, entry, folder, say), 3
     work = compressed(base, entry, folder, say, machine, step)
     model = load(work / "start").to(here.device)
     if trains:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zoo.catalog.data_names import data_name, told
 from zoo.catalog.report import Report
@@ -21,7 +21,7 @@ from zoo.tasks.columns import is_stream
 from zoo.tasks.datasets import dataset
 from zoo.tasks.draws import undamaged
 from zoo.tasks.evaluation import evaluate
-from zoo.tasks.identity import Identified
+from zoo.tasks.identity import Identified, identity, with_targets
 from zoo.tasks.loader import workers_for
 from zoo.tasks.task import Labels
 
@@ -77,8 +77,8 @@ def report_of(
         config |= {"crop_pct": crop_pct} if crop_pct else {}
         forward_on_meta(model, config["input_size"])  # it may refuse another size
         task = task_of(model)
-        opened, left_out = _opened(data, images, skip_damaged)
-        rows = task.matched(opened, model, data_name(data), labels)
+        rows, left_out = _opened(data, images, skip_damaged)
+        rows = task.matched(rows, model, data_name(data), labels)
         workers = workers_for(rows) if workers is None else workers
         batch_size = batch_size or _batch(device, config["input_size"])
         batches = task.loader(rows, Identified(task.evaluation_transform(config)), batch_size, workers=workers)
@@ -88,6 +88,18 @@ def report_of(
         where |= {"against": describe(against).name} if against is not None else {}
         figures.update(measured)
     return Report(name or describe(model).name, figures, where, versions(), processor(device))
+
+
+def identity_of(model: nn.Module, data: Any, *, skip_damaged: bool = False, labels: Labels | None = None) -> str:
+    """The hash of the images and classes that `report_of` would measure a model on; arguments as there."""
+    task = task_of(model)
+    rows = task.matched(_opened(data, None, skip_damaged)[0], model, data_name(data), labels)
+    batches = task.loader(rows, Identified(_nothing), 256, workers=workers_for(rows))
+    return identity(torch.cat([with_targets(digests, targets) for (_, digests), targets in batches]))
+
+
+def _nothing(image: Any) -> Tensor:
+    return torch.zeros(0)
 
 
 def _batch(device: torch.device, input: Sequence[int]) -> int:

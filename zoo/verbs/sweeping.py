@@ -13,7 +13,7 @@ from zoo.catalog.report import Report
 from zoo.errors import BudgetError, require
 from zoo.tasks import task_named
 from zoo.tasks.evaluation import BESIDE
-from zoo.verbs.beginning import Say, seen_as
+from zoo.verbs.beginning import Say, alone_of, processes, say_how_good, seen_as
 from zoo.verbs.building import make
 from zoo.verbs.loading import pretrained
 from zoo.verbs.measuring import report_of
@@ -68,24 +68,29 @@ def sweep(at: At, budgets: Sequence[float], folder: Path, say: Say) -> list[Poin
     for (one, entry), (other, next_entry) in itertools.pairwise(entries.items()):
         if entry.name == next_entry.name:
             raise BudgetError(f"sweep: {one:g} and {other:g} both are {entry.name}; leave one of them out")
-    points = [dense_point(at(1.0))]
+    point, dense = dense_point(at(1.0), say)
+    points = [point]
     for budget, entry in entries.items():
         try:
-            points.append(_point(entry, budget, folder, say))
+            points.append(_point(entry, budget, folder, say, dense))
         except BudgetError as error:
             say(str(error))
     return points
 
 
-def dense_point(entry: Entry) -> Point:
-    """What the base of an entry costs and is good for, evaluated here."""
+def dense_point(entry: Entry, say: Say) -> tuple[Point, Report]:
+    """What the base of an entry costs and is good for, evaluated here once for all budgets; and its report alone."""
     assert entry.base is not None
-    model = seen_as(entry, pretrained(entry.base))
-    return _read(1.0, entry, report_of(model, entry.recipe.data, against=model, **reading(entry.recipe)))
+    say(f"evaluate the base {entry.base.id} on {entry.recipe.data}")
+    model = seen_as(entry, pretrained(entry.base)).to(processes().device)
+    report = report_of(model, entry.recipe.data, against=model, **reading(entry.recipe))
+    alone = alone_of(report)
+    say_how_good(model, alone, entry, say)
+    return _read(1.0, entry, report), alone
 
 
-def _point(entry: Entry, budget: float, folder: Path, say: Say) -> Point:
-    return _read(budget, entry, results_of(make(entry, folder / entry.name, say=say)))
+def _point(entry: Entry, budget: float, folder: Path, say: Say, dense: Report) -> Point:
+    return _read(budget, entry, results_of(make(entry, folder / entry.name, say=say, dense=dense)))
 
 
 def _read(budget: float, entry: Entry, report: Report) -> Point:
@@ -111,12 +116,13 @@ def smallest(at: At, lost: float, folder: Path, say: Say) -> list[Point]:
     Raises:
         ZooError: whatever a step ran into, but that a budget can't be met.
     """
-    points = [dense_point(at(1.0))]
+    point, dense = dense_point(at(1.0), say)
+    points = [point]
     low, high = 0, STEPS
     while high - low > 1:
         middle = (low + high) // 2
         try:
-            points.append(_point(at(middle / STEPS), middle / STEPS, folder, say))
+            points.append(_point(at(middle / STEPS), middle / STEPS, folder, say, dense))
         except BudgetError as error:  # no model is as small
             say(str(error))
             low = middle
