@@ -211,9 +211,9 @@ def test_pushes_killed_at_any_moment_and_servers_at_any_step_leave_the_old_state
     with serving(before) as address:
         publish(address, "org/model", OTHER)
     states, seconds = rehearsal(before, SMALL, tmp_path / "rehearsal", cache)
-    moments = [seconds * (n + random.random()) / 10 for n in range(10)]  # noqa: S311
+    moments = [seconds * (n + random.random()) / 5 for n in range(5)]  # noqa: S311
     found = [attempt(before, SMALL, tmp_path / "at", states, cache, after=moment) for moment in moments]
-    killed = [attempt(before, SMALL, tmp_path / "at", states, cache, kill=step) for step in range(2, 50, 6)]
+    killed = [attempt(before, SMALL, tmp_path / "at", states, cache, kill=step) for step in range(2, 50, 15)]
 
     assert found[0] == ("old", "killed")
     assert killed[0] == ("old", "killed")
@@ -270,6 +270,20 @@ def test_only_tagged_repositories_are_listed_with_what_is_known_of_them(tmp_path
         assert f"{100 * claimed['top1']:.2f}%" in out
         assert "claimed" in out
         assert "1 models: 1 on the Hub" in out
+
+        def named(*options):
+            _, out, _ = command(capsys, "list", "--hub", "org", "--json", *options)
+            return [row["repo"].removeprefix("org/") for row in json.loads(out)["models"]]
+
+        pushed = [("first", OTHER), ("second", SMALL)]
+        macs = {name: json.loads((folder / "results.json").read_text())["measured"]["macs"] for name, folder in pushed}
+        smaller = min(macs, key=macs.get)
+        assert named() == ["first", "second"]
+        assert named("--sort", "macs") == sorted(macs, key=macs.get)
+        assert named("--max-macs", str(macs[smaller])) == [smaller]
+        assert named("--max-params", "1") == named("--status", "embedded") == named("--method", "low_rank") == []
+        assert named("--method", "prune", "--task", "image-classification") == ["first", "second"]
+        assert named("--task", "object-detection") == []
         code, out, _ = command(capsys, "list", "first", "--hub")
         assert [line.split()[0] for line in out.splitlines() if "on the Hub at" in line] == ["org/first"]
         assert f"on the Hub at {first[:7]}" in out

@@ -171,15 +171,17 @@ def _making(recipe: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _published(organisation: str | None, pattern: str, wanted: Mapping[str, Any]) -> "list[Listed]":
-    """What the Hub has and the catalog doesn't know; of its models only name and base are known to filter by.
+    """What the Hub has and the catalog doesn't know, of an organisation all that it has; with figures where they count.
 
-    Of an organisation it is all that it has, with figures.
+    Nothing there is of a project or status of the catalog.
     """
     from zoo.hub.listed import models_on_hub, with_figures
 
-    if any(value is not None for key, value in wanted.items() if key not in ("base", "sort")):
+    method, task, sort = (wanted[key] for key in ("method", "task", "sort"))
+    most = {key: wanted[f"max_{key}"] for key in ("macs", "params") if wanted[f"max_{key}"] is not None}
+    if wanted["project"] or wanted["status"]:
         return []
-    base = f"*{wanted['base'] or ''}*"
+    base, tags = f"*{wanted['base'] or ''}*", {*METHODS[method].tags} if method else set()
     known = set() if organisation else {catalog.info(name).repo for name in catalog.names(all=True)}
     found = [
         each
@@ -187,8 +189,25 @@ def _published(organisation: str | None, pattern: str, wanted: Mapping[str, Any]
         if each.repo not in known
         and catalog.matches(each.repo.partition("/")[2], pattern)
         and catalog.matches(each.base or "", base)
+        and task in (None, each.task)
+        and tags <= {*each.methods}
     ]
-    return with_figures(found) if organisation else found
+    if organisation or method or most or sort != "name":
+        found = with_figures(found)
+    fitting = [
+        each
+        for each in found
+        if method in (None, each.method)
+        and all(each.measured.get(key, math.inf) <= value for key, value in most.items())
+    ]
+    return sorted(fitting, key=lambda each: (_place(each, sort), each.repo))
+
+
+def _place(listed: "Listed", sort: str) -> float:
+    """Where a repository stands in an order of the catalog's; the unknown come last."""
+    if sort == "name":
+        return 0.0
+    return -listed.measured.get(sort, 0.0) if sort == "top1" else listed.measured.get(sort, math.inf)
 
 
 def _counts(entries: Sequence[Entry]) -> dict[str, dict[str, int]]:

@@ -14,7 +14,7 @@ from zoo.errors import ZooError
 from zoo.files import read_json
 from zoo.hub.errors import explained
 from zoo.hub.remote import ID, LIBRARY, TIMEOUT, fetch_files
-from zoo.hub.repository import RESULTS
+from zoo.hub.repository import CONFIG, RESULTS, read_config
 from zoo.printable import logger
 
 METHOD_TAGS = {"dense", "distillation", *(tag for method in METHODS.values() for tag in method.tags)}
@@ -32,14 +32,18 @@ class Listed:
         commit: its head.
         base: the id of the dense model.
         methods: tags that say how it was compressed.
+        task: what it is for, the Hub's pipeline tag.
         measured: figure → value, as its results say, where they were asked for.
+        method: which one made it, as its config.json says, where that was asked for.
     """
 
     repo: str
     commit: str
     base: str | None
     methods: tuple[str, ...]
+    task: str = ""
     measured: Mapping[str, float] = field(default_factory=dict)
+    method: str | None = None
 
 
 def models_on_hub(organisation: str | None = None) -> Iterator[Listed]:
@@ -64,21 +68,24 @@ def models_on_hub(organisation: str | None = None) -> Iterator[Listed]:
             base = card.get("base_model")
             dense = base[0] if isinstance(base, list) and base else base
             methods = tuple(tag for tag in model.tags or () if tag in METHOD_TAGS)
-            yield Listed(model.id, model.sha or "", dense if isinstance(dense, str) else None, methods)
+            told = dense if isinstance(dense, str) else None
+            yield Listed(model.id, model.sha or "", told, methods, model.pipeline_tag or "")
 
 
 def with_figures(listed: Sequence[Listed]) -> list[Listed]:
-    """Repositories with what the results of each claim; none where there are no results that can be read."""
+    """Repositories with what each claims of itself; nothing where its files can't be read."""
     with ThreadPoolExecutor(READERS) as pool:
-        return [replace(each, measured=found) for each, found in zip(listed, pool.map(_claimed, listed), strict=True)]
+        return [*pool.map(_claimed, listed)]
 
 
-def _claimed(listed: Listed) -> Mapping[str, float]:
+def _claimed(listed: Listed) -> Listed:
     if not (ID.fullmatch(listed.repo) and re.fullmatch("[0-9a-f]{40}", listed.commit)):
-        return {}
+        return listed
     try:
-        path = fetch_files(listed.repo, listed.commit, [RESULTS]) / RESULTS
-        return Report.from_json(read_json(path), str(path)).measured
+        folder = fetch_files(listed.repo, listed.commit, [CONFIG, RESULTS])
+        measured = Report.from_json(read_json(folder / RESULTS), str(folder / RESULTS)).measured
+        method = read_config(folder)["zoo"].get("recipe", {}).get("method")
     except ZooError as error:
         log.info("%s: its figures aren't known: %s", listed.repo, error)
-        return {}
+        return listed
+    return replace(listed, measured=measured, method=method if method in METHODS else None)
