@@ -112,6 +112,15 @@ def test_a_configuration_of_the_oldest_kind_is_read(tmp_path):
     assert [*loaded.pretrained_cfg["label_names"]] == NAMES
 
 
+def test_where_timm_fetched_other_weights_is_no_claim_of_those_in_a_folder(tmp_path):
+    made("classes of its own", tmp_path)
+    config = read_json(tmp_path / "config.json")
+    config["pretrained_cfg"] |= {"hf_hub_id": "timm/test_resnet.r160_in1k", "url": "https://a/b", "license": "mit"}
+    write_json(tmp_path / "config.json", config)
+    for model in (zoo.load(tmp_path), zoo.create(tmp_path)):
+        assert not model.pretrained_cfg.keys() & {"license", "tag", "url", "file", "hf_hub_id", "hf_hub_filename"}
+
+
 def test_a_pickle_is_not_loaded_but_saved_as_a_repository(tmp_path):
     model, images = made("classes of its own", tmp_path / "timms", safe_serialization=False)
     command = rf"zoo save {tmp_path / 'timms'} --weights {tmp_path / 'timms' / 'pytorch_model.bin'} --out NEW"

@@ -19,7 +19,7 @@ from zoo.errors import RepositoryError, WeightsError
 from zoo.files import read_json, sha256, sha256_stamped, write_json, writing_folder
 from zoo.hub import graph_view, timm_folder, weights
 from zoo.hub.graph_view import CONSTANTS, GRAPH, Form, View
-from zoo.structure.base import MAX_ARGUMENT, MAX_SIZE, fingerprint, skeleton, tag
+from zoo.structure.base import MAX_ARGUMENT, MAX_SIZE, ORIGINS, fingerprint, skeleton, tag
 from zoo.structure.description import (
     DEFAULT_TASK,
     Description,
@@ -47,10 +47,6 @@ FILES = (CONFIG, WEIGHTS, CARD, RESULTS, GRAPH, CONSTANTS)
 MAX_SIDE = 4_096  # pixels; timm's largest images have 1,024
 MIN_CROP = 0.5  # of a side; timm's smallest share is 0.875
 CROP_MODES = ("center", "squash", "border")
-
-# What timm says of where the dense weights lie: it doesn't hold for ours.
-_ELSEWHERE = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load", "notes"}
-
 
 _Channels = Annotated[int, Meta(ge=1, le=MAX_SIZE)]
 _Side = Annotated[int, Meta(ge=1, le=MAX_SIDE)]
@@ -166,7 +162,7 @@ def write_repository(folder: Path, model: nn.Module, description: Description, f
         bounds.check_memory(description.graph, rebuilt, config.get("input_size"))
     computed = computable(rebuilt)
     assign_(rebuilt, {path: value for path, value in values.items() if path not in computed}, description.name)
-    config = {key: value for key, value in config.items() if key not in _ELSEWHERE and value is not None}
+    config = {key: value for key, value in config.items() if key not in ORIGINS and value is not None}
     names = config.pop("label_names", None)  # where timm keeps them too
     with writing_folder(folder) as new:
         digest = weights.save_weights(new / WEIGHTS, dict(stored(rebuilt, values)))

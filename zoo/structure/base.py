@@ -35,6 +35,8 @@ MAX_ARGUMENT = 200_000  # the largest head has 115,217 classes
 MAX_SIZE = 4_096  # 4,096; of anything but classes: what is made of it may grow with its square
 MAX_VALUES = 1_000  # that arguments hold, however deep
 CLAIMS = ("license", "tag")  # in `pretrained_cfg`, of its weights
+ORIGINS = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load", "notes")
+"""Where timm says that the weights lie; it holds for no others."""
 
 _Bounds = msgspec.Meta(ge=-MAX_ARGUMENT, le=MAX_ARGUMENT)
 _Sizes = msgspec.Meta(ge=-MAX_SIZE, le=MAX_SIZE)
@@ -154,7 +156,7 @@ def untagged(base: Base) -> Base:
 
 def without_claims(config: Mapping[str, Any]) -> dict[str, Any]:
     """`pretrained_cfg` of a structure alone, whatever its weights are."""
-    return {key: value for key, value in config.items() if key not in CLAIMS}
+    return {key: value for key, value in config.items() if key not in (*CLAIMS, *ORIGINS)}
 
 
 def check_tag(base: Base) -> None:
