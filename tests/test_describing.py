@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import zoo
 from zoo.catalog.entry import Base
+from zoo.errors import StructureError
 from zoo.structure.describing import described
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -250,3 +251,71 @@ def test_a_loaded_model_with_a_head_by_hand_is_told_the_way_to_one_that_is_known
     known.fc.load_state_dict(linear.state_dict())
     zoo.save(known, tmp_path / "again")
     assert same(model, tmp_path / "again")
+
+
+# Logits and features
+
+
+class Embeds(nn.Module):
+    """Vectors [B, 6], by whatever follows the convolution."""
+
+    def __init__(self, *tail, num_classes=None):
+        super().__init__()
+        self.conv, self.tail = nn.Conv2d(3, 6, 3), nn.Sequential(*tail)
+        if num_classes is not None:
+            self.num_classes = num_classes
+
+    def forward(self, x):
+        return self.tail(self.conv(x).relu().mean((2, 3)))
+
+
+class Unit(nn.Module):
+    def forward(self, x):
+        return nn.functional.normalize(x)
+
+
+GIVES = {
+    "a linear layer": (lambda: Embeds(nn.Linear(6, 6)), True),
+    "a linear layer and its softmax": (lambda: Embeds(nn.Linear(6, 6), nn.Dropout(), nn.LogSoftmax(1)), True),
+    "a pooled activation": (Embeds, False),
+    "a pooled activation that is told to be logits": (lambda: Embeds(num_classes=6), True),
+    "a norm": (lambda: Embeds(nn.LayerNorm(6)), False),
+    "a vector of length one": (lambda: Embeds(nn.Linear(6, 6), Unit()), False),
+    "a linear layer that is told to be none of classes": (lambda: Embeds(nn.Linear(6, 6), num_classes=0), False),
+    "timm's network": (net, True),
+    "timm's network without a head": (lambda: net(num_classes=0), False),
+    "timm's network whose head was taken off": (lambda: headless(net()), False),
+}
+
+
+def headless(model):
+    model.fc = nn.Identity()
+    return model
+
+
+@pytest.mark.parametrize("name", GIVES)
+def test_vectors_that_no_classifier_gives_are_features(name, tmp_path):
+    make, logits = GIVES[name]
+    model = make().eval()
+    zoo.save(model, tmp_path / "model", input=(3, 64, 64), mean=0.5, std=0.5)
+    loaded = zoo.load(tmp_path / "model")
+
+    assert same(model, tmp_path / "model")
+    assert loaded.zoo_entry.task == ("image-classification" if logits else "image-feature-extraction")
+    assert loaded.num_classes == (model(IMAGES).shape[1] if logits else 0)
+
+
+def test_a_head_that_is_taken_off_or_put_on_says_what_a_model_gives(tmp_path):
+    zoo.save(net(), tmp_path / "model")
+    off, on, maps = (zoo.load(tmp_path / "model", **how) for how in ({"num_classes": 0}, {}, {"features_only": True}))
+    zoo.save(off, tmp_path / "off")
+    again = zoo.load(tmp_path / "off", num_classes=3)
+
+    tasks = [each.zoo_entry.task.removeprefix("image-") for each in (off, on, maps, again)]
+    assert tasks == ["feature-extraction", "classification", "feature-extraction", "classification"]
+
+
+def test_of_a_graph_there_are_no_features_and_why_is_said(tmp_path):
+    zoo.save(Embeds(nn.Linear(6, 6)).eval(), tmp_path / "model", input=(3, 64, 64), mean=0.5, std=0.5)
+    with pytest.raises(StructureError, match=r"features_only: embeds is a graph, which .* has no stages"):
+        zoo.load(tmp_path / "model", features_only=True)

@@ -250,8 +250,9 @@ class Counting(nn.Module):
         (Written(lambda x: x + torch.rand_like(x)), "aten.rand_like"),
         (Written(lambda x: F.dropout(x, 0.5, training=True)), "aten.dropout"),
         (Written(lambda x: torch.linalg.inv(x @ x.mT)), "aten.linalg_inv"),
-        (Written(late), "changes what"),
-        (Counting(), "changes what"),
+        (Written(late), "Written: .* changes what else is read of a tensor: let it make a new one"),
+        (Counting(), "^Counting: aten.add_.* changes the state seen, which a graph doesn't keep"),
+        (nn.Sequential(nn.ReLU(), Counting()), "^1: aten.add_.* changes the state 1.seen, which a graph doesn't keep"),
     ],
 )
 def test_what_cannot_be_told_by_a_pure_function_is_refused(model, message):

@@ -17,7 +17,7 @@ from zoo.catalog.entry import Base
 from zoo.cli import cli
 from zoo.errors import RepositoryError, StructureError, WeightsError
 from zoo.files import sha256
-from zoo.verbs.viewing import CLOSE, add_graph, apart
+from zoo.verbs.viewing import CLOSE, add_graph, views_apart
 
 WINDOWS = {"img_size": 64, "window_size": 4, "embed_dim": 24, "depths": [2], "num_heads": [2], "num_classes": 5}
 COLD = """
@@ -113,7 +113,7 @@ def test_constants_that_are_missing_are_told(windows, tmp_path):
 
 
 def test_verify_compares_both_structures(folder):
-    assert apart(folder) <= CLOSE
+    assert views_apart(folder) <= CLOSE
     assert [(row.figure, row.verdict) for row in zoo.verify(folder, structure_only=True).rows][-1] == (
         "graph",
         "agrees",

@@ -7,7 +7,7 @@ from torch import nn
 
 from zoo.catalog.entry import Base
 from zoo.errors import StructureError
-from zoo.measurement.divergence import divergence
+from zoo.measurement.divergence import apart, divergence
 from zoo.measurement.macs import Counts, measure
 from zoo.structure.base import skeleton
 from zoo.structure.plan import Heads, Narrow, Plan, Swap, Width, apply_
@@ -143,3 +143,28 @@ def test_outputs_that_are_no_logits_differ_by_their_noise_to_signal():
 
     assert found.shape == (5,)
     assert found.mean().item() == pytest.approx(expected, rel=1e-5)
+
+
+INF, NAN = float("inf"), float("nan")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "expected", "share"),
+    [
+        ([[1.0, 2.0]], [[1.0, 2.0]], 0.0),
+        ([[1.0, 2.5]], [[1.0, 2.0]], 0.25),
+        ([[3.0], [100.0]], [[2.0], [100.0]], 0.5),  # each of its own size
+        ([[1e-9], [100.0]], [[0.0], [100.0]], 1e-8),  # but what is next to nothing, which may be rounding
+        ([[1.0], [2.0]], [[1.0]], INF),
+        ([[1.0, 2.0]], [[[1.0], [2.0]]], INF),
+        ([[NAN]], [[NAN]], INF),
+        ([[INF, 1.0]], [[INF, 2.0]], 0.5),
+        ([[INF]], [[1.0]], INF),
+        ([[]], [[]], 0.0),
+        ([], [], 0.0),
+    ],
+)
+def test_how_far_outputs_are_apart_is_a_share_of_the_largest(outputs, expected, share):
+    tensors = [[torch.tensor(each) for each in some] for some in (outputs, expected)]
+    assert apart(*tensors) == pytest.approx(share)
+    assert apart(*({str(i): each for i, each in enumerate(some)} for some in tensors)) == pytest.approx(share)

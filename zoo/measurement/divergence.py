@@ -3,6 +3,7 @@
 Source: Kullback, Leibler, "On Information and Sufficiency" (1951).
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+FAINT = 1e-3  # of the largest output
 Divergence = Callable[[Tensor, Tensor], Tensor]
 """Outputs, and those of a reference → how far each image's are from it [B], in nats."""
 
@@ -50,6 +52,35 @@ def symmetric(divergence: Divergence, outputs: Tensor, target: Tensor) -> Tensor
 def leaves(outputs: Any) -> list[Tensor]:
     """The tensors that a model returned."""
     return [each for each in pytree.tree_leaves(outputs) if isinstance(each, Tensor)]
+
+
+def apart(outputs: Any, expected: Any) -> float:
+    """How far a model's outputs are from those expected, where both should be the same.
+
+    Formula: max over tensors of max|y - t| / max|t|; a tensor whose max|t| is less than a thousandth of the largest
+    one's counts against that thousandth, as all that it holds may be rounding of others.
+
+    Args:
+        outputs: tensors, as a model returns them.
+        expected: as many of the same shapes.
+
+    Returns:
+        The largest difference as a share of the largest output; infinite where shapes differ or something is no number.
+
+    >>> apart([torch.tensor([1.0, 4.5]), torch.tensor([101.0])], [torch.tensor([1.0, 4.0]), torch.tensor([100.0])])
+    0.125
+    """
+    found, wanted = ([each.detach().double() for each in leaves(some)] for some in (outputs, expected))
+    if [each.shape for each in found] != [each.shape for each in wanted]:
+        return math.inf
+    pairs = [(y, t) for y, t in zip(found, wanted, strict=True) if t.numel()]
+    sizes = [float(t.abs().nan_to_num(0, 0).max()) for _, t in pairs]
+    least = max(1e-30, FAINT * max(sizes, default=0.0))
+    most = 0.0
+    for (y, t), size in zip(pairs, sizes, strict=True):
+        off = float((y - t).abs().masked_fill(y == t, 0).max())  # infinite ones may be equal
+        most = max(most, off / max(size, least)) if off < math.inf else math.inf
+    return most
 
 
 def as_one(outputs: Any) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from zoo.errors import StructureError, first_line, require
+from zoo.measurement.divergence import apart
 from zoo.measurement.macs import like_images, unchanged
 from zoo.onnx.export import IMAGES, named
 
@@ -16,15 +17,13 @@ CLOSE = 1e-4  # of the largest output
 def compared(program: bytes, model: nn.Module, size: tuple[int, int, int]) -> float:
     """Compare onnxruntime's outputs for images of noise with the model's.
 
-    Formula: max over outputs and batches of max|found - expected| / max|expected|.
-
     Args:
         program: what a file holds.
         model: that it was written from.
         size: channels, height and width of its images.
 
     Returns:
-        The largest difference as a share of the largest output.
+        The largest difference as a share of the largest output, as `zoo.measurement.divergence.apart` says.
 
     Raises:
         MissingExtra: onnxruntime isn't installed.
@@ -46,8 +45,7 @@ def compared(program: bytes, model: nn.Module, size: tuple[int, int, int]) -> fl
             if found[key].shape != tensor.shape:
                 shapes = f"{list(found[key].shape)} for {batch} images, the model {list(tensor.shape)}"
                 raise StructureError(f"{name}: onnxruntime gives {key} {shapes}: it isn't written")
-            off = (found[key].double() - tensor.double()).abs().max() / tensor.double().abs().max().clamp(min=1e-30)
-            most = max(most, float(off)) if off.isfinite() else float("inf")
+        most = max(most, apart(found, expected))
     if most > CLOSE:
         raise StructureError(
             f"{name}: onnxruntime gives something else (by {most:.2g} of the largest output, expected at most "

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from zoo.catalog.entry import Base
 from zoo.errors import StructureError, UnknownName, WeightsError, first_line, in_one_line
-from zoo.measurement.divergence import leaves
+from zoo.measurement.divergence import apart
 from zoo.measurement.macs import input_size, unchanged, unwrapped
 from zoo.printable import logger
 from zoo.structure.base import fingerprint, skeleton, tag
@@ -21,6 +21,7 @@ from zoo.structure.description import (
     config_of,
     configure_,
     description_of,
+    of_classes,
     skeleton_of,
 )
 from zoo.structure.graph.capture import capture, check_values, fold
@@ -29,6 +30,15 @@ from zoo.structure.sources import SOURCES, source_of
 from zoo.structure.tensors import assign_, tensors_of
 
 log = logger(__name__)
+
+WEIGHTS = ("linear", "conv2d", "matmul", "aten.linear", "aten.addmm", "aten.matmul")
+PASSED = (
+    *("softmax", "aten.softmax.int", "aten.log_softmax.int", "add", "sub", "mul", "div", "scale", "shift", "concat"),
+    *("mean", "adaptive_avg_pool2d", "avg_pool2d", "dropout", "flatten", "reshape", "item", "unbind", "chunk", "cast"),
+    *("aten.squeeze", "aten.squeeze.dim", "aten.squeeze.dims", "aten.select.int", "aten.stack", "aten.sum.dim_IntList"),
+    *("parameter", "buffer", "size", "permute", "transpose", "sigmoid", "aten.sigmoid"),
+)
+"""What may stand between the layer that gives logits and the output."""
 
 
 def described(
@@ -55,7 +65,7 @@ def described(
     model = fold(unwrapped(model))
     check_values(model)
     try:
-        description = describe(model) if base is None else _of_base(base)
+        description = of_classes(describe(model) if base is None else _of_base(base), _classes(model))
         if description_of(model) is not description:
             settle_(model, description)
         check_outputs(model, description)
@@ -91,7 +101,7 @@ def _example(model: nn.Module, example: Sequence[int] | Tensor | None) -> Tensor
     """Images to trace a model with, of its type and on its device."""
     if isinstance(example, Tensor):
         return example
-    size = _seen(model).get("input_size") if example is None else example
+    size = seen(model).get("input_size") if example is None else example
     if size is None:
         return None
     weight = next((t for t in tensors_of(model).values() if t.is_floating_point()), torch.zeros(0))
@@ -99,13 +109,13 @@ def _example(model: nn.Module, example: Sequence[int] | Tensor | None) -> Tensor
         return torch.randn(1, *size, generator=torch.Generator().manual_seed(0)).to(weight)
 
 
-def _seen(model: nn.Module) -> dict[str, Any]:
+def seen(model: nn.Module) -> dict[str, Any]:
     """What a model says of its images, or the first module in it that says something."""
     return next(filter(None, map(config_of, model.modules())), {})
 
 
 def _as_graph(model: nn.Module, image: Tensor, reason: str) -> tuple[nn.Module, Description]:
-    carried, config = description_of(model), _seen(model)
+    carried, config = description_of(model), seen(model)
     made, graph = capture(model, image)
     if carried or config_of(model).get("architecture"):
         log.warning("%s becomes a graph, which needs no code of its own: %s", type(model).__name__, reason)
@@ -113,9 +123,11 @@ def _as_graph(model: nn.Module, image: Tensor, reason: str) -> tuple[nn.Module, 
         log.info("%s becomes a graph, which needs no code of its own", type(model).__name__)
     with torch.no_grad():
         outputs = made(image)
-    logits = isinstance(outputs, Tensor) and outputs.ndim == 2
+    logits = isinstance(outputs, Tensor) and outputs.ndim == 2 and _classifies(model, graph, outputs.shape[1])
     name = carried.name if carried else re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(model).__name__).lower()
-    task = carried.task if carried else DEFAULT_TASK if logits else OTHER_TASK
+    task = DEFAULT_TASK if logits else OTHER_TASK
+    if carried and carried.task != DEFAULT_TASK:
+        task = carried.task
     description = Description(name, carried.base if carried else None, graph=graph, task=task)
     modules = dict(made.named_modules())
     ends = _ends(graph, logits)
@@ -132,6 +144,30 @@ def _as_graph(model: nn.Module, image: Tensor, reason: str) -> tuple[nn.Module, 
     made.num_classes = classes  # type: ignore[assignment]
     attach_(made, description)
     return made, description
+
+
+def _classifies(model: nn.Module, graph: Graph, count: int) -> bool:
+    """Whether outputs [B, count] are logits: its `num_classes` says so, or a layer of weights gives them.
+
+    What comes out of a norm or an activation, or is pooled from that, are features.
+    """
+    said = _classes(model)
+    if said in (0, count):
+        return bool(said == count)
+    nodes, left, found = {node.name: node for node in graph.nodes}, [*graph.outputs], False
+    while left:
+        node = nodes.get(left.pop())
+        if node is None or (node.op not in (*WEIGHTS, *PASSED) and not node.op.startswith("int_")):
+            log.info(
+                "%s: its outputs are taken for features, as no layer gives them; model.num_classes = %d says that "
+                "they are logits",
+                type(model).__name__,
+                count,
+            )
+            return False
+        found = found or node.op in WEIGHTS
+        left += () if node.op in WEIGHTS else node.inputs
+    return found
 
 
 def _ends(graph: Graph, logits: bool) -> dict[str, str]:
@@ -168,7 +204,7 @@ def _dense(model: nn.Module) -> Description:
         raise StructureError(
             f"the model isn't what {source} builds as {architecture}: {differs}; {_remedy(model, base, path)}"
         )
-    return Description(architecture, base)
+    return of_classes(Description(architecture, base), _classes(model))
 
 
 def _arguments(model: nn.Module, base: Base) -> dict[str, Any]:
@@ -299,11 +335,8 @@ def check_outputs(model: nn.Module, description: Description) -> None:
             f"zoo.load(..., num_classes=CLASSES), load its weights into that"
         ) from None
     image = torch.randn(1, *input_size(model), generator=torch.Generator().manual_seed(0)).to(weight)
-    found, expected = (_outputs(each, image, name) for each in (model, rebuilt))
-    a, b = (torch.cat([each.flatten().double() for each in some]) for some in (found, expected))
-    same = [each.shape for each in found] == [each.shape for each in expected]
-    off = float((a - b).abs().max() / a.abs().max().clamp(min=1e-30)) if same else float("inf")
-    if not off <= max(1e-4, 8 * torch.finfo(weight.dtype).eps):
+    off = apart(_outputs(rebuilt, image, name), _outputs(model, image, name))
+    if off > max(1e-4, 8 * torch.finfo(weight.dtype).eps):
         source = description.base.source if description.base else "timm"
         differing = (*_structural(model, rebuilt, source), *_attributes(model, rebuilt, source))
         where = differing[0][1] if differing else "modules or attributes were changed"
@@ -314,9 +347,9 @@ def check_outputs(model: nn.Module, description: Description) -> None:
         )
 
 
-def _outputs(model: nn.Module, image: Tensor, name: str) -> list[Tensor]:
+def _outputs(model: nn.Module, image: Tensor, name: str) -> Any:
     """What a model returns; whatever is random in it comes out alike each time."""
     seeded = torch.random.fork_rng(devices=[image.device] * image.is_cuda)
     with in_one_line(f"{name} doesn't run on {tuple(image.shape)}"), unchanged(model), torch.no_grad(), seeded:
         torch.manual_seed(0)
-        return leaves(model(image))
+        return model(image)

@@ -5,7 +5,7 @@ of its input and classes, and `zoo_entry`, the Description from which its struct
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -74,7 +74,14 @@ def description_of(model: nn.Module) -> Description | None:
 
 def attach_(model: nn.Module, description: Description) -> None:
     """Let a model carry this description."""
-    model.zoo_entry = description  # type: ignore[assignment]
+    model.zoo_entry = of_classes(description, getattr(model, "num_classes", None))  # type: ignore[assignment]
+
+
+def of_classes(description: Description, classes: Any) -> Description:
+    """A description of a model with so many classes: one without any gives what stands before a head."""
+    if description.task == DEFAULT_TASK and type(classes) is int and classes == 0:
+        return replace(description, task=OTHER_TASK)
+    return description
 
 
 def dense_skeleton(description: Description) -> nn.Module:

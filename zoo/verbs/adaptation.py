@@ -13,8 +13,8 @@ from torch import nn
 
 from zoo.errors import StructureError
 from zoo.structure.describing import describe
-from zoo.structure.description import attach_, config_of, configure_
-from zoo.structure.graph.graph import Node
+from zoo.structure.description import DEFAULT_TASK, OTHER_TASK, attach_, config_of, configure_
+from zoo.structure.graph.graph import GraphModel, Node
 from zoo.structure.plan import Narrow, Plan, Width, apply_
 from zoo.structure.sources import timm
 from zoo.structure.tensors import tensors_of
@@ -96,6 +96,8 @@ def _without(paths: Any, left_out: tuple[str, ...]) -> Any:
 
 def _redescribe_(model: nn.Module, plan: Plan, **args: int) -> None:
     description = describe(model)
+    if args.get("num_classes") and description.task == OTHER_TASK:  # it has a head again
+        description = replace(description, task=DEFAULT_TASK)
     base, graph = description.base, description.graph
     if graph is not None:  # what it was once made from stays that
         nodes = tuple(structs.replace(node, attributes=_sized(node, model)) for node in graph.nodes)
@@ -162,12 +164,17 @@ def features(model: nn.Module) -> nn.Module:
     Raises:
         StructureError: timm offers no intermediate features of this architecture.
     """
+    if isinstance(model, GraphModel):
+        raise StructureError(
+            f"features_only: {describe(model).name} is a graph, which gives what it was saved with and has no stages: "
+            "save a module that returns the maps, or load what is a plan over a base of timm"
+        )
     if not hasattr(model, "forward_intermediates"):
         raise StructureError(f"features_only: {type(model).__name__} has no forward_intermediates in this timm")
     getter = timm().models._features.FeatureGetterNet  # not among timm.models' exported names
     wrapped: Any = getter(model, out_indices=len(model.feature_info))  # type: ignore[arg-type]
     configure_(wrapped, config_of(model))
-    attach_(wrapped, describe(model))
+    attach_(wrapped, replace(describe(model), task=OTHER_TASK))
     weight = next(model.parameters())
     image = torch.empty(1, *config_of(model)["input_size"], device="meta", dtype=weight.dtype)
     on_meta = {name: value.detach().to("meta") for name, value in tensors_of(wrapped).items()}

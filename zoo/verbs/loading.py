@@ -19,8 +19,16 @@ from zoo.hub.remote import DEFAULT, Access
 from zoo.measurement.macs import unwrapped
 from zoo.printable import logger
 from zoo.structure.base import MAX_ARGUMENT, check_tag, initialised, skeleton, untagged, without_claims
-from zoo.structure.describing import settle_
-from zoo.structure.description import Description, attach_, config_of, configure_, description_of, skeleton_of
+from zoo.structure.describing import describe, settle_
+from zoo.structure.description import (
+    Description,
+    attach_,
+    config_of,
+    configure_,
+    description_of,
+    of_classes,
+    skeleton_of,
+)
 from zoo.structure.graph.certificate import check_floats
 from zoo.structure.plan import Plan, apply_
 from zoo.structure.sources import SOURCES, is_base_id
@@ -330,10 +338,10 @@ def description_named(name: str | os.PathLike[str] | Base) -> tuple[Description,
     """
     description, config = _description(name)
     if config:
-        return description, dict(config)
+        return of_classes(description, config.get("num_classes")), dict(config)
     model = skeleton_of(description)
     settle_(model, description)
-    return description, config_of(model)
+    return describe(model), config_of(model)
 
 
 def _description(name: str | os.PathLike[str] | Base) -> tuple[Description, Any]:

@@ -26,7 +26,7 @@ from zoo.tasks.evaluation import BESIDE
 from zoo.tasks.task import Labels
 from zoo.verbs.loading import folder_of, load
 from zoo.verbs.measuring import report_of
-from zoo.verbs.viewing import CLOSE, apart
+from zoo.verbs.viewing import CLOSE, views_apart
 
 log = logger(__name__)
 
@@ -115,7 +115,7 @@ def verify(
     others = _others(claimed, found, named, images) if spec is not None else ""
     rows = _compared(claimed, found, changed or others, _another(claimed, str(base)) if against else "")
     if folder and "view" in repository.read_config(folder)["zoo"]:
-        rows.append(Row("graph", 0.0, apart(folder), CLOSE))
+        rows.append(Row("graph", 0.0, views_apart(folder), CLOSE))
     if folder and (expected := repository.read_config(folder)["zoo"].get("outputs_sha256")):
         rows.append(Row("bytes", 0.0, float(outputs_sha256(model) != expected)))
     left = claimed.measured.keys() - found.measured.keys() - (set() if against else {*BESIDE})

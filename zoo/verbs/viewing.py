@@ -10,7 +10,7 @@ from torch import nn
 from zoo.errors import RepositoryError, StructureError
 from zoo.files import REPOSITORY, read_json, write_json, writing_folder
 from zoo.hub import graph_view, repository, weights
-from zoo.measurement.divergence import leaves
+from zoo.measurement.divergence import apart
 from zoo.measurement.macs import input_size, like_images, unchanged
 from zoo.printable import logger
 from zoo.structure.graph.capture import BATCHES, capture
@@ -56,14 +56,14 @@ def add_graph(source: str | os.PathLike[str], folder: str | os.PathLike[str] | N
                 shutil.copy(place / name, new / name)
         view = graph_view.write_view(new, graph, constants)
         write_json(new / repository.CONFIG, {**written, "zoo": {**written["zoo"], "view": view}})
-        off = apart(new)
+        off = views_apart(new)
         if off > CLOSE:
             raise StructureError(f"{source}: its graph gives something else (by {off:.2g} of the largest output)")
     log.info("%d operations, %d constants; off by %.2g of the largest output", len(graph.nodes), len(constants), off)
     return place if folder is None else Path(folder)
 
 
-def apart(folder: Path) -> float:
+def views_apart(folder: Path) -> float:
     """How far the outputs of a repository's two structures are apart, as a share of the largest output.
 
     Args:
@@ -77,12 +77,7 @@ def apart(folder: Path) -> float:
     for batch in BATCHES:
         images = _images(plan, batch)
         with unchanged(plan, graph), torch.no_grad():
-            pairs = zip(leaves(plan(images)), leaves(graph(images)), strict=True)
-        for expected, found in pairs:
-            if found.shape != expected.shape:
-                return float("inf")
-            off = (found.double() - expected.double()).abs().max() / expected.double().abs().max().clamp(min=1e-30)
-            most = max(most, float(off))
+            most = max(most, apart(graph(images), plan(images)))
     return most
 
 

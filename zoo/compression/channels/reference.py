@@ -4,7 +4,7 @@ That is what a cut must compute. Norms and means over channels are those of the 
 double precision, with other weights of the same shapes: layer scales near zero and fresh norms would hide a mistake.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from zoo.compression.channels.cutting import Kept, rewritten
 from zoo.compression.channels.rules import CONTRACTIONS, STATISTICS
 from zoo.compression.channels.trace import argument
 from zoo.errors import FOREIGN
-from zoo.measurement.divergence import leaves
+from zoo.measurement.divergence import apart, leaves
 
 aten = torch.ops.aten
 
@@ -173,19 +173,16 @@ def compare(kept: Kept, tensors: Mapping[str, Tensor], cut: Cut, image: Tensor) 
     def expected(batch: Tensor) -> list[Tensor]:
         return leaves(run_program(traced.program, traced.paths, dense, batch, Masked(kept)))
 
+    pairs: tuple[tuple[Sequence[Tensor], Sequence[Tensor]], ...]
     halves = [each for both, one in zip(together, alone, strict=False) if (each := _halves(both, one))]
     if len(halves) == len(together) == len(alone):
-        first = expected(images[:1])
-        given, wanted = [half for side in zip(*halves, strict=True) for half in side], [*first, *alone]
+        first, second = zip(*halves, strict=True)
+        pairs = (first, expected(images[:1])), (second, alone)
     else:
-        first = expected(images)
-        given, wanted = [*together, *alone], [*first, *expected(images[1:])]
-    if [x.shape for x in given] != [y.shape for y in wanted]:
+        pairs = (together, expected(images)), (alone, expected(images[1:]))
+    if not all(each.isfinite().all() for pair in pairs for some in pair for each in some):  # equal, and yet no answer
         return float("inf")
-    a, b, scale = (torch.cat([x.flatten().double() for x in some]) for some in (given, wanted, first))
-    if not torch.isfinite(torch.stack([a, b])).all():
-        return float("inf")
-    return float((a - b).abs().max() / scale.abs().max().clamp(min=1e-12))
+    return max(apart(*pair) for pair in pairs)
 
 
 def _halves(both: Tensor, one: Tensor) -> tuple[Tensor, ...] | None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from zoo.errors import FOREIGN, StructureError, first_line, in_one_line
-from zoo.measurement.divergence import leaves
+from zoo.measurement.divergence import apart, leaves
 from zoo.measurement.macs import unchanged, weights_of
 from zoo.printable import logger
 from zoo.structure.graph.drops import Undropped, drop_rates
@@ -156,7 +156,7 @@ def _check_steady(model: nn.Module, images: Tensor, name: str) -> None:
         raise StructureError(f"{name} returns no tensor: expected one, or several in a tuple or a dictionary")
     if any(each.isnan().any() for each in first):
         raise StructureError(f"{name} gives what is no number for an image of noise: load the weights anew")
-    if _apart(first, second) > _close(first):
+    if apart(second, first) > _close(first):
         raise StructureError(
             f"{name} gives something else for the same images at the second call: it keeps a state or draws numbers in "
             f"eval mode, which a graph can't; make the outputs depend on the images alone"
@@ -225,8 +225,12 @@ def _compare_training(model: nn.Module, made: nn.Module, images: Tensor, name: s
             before = [(held, held.clone()) for held in each.buffers() if held.is_floating_point()]
             outputs.append(each(images.clone()))
             moved.append(sorted((now for now, was in before if not now.equal(was)), key=_order))
-        if _off(*outputs) > 1e-4 or _apart(*moved) > 1e-4:
+        if _off(*outputs) > 1e-4 or apart(*map(_joined, moved)) > 1e-4:
             log.warning("%s does something else while training; its graph trains what it does in eval mode", name)
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([torch.zeros(1), *(each.flatten() for each in tensors)])
 
 
 def _order(tensor: Tensor) -> tuple[Any, ...]:
@@ -250,25 +254,13 @@ def _tried(made: nn.Module, images: Tensor) -> Any:
 
 
 def _off(expected: Any, found: Any) -> float:
-    """The largest difference as a share of the largest output; infinite where what is returned isn't alike."""
+    """How far outputs are apart; infinite where their keys aren't alike."""
     keys = [[*each] if isinstance(each, Mapping) else None for each in (expected, found)]
     if isinstance(expected, Mapping):
         keys[0] = [key for key, each in expected.items() if each is not None]
     if keys[0] != keys[1]:
         return float("inf")
-    return _apart(leaves(expected), leaves(found))
-
-
-def _apart(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
-    if [each.shape for each in first] != [each.shape for each in second]:
-        return float("inf")
-    largest = max((float(each.detach().abs().double().max()) for each in first if each.numel()), default=0.0)
-    off = [
-        float((a.detach().double() - b.detach().double()).abs().max())
-        for a, b in zip(first, second, strict=True)
-        if a.numel()
-    ]
-    return max(off, default=0.0) / max(largest, 1e-30)
+    return apart(found, expected)
 
 
 def _close(outputs: Sequence[Tensor]) -> float:

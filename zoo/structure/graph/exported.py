@@ -35,6 +35,7 @@ from zoo.structure.graph.program import (
     module_class,
     module_path,
     operation,
+    where,
 )
 
 _UNCHANGED = {"aten.contiguous", "aten.alias", "aten.lift_fresh_copy", "aten.lift_fresh", "aten.clone"}
@@ -168,9 +169,9 @@ class _Lifting:
         for other in self.aliases[target]:
             later = other not in whole and other not in self.same
             if other in self.paths or (later and any(self.order[user] > self.order[node] for user in other.users)):
-                raise StructureError(
-                    f"{node.name}: {key} changes what {other.name} is, which can't be written as a graph"
-                )
+                held = self.paths.get(other)
+                changed = f"the state {held}, which a graph doesn't keep" if held else "what else is read of a tensor"
+                raise StructureError(f"{where(node)}: {key} changes {changed}: let it make a new one")
 
     def _join(self, node: fx.Node, other: fx.Node) -> None:
         joined = self.aliases[node] | self.aliases[self._same(other)]
@@ -214,7 +215,7 @@ class _Lifting:
         """Write an operation of the table, as an op that graphs had before where one does the same."""
         if key in COMPUTED:
             if args.get("running_mean") is not None or not args[COMPUTED[key]]:
-                raise StructureError(f"{node.name}: {key} with computed statistics can't be written as a graph")
+                raise StructureError(f"{where(node)}: {key} with computed statistics can't be written as a graph")
             args = {name: args[name] for name in ("input", "weight", "bias", "eps") if name in args}
         if key in RECURRENT and not args.pop("dropout"):
             del args["train"]
@@ -231,9 +232,9 @@ class _Lifting:
                 return self._emit(node, op, first, rest)
         known = ATEN.get(key)
         if known is None:
-            raise StructureError(f"{node.name} is {key}: an operation that a graph doesn't know")
+            raise StructureError(f"{where(node)} is {key}: an operation that a graph doesn't know")
         if unknown := rest.keys() - set(known.attributes):
-            raise StructureError(f"{node.name} is {key} with {min(unknown)}: an argument that a graph doesn't know")
+            raise StructureError(f"{where(node)} is {key} with {min(unknown)}: an argument that a graph doesn't know")
         count = next((i for i, name in enumerate(args) if i >= len(first) or name != known.attributes[i]), len(first))
         rest = dict(list(args.items())[count:])
         return self._emit(node, key, first[:count], rest)

@@ -61,6 +61,11 @@ def module_path(node: fx.Node) -> str:
     return path if told else ""
 
 
+def where(node: fx.Node) -> str:
+    """What a message calls an operation: the module that it was called in, or the node where none is known."""
+    return module_path(node) or module_class(node) or node.name
+
+
 def module_class(node: fx.Node) -> str:
     """The class of that module, by its name alone."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
