@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,10 @@ WRAPPED = {
         "state_dict": values,
         "args": argparse.Namespace(lr=0.1, out=Path("out"), size=torch.Size([3])),
         "best": np.float64(0.5),
+        "curves": defaultdict(list, {"loss": [1.5, np.float32(0.5)], "steps": defaultdict(int, {"a": 3})}),
+        "confusion": np.arange(6).reshape(2, 3),
+        "others": [np.zeros((0, 3)), np.array(["cat", "dog"]), np.array([{"a": 1}, None]), np.bool_(True)],
+        "random": np.random.default_rng(0).permutation(4).astype(np.uint32),
         "scheduler": {"last_lr": [0.1], "device": torch.device("cpu")},
     },
 }
@@ -127,6 +132,17 @@ def test_a_prefix_that_the_model_has_itself_stays():
 class Command:
     def __reduce__(self):
         return exec, ("open('pwned', 'w')",)
+
+
+@pytest.mark.parametrize(
+    "held", [{"curves": defaultdict(Command)}, {"hooks": np.array([Command()])}], ids=["default", "array"]
+)
+def test_what_numpy_and_a_defaultdict_hold_is_no_way_around_that(held, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = write({"state_dict": net().state_dict(), **held}, tmp_path / "it.pth")
+    with pytest.raises(WeightsError, match="which isn't among the classes and functions expected"):
+        with_weights("timm/test_resnet", file)
+    assert not Path("pwned").exists()
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -302,7 +318,10 @@ def test_a_function_of_ones_own_is_saved_by_a_command_as_a_graph_that_takes_othe
     torch.manual_seed(0)
     model, images = make(4).eval(), torch.randn(2, 1, 28, 28)
     file = write({"model": prefixed(model.state_dict(), "module.")}, package / "it.pth")
-    said = ["--input", "1x28x28", "--mean", "0.286", "--std", "0.353", "--set", "width=4", "--name", "shirts"]
+    said = ["--mean", "0.286", "--std", "0.353", "--set", "width=4", "--name", "shirts"]
+    with pytest.raises(StructureError, match=r"nets:make doesn't say which images it takes: pass --input, e.g. --in"):
+        run("save", "my_package.nets:make", "--weights", file, *said, "--out", package / "shirts")
+    said += ["--input", "1x28x28"]
     run("save", "my_package.nets:make", "--weights", file, *said, "--out", package / "shirts")
     (package / "my_package" / "nets.py").unlink()
     loaded = zoo.load(package / "shirts")

@@ -55,6 +55,7 @@ def save(
     """
     _check(base, weights, about["name"], about["data"])
     from zoo.files import free
+    from zoo.structure.describing import seen
     from zoo.tasks.classification.classes import read_names
     from zoo.verbs.own_weights import with_weights
     from zoo.verbs.saving import save
@@ -62,6 +63,8 @@ def save(
     free(out)  # before anything long
     names = None if labels is None else read_names(labels)
     model = with_weights(base, weights, key=key, num_classes=num_classes, input=input, args=dict(settings))
+    if input is None and not seen(model).get("input_size"):
+        raise StructureError(f"{base} doesn't say which images it takes: pass --input, e.g. --input 3x224x224")
     say(str(save(model, out, labels=names, input=input, **about)))
 
 

@@ -27,21 +27,37 @@ WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "_forward_mod
 BESIDE = ("n_averaged",)  # what wrappers add to a state dict, which is no weight
 DEPTH = 3  # of keys within keys
 
+KINDS = (
+    "bool",
+    "bytes",
+    "dict",
+    "float",
+    "int",
+    "list",
+    "long",
+    "str",
+    "tuple",
+    "unicode",
+)  # what a defaultdict makes
+
 # What training leaves beside the weights: read as inert records, or named and left alone.
 NAMES = frozenset(
     {
         "_codecs.encode",
         "argparse.Namespace",
         "collections.Counter",
+        "collections.defaultdict",
         "datetime.datetime",
         "numpy.dtype",
+        "numpy.ndarray",
         "pathlib.PosixPath",
         "pathlib.WindowsPath",
         "pathlib._local.PosixPath",
         "torch.Size",
         "torch.device",
         "types.SimpleNamespace",
-        *(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")),
+        *(f"{module}.{kind}" for module in ("builtins", "__builtin__") for kind in KINDS),
+        *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
         *(f"torch.{dtype}" for dtype in ("float32", "float16", "bfloat16", "float64")),
     }
 )

@@ -42,6 +42,8 @@ _LAYOUTS = {
     pickle.BININT1: "<B", pickle.BININT2: "<H", pickle.BINFLOAT: ">d", pickle.LONG1: "<B", pickle.BINUNICODE: "<I",
     pickle.PROTO: "<B", pickle.SHORT_BINSTRING: "<B", pickle.BINSTRING: "<I",
 }  # fmt: skip
+# numpy's, whose values are left alone: they lie beside the tensors.
+_UNREAD = {"numpy.dtype", *(f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core"))}
 _TUPLES = {pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}
 
 
@@ -228,7 +230,7 @@ class _Machine:
                 return
             case nn.Parameter(), (bool(), bool(), {**hooks}) if not hooks:  # until torch 0.3
                 return
-            case Record(name="numpy.dtype"), tuple():  # of a number beside the tensors
+            case Record(name=name), tuple() if name in _UNREAD:
                 return
         if type(state) is not dict:
             refuse(f"a {_kinds(state)} is used as a dict")
@@ -283,6 +285,8 @@ class _Machine:
             case "dict", (list() as pairs,) if all(type(pair) is list and len(pair) == 2 for pair in pairs):  # Python 2
                 self._left -= len(pairs)  # the same list may be made a dict many times
                 return dict(zip(_keys([key for key, _ in pairs]), [value for _, value in pairs], strict=True))
+            case "record", (None | Global(),) if name == "collections.defaultdict":  # its default is never asked for
+                return {}
             case "set", (list() as values,):
                 self._left -= len(values)  # the same list may be made a set many times
                 return set(_keys(values))
