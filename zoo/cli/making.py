@@ -91,19 +91,13 @@ def compress(
     A command that was stopped goes on where it stopped; a model that is there already is made neither again nor
     replaced.
     """
-    asked = [each for each in (budget, latency_ms, sweep, lose_at_most) if each is not None]
-    if METHODS[method].budgeted and len(asked) != 1:
-        instead = "--latency-ms, --sweep and --lose-at-most"
-        raise click.UsageError(f"--method {method} needs --budget SHARE, or one of {instead} instead")
-    if not METHODS[method].budgeted and (asked or params is not None):
-        raise click.UsageError(f"--method {method} has thresholds, which --set sets, and takes no --budget or --params")
-    if latency_ms is not None and params is not None:
-        raise click.UsageError("--latency-ms stands alone: leave --params out")
+    swept_over = sweep or lose_at_most is not None
+    _check_asked(method, (budget, latency_ms, sweep, lose_at_most), params, latency_ms)
     own = {"calibrate_steps": calibrate_steps, "rounds": rounds, "latency_ms": latency_ms}
     options = _options(settings, exclude=list(exclude), only=list(only), **own)
     if out is None and not plan_only:
         raise click.UsageError("Missing option '--out': the folder of the new repository")
-    if plan_only and (sweep or lose_at_most is not None):
+    if plan_only and swept_over:
         raise click.UsageError("--plan-only looks at one --budget: leave --sweep and --lose-at-most out")
     how = distillation(**distilled)
     check_options(method, options)
@@ -122,10 +116,22 @@ def compress(
 
     if plan_only:
         planned(at(budget), out, as_json)
-    elif out is not None and (sweep or lose_at_most is not None):
+    elif out is not None and swept_over:
         swept(at, sweep, lose_at_most, out, as_json)
     elif out is not None:
         made(at(budget), out)
+
+
+def _check_asked(method: str, either: tuple[Any, ...], params: float | None, latency_ms: float | None) -> None:
+    """Check that a size is asked for where the method works to one, and in one way alone."""
+    asked, budgeted = [each for each in either if each is not None], METHODS[method].budgeted
+    if budgeted and len(asked) != 1:
+        instead = "--latency-ms, --sweep and --lose-at-most"
+        raise click.UsageError(f"--method {method} needs --budget SHARE, or one of {instead} instead")
+    if not budgeted and (asked or params is not None):
+        raise click.UsageError(f"--method {method} has thresholds, which --set sets, and takes no --budget or --params")
+    if latency_ms is not None and params is not None:
+        raise click.UsageError("--latency-ms stands alone: leave --params out")
 
 
 def _options(settings: tuple[tuple[str, Any], ...], **said: Any) -> dict[str, Any]:

@@ -115,45 +115,52 @@ def compress(
         DataError, StructureError: an argument, the images or the model can't be used.
     """
     schedule, augment = ({} if said is None else said for said in (schedule, augment))
-    apart = structs.asdict(Apart(images, seed, schedule, augment, calibrate_steps, rounds, latency_ms, timed_on))
-    how, own = declarations(method, {**options, **apart})
-    budget = checked_budget(method, budget, latency_ms)
-    if not METHODS[method].budgeted and rounds > 1:
-        raise BudgetError(f"{method} takes no rounds: it has thresholds, and no budget to go towards")
+    apart = Apart(images, seed, schedule, augment, calibrate_steps, rounds, latency_ms, timed_on)
+    how, own = declarations(method, {**options, **structs.asdict(apart)})
+    budget = checked_budget(method, budget, latency_ms, rounds)
     check_last(method, 0, calibrate_steps)
     original, dense = _checked(model, method, example)
     dense, held = licences.judged(original, dense, description_of(unwrapped(model)) is not None)
-    model = original if own else single(original)
-    apart |= {"timed_on": timed_on or processor(like_images(model).device)} if latency_ms else {}
-    recipe = {"method": method, "options": {**options, **_unusual(apart)}}
-    recipe |= {} if budget is None else {"budget": structs.asdict(budget)}
-    recipe |= {"base_method": former} if (former := dense.recipe.get("method")) else {}
-    about = replace(dense, name=f"{dense.name}_{suffix(method, budget, latency_ms)}", recipe=recipe, source="")
-    far = task_of(model).divergence
-    given = Given(model, about, how, (), budget, seed, state, far, schedule=own, machine=machine)
+    dense_model = original if own else single(original)
+    about = _about(dense, dense_model, method, budget, apart, options)
+    far = task_of(dense_model).divergence
+    given = Given(dense_model, about, how, (), budget, seed, state, far, schedule=own, machine=machine)
     read: dict[str, Any] = {"skip_damaged": skip_damaged, "labels": labels}
     given = _learning(given, data, images, augment, read) if own else _looking(given, data, images, skip_damaged)
-
-    def made(budget: Budget | None) -> nn.Module:
-        asked = replace(given, budget=budget)
-        return _refined(asked, calibrate_steps, rounds) if calibrate_steps else _in_rounds(asked, rounds)
-
-    with unchanged(model):
-        _say_cost(given, rounds)
-        smaller = made(budget) if latency_ms is None else _as_fast(given, latency_ms, made)
-    log.info("%s", compared(model, smaller))
-    if advice := METHODS[method].advice:
-        _say_if_little(method, measure(smaller).macs / measure(model).macs, _shapes(smaller) == _shapes(model), advice)
-    smaller = alike_(smaller, original)
+    smaller = alike_(_run(given, apart), original)
     if not held:
         configure_(smaller, without_claims(config_of(smaller)))
     return smaller
 
 
-def _unusual(apart: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments that differ from `Apart`'s defaults, which a recipe names."""
-    usual = structs.asdict(Apart())
-    return {key: value for key, value in apart.items() if value != usual[key]}
+def _about(
+    dense: Description, model: nn.Module, method: str, budget: Budget | None, apart: Apart, options: Mapping[str, Any]
+) -> Description:
+    """What is known of a smaller model before it is made: its name, and the recipe, which tells what is unusual."""
+    said, usual = structs.asdict(apart), structs.asdict(Apart())
+    said |= {"timed_on": apart.timed_on or processor(like_images(model).device)} if apart.latency_ms else {}
+    unusual = {key: value for key, value in said.items() if value != usual[key]}
+    recipe: dict[str, Any] = {"method": method, "options": {**options, **unusual}}
+    recipe |= {} if budget is None else {"budget": structs.asdict(budget)}
+    recipe |= {"base_method": former} if (former := dense.recipe.get("method")) else {}
+    return replace(dense, name=f"{dense.name}_{suffix(method, budget, apart.latency_ms)}", recipe=recipe, source="")
+
+
+def _run(given: Given, apart: Apart) -> nn.Module:
+    """What the method makes of the model, at its budget or as fast as asked for; what came of it is told."""
+    model, method = given.model, given.description.recipe["method"]
+
+    def made(budget: Budget | None) -> nn.Module:
+        asked, steps = replace(given, budget=budget), apart.calibrate_steps
+        return _refined(asked, steps, apart.rounds) if steps else _in_rounds(asked, apart.rounds)
+
+    with unchanged(model):
+        _say_cost(given, apart.rounds)
+        smaller = made(given.budget) if apart.latency_ms is None else _as_fast(given, apart.latency_ms, made)
+    log.info("%s", compared(model, smaller))
+    if advice := METHODS[method].advice:
+        _say_if_little(method, measure(smaller).macs / measure(model).macs, _shapes(smaller) == _shapes(model), advice)
+    return smaller
 
 
 def _checked(model: nn.Module, method: str, example: Sequence[int] | Tensor | None) -> tuple[nn.Module, Description]:
@@ -190,12 +197,16 @@ def declarations(method: str, options: Mapping[str, Any]) -> tuple[Any, Schedule
     return how, declared(Schedule, {**asdict(chosen.schedule), **schedule}, f"{method}'s schedule")
 
 
-def checked_budget(method: str, budget: float | Budget | None, latency_ms: float | None = None) -> Budget | None:
+def checked_budget(
+    method: str, budget: float | Budget | None, latency_ms: float | None = None, rounds: int = 1
+) -> Budget | None:
     """A budget, which is there just where the method works to one and no latency is asked for in its place.
 
     Raises:
-        BudgetError: it is missing, or means nothing to the method.
+        BudgetError: it is missing, or means nothing to the method, or rounds are to go to none.
     """
+    if not METHODS[method].budgeted and rounds > 1:
+        raise BudgetError(f"{method} takes no rounds: it has thresholds, and no budget to go towards")
     if latency_ms is not None and (budget is not None or not METHODS[method].budgeted):
         instead = "a budget is given too: leave one of them out" if budget is not None else f"{method} has thresholds"
         raise BudgetError(f"latency of {latency_ms} ms: {instead}")
