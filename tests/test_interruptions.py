@@ -164,9 +164,16 @@ def content(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("arguments", [BUILD, COMPRESS], ids=["build", "compress"])
-def test_ctrl_c_in_any_step_leaves_nothing_half_written_and_the_same_command_goes_on(start, tmp_path, arguments):
-    for step in ("1 load", "2 evaluate", "3 prune", "4 distil", "5 evaluate", "6 write"):
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        (BUILD, ["1 load", "2 evaluate", "3 prune", "4 distil", "5 evaluate", "6 write"]),
+        (COMPRESS, ["4 distil"]),  # which builds as the other does
+    ],
+    ids=["build", "compress"],
+)
+def test_ctrl_c_in_any_step_leaves_nothing_half_written_and_the_same_command_goes_on(start, tmp_path, arguments, steps):
+    for step in steps:
         process, stderr = start(*arguments)
         wait_until(line(stderr, step), process)
         os.kill(process.pid, signal.SIGINT)

@@ -1,13 +1,10 @@
 """A file of recipes of one's own: the catalog's keys over a base in a folder, made by zoo build and by builders."""
 
-import subprocess
-import sys
-
 import pytest
 
 import zoo
 from builders import __main__ as builders
-from zoo.cli import building
+from zoo.cli import building, main
 from zoo.errors import CatalogError
 from zoo.verbs.recipes import recipes_in
 
@@ -107,7 +104,7 @@ def test_an_error_names_file_entry_and_key(here, before, after, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_is_not_there_is_told(here):
-    done = subprocess.run([sys.executable, "-m", "zoo", "build", "none.toml"], capture_output=True, text=True)
-
-    assert (done.returncode, done.stderr) == (1, "error: none.toml: No such file or directory\n")
+def test_a_file_that_is_not_there_is_told(here, capsys):
+    with pytest.raises(SystemExit, match="1"):
+        main(["build", "none.toml"])
+    assert capsys.readouterr().err == "error: none.toml: No such file or directory\n"

@@ -232,9 +232,9 @@ class _Lifting:
                 return self._emit(node, op, first, rest)
         known = ATEN.get(key)
         if known is None:
-            raise StructureError(f"{where(node)} is {key}: an operation that a graph doesn't know")
+            raise StructureError(f"{where(node)}: {key}: an operation that a graph doesn't know")
         if unknown := rest.keys() - set(known.attributes):
-            raise StructureError(f"{where(node)} is {key} with {min(unknown)}: an argument that a graph doesn't know")
+            raise StructureError(f"{where(node)}: {key} with {min(unknown)}: an argument that a graph doesn't know")
         count = next((i for i, name in enumerate(args) if i >= len(first) or name != known.attributes[i]), len(first))
         rest = dict(list(args.items())[count:])
         return self._emit(node, key, first[:count], rest)
