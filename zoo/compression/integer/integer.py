@@ -37,7 +37,7 @@ from zoo.structure.graph.graph import Graph, GraphModel, graph_module
 from zoo.structure.plan import Plan
 from zoo.structure.tensors import assign_, tensors_of
 
-CORRECTED = 512  # images, from which the mean of a layer's inputs is known well enough to correct 8 bits by it
+CORRECTED = 128  # images, from which the mean of what a layer reads is known well enough to correct 8 bits by it
 
 
 @dataclass(frozen=True)
