@@ -139,6 +139,8 @@ def obstacle(entry: Entry) -> str | None:
         way = f"it has no base to be made from (zoo show {entry.name})"
     elif method is not None and method not in available():
         way = f"its method, {method}, isn't among what this version can do"
+    elif method is not None and entry.base.source == "zoo":
+        way = f"{entry.base.id} has no weights; of yours it is made with: zoo compress FOLDER --method {method}"
     else:
         way = f"make it with: zoo build {entry.name}"
     return f"it isn't built yet; {way}"

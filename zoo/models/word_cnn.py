@@ -4,7 +4,8 @@
     side by side · linear
 
 A word is its number in a vocabulary: 0 fills sentences up, its embedding is zero, and 1 stands for words outside. It
-has no recurrent layer and no tanh, for which integers would need tables.
+has no recurrent layer and no tanh, for which integers would need tables. Embeddings begin small, so that words which
+training hardly sees say little.
 
 Source: Kim, Convolutional Neural Networks for Sentence Classification, section 2, https://arxiv.org/abs/1408.5882
 """
@@ -28,13 +29,15 @@ class WordCnn(nn.Module):
     """
 
     def __init__(
-        self, num_classes: int = 6, vocabulary: int = 4096, words: int = 38, width: int = 64, filters: int = 96
+        self, num_classes: int = 6, vocabulary: int = 4096, words: int = 38, width: int = 64, filters: int = 64
     ) -> None:
         super().__init__()
         self.words, self.num_features = words, filters * len(SPANS)
         self.embedding = nn.Embedding(vocabulary, width, padding_idx=0)
+        nn.init.normal_(self.embedding.weight, std=0.1)
+        nn.init.zeros_(self.embedding.weight[0])
         self.convs = nn.ModuleList(nn.Conv2d(1, filters, (span, width)) for span in SPANS)
-        self.drop = nn.Dropout(0.5)
+        self.drop_words, self.drop = nn.Dropout(0.2), nn.Dropout(0.5)
         self.reset_classifier(num_classes)
         self.pretrained_cfg = self.default_cfg = {
             "architecture": "word_cnn",
@@ -57,7 +60,7 @@ class WordCnn(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Embeddings [B, 1, T, D] → logits [B, num_classes], or the features that the classifier reads."""
-        x = self.drop(x)
+        x = self.drop_words(x)
         x = torch.cat([F.adaptive_max_pool2d(F.relu(conv(x)), 1).flatten(1) for conv in self.convs], 1)
         return x if pre_logits else self.linear(self.drop(x))
 
