@@ -23,7 +23,7 @@ CARDS = Path(__file__).parents[1] / "model_cards"
 
 
 def build(run: Run) -> Iterator[Path]:
-    """Build the ten models."""
+    """Build the eleven models."""
     entries = family.entries("digits_cnn", "digits_vit")
     entries.sort(key=lambda entry: (entry.recipe.method is not None, entry.name))
     for folder in family.build(entries, run, catalog.EMBEDDED):

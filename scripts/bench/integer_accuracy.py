@@ -1,6 +1,6 @@
 """What integers cost in accuracy: ours beside other ways, on the same calibration and test images.
 
-scripts/bench/run integer_accuracy MODEL DATA [--images 512] [--seeds 3] [--quick]
+scripts/bench/run integer_accuracy [--quick] [--images 512] [--seeds 3] MODEL DATA
 
 MODEL and DATA are what `zoo verify` takes. Each way quantizes the same network by the same images of the train split,
 once for each seed of their draw, and runs on the whole test split: top-1 less that of the floats, with the half-width

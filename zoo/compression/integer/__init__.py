@@ -1,6 +1,6 @@
 """Integer models: models of floats become models that compute in integers alone.
 
 `integer` is the method; `folding` makes batch norms part of layers, `observing` looks at the calibration images,
-`steps` and `planning` choose what a byte counts, `rounding` and `layers` the weights; `twins` writes each
-node in whole numbers.
+`steps` and `planning` choose what a byte counts, `rounding` and `layers` the weights; `twins` and `tokens` have what
+stands for each node in whole numbers, `writing` the graph so far.
 """
