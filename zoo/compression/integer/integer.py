@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.compression import Algorithm, Given
+from zoo.compression.integer.constants import settled
 from zoo.compression.integer.folding import folded
 from zoo.compression.integer.layers import Rounding
 from zoo.compression.integer.observing import observed
@@ -60,7 +61,7 @@ def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:
     """What `zoo.compress` calls."""
     how, model = given.how, given.model
     made, graph = capture(model, given.batches[0][:2])
-    graph, tensors = folded(opened(graph), tensors_of(made))
+    graph, tensors = folded(*settled(opened(graph), tensors_of(made)))
     floats = _floats(graph, tensors)
     seen, inputs = observed(floats, graph, [batch.cpu().float() for batch in given.batches], given.seed)
     images = sum(map(len, given.batches))

@@ -16,7 +16,7 @@ from zoo.compression.integer.observing import Seen
 from zoo.compression.integer.steps import Step, best, wide
 from zoo.structure.graph.graph import Graph, Node
 
-LAYERS = ("conv2d", "linear")
+LAYERS = ("conv2d", "conv1d", "linear")
 CLAMPS = ("relu", "relu6", "clamp", "aten.relu6", "aten.hardtanh")
 """What becomes the range of the bytes that the op before it gives."""
 TABLES = (
@@ -26,15 +26,18 @@ TABLES = (
     *("aten.square", "aten.rsub.Scalar"),
 )
 """Functions of one value."""
-POOLS = ("adaptive_avg_pool2d", "avg_pool2d", "mean")
-SUMS = ("add", "mul")
-JOINS = ("concat", "prepend")
+POOLS = ("adaptive_avg_pool2d", "avg_pool2d", "mean", "aten.sum.dim_IntList")
+SUMS = ("add", "mul", "sub")
+JOINS = ("concat", "prepend", "aten.stack")
 SHIFTED = {*SUMS, *JOINS}  # ops whose values have steps that are powers of two of each other
 MOVES = (
     *("flatten", "reshape", "permute", "transpose", "chunk", "item", "slices", "unsqueeze", "max_pool2d", "upsample"),
     *("gather", "pad_same", "aten.constant_pad_nd", "aten.pad", "aten.squeeze.dims", "aten.squeeze.dim", "unbind"),
     *("aten.slice.Tensor", "aten.select.int", "aten.split_with_sizes", "aten.split.Tensor", "aten.pixel_shuffle"),
-    *("aten.pixel_unshuffle", "aten.upsample_nearest2d.vec", "expand", "roll", "aten.flip"),
+    *("aten.pixel_unshuffle", "aten.upsample_nearest2d.vec", "expand", "roll", "aten.flip", "aten.squeeze", "aten.mT"),
+    *("aten.reshape_as", "aten.expand_as", "aten.view_as", "aten.unflatten.int", "aten.movedim.intlist", "aten.amax"),
+    *("aten.repeat", "aten.repeat_interleave.self_int", "aten.tile", "aten.narrow", "aten.max.dim", "aten.unfold"),
+    *("window_partition", "window_reverse", "merge_patches"),
 )
 SIZES = ("size", "int_mul", "int_add", "int_sub", "int_floordiv", "int_mod")
 NORMS = ("layer_norm", "layer_norm2d", "group_norm", "rms_norm")
@@ -44,7 +47,7 @@ OF_WORDS = (*NORMS, "softmax")
 """What reads words where it can."""
 GIVING = {
     *(*LAYERS, *NORMS, *PRODUCTS, *MOVES, *SIZES),
-    *("batch_norm2d", "add", *JOINS, "mean", "scale", "parameter", "buffer"),
+    *("batch_norm2d", "add", "sub", *JOINS, "mean", "scale", "parameter", "buffer"),
 }
 """What can give words."""
 SHARES = Step(2.0**-15, word=True), Step(2.0**-8)
@@ -95,7 +98,7 @@ def planned(graph: Graph, seen: Mapping[str, Seen]) -> Planned:
         values, ends = cat([each.values() for each in looked]), _ends(looked)
         free = group.own.isdisjoint(SHIFTED) and group.read <= ABSORBING
         if "softmax" in group.own:
-            step = SHARES[group.read != {"matmul"}]
+            step = SHARES[not group.read <= {"matmul", "mul"}]
         elif kind in words:
             step = wide(*ends)
             if others := group.read - {*OF_WORDS, *JOINS, "add", "output"}:

@@ -105,7 +105,7 @@ def _sum(writing: Writing, first: Node, last: Node) -> None:
     dims = [dim] if isinstance(dim, int) else list(dim or range(len(shape)))
     if any(each % len(shape) == 0 for each in dims):
         raise StructureError(f"integer: node {first.name!r} averages over the images of a batch, which has no twin")
-    count = math.prod(shape[each] for each in dims)
+    count = math.prod(shape[each] for each in dims) if first.op == "mean" else 1
     told = {"dim": dims, "keepdim": bool(first.attributes.get("keepdim", False)), "zero": x.zero}
     writing.give(first, last, "qsum", [writing.of(first.inputs[0])], y, **told, **scale(x.step / count / y.step))
 
@@ -122,6 +122,6 @@ TOKENS: Mapping[str, Callable[[Writing, Node, Node], None]] = {
     **dict.fromkeys(("layer_norm", "layer_norm2d", "group_norm", "rms_norm"), _norm),
     "softmax": _softmax,
     **dict.fromkeys(("matmul", "scores"), _product),
-    "sum": _sum,
+    **dict.fromkeys(("sum", "aten.sum.dim_IntList"), _sum),
     "embedding": _embedding,
 }

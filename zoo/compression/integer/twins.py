@@ -75,9 +75,28 @@ def _layer(writing: Writing, first: Node, last: Node) -> None:
     weight, bias = writing.held[f"{own}.weight"], writing.held.get(f"{own}.bias")
     keys = ("in_channels", "out_channels", "groups", "in_features", "out_features")
     sizes = {key: first.attributes[key] for key in keys if key in first.attributes}
+    if first.op == "conv1d":
+        _row(writing, first, last, weight, bias, sizes)
+        return
     if first.op == "conv2d":
         sizes |= _window(first, list(weight.shape[2:]))
     _weigh(writing, first, last, {"conv2d": "qconv2d", "linear": "qlinear"}[first.op], weight, bias, sizes)
+
+
+def _row(
+    writing: Writing, first: Node, last: Node, weight: Tensor, bias: Tensor | None, sizes: Mapping[str, Any]
+) -> None:
+    """A convolution of rows, as one of maps of one row."""
+    told = {key: [0, *_pair(value)[1:]] for key, value in first.attributes.items() if key == "padding"}
+    told |= {key: [1, *_pair(first.attributes.get(key, 1))[1:]] for key in ("stride", "dilation")}
+    name, x = writing.bytes_of(first)
+    map_ = writing.emit(writing.fresh(f"{first.name}_map".replace(".", "_")), "unsqueeze", [name], {"dim": 2})
+    form = {**sizes, "kernel_size": [1, *weight.shape[2:]], **told}
+    _weigh(writing, first, last, "qconv2d", weight.unsqueeze(2), bias, form, (map_, x))
+    row = writing.emit(
+        writing.fresh(f"{first.name}_row".replace(".", "_")), "aten.squeeze.dim", [first.name], {"dim": 2}
+    )
+    writing.names[last.name] = row
 
 
 def _norm(writing: Writing, first: Node, last: Node) -> None:
@@ -89,9 +108,16 @@ def _norm(writing: Writing, first: Node, last: Node) -> None:
 
 
 def _weigh(
-    writing: Writing, first: Node, last: Node, op: str, weight: Tensor, bias: Tensor | None, sizes: Mapping[str, Any]
+    writing: Writing,
+    first: Node,
+    last: Node,
+    op: str,
+    weight: Tensor,
+    bias: Tensor | None,
+    sizes: Mapping[str, Any],
+    read: tuple[str, Step] | None = None,
 ) -> None:
-    (name, x), y = writing.bytes_of(first), writing.plan.steps[last.name]
+    (name, x), y = read or writing.bytes_of(first), writing.plan.steps[last.name]
     bias = weight.new_zeros(len(weight)) if bias is None else bias
     inputs = writing.inputs.get(first.name)
     tensors = quantized(first.name, weight, bias, x.step / y.step, y.step, inputs, writing.how)
@@ -101,7 +127,14 @@ def _weigh(
 def _sum(writing: Writing, first: Node, last: Node) -> None:
     _two(first)
     y = writing.plan.steps[last.name]
-    names, steps = zip(*(_shifted(writing, first, i, word=True) for i in (0, 1)), strict=True)
+    names, steps = map(list, zip(*(_shifted(writing, first, i, word=True) for i in (0, 1)), strict=True))
+    if first.op == "sub":
+        names[1], steps[1] = _negative(writing, first, names[1], steps[1])
+    fine = max(step.step for step in steps) * 2.0**-MAX_SPREAD  # what is finer is lost in the sum
+    for i, step in enumerate(steps):
+        if step.step < fine and first.op != "sub":
+            steps[i] = replace(step, step=fine)
+            names[i] = writing.at(first.inputs[i], steps[i])
     powers = [-_power(step.step / y.step) for step in steps]
     if abs(powers[0] - powers[1]) > MAX_SPREAD:
         raise StructureError(f"integer: node {first.name!r} adds what differs by more than 2^{MAX_SPREAD}")
@@ -115,6 +148,15 @@ def _product(writing: Writing, first: Node, last: Node) -> None:
     names, steps = zip(*(_shifted(writing, first, i) for i in (0, 1)), strict=True)
     power = -_power(steps[0].step * steps[1].step / y.step)
     writing.give(first, last, "qmul", names, y, zeros=[step.zero for step in steps], exponent=power)
+
+
+def _negative(writing: Writing, node: Node, name: str, step: Step) -> tuple[str, Step]:
+    """Bytes of the other sign, 255 - q."""
+    if step.word:
+        name, step = writing.bytes_of(node, 1)
+    table = torch.arange(BYTE, -1, -1).to(torch.uint8)
+    fresh = writing.fresh(f"{node.name}_negative".replace(".", "_"))
+    return writing.emit(fresh, "qtable", [name], {}, table=table), Step(step.step, BYTE - step.zero)
 
 
 def _power(ratio: float) -> int:
@@ -131,7 +173,7 @@ def _two(node: Node) -> None:
 def _shifted(writing: Writing, node: Node, number: int, *, word: bool = False) -> tuple[str, Step]:
     """An input whose step is a power of two: the planned one, where it has none such."""
     step, name = writing.read(node, number), node.inputs[number]
-    if step.word and not word:
+    if step.word and not word and name in writing.plan.narrow:
         return writing.bytes_of(node, number)
     if exponent(step.step) is None:
         step = writing.plan.steps[name]
@@ -148,7 +190,7 @@ def _concat(writing: Writing, first: Node, last: Node) -> None:
 
 def _pool(writing: Writing, first: Node, last: Node) -> None:
     x, shape = writing.read(first), writing.shapes[first.inputs[0]]
-    if first.op == "mean" and len(shape) != 4:
+    if first.op == "aten.sum.dim_IntList" or (first.op == "mean" and len(shape) != 4):
         TOKENS["sum"](writing, first, last)
         return
     window, flat = _pooled(first, shape)
@@ -238,11 +280,12 @@ def _pads(node: Node, shape: Sequence[int]) -> list[int]:
 
 def _constant(writing: Writing, first: Node, last: Node) -> None:
     value, step = writing.held[first.name], writing.plan.steps.get(first.name)
-    if step is None:
-        raise StructureError(f"integer: node {first.name!r} is a constant of {value.dtype}, which has no twin")
-    writing.emit(first.name, "buffer", [], {"shape": list(value.shape), "dtype": "int16" if step.word else "uint8"})
-    writing.tensors[first.name] = stored(value, step)
-    writing.steps[first.name] = step
+    if step is not None:
+        value = stored(value, step)
+        writing.steps[first.name] = step
+    kind = str(value.dtype).removeprefix("torch.")  # others are indices
+    writing.emit(first.name, "buffer", [], {"shape": list(value.shape), "dtype": kind})
+    writing.tensors[first.name] = value
 
 
 def _size(writing: Writing, first: Node, last: Node) -> None:
@@ -275,14 +318,14 @@ def _window(node: Node, kernel: Sequence[int]) -> dict[str, Any]:
 
 _Write = Callable[[Writing, Node, Node], None]
 _WRITE: Mapping[str, _Write] = {
-    **dict.fromkeys(("conv2d", "linear"), _layer),
+    **dict.fromkeys(("conv2d", "conv1d", "linear"), _layer),
     **dict.fromkeys(("batch_norm2d",), _norm),
     **dict.fromkeys(("mean", "avg_pool2d", "adaptive_avg_pool2d"), _pool),
     **dict.fromkeys(TABLES, _function),
     **dict.fromkeys(MOVES, _move),
     **dict.fromkeys(SIZES, _size),
     **dict.fromkeys(("parameter", "buffer"), _constant),
-    "add": _sum,
+    **dict.fromkeys(("add", "sub"), _sum),
     "mul": _product,
     **dict.fromkeys(JOINS, _concat),
     **TOKENS,
