@@ -15,19 +15,21 @@ in place of multipliers: Jacob et al. (CVPR 2018), https://arxiv.org/abs/1712.05
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
 from zoo.compression import Algorithm, Given
+from zoo.compression.integer import mrt
 from zoo.compression.integer.constants import settled
 from zoo.compression.integer.folding import folded
 from zoo.compression.integer.layers import Rounding
 from zoo.compression.integer.observing import observed
 from zoo.compression.integer.planning import planned
 from zoo.compression.integer.tokens import opened
-from zoo.compression.integer.twins import twin
+from zoo.compression.integer.twins import EXACT, twin
 from zoo.compression.integer.writing import Writing
 from zoo.declarations import validate
 from zoo.errors import DataError
@@ -48,10 +50,14 @@ class Integer:
     Args:
         weight_bits: 8 (of which two together have 128 at most, so that pairs of products fit 16 bits), 6 or 4.
         rounding: `gptq` makes up for what rounding loses by the inputs that were seen; `nearest` doesn't.
+        scheme: `exact` requantizes by shifts; `mrt` does as MRT, one step for each tensor, and runs in torch alone.
+        deviations: of `mrt`, λ of the threshold |mean| + λ·std; 0 takes the largest value.
     """
 
     weight_bits: Literal[8, 6, 4] = 8
     rounding: Literal["gptq", "nearest"] = "gptq"
+    scheme: Literal["exact", "mrt"] = "exact"
+    deviations: Annotated[float, Meta(ge=0)] = 0.0
 
     def __post_init__(self) -> None:
         validate(self, "integer", DataError)
@@ -67,7 +73,8 @@ def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:
     images = sum(map(len, given.batches))
     rounding = Rounding(how.weight_bits, how.rounding == "gptq", how.weight_bits < 8 or images >= CORRECTED)
     shapes = _shapes(floats, graph, given.batches[0][:1].cpu().float())
-    writing = Writing(graph, tensors, planned(graph, seen), inputs, shapes, rounding)
+    scheme = {"exact": EXACT, "mrt": mrt.scheme(how.deviations)}[how.scheme]
+    writing = Writing(graph, tensors, planned(graph, seen, scheme.choose), inputs, shapes, rounding, scheme)
     whole, numbers = twin(writing, *_scale(model, given.batches[0].shape[1]))
     return replace(given.description, plan=Plan(), graph=whole), numbers
 

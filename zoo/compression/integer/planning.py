@@ -7,7 +7,7 @@ What a norm or a softmax reads are words, of 16 bits, and so is whatever is only
 stream of residuals. Where something else reads it too, that is given bytes of it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import cat
@@ -71,12 +71,13 @@ class Planned:
     clamped: Mapping[str, Node]
 
 
-def planned(graph: Graph, seen: Mapping[str, Seen]) -> Planned:
+def planned(graph: Graph, seen: Mapping[str, Seen], choose: Callable[..., Step] = best) -> Planned:
     """Plan the bytes of a folded graph.
 
     Args:
         graph: of floats.
         seen: what was seen of its nodes.
+        choose: a step, given what `best` is.
     """
     nodes = {node.name: node for node in graph.nodes}
     readers = _readers(graph)
@@ -102,11 +103,11 @@ def planned(graph: Graph, seen: Mapping[str, Seen]) -> Planned:
         elif kind in words:
             step = wide(*ends)
             if others := group.read - {*OF_WORDS, *JOINS, "add", "output"}:
-                narrow |= dict.fromkeys(group.names, best(values, *ends, free=others <= ABSORBING))
+                narrow |= dict.fromkeys(group.names, choose(values, *ends, free=others <= ABSORBING))
         elif group.read == {"output"} and group.own <= {*LAYERS, *POOLS}:
             step = wide(*ends)
         else:
-            step = best(values, *ends, free=free)
+            step = choose(values, *ends, free=free)
             frees |= set(group.names) if free else set()
         steps |= dict.fromkeys(group.names, step)
     return Planned(steps, narrow, frozenset(frees), clamped)

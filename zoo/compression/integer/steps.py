@@ -55,6 +55,13 @@ def _kept(values: Tensor, step: Step) -> Tensor:
     return (((values / step.step).round() + step.zero).clamp(0, BYTE) - step.zero) * step.step
 
 
+def spanning(low: float, high: float, *, free: bool) -> Step:
+    """The least step by which all fits; arguments as `best`'s."""
+    step = (high - low) / BYTE
+    step = step if free else 2.0 ** math.ceil(math.log2(step))
+    return Step(step, round(-low / step))
+
+
 def wide(low: float, high: float) -> Step:
     """The step of what is given in 16 bits: the least power of two by which four times what was seen fits."""
     return Step(2.0 ** math.ceil(math.log2(max(-low, high, LEAST) / 2**13)), word=True)

@@ -15,9 +15,9 @@ from torch import Tensor
 from zoo.compression.integer.folding import affine
 from zoo.compression.integer.layers import quantized
 from zoo.compression.integer.planning import CLAMPS, JOINS, MOVES, SIZES, TABLES
-from zoo.compression.integer.steps import Step, exponent
+from zoo.compression.integer.steps import Step, best, exponent, spanning
 from zoo.compression.integer.tokens import TOKENS
-from zoo.compression.integer.writing import EXPECTED, Writing, stored, table_of
+from zoo.compression.integer.writing import EXPECTED, Scheme, Writing, stored, table_of
 from zoo.errors import StructureError
 from zoo.structure.graph.graph import Graph, Node, graph_module
 from zoo.structure.graph.integer import BYTE, MAX_SPREAD
@@ -38,12 +38,13 @@ def twin(writing: Writing, mean: Sequence[float], std: Sequence[float]) -> tuple
         StructureError: a node has no twin; it is named.
     """
     nodes = {node.name: node for node in writing.graph.nodes}
+    table = {**_WRITE, **writing.scheme.write}
     undone = {clamp.name: nodes[name] for name, clamp in writing.plan.clamped.items()}
     _input(writing, mean, std)
     for node in writing.graph.nodes:
         if node.name not in writing.plan.clamped:  # else its clamp writes it
             first = undone.get(node.name, node)
-            if (write := _WRITE.get(first.op)) is None:
+            if (write := table.get(first.op)) is None:
                 raise StructureError(f"integer: node {first.name!r} is {first.op}, which has no twin: {EXPECTED}")
             write(writing, first, node)
     outputs = tuple(_output(writing, name) for name in writing.graph.outputs)
@@ -55,9 +56,7 @@ def _input(writing: Writing, mean: Sequence[float], std: Sequence[float]) -> Non
     means, stds = torch.tensor([mean, std], dtype=torch.float64)[..., None]
     values = (torch.arange(256, dtype=torch.float64) / BYTE - means) / stds
     low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
-    step = (high - low) / BYTE
-    step = step if name in writing.plan.free else 2.0 ** math.ceil(math.log2(step))
-    writing.steps[name] = Step(step, round(-low / step))
+    writing.steps[name] = writing.scheme.pixels(low, high, free=name in writing.plan.free)
     table = stored(values, writing.steps[name])
     attributes = {"mean": list(mean), "std": list(std)}
     writing.names[name] = writing.emit(writing.fresh("pixels"), "qinput", [name], attributes, table=table)
@@ -117,11 +116,27 @@ def _weigh(
     sizes: Mapping[str, Any],
     read: tuple[str, Step] | None = None,
 ) -> None:
-    (name, x), y = read or writing.bytes_of(first), writing.plan.steps[last.name]
     bias = weight.new_zeros(len(weight)) if bias is None else bias
-    inputs = writing.inputs.get(first.name)
+    writing.scheme.weigh(writing, first, last, op, weight, bias, sizes, read or writing.bytes_of(first))
+
+
+def _shifting(
+    writing: Writing,
+    first: Node,
+    last: Node,
+    op: str,
+    weight: Tensor,
+    bias: Tensor,
+    sizes: Mapping[str, Any],
+    read: tuple[str, Step],
+) -> None:
+    (name, x), y, inputs = read, writing.plan.steps[last.name], writing.inputs.get(first.name)
     tensors = quantized(first.name, weight, bias, x.step / y.step, y.step, inputs, writing.how)
     writing.give(first, last, op, [name], y, **sizes, zero=x.zero, tensors=tensors)
+
+
+EXACT = Scheme(best, spanning, _shifting)
+"""Requantized by shifts."""
 
 
 def _sum(writing: Writing, first: Node, last: Node) -> None:

@@ -20,6 +20,25 @@ from zoo.structure.graph.tokens import WORD
 EXPECTED = "expected layers, norms, pools, sums, products, concatenations and functions of one value"
 
 
+@dataclass(frozen=True)
+class Scheme:
+    """How whole numbers are chosen, and what is written otherwise than for other schemes.
+
+    Args:
+        choose: the step of a tensor, given what `steps.best` is.
+        pixels: the step of images, given what `steps.spanning` is.
+        weigh: writes a layer.
+        write: op → what writes it.
+        low: the least byte.
+    """
+
+    choose: Callable[..., Step]
+    pixels: Callable[..., Step]
+    weigh: Callable[..., None]
+    write: Mapping[str, Callable[["Writing", Node, Node], None]] = field(default_factory=dict)
+    low: int = 0
+
+
 @dataclass
 class Writing:
     """The graph of whole numbers as far as it is written.
@@ -31,6 +50,7 @@ class Writing:
         inputs: of each layer.
         shapes: of its values for one image.
         how: weights are rounded.
+        scheme: by which all is written.
         nodes: written so far.
         tensors: of these.
         steps: of the values so far, by their names in the graph of floats.
@@ -44,6 +64,7 @@ class Writing:
     inputs: Mapping[str, Inputs]
     shapes: Mapping[str, Sequence[int]]
     how: Rounding
+    scheme: Scheme
     nodes: list[Node] = field(default_factory=list)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     steps: dict[str, Step] = field(default_factory=dict)
@@ -110,7 +131,7 @@ class Writing:
 
     def range(self, last: Node, step: Step) -> dict[str, int]:
         """What the op that gives a value is told of it."""
-        low, high = (-WORD, WORD) if step.word else (0, BYTE)
+        low, high = (-WORD, WORD) if step.word else (self.scheme.low, BYTE)
         if last.name in {clamp.name for clamp in self.plan.clamped.values()}:
             least, most = _clamp(last)
             low = max(low, round(least / step.step) + step.zero) if math.isfinite(least) else low

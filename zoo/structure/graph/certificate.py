@@ -6,7 +6,8 @@ It is computed from the weights as they are, in whole numbers, and never read fr
     255·(|w_a| + |w_b|) ≤ 32,767        nor 16, where processors add pairs of products
     2^-exponent·… : exponent ≤ 15, or Σ|w|·255 + |bias| < 2^24      what isn't saturated is exact in single precision
 
-The second holds for any order of the weights if it does for the two largest. Of ops without weights, or of norms,
+The second holds for any order of the weights if it does for the two largest; MRT's layers have the first alone. Of ops
+without weights, or of norms,
 
     |accumulator|·multiplier < 2^53     double precision, or int64, holds it
 """
@@ -84,12 +85,12 @@ def _certified(path: str, layer: QLayer) -> Certified:
     bounds = layer.bound()
     largest = layer.weight.flatten(1).to(torch.int32).abs()
     pair = BYTE * int(largest.topk(min(2, largest.shape[1]), 1).values.sum(1).max())
-    wide = layer.exponent[bounds >= SINGLE]
+    wide = layer.exponent[bounds >= SINGLE] if layer.paired else bounds[:0]
     bound, exponent = int(bounds.max()), int(wide.max()) if len(wide) else 0
     again = "its weights were altered, or quantized otherwise: compress the base again"
     if bound >= ACCUMULATOR:
         raise StructureError(f"{path} could reach {bound:,}, expected below 2^31: {again}")
-    if pair > PAIR:
+    if layer.paired and pair > PAIR:
         raise StructureError(f"{path}: two products could reach {pair:,}, expected at most {PAIR:,}: {again}")
     if exponent > MAX_EXPONENT:
         raise StructureError(f"{path} has an exponent of {exponent}, expected at most {MAX_EXPONENT}: {again}")

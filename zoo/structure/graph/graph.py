@@ -19,11 +19,12 @@ from zoo.errors import StructureError, in_one_line
 from zoo.structure.base import MAX_ARGUMENT, Meta, Plain
 from zoo.structure.graph.aten import ATEN
 from zoo.structure.graph.integer import INTEGER
+from zoo.structure.graph.mrt import MRT
 from zoo.structure.graph.ops import DTYPES, FUNCTIONS, SIZES, TENSORS
 from zoo.structure.graph.ops import MODULES as FLOATS
 from zoo.structure.graph.tokens import TOKENS
 
-MODULES = {**FLOATS, **INTEGER, **TOKENS}
+MODULES = {**FLOATS, **INTEGER, **TOKENS, **MRT}
 CALLS = {**FUNCTIONS, **ATEN}
 OPS = {**MODULES, **TENSORS, **CALLS}
 MAX_PRODUCT = 1e28  # what shape arithmetic may reach, each size that it reads counted as MAX_ARGUMENT

@@ -66,6 +66,7 @@ class QLayer(Quantized):
     weight: Tensor
     bias: Tensor
     exponent: Tensor
+    paired = True  # two products fit 16 bits
 
     def __init__(self, shape: Sequence[int], zero: int, out_zero: int, low: int, high: int) -> None:
         super().__init__(out_zero, low, high)
