@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 import zoo
 from zoo.compression.integer.mrt import threshold
 from zoo.errors import StructureError
-from zoo.structure.base import initialised
 from zoo.structure.graph.certificate import certificate
 from zoo.structure.graph.mrt import MRTAdd, MRTConv2d, MRTLinear, MRTMul, half_up
 
@@ -68,8 +67,10 @@ def test_the_threshold_is_that_of_mrt():
 
 @pytest.fixture(scope="module")
 def models():
-    model, images = disturbed(initialised(CNN)), torch.rand(24, 3, 32, 32).mul(255).round().div(255)
-    return model, images, zoo.compress(model, data=images, method="integer", example=images[:1], scheme="mrt")
+    model, images = disturbed(CNN, 32), torch.rand(24, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(model.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    images = (images.mul(255).round() / 255 - mean) / std
+    return model, images, zoo.compress(model, data=images, method="integer", scheme="mrt")
 
 
 def test_a_network_of_mrt_computes_alike_in_every_batch_and_has_its_bytes(models):
