@@ -56,6 +56,11 @@ CASES = {
     "a sum of what is far apart": add(128, 3, exponents=[-4, 11], out_zero=128, low=90, high=200),
     "a sum of whole numbers": add(128, 3, exponents=[0, -1], out_zero=100),
     "words of a sum": add(128, 3, exponents=[-3, 1], low=-32767, high=32767),
+    "sums of words": [
+        Node("w", "qconv2d", ("a",), {**CONV, "out_channels": 6, "low": -32767, "high": 32767}),
+        Node("v", "qadd", ("a", "w"), {"zeros": [7, 0], "exponents": [-3, 1], "low": -32767, "high": 32767}),
+        node("qadd", "v", "w", zeros=[0, 5], exponents=[3, 5], out_zero=100),
+    ],
     "a product": [node("qmul", "a", "a", zeros=[5, 130], exponent=7, out_zero=30)],
     "a sum of windows": [node("qavg_pool2d", kernel_size=[3, 3], stride=[2, 2], padding=[1, 1], zero=9, exponent=3)],
     "a sum of maps": [node("qavg_pool2d", zero=120, exponent=5, out_zero=128)],

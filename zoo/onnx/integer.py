@@ -12,7 +12,7 @@ requantized in double precision.
 To give an op a form, write a function that writes it and a row of `_WRITE`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,10 +55,10 @@ def integer_program(model: nn.Module, graph: Graph) -> "ModelProto":
 
     certificate(model)
     size = input_size(model)
-    shapes, outputs = shapes_of(graph, size)
-    writing = Writing(model, shapes, names={graph.inputs[0]: IMAGES})
+    shapes, words, outputs = shapes_of(graph, size)
+    writing = Writing(model, shapes, words, names={graph.inputs[0]: IMAGES})
     for node in graph.nodes:
-        if (write := _WRITE.get(node.op)) is None:
+        if (write := _WRITE.get(node.op)) is None or (node.op in _OF_BYTES and node.inputs[0] in words):
             raise formless(node)
         writing.names[node.name] = write(writing, node, *(writing.names[each] for each in node.inputs))
     ends = []
@@ -76,13 +76,13 @@ def _is_byte(op: Quantized) -> bool:
     return op.low >= 0 and op.high <= BYTE
 
 
-def _stored(writing: Writing, value: str, op: Quantized, dtype: Any = np.float32) -> str:
+def _stored(writing: Writing, value: str, op: Quantized, dtype: Any) -> str:
     """Whole numbers and halves → what an op gives."""
     whole = writing.emit("Round", value)
-    if _is_byte(op):
+    if _is_byte(op) and dtype == np.float32:
         return writing.clipped(writing.emit("QuantizeLinear", whole, ONE, np.uint8(op.out_zero)), op.low, op.high)
     within = writing.emit("Clip", writing.emit("Add", whole, dtype(op.out_zero)), dtype(op.low), dtype(op.high))
-    return writing.cast(within, np.int32)
+    return writing.cast(within, np.uint8 if _is_byte(op) else np.int32)
 
 
 def _requantized(writing: Writing, accumulator: str, scale: Any, op: Quantized) -> str:
@@ -137,21 +137,27 @@ def _linear(writing: Writing, node: Node, x: str) -> str:
     return _requantized(writing, writing.emit("Add", sums, op.bias.cpu().numpy()), _scales(op.exponent), op)
 
 
-def _valued(writing: Writing, x: str, zero: int, exponent: int) -> str:
+def _valued(writing: Writing, x: str, zero: int, exponent: int, dtype: Any) -> str:
     """(x - zero)·2^-exponent."""
-    return writing.emit("DequantizeLinear", x, np.float32(2.0**-exponent), np.uint8(zero))
+    scale = dtype(2.0**-exponent)
+    if dtype == np.float32:
+        return writing.emit("DequantizeLinear", x, scale, np.uint8(zero))
+    return writing.emit("Mul", writing.emit("Sub", writing.cast(x, dtype), dtype(zero)), scale)
 
 
 def _sum(writing: Writing, node: Node, *sides: str) -> str:
-    op = writing.module(node)
-    a, b = (_valued(writing, *each) for each in zip(sides, op.zeros, op.exponents, strict=True))
-    return _stored(writing, writing.emit("Add", a, b), op)
+    return _both(writing, node, "Add", sides, writing.module(node).exponents)
 
 
 def _product(writing: Writing, node: Node, *sides: str) -> str:
-    op = writing.module(node)
-    a, b = (_valued(writing, *each) for each in zip(sides, op.zeros, (op.exponent, 0), strict=True))
-    return _stored(writing, writing.emit("Mul", a, b), op)
+    return _both(writing, node, "Mul", sides, (writing.module(node).exponent, 0))
+
+
+def _both(writing: Writing, node: Node, operation: str, sides: Sequence[str], exponents: Sequence[int]) -> str:
+    """Bytes in single precision, words in double."""
+    op, dtype = writing.module(node), np.float32 if writing.words.isdisjoint(node.inputs) else np.float64
+    a, b = (_valued(writing, *each, dtype) for each in zip(sides, op.zeros, exponents, strict=True))
+    return _stored(writing, writing.emit(operation, a, b), op, dtype)
 
 
 def _output(writing: Writing, node: Node, x: str) -> str:
@@ -177,3 +183,4 @@ _WRITE: Mapping[str, Callable[..., Any]] = {
     "buffer": _constant,
     **MOVES,
 }
+_OF_BYTES = ("qconv2d", "qlinear", "qavg_pool2d", "qtable")

@@ -26,6 +26,7 @@ class Writing:
     Args:
         model: with its weights.
         shapes: name of a node → shape of what it gives, or of each part of that.
+        words: names of nodes that give more than bytes.
         nodes: written so far.
         constants: of these.
         names: name of a node → of its value here, or of each part of that.
@@ -33,6 +34,7 @@ class Writing:
 
     model: nn.Module
     shapes: Mapping[str, Any]
+    words: frozenset[str] = frozenset()
     nodes: list["NodeProto"] = field(default_factory=list)
     constants: dict[str, Any] = field(default_factory=dict)
     names: dict[str, Any] = field(default_factory=dict)
@@ -76,13 +78,19 @@ class Writing:
         return value if (low, high) == (0, BYTE) else self.emit("Clip", value, np.uint8(low), np.uint8(high))
 
 
-def shapes_of(graph: Graph, size: Shape) -> tuple[dict[str, Any], list[str]]:
-    """Name of a node → shape of what it gives, in which the size that follows the batch's is -1; the outputs' names."""
+def shapes_of(graph: Graph, size: Shape) -> tuple[dict[str, Any], frozenset[str], list[str]]:
+    """What must be known of the values of a graph.
+
+    Returns:
+        Name of a node → shape of what it gives, in which the size that follows the batch's is -1; names of those that
+        give more than bytes; names of the outputs.
+    """
     runs = [_Running(graph), _Running(graph)]
     with torch.no_grad():
         outputs = [run.run(torch.empty(2 + i, *size, dtype=torch.uint8, device="meta")) for i, run in enumerate(runs)]
     two, three = (run.seen for run in runs)
-    return {name: _opened(two[name], three[name]) for name in two}, [*named(outputs[0])]
+    words = frozenset(name for name, each in two.items() if isinstance(each, Tensor) and each.dtype != torch.uint8)
+    return {name: _opened(two[name], three[name]) for name in two}, words, [*named(outputs[0])]
 
 
 class _Running(fx.Interpreter):
