@@ -12,6 +12,7 @@ requantized in double precision.
 To give an op a form, write a function that writes it and a row of `_WRITE`.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from zoo.onnx.moves import MOVES
 from zoo.onnx.writing import Writing, formless, shapes_of
 from zoo.structure.graph.certificate import certificate
 from zoo.structure.graph.graph import Graph, Node
-from zoo.structure.graph.integer import BYTE, Quantized, powers
+from zoo.structure.graph.integer import BYTE, SINGLE, Quantized, powers
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -113,7 +114,10 @@ def _convolution(writing: Writing, node: Node, x: str) -> str:
 def _pool(writing: Writing, node: Node, x: str) -> str:
     """A sum over windows is a convolution by ones of each channel by itself."""
     op, (_, channels, *size) = writing.module(node), writing.shape(node)
-    weight = torch.ones(channels, 1, *(op.kernel_size or size), dtype=torch.int8)
+    sides = op.kernel_size or size
+    if math.prod(sides) * BYTE >= SINGLE:  # which onnxruntime would round before it requantizes
+        raise formless(node)
+    weight = torch.ones(channels, 1, *sides, dtype=torch.int8)
     exponent = torch.full((channels,), op.exponent)
     window = {"strides": op.stride, "pads": [*op.padding] * 2, "group": channels}
     return _convolved(writing, x, op, weight, torch.zeros(channels, dtype=torch.int32), exponent, window)

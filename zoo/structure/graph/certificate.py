@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from zoo.errors import StructureError
 from zoo.measurement.macs import input_size, unchanged
-from zoo.structure.graph.integer import BYTE, MAX_EXPONENT, SINGLE, QInput, QLayer, Quantized
+from zoo.structure.graph.integer import BYTE, MAX_EXPONENT, MAX_POWER, SINGLE, QInput, QLayer, Quantized
 from zoo.structure.graph.tokens import DOUBLE, WORD, QNorm, QSoftmax, Scaled
 from zoo.structure.tensors import bytes_of
 
 ACCUMULATOR = 2**31
 PAIR = 2**15 - 1
+AGAIN = "its weights were altered, or quantized otherwise: compress the base again"
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,20 @@ def certificate(model: nn.Module) -> dict[str, Certified]:
     for path, each in model.named_modules():
         if isinstance(each, Quantized) and max(-each.low, each.high) > WORD:
             raise StructureError(f"{path} gives {each.low:,} to {each.high:,}, expected words, to {WORD:,}")
+        if isinstance(each, QLayer | QNorm):
+            _check_powers(path, each)
         if isinstance(each, QLayer):
             certified[path] = _certified(path, each)
         elif isinstance(each, Scaled | QSoftmax | QNorm):
             certified[path] = _wide(path, each)
     return certified
+
+
+def _check_powers(path: str, op: QLayer | QNorm) -> None:
+    powers = getattr(op, "exponent", None)  # which MRT's have none of
+    if powers is not None and not -MAX_POWER <= int(powers.min()) <= int(powers.max()) <= MAX_POWER:
+        found = f"{int(powers.min())} to {int(powers.max())}"
+        raise StructureError(f"{path} has exponents of {found}, expected at most {MAX_POWER} either way: {AGAIN}")
 
 
 def _wide(path: str, op: Scaled | QSoftmax | QNorm) -> Certified:
@@ -87,13 +97,12 @@ def _certified(path: str, layer: QLayer) -> Certified:
     pair = BYTE * int(largest.topk(min(2, largest.shape[1]), 1).values.sum(1).max())
     wide = layer.exponent[bounds >= SINGLE] if layer.paired else bounds[:0]
     bound, exponent = int(bounds.max()), int(wide.max()) if len(wide) else 0
-    again = "its weights were altered, or quantized otherwise: compress the base again"
     if bound >= ACCUMULATOR:
-        raise StructureError(f"{path} could reach {bound:,}, expected below 2^31: {again}")
+        raise StructureError(f"{path} could reach {bound:,}, expected below 2^31: {AGAIN}")
     if layer.paired and pair > PAIR:
-        raise StructureError(f"{path}: two products could reach {pair:,}, expected at most {PAIR:,}: {again}")
+        raise StructureError(f"{path}: two products could reach {pair:,}, expected at most {PAIR:,}: {AGAIN}")
     if exponent > MAX_EXPONENT:
-        raise StructureError(f"{path} has an exponent of {exponent}, expected at most {MAX_EXPONENT}: {again}")
+        raise StructureError(f"{path} has an exponent of {exponent}, expected at most {MAX_EXPONENT}: {AGAIN}")
     return Certified(bound, pair, bound < SINGLE)
 
 

@@ -28,6 +28,7 @@ SINGLE = 2**24  # below which single precision holds every whole number
 MAX_WEIGHT = 64  # of two on average, so that processors which add two products in 16 bits, saturating, are exact
 MAX_EXPONENT = 15  # whatever isn't saturated then lies below SINGLE before it is requantized
 MAX_SPREAD = 15  # of the exponents of what is added: 8 bits and these fit single precision
+MAX_POWER = 100  # of two, either way; single precision holds what is multiplied by it
 _FAST_MATH = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 
 
@@ -42,6 +43,7 @@ class Quantized(nn.Module):
 
     def __init__(self, out_zero: int, low: int, high: int) -> None:
         super().__init__()
+        check_whole("low, out_zero and high", [low, out_zero, high], -(2**31), 2**31 - 1)
         if not low <= out_zero <= high:
             raise ValueError(f"out_zero is {out_zero}, expected {low} to {high}")
         self.out_zero, self.low, self.high = out_zero, low, high
@@ -70,8 +72,7 @@ class QLayer(Quantized):
 
     def __init__(self, shape: Sequence[int], zero: int, out_zero: int, low: int, high: int) -> None:
         super().__init__(out_zero, low, high)
-        if not 0 <= zero <= BYTE:
-            raise ValueError(f"zero is {zero}, expected a byte")
+        check_whole("zero", [zero], 0, BYTE)
         self.zero = zero
         self.register_buffer("weight", torch.zeros(*shape, dtype=torch.int8))
         self.register_buffer("bias", torch.zeros(shape[0], dtype=torch.int32))
@@ -80,10 +81,12 @@ class QLayer(Quantized):
 
     def bound(self) -> Tensor:
         """The most that the accumulator of each output can be, Σ|w|·255 + |bias|, in int64 [O]."""
-        return self.weight.flatten(1).abs().sum(1, dtype=torch.int64) * BYTE + self.bias.to(torch.int64).abs()
+        weight = self.weight.flatten(1).to(torch.int16)  # in which -128 has a magnitude
+        return weight.abs().sum(1, dtype=torch.int64) * BYTE + self.bias.to(torch.int64).abs()
 
     def forward(self, x: Tensor) -> Tensor:
         """Bytes → bytes, or int32."""
+        check_bytes(x)
         dtype = torch.float32 if self._fits_single() and _keeps_single(x) else torch.float64
         with exact(x):
             accumulator = self.accumulated(x.to(dtype) - self.zero, self.weight.to(dtype), self.bias.to(dtype))
@@ -100,6 +103,10 @@ class QLayer(Quantized):
     def _fits_single(self) -> bool:
         if self.weight.is_meta:
             return True
+        if torch.compiler.is_exporting():  # which tells no values
+            return False
+        if self.weight.is_inference() or self.bias.is_inference():  # which don't tell when they are written to
+            return bool(self.bound().max() < SINGLE)
         told = [(held.data_ptr(), held._version) for held in (self.weight, self.bias)]
         if self._certified[0] != told:
             self._certified = told, bool(self.bound().max() < SINGLE)
@@ -157,6 +164,8 @@ class QAdd(Quantized):
         self, zeros: Sequence[int], exponents: Sequence[int], out_zero: int = 0, low: int = 0, high: int = BYTE
     ) -> None:
         super().__init__(out_zero, low, high)
+        check_whole("zeros", zeros, 0, BYTE)
+        check_whole("exponents", exponents, -MAX_POWER, MAX_POWER)
         if len(zeros) != 2 or len(exponents) != 2 or abs(exponents[0] - exponents[1]) > MAX_SPREAD:
             raise ValueError(f"zeros and exponents are {zeros} and {exponents}, expected two each, at most 15 apart")
         self.zeros, self.exponents = tuple(zeros), tuple(exponents)
@@ -174,6 +183,8 @@ class QMul(Quantized):
 
     def __init__(self, zeros: Sequence[int], exponent: int, out_zero: int = 0, low: int = 0, high: int = BYTE) -> None:
         super().__init__(out_zero, low, high)
+        check_whole("zeros", zeros, 0, BYTE)
+        check_whole("exponent", [exponent], -MAX_POWER, MAX_POWER)
         if len(zeros) != 2:
             raise ValueError(f"zeros are {zeros}, expected two")
         self.zeros, self.exponent = tuple(zeros), exponent
@@ -209,12 +220,14 @@ class QAvgPool2d(Quantized):
         high: int = BYTE,
     ) -> None:
         super().__init__(out_zero, low, high)
+        check_whole("zero", [zero], 0, BYTE)
+        check_whole("exponent", [exponent], -MAX_POWER, MAX_POWER)
         self.kernel_size = None if kernel_size is None else tuple(kernel_size)
         self.stride, self.padding, self.zero, self.exponent = tuple(stride), tuple(padding), zero, exponent
 
     def forward(self, x: Tensor) -> Tensor:
-        """Bytes [B, C, H, W] → bytes [B, C, H', W']."""
-        few = x.dtype == torch.uint8 and x.shape[2] * x.shape[3] * BYTE < SINGLE
+        """Bytes or words [B, C, H, W] → the same [B, C, H', W']."""
+        few = _holding(x) == torch.float32 and x.shape[2] * x.shape[3] * BYTE < SINGLE
         x = x.to(torch.float32 if few else torch.float64) - self.zero
         if self.kernel_size is None:
             sums = x.sum((2, 3), keepdim=True)
@@ -258,7 +271,15 @@ class QInput(nn.Module):
         self.register_buffer("table", torch.zeros(len(mean), 256, dtype=torch.uint8))
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] → their bytes."""
+        """Images [B, C, H, W] → their bytes.
+
+        Raises:
+            ValueError: they are neither bytes nor floats, or have another number of channels.
+        """
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise ValueError(f"images are {images.dtype}, expected bytes (torch.uint8), or floats as transforms give")
+        if images.ndim < 3 or images.shape[-3] != len(self.mean):
+            raise ValueError(f"images are {list(images.shape)}, expected [B, {len(self.mean)}, H, W]")
         if images.dtype == torch.uint8:
             return images
         wide = images.to(torch.promote_types(images.dtype, torch.float32))
@@ -282,16 +303,40 @@ class QOutput(nn.Module):
 
     def __init__(self, step: float, zero: int = 0) -> None:
         super().__init__()
+        if not step > 0:
+            raise ValueError(f"step is {step}, expected a number above 0")
+        check_whole("zero", [zero], 0, BYTE)
         self.step, self.zero = step, zero
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (x - zero)·step."""
+        if x.is_floating_point():
+            raise ValueError(f"what is read is {x.dtype}, expected bytes or words")
         return (x.to(torch.float32) - self.zero) * self.step
 
 
 def _holding(*activations: Tensor) -> torch.dtype:
-    """Single precision for bytes, double for words."""
+    """Single precision for bytes, double for words.
+
+    Raises:
+        ValueError: an activation is neither.
+    """
+    for each in activations:
+        if each.dtype not in (torch.uint8, torch.int16, torch.int32):
+            raise ValueError(f"what is read is {each.dtype}, expected bytes or words")
     return torch.float32 if all(each.dtype == torch.uint8 for each in activations) else torch.float64
+
+
+def check_bytes(x: Tensor) -> None:
+    """Raise ValueError, unless an activation is of bytes, of which the bounds of accumulators are."""
+    if x.dtype != torch.uint8:
+        raise ValueError(f"what is read is {x.dtype}, expected bytes")
+
+
+def check_whole(name: str, values: Sequence[int], low: int, high: int) -> None:
+    """Raise ValueError, unless all values are whole numbers from low to high."""
+    if not all(type(each) is int and low <= each <= high for each in values):
+        raise ValueError(f"{name}: found {', '.join(map(str, values))}, expected whole numbers, {low} to {high}")
 
 
 def powers(exponent: Tensor, dtype: torch.dtype) -> Tensor:

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from zoo.structure.graph.integer import BYTE, Quantized, exact, powers
+from zoo.structure.graph.integer import BYTE, Quantized, check_whole, exact, powers
 from zoo.structure.graph.ops import Op
 
 WORD = 2**15 - 1  # the largest magnitude of a word
@@ -293,8 +293,7 @@ def isqrt(x: Tensor) -> Tensor:
 
 
 def _byte(zero: int) -> int:
-    if not 0 <= zero <= BYTE:
-        raise ValueError(f"zero is {zero}, expected a byte")
+    check_whole("zero", [zero], 0, BYTE)
     return zero
 
 

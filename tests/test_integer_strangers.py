@@ -1,0 +1,127 @@
+"""Integer ops among strangers: what an altered file or another program gives them is refused, or computed rightly."""
+
+import copy
+
+import pytest
+import torch
+
+import zoo
+from zoo.errors import StructureError
+from zoo.onnx.integer import integer_program
+from zoo.structure.graph.bounds import check_memory
+from zoo.structure.graph.certificate import certificate, fixed_pixels
+from zoo.structure.graph.graph import Graph, Node, graph_module
+from zoo.structure.graph.integer import QInput
+from zoo.structure.tensors import assign_
+
+INPUT = Node("a", "qinput", ("x",), {"mean": [0.0], "std": [1.0]})
+LINEAR = {"in_features": 2, "out_features": 1, "low": -32767, "high": 32767}
+
+
+def chain(*nodes):
+    """A graph of nodes, each of which reads the one before it."""
+    return Graph(("x",), nodes, (nodes[-1].name,))
+
+
+def linear(weight, bias, exponent):
+    """A model of one layer, whose pixels are its bytes."""
+    model = graph_module(chain(INPUT, Node("b", "qlinear", ("a",), LINEAR)))
+    told = {"weight": (weight, torch.int8), "bias": (bias, torch.int32), "exponent": (exponent, torch.int8)}
+    values = {f"b.{key}": torch.tensor(value, dtype=dtype) for key, (value, dtype) in told.items()}
+    return assign_(model, {"a.table": torch.arange(256, dtype=torch.uint8)[None], **values}, "here")
+
+
+@pytest.mark.parametrize(("bias", "single"), [(0, True), (2**24 - 128 * 255 - 1, True), (2**24 - 128 * 255, False)])
+def test_the_least_weight_that_a_byte_holds_counts_by_its_magnitude(bias, single):
+    model = linear([[-128, 0]], [-bias], [9])
+    held = certificate(model)["b"]
+    assert held.bound == 128 * 255 + bias
+    assert held.single is single
+    pixels = torch.full((1, 1, 1, 2), 255, dtype=torch.uint8)
+    assert int(model(pixels)) == max(round((-128 * 255 - bias) / 2**9), -32767)
+
+
+def test_a_bias_that_overflows_beside_the_least_weight_is_refused():
+    with pytest.raises(StructureError, match=r"b could reach 2,147,516,287, expected below 2\^31"):
+        certificate(linear([[-128, 0]], [-(2**31 - 1)], [0]))
+
+
+@pytest.mark.parametrize("exponent", [-128, -101, 101, 127])
+def test_a_shift_that_no_number_survives_is_refused(exponent):
+    with pytest.raises(StructureError, match=f"b has exponents of {exponent} to {exponent}, expected at most 100"):
+        certificate(linear([[64, 64]], [0], [exponent]))
+
+
+def test_a_shift_up_saturates():
+    model = linear([[1, 0]], [0], [-100])
+    certificate(model)
+    assert model(torch.tensor([[[[0, 9], [3, 9]]]], dtype=torch.uint8)).flatten().tolist() == [0, 32767]
+
+
+ABSURD = {
+    "step is 0": Node("b", "qoutput", ("a",), {"step": 0}),
+    "zero: found 0.5": Node("b", "qoutput", ("a",), {"step": 1.0, "zero": 0.5}),
+    "exponent: found 2000": Node("b", "qavg_pool2d", ("a",), {"exponent": 2000}),
+    "exponent: found 0.5": Node("b", "qmul", ("a", "a"), {"zeros": [0, 0], "exponent": 0.5}),
+    "exponents: found -2000, -2000": Node("b", "qadd", ("a", "a"), {"zeros": [0, 0], "exponents": [-2000, -2000]}),
+    "zeros: found 300, 0": Node("b", "qadd", ("a", "a"), {"zeros": [300, 0], "exponents": [0, 0]}),
+    "zero: found True": Node("b", "qlinear", ("a",), {**LINEAR, "zero": True}),
+    "low, out_zero and high: found -32767, 0, 0.5": Node("b", "qlinear", ("a",), {**LINEAR, "high": 0.5}),
+}
+
+
+@pytest.mark.parametrize("said", ABSURD)
+def test_an_attribute_that_is_no_whole_number_in_its_range_is_named(said):
+    with pytest.raises(StructureError, match=rf"node 'b': no q\w+ of .*{said}"):
+        graph_module(chain(INPUT, ABSURD[said]))
+
+
+WORDS = Node("b", "qlinear", ("a",), LINEAR)
+MISREAD = {
+    "a layer reads words": [INPUT, WORDS, Node("c", "qlinear", ("b",), {"in_features": 1, "out_features": 1})],
+    "a layer reads pixels": [Node("c", "qlinear", ("x",), {"in_features": 2, "out_features": 1})],
+    "a sum reads pixels": [Node("c", "qadd", ("x", "x"), {"zeros": [0, 0], "exponents": [0, 0]})],
+    "a pool reads pixels": [Node("c", "qavg_pool2d", ("x",), {})],
+    "an output reads pixels": [Node("c", "qoutput", ("x",), {"step": 1.0})],
+}
+
+
+@pytest.mark.parametrize("case", MISREAD)
+def test_what_reads_other_than_its_bound_is_of_is_refused_before_any_weight_is_read(case):
+    graph = chain(*MISREAD[case])
+    with pytest.raises(StructureError, match=r"node 'c'.*: what is read is torch\.\w+, expected bytes"):
+        check_memory(graph, graph_module(graph), [1, 2, 2])
+
+
+def test_images_that_are_neither_bytes_nor_normalised_are_refused():
+    op = QInput([0.5] * 3, [0.25] * 3)
+    for dtype in (torch.int64, torch.int32, torch.int8, torch.bool):
+        with pytest.raises(ValueError, match=rf"images are {dtype}, expected bytes"):
+            op.pixels(torch.ones(1, 3, 2, 2, dtype=dtype))
+    for shape in ((1, 1, 2, 2), (1, 4, 2, 2), (2, 2)):
+        with pytest.raises(ValueError, match=r"expected \[B, 3, H, W\]"):
+            op.pixels(torch.ones(shape))
+
+
+def test_a_map_so_large_that_single_precision_rounds_its_sum_has_no_form_in_onnx():
+    pool, last = Node("b", "qavg_pool2d", ("a",), {"exponent": 18}), Node("c", "qoutput", ("b",), {"step": 1.0})
+    graph = chain(INPUT, pool, last)
+    model = assign_(graph_module(graph), {"a.table": torch.arange(256, dtype=torch.uint8)[None]}, "here")
+    model.pretrained_cfg = {"input_size": (1, 257, 257)}
+    with pytest.raises(StructureError, match="node 'b' is qavg_pool2d, which has no form there"):
+        integer_program(model, graph)
+
+
+def test_inference_mode_and_an_exported_program_give_the_same_bytes():
+    model = zoo.load("digits_cnn_int8")
+    pixels = fixed_pixels(model)
+    with torch.no_grad():
+        expected = model(pixels)
+        exported = torch.export.export(model, (pixels,)).module()
+        assert torch.equal(exported(pixels), expected)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(exported(pixels), expected)
+    with torch.inference_mode():
+        loaded = zoo.load("digits_cnn_int8")
+        assert torch.equal(loaded(pixels), expected)
+    assert torch.equal(copy.deepcopy(loaded)(pixels), expected)
