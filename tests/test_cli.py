@@ -58,6 +58,7 @@ def one_line(text):
         (["list", "nothing"], ["name"], ["digits"]),
         (["show", "digits_cnn_pruned_25"], ["digits_cnn", "1 x 32 x 32", "apache-2.0", "round_to 4"], ["note"]),
         (["show", "digits_cnn_pruned_25"], ['zoo.load("digits_cnn_pruned_25")', "https://scikit-learn.org"], []),
+        (["show", "digits_cnn_int8"], ["a graph", "integer"], ["that of the base"]),
         (["--version"], [f"zoo {zoo.__version__}"], []),
         (["--help"], ["list", "show", "compress", "build", "push", "verify"], []),
         (["-h"], ["Compressed vision models"], []),

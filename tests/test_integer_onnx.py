@@ -210,7 +210,7 @@ def test_a_model_gives_the_same_bytes_in_any_batch_on_any_threads_optimised_or_n
     check(digits, digits.zoo_entry.graph, batches=(1, 7, 16, 17), threads=(1, 2))
 
 
-def test_what_onnxruntime_computes_is_loaded_in_one_word_and_is_a_model_as_any_other(digits):
+def test_what_onnxruntime_computes_is_loaded_in_one_word_and_is_a_model_as_any_other(digits, tmp_path):
     model = zoo.load("digits_cnn_int8", backend="onnxruntime")
     floats = torch.randn(5, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -220,6 +220,10 @@ def test_what_onnxruntime_computes_is_loaded_in_one_word_and_is_a_model_as_any_o
     assert model.zoo_entry == digits.zoo_entry
     assert (model.pretrained_cfg, model.num_classes) == (digits.pretrained_cfg, 10)
     assert zoo.transform(model)(Image.new("L", (8, 8))).shape == (1, 32, 32)
+    assert zoo.measure(model) == zoo.measure(digits)
+    assert zoo.evaluate(model, "digits", images=20)["images"] == 20
+    saved, file = zoo.save(model, tmp_path / "saved"), "model.safetensors"
+    assert (saved / file).read_bytes() == (catalog.EMBEDDED / "digits_cnn_int8" / file).read_bytes()
     assert outputs_sha256(model) == outputs_sha256(digits)
 
 

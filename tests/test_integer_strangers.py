@@ -4,15 +4,19 @@ import copy
 
 import pytest
 import torch
+from msgspec import structs
 
 import zoo
+from zoo import catalog
+from zoo.catalog.entry import Base
 from zoo.errors import StructureError
 from zoo.onnx.integer import integer_program
 from zoo.structure.graph.bounds import check_memory
-from zoo.structure.graph.certificate import certificate, fixed_pixels
+from zoo.structure.graph.certificate import certificate, fixed_pixels, outputs_sha256
 from zoo.structure.graph.graph import Graph, Node, graph_module
 from zoo.structure.graph.integer import QInput
 from zoo.structure.tensors import assign_
+from zoo.verbs.building import make
 
 INPUT = Node("a", "qinput", ("x",), {"mean": [0.0], "std": [1.0]})
 LINEAR = {"in_features": 2, "out_features": 1, "low": -32767, "high": 32767}
@@ -93,6 +97,37 @@ def test_what_reads_other_than_its_bound_is_of_is_refused_before_any_weight_is_r
         check_memory(graph, graph_module(graph), [1, 2, 2])
 
 
+FLOATS = Node("f", "cast", ("a",), {"dtype": "float32"})
+MIXED = {
+    "f": [INPUT, FLOATS, Node("c", "linear", ("f",), {"in_features": 2, "out_features": 1})],
+    "s": [INPUT, Node("b", "qoutput", ("a",), {"step": 1.0}), Node("s", "softmax", ("b",), {"dim": -1})],
+}
+
+
+@pytest.mark.parametrize("named", MIXED)
+def test_a_model_of_integers_has_no_floats_within(named):
+    graph = chain(*MIXED[named])
+    with pytest.raises(StructureError, match=f"node '{named}', given .*: gives floats within a model of integers"):
+        check_memory(graph, graph_module(graph), [1, 2, 2])
+
+
+@pytest.mark.parametrize("keys", [None, ("first", "second")])
+def test_all_outputs_of_a_model_are_hashed(keys):
+    def hashed(step):
+        ends = [Node(name, "qoutput", ("a",), {"step": step}) for name, step in (("b", 1.0), ("c", step))]
+        graph = Graph(("x",), (INPUT, *ends), ("b", "c"), keys)
+        model = assign_(graph_module(graph), {"a.table": torch.arange(256, dtype=torch.uint8)[None]}, "here")
+        model.pretrained_cfg = {"input_size": (1, 4, 4)}
+        return outputs_sha256(model)
+
+    assert hashed(2.0) != hashed(3.0)
+
+
+def test_a_layer_of_no_outputs_is_refused():
+    with pytest.raises(StructureError, match="sizes of its weights: found 0, 2, expected whole numbers, 1 to"):
+        graph_module(chain(INPUT, Node("b", "qlinear", ("a",), {"in_features": 2, "out_features": 0})))
+
+
 def test_images_that_are_neither_bytes_nor_normalised_are_refused():
     op = QInput([0.5] * 3, [0.25] * 3)
     for dtype in (torch.int64, torch.int32, torch.int8, torch.bool):
@@ -125,3 +160,12 @@ def test_inference_mode_and_an_exported_program_give_the_same_bytes():
         loaded = zoo.load("digits_cnn_int8")
         assert torch.equal(loaded(pixels), expected)
     assert torch.equal(copy.deepcopy(loaded)(pixels), expected)
+
+
+def test_integers_are_refused_as_a_base_before_anything_is_evaluated(tmp_path):
+    said: list[str] = []
+    entry = catalog.info("digits_cnn_int8")
+    again = structs.replace(entry, name="again", base=Base("digits_cnn_int8"))
+    with pytest.raises(StructureError, match="digits_cnn_int8 computes in integers, and can't be compressed"):
+        make(again, tmp_path / "again", say=said.append)
+    assert said == ["1 load the base digits_cnn_int8"]

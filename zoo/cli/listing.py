@@ -248,7 +248,8 @@ def _published_row(listed: "Listed") -> list[str]:
 def _structure(entry: Entry) -> str:
     """What is known of the layers without building them."""
     if entry.status == "embedded":
-        return _edits(read_json(catalog.EMBEDDED / entry.name / "config.json")["zoo"]["plan"])
+        ours = read_json(catalog.EMBEDDED / entry.name / "config.json")["zoo"]
+        return "a graph" if "graph" in ours else _edits(ours["plan"])
     if catalog.stand_in(entry):
         known = f"as the {entry.origin.format} checkpoint has it" if entry.origin else "known once it is built"
         return f"{known}; until then a stand-in of the published macs and params"

@@ -20,6 +20,7 @@ WRAPPERS = {
     "timm.utils.model_ema.ModelEmaV2": "module",
     "timm.utils.model_ema.ModelEmaV3": "module",
     "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
+    "zoo.onnx.backend.Backend": "model",
 }
 """Classes that compute what the model in them computes → the attribute that holds it."""
 

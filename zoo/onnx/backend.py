@@ -20,14 +20,15 @@ class Backend(nn.Module):
 
     Args:
         run: a program, as `session` does.
-        pixels: the reference's first module, which takes images back to bytes.
+        model: the reference, which is measured, saved and described in its place.
         keys: of the outputs, where the reference returns a dictionary.
         several: the reference returns a tuple.
     """
 
-    def __init__(self, run: Any, pixels: QInput, keys: tuple[str, ...] | None, several: bool) -> None:
+    def __init__(self, run: Any, model: nn.Module, keys: tuple[str, ...] | None, several: bool) -> None:
         super().__init__()
-        self.run, self.pixels, self.keys, self.several = run, pixels, keys, several
+        self.run, self.model, self.keys, self.several = run, model, keys, several
+        self.pixels = next(each for each in model.modules() if isinstance(each, QInput)).pixels
 
     def forward(self, images: Tensor) -> Any:
         """Images [B, C, H, W], bytes or normalised → outputs.
@@ -38,7 +39,7 @@ class Backend(nn.Module):
         if images.device.type != "cpu":
             raise StructureError(f"onnxruntime computes on the CPU here, the images lie on {images.device}: move them")
         try:
-            found = self.run(None, {IMAGES: self.pixels.pixels(images).contiguous().numpy()})
+            found = self.run(None, {IMAGES: self.pixels(images).contiguous().numpy()})
         except Exception as error:  # its classes are of its compiled part
             raise StructureError(f"onnxruntime refuses {list(images.shape)}: {first_line(error)}") from None
         outputs = tuple(map(torch.from_numpy, found))
@@ -72,9 +73,8 @@ def accelerated(model: nn.Module, expected: str | None = None) -> nn.Module:
         )
     graph = description.graph
     program = integer_program(model, graph).SerializeToString()
-    pixels = next(module for module in model.modules() if isinstance(module, QInput))
     several = len(graph.outputs) > 1
-    made = Backend(session(program, description.name, torch.get_num_threads()), pixels, graph.keys, several).eval()
+    made = Backend(session(program, description.name, torch.get_num_threads()), model, graph.keys, several).eval()
     configure_(made, config_of(model))
     attach_(made, description)
     made.num_classes = vars(model).get("num_classes", 0)

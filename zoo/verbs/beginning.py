@@ -24,6 +24,7 @@ from zoo.printable import logger
 from zoo.structure.base import initialised
 from zoo.structure.describing import describe
 from zoo.structure.description import Description, attach_, config_of, configure_
+from zoo.structure.graph.certificate import check_floats
 from zoo.structure.sources import is_base_id
 from zoo.tasks import task_named, task_of
 from zoo.tasks.datasets import dataset
@@ -68,6 +69,7 @@ def opened(entry: Entry, folder: Path, say: Say, teachers: Sequence[nn.Module] =
     work_of(entry, folder)
     say(f"1 load the base {dense.id}")
     base = _base(entry, dense)
+    check_floats(base, "compressed or trained")
     for each in images:
         task_of(base).matched(each, base, data, recipe.labels)
         check_whole(each, data)

@@ -21,9 +21,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from zoo.declarations import validated
 from zoo.errors import FOREIGN, StructureError, as_cause, first_line
 from zoo.files import cache
+from zoo.measurement.divergence import leaves
 from zoo.structure.base import Size
 from zoo.structure.graph.aten import RECURRENT
+from zoo.structure.graph.certificate import is_integer
 from zoo.structure.graph.graph import Graph
+from zoo.structure.graph.integer import QOutput
 from zoo.structure.tensors import tensors_of
 from zoo.version import __version__
 
@@ -81,16 +84,25 @@ def _run(graph: Graph, model: nn.Module, shape: Sequence[int]) -> None:
 
 
 class _Nodes(fx.Interpreter):
-    """Runs a model node by node, so that what is refused can be named."""
+    """Runs a model node by node, so that what is refused can be named; one of integers has floats at its ends alone."""
 
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
         super().__init__(model)
         self.extra_traceback = False
         self.names, self.name = iter(names), ""
+        self.whole = is_integer(model)
 
     def run_node(self, n: fx.Node) -> Any:
         self.name = next(self.names)
-        return super().run_node(n)
+        result = super().run_node(n)
+        if self.whole and not self._ends(n) and any(each.is_floating_point() for each in leaves(result)):
+            raise StructureError("gives floats within a model of integers")
+        return result
+
+    def _ends(self, n: fx.Node) -> bool:
+        if n.op == "call_module":
+            return isinstance(self.fetch_attr(str(n.target)), QOutput)
+        return n.op in ("placeholder", "output")
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         steps = partial(_abreast, target) if target in RECURRENT.values() else target

@@ -73,6 +73,7 @@ class QLayer(Quantized):
     def __init__(self, shape: Sequence[int], zero: int, out_zero: int, low: int, high: int) -> None:
         super().__init__(out_zero, low, high)
         check_whole("zero", [zero], 0, BYTE)
+        check_whole("sizes of its weights", shape, 1, 2**31 - 1)
         self.zero = zero
         self.register_buffer("weight", torch.zeros(*shape, dtype=torch.int8))
         self.register_buffer("bias", torch.zeros(shape[0], dtype=torch.int32))
