@@ -14,7 +14,7 @@ from zoo.onnx.integer import integer_program
 from zoo.structure.graph.bounds import check_memory
 from zoo.structure.graph.certificate import certificate, fixed_pixels, outputs_sha256
 from zoo.structure.graph.graph import Graph, Node, graph_module
-from zoo.structure.graph.integer import QInput
+from zoo.structure.graph.integer import QConv2d, QInput
 from zoo.structure.tensors import assign_
 from zoo.verbs.building import make
 
@@ -169,3 +169,25 @@ def test_integers_are_refused_as_a_base_before_anything_is_evaluated(tmp_path):
     with pytest.raises(StructureError, match="digits_cnn_int8 computes in integers, and can't be compressed"):
         make(again, tmp_path / "again", say=said.append)
     assert said == ["1 load the base digits_cnn_int8"]
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+def test_no_transform_computes_a_convolution_and_no_setting_of_the_process_is_touched(onednn, monkeypatch):
+    model, enabled = zoo.load("digits_cnn_int8"), []
+    computed = QConv2d.accumulated
+
+    def watched(self, *args):
+        enabled.append(torch._C._get_nnpack_enabled())
+        return computed(self, *args)
+
+    monkeypatch.setattr(QConv2d, "accumulated", watched)
+    torch._C._set_mkldnn_enabled(onednn)
+    try:
+        with torch.no_grad(), torch.profiler.profile() as ran:
+            model(torch.zeros(17, 1, 32, 32, dtype=torch.uint8))  # from 16 on NNPACK would be taken
+    finally:
+        torch._C._set_mkldnn_enabled(True)
+    ops = {event.key for event in ran.key_averages()}
+    assert ("aten::mkldnn_convolution" in ops) == onednn
+    assert "aten::_nnpack_spatial_convolution" not in ops
+    assert enabled == [torch._C._get_nnpack_enabled()] * len(enabled)

@@ -347,14 +347,14 @@ def powers(exponent: Tensor, dtype: torch.dtype) -> Tensor:
 
 @contextmanager
 def exact(x: Tensor) -> Iterator[None]:
-    """Without what computes in fewer bits, or by transforms that leave the whole numbers (Winograd's, Fourier's)."""
+    """Without what computes in fewer bits."""
     kind = "cpu" if x.is_meta else x.device.type
-    with torch.autocast(kind, enabled=False), torch.backends.nnpack.flags(enabled=False):
+    with torch.autocast(kind, enabled=False):
         yield
 
 
 def _keeps_single(x: Tensor) -> bool:
-    """Whether products in single precision are what they say, where a tensor lies."""
+    """Whether single precision's products are what they say: oneDNN's, not NNPACK's, which leave the whole numbers."""
     if x.is_meta:
         return True
     plain = platform.machine() in ("x86_64", "AMD64") and not any(map(os.environ.get, _FAST_MATH))
