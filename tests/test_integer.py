@@ -15,7 +15,7 @@ from torch import nn
 
 import zoo
 from zoo.compression.integer.rounding import gptq, nearest
-from zoo.compression.integer.steps import Step, best
+from zoo.compression.integer.steps import Step, best, spanning
 from zoo.errors import DataError, StructureError, UnknownName
 from zoo.hub import weights
 from zoo.structure.description import Description, attach_, config_of
@@ -163,6 +163,16 @@ def test_a_step_is_the_one_of_all_that_loses_least():
     assert torch.tensor(whole.step).log2() % 1 == 0
     assert best(values.abs(), 0.0, high, free=True).zero == 0
     assert best(values * 0, 0.0, 0.0, free=False) == Step(2.0**-60, 0)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.5, 0.5), (0.0, 1.0), (0.3, 0.3), (0.45, 0.225), (0.0, 1 / 255)])
+def test_no_two_pixels_become_one_for_lying_at_halves(mean, std):
+    values = (torch.arange(256) / 255 - mean) / std
+    step = spanning(min(float(values.min()), 0.0), max(float(values.max()), 0.0), free=True)
+    q = (values.double() / step.step).round() + step.zero
+    assert len(q.unique()) >= 254
+    assert q.min() >= 0
+    assert q.max() <= 255
 
 
 # The certificate

@@ -57,7 +57,9 @@ def _kept(values: Tensor, step: Step) -> Tensor:
 
 def spanning(low: float, high: float, *, free: bool) -> Step:
     """The least step by which all fits; arguments as `best`'s."""
-    step = (high - low) / BYTE
+    zero = round(-low / (high - low) * BYTE)
+    # By the share of each side, or pixels would all lie at halves where 0 does, and two of them become one.
+    step = max(-low / max(zero, 1), high / max(BYTE - zero, 1))
     step = step if free else 2.0 ** math.ceil(math.log2(step))
     return Step(step, round(-low / step))
 
