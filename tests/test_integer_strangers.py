@@ -1,6 +1,7 @@
 """Integer ops among strangers: what an altered file or another program gives them is refused, or computed rightly."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -191,3 +192,12 @@ def test_no_transform_computes_a_convolution_and_no_setting_of_the_process_is_to
     assert ("aten::mkldnn_convolution" in ops) == onednn
     assert "aten::_nnpack_spatial_convolution" not in ops
     assert enabled == [torch._C._get_nnpack_enabled()] * len(enabled)
+
+
+def test_a_repository_that_doesnt_say_which_bytes_are_given_is_not_verified(tmp_path):
+    folder = zoo.save(zoo.load("digits_cnn_int8"), tmp_path / "silent")
+    config = json.loads((folder / "config.json").read_text())
+    del config["zoo"]["outputs_sha256"]
+    (folder / "config.json").write_text(json.dumps(config))
+    found = zoo.verify(folder, structure_only=True)
+    assert {row.figure for row in found.rows if row.verdict == "differs"} == {"bytes"}

@@ -17,7 +17,7 @@ from zoo.files import read_json
 from zoo.hub import repository
 from zoo.measurement.conventions import COUNTINGS
 from zoo.printable import logger
-from zoo.structure.graph.certificate import outputs_sha256
+from zoo.structure.graph.certificate import is_integer, outputs_sha256
 from zoo.structure.sources import is_base_id
 from zoo.tasks import task_of
 from zoo.tasks.classification.classes import class_names
@@ -116,7 +116,8 @@ def verify(
     rows = _compared(claimed, found, changed or others, _another(claimed, str(base)) if against else "")
     if folder and "view" in repository.read_config(folder)["zoo"]:
         rows.append(Row("graph", 0.0, views_apart(folder), CLOSE))
-    if folder and (expected := repository.read_config(folder)["zoo"].get("outputs_sha256")):
+    if folder and is_integer(model):
+        expected = repository.read_config(folder)["zoo"].get("outputs_sha256")
         rows.append(Row("bytes", 0.0, float(outputs_sha256(model) != expected)))
     left = claimed.measured.keys() - found.measured.keys() - (set() if against else {*BESIDE})
     left = left & COUNTS.keys() if others else left
