@@ -12,10 +12,11 @@ from zoo import catalog
 from zoo.catalog.entry import Base
 from zoo.errors import StructureError
 from zoo.onnx.integer import integer_program
+from zoo.pages.card import INTEGER_LAYERS
 from zoo.structure.graph.bounds import check_memory
 from zoo.structure.graph.certificate import certificate, fixed_pixels, outputs_sha256
-from zoo.structure.graph.graph import Graph, Node, graph_module
-from zoo.structure.graph.integer import QConv2d, QInput
+from zoo.structure.graph.graph import MODULES, Graph, Node, graph_module
+from zoo.structure.graph.integer import QConv2d, QInput, QLayer
 from zoo.structure.tensors import assign_
 from zoo.verbs.building import make
 
@@ -201,3 +202,14 @@ def test_a_repository_that_doesnt_say_which_bytes_are_given_is_not_verified(tmp_
     (folder / "config.json").write_text(json.dumps(config))
     found = zoo.verify(folder, structure_only=True)
     assert {row.figure for row in found.rows if row.verdict == "differs"} == {"bytes"}
+
+
+def test_a_card_promises_of_accumulators_what_its_model_has():
+    bounds = [held.bound for held in certificate(zoo.load("digits_vit_int8")).values()]
+    assert max(bounds) > 2**31  # of products of two activations
+    assert "overflow 32 bits" not in (catalog.EMBEDDED / "digits_vit_int8" / "README.md").read_text()
+
+
+def test_a_card_counts_the_layers_of_every_scheme():
+    layers = {name for name, op in MODULES.items() if isinstance(op.call, type) and issubclass(op.call, QLayer)}
+    assert layers == {*INTEGER_LAYERS}

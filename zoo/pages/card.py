@@ -19,7 +19,7 @@ from zoo.printable import MAX_LINE, printable
 from zoo.structure.description import Description
 from zoo.version import __version__
 
-INTEGER_LAYERS = ("qconv2d", "qlinear")
+INTEGER_LAYERS = ("qconv2d", "qlinear", "mrt_conv2d", "mrt_linear")
 LONG = 12  # layers; a longer table is collapsed
 
 
