@@ -207,8 +207,9 @@ def test_the_command_line_says_it_in_a_line_and_goes_on_without_them_when_asked(
 
     with pytest.raises(SystemExit) as end:
         main([*verify, "--skip-damaged", "--json"])
-    assert end.value.code == 0
+    assert end.value.code == 1  # these aren't the images that the claim is of
     out, err = capsys.readouterr()
     assert '"images": 62' in out
+    assert "no claim on images was judged (other images)" in err
     assert "2 of 64 images can't be decoded and are left out" in err
     assert "has 2 of the model's 10 classes" in err
