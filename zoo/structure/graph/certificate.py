@@ -94,7 +94,7 @@ def _wide(path: str, op: Scaled | QSoftmax | QNorm) -> Certified:
 
 def _certified(path: str, layer: QLayer) -> Certified:
     bounds = layer.bound()
-    largest = layer.weight.flatten(1).to(torch.int32).abs()
+    largest = layer.weight.flatten(1).to(torch.int16).abs()
     pair = BYTE * int(largest.topk(min(2, largest.shape[1]), 1).values.sum(1).max())
     wide = layer.exponent[bounds >= SINGLE] if layer.paired else bounds[:0]
     bound, exponent = int(bounds.max()), int(wide.max()) if len(wide) else 0
