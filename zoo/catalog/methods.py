@@ -204,13 +204,18 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
             raise unknown_option(name, key, known)
 
 
+def is_final(name: str | None) -> bool:
+    """Whether nothing can be trained, or compressed, after a method."""
+    return name in METHODS and METHODS[name].final
+
+
 def check_last(name: str | None, epochs: int, calibrate_steps: int = 0) -> None:
     """Check that nothing is trained after a method that leaves nothing to train.
 
     Raises:
         UnknownName: it is.
     """
-    if name in METHODS and METHODS[name].final and (epochs or calibrate_steps):
+    if is_final(name) and (epochs or calibrate_steps):
         raise UnknownName(f"nothing is trained after {name}: distil its base, and compress what comes of that")
 
 

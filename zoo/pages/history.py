@@ -5,7 +5,7 @@ from typing import Any
 
 from zoo import catalog
 from zoo.catalog.entry import Entry
-from zoo.catalog.methods import METHODS
+from zoo.catalog.methods import METHODS, is_final
 from zoo.catalog.papers import papers
 from zoo.catalog.report import Report
 from zoo.pages import front_matter, words
@@ -51,7 +51,7 @@ def _where(recipe: Mapping[str, Any], report: Report) -> str:
 def is_trained(recipe: Mapping[str, Any]) -> bool:
     """Whether a recipe trains, by its schedule or by its method's own."""
     method = METHODS.get(recipe.get("method") or "")
-    epochs = (recipe.get("schedule") or {}).get("epochs", 0 if method is not None and method.final else 1)
+    epochs = (recipe.get("schedule") or {}).get("epochs", 0 if is_final(recipe.get("method")) else 1)
     return epochs != 0 or (method is not None and method.trains)
 
 

@@ -11,7 +11,7 @@ from zoo.catalog.changes import Changes
 from zoo.catalog.entry import Entry
 from zoo.catalog.methods import available
 from zoo.compression import algorithm
-from zoo.measurement.macs import input_size, unchanged
+from zoo.measurement.macs import input_size, like_images, unchanged
 from zoo.structure.changed import compared
 from zoo.structure.describing import describe, described
 from zoo.verbs.beginning import Say, beside, seen_as
@@ -70,4 +70,4 @@ def _whole(dense: nn.Module, recipe: Mapping[str, Any]) -> Mapping[str, str] | N
     if whole is None:
         return None
     with unchanged(dense):
-        return whole(dense, torch.zeros(2, *input_size(dense), dtype=next(dense.parameters()).dtype), how)
+        return whole(dense, torch.zeros(2, *input_size(dense), dtype=like_images(dense).dtype), how)

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from zoo import atomic
 from zoo.catalog.data_names import model_told, told
 from zoo.catalog.entry import Base, Budget, Entry, Recipe, own
-from zoo.catalog.methods import METHODS, Apart, check_last, runnable, suffix
+from zoo.catalog.methods import Apart, check_last, is_final, runnable, suffix
 from zoo.catalog.reader import read_recipes
 from zoo.declarations import validated
 from zoo.errors import BudgetError, CatalogError, DataError, RepositoryError, UnknownName, ZooError
@@ -137,8 +137,7 @@ def declarations_of(recipe: Recipe) -> tuple[Any, Schedule | None]:
 
 def distillation_of(recipe: Recipe) -> tuple[Schedule, Distil]:
     """How a recipe trains what its method leaves; no epochs of a recipe that doesn't."""
-    final = recipe.method in METHODS and METHODS[recipe.method].final
-    said = {"epochs": 0, **recipe.schedule} if final else recipe.schedule
+    said = {"epochs": 0, **recipe.schedule} if is_final(recipe.method) else recipe.schedule
     return declared(Schedule, said, "schedule"), declared(Distil, recipe.distil, "distil")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zoo.catalog.entry import Recipe, reading
 from zoo.compression import Trained, algorithm
 from zoo.compression.refinement import SCHEDULE
-from zoo.measurement.macs import measure
+from zoo.measurement.macs import like_images, measure
 from zoo.structure.description import config_of
 from zoo.tasks import task_of
 from zoo.tasks.loader import Transform, workers_for
@@ -147,7 +147,7 @@ def cost_of_learning(
     if steps is None:
         return None
     dense, device = copy.deepcopy(model).eval(), torch.device(device)
-    image = torch.zeros(2, *size, dtype=next(dense.parameters()).dtype)
+    image = torch.zeros(2, *size, dtype=like_images(dense).dtype)
     with torch.device("meta"):
         counted = trained(copy.deepcopy(dense).to("meta"), image.to("meta"), how)
     beside = measure(model).macs if counted.beside else 0

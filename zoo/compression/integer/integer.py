@@ -20,6 +20,7 @@ from typing import Annotated, Literal
 import torch
 from msgspec import Meta
 from torch import Tensor, nn
+from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from zoo.compression import Algorithm, Given
 from zoo.compression.integer import mrt
@@ -94,18 +95,14 @@ def _scale(model: nn.Module, channels: int) -> tuple[list[float], list[float]]:
 
 def _shapes(model: GraphModel, graph: Graph, image: Tensor) -> dict[str, tuple[int, ...]]:
     """Name of a value → its shape for one image."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    names = iter([*graph.inputs, *(node.name for node in graph.nodes), ""])
-
-    class Shapes(torch.fx.Interpreter):
-        def run_node(self, n: torch.fx.Node) -> object:
-            result = super().run_node(n)
-            shapes[next(names)] = tuple(result.shape) if isinstance(result, Tensor) else ()
-            return result
-
     with torch.no_grad(), unchanged(model):
-        Shapes(model).run(image)
-    return shapes
+        ShapeProp(model).propagate(image)
+    names = [*graph.inputs, *(node.name for node in graph.nodes)]
+    told = [node.meta.get("tensor_meta") for node in model.graph.nodes if node.op != "output"]
+    return {
+        name: tuple(each.shape) if isinstance(each, TensorMetadata) else ()
+        for name, each in zip(names, told, strict=True)
+    }
 
 
 ALGORITHM = Algorithm(Integer, run)

@@ -5,8 +5,7 @@ A layer with weights W reads bytes of step s_x and gives bytes of step s_y; the 
     w = round(W_o·(s_x/s_y)·2^e_o),   bias = round(b_o/s_y·2^e_o)
 
 with e_o the largest by which |w| stays within its bits, any two of the output within 128 (so that pairs of products fit
-16 bits), |bias| below 2^30, and e_o ≤ 15. So requantizing is a shift by
-e_o, and no step needs a multiplication.
+16 bits), |bias| below 2^30, and e_o ≤ 15. So requantizing is a shift by e_o, and no step needs a multiplication.
 """
 
 import math

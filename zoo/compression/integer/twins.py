@@ -21,6 +21,7 @@ from zoo.compression.integer.writing import EXPECTED, Scheme, Writing, stored, t
 from zoo.errors import StructureError
 from zoo.structure.graph.graph import Graph, Node, graph_module
 from zoo.structure.graph.integer import BYTE, MAX_SPREAD
+from zoo.structure.graph.ops import same_padding
 
 
 def twin(writing: Writing, mean: Sequence[float], std: Sequence[float]) -> tuple[Graph, dict[str, Tensor]]:
@@ -274,7 +275,10 @@ def _move(writing: Writing, first: Node, last: Node) -> None:
     if op == "upsample" and attributes.get("mode", "nearest") != "nearest":
         raise StructureError(f"integer: node {first.name!r} upsamples by {attributes['mode']}, which has no twin")
     if op == "pad_same" and step.zero:
-        op, attributes = "aten.constant_pad_nd", {"pad": _pads(first, writing.shapes[first.inputs[0]])}
+        op, attributes = (
+            "aten.constant_pad_nd",
+            {"pad": same_padding(writing.shapes[first.inputs[0]][-2:], **attributes)},
+        )
     if op in ("aten.constant_pad_nd", "aten.pad"):
         if attributes.get("mode", "constant") != "constant":
             raise StructureError(f"integer: node {first.name!r} pads by {attributes['mode']}, which has no twin")
@@ -282,15 +286,6 @@ def _move(writing: Writing, first: Node, last: Node) -> None:
         attributes |= {"value": min(max(round(value / step.step) + step.zero, 0), BYTE)}
     writing.emit(first.name, op, list(map(writing.of, first.inputs)), attributes)
     writing.steps[first.name] = step
-
-
-def _pads(node: Node, shape: Sequence[int]) -> list[int]:
-    pads: list[int] = []
-    told = (node.attributes[key] for key in ("kernel_size", "stride", "dilation"))
-    for size, k, s, d in zip(shape[-2:], *told, strict=True):
-        total = max((-(size // -s) - 1) * s + (k - 1) * d + 1 - size, 0)
-        pads = [total // 2, total - total // 2, *pads]
-    return pads
 
 
 def _constant(writing: Writing, first: Node, last: Node) -> None:

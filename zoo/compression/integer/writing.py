@@ -131,7 +131,7 @@ class Writing:
 
     def range(self, last: Node, step: Step) -> dict[str, int]:
         """What the op that gives a value is told of it."""
-        low, high = (-WORD, WORD) if step.word else (self.scheme.low, BYTE)
+        low, high = limits(step, self.scheme.low)
         if last.name in {clamp.name for clamp in self.plan.clamped.values()}:
             least, most = _clamp(last)
             low = max(low, round(least / step.step) + step.zero) if math.isfinite(least) else low
@@ -139,9 +139,14 @@ class Writing:
         return {"out_zero": step.zero, "low": min(low, step.zero), "high": max(high, step.zero)}
 
 
+def limits(step: Step, least: int = 0) -> tuple[int, int]:
+    """The least and the largest of words, or of bytes from `least` on."""
+    return (-WORD, WORD) if step.word else (least, BYTE)
+
+
 def ends(step: Step) -> dict[str, int]:
     """What an op that gives values of a step is told of it."""
-    low, high = (-WORD, WORD) if step.word else (0, BYTE)
+    low, high = limits(step)
     return {"out_zero": step.zero, "low": low, "high": high}
 
 
@@ -158,8 +163,7 @@ def table_of(x: Step, y: Step, function: Callable[[Tensor], Tensor]) -> Tensor:
 
 def stored(values: Tensor, step: Step) -> Tensor:
     """Values as bytes or words."""
-    low, high = (-WORD, WORD) if step.word else (0, BYTE)
-    whole = ((values.nan_to_num() / step.step).round() + step.zero).clamp(low, high)
+    whole = ((values.nan_to_num() / step.step).round() + step.zero).clamp(*limits(step))
     return whole.to(torch.int16 if step.word else torch.uint8)
 
 

@@ -93,9 +93,9 @@ def _wide(path: str, op: Scaled | QSoftmax | QNorm) -> Certified:
 
 
 def _certified(path: str, layer: QLayer) -> Certified:
-    bounds = layer.bound()
-    largest = layer.weight.flatten(1).to(torch.int16).abs()
-    pair = BYTE * int(largest.topk(min(2, largest.shape[1]), 1).values.sum(1).max())
+    magnitudes = layer.magnitudes()
+    bounds = layer.bound(magnitudes)
+    pair = BYTE * int(magnitudes.topk(min(2, magnitudes.shape[1]), 1).values.sum(1).max())
     wide = layer.exponent[bounds >= SINGLE] if layer.paired else bounds[:0]
     bound, exponent = int(bounds.max()), int(wide.max()) if len(wide) else 0
     if bound >= ACCUMULATOR:

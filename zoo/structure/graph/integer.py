@@ -80,10 +80,14 @@ class QLayer(Quantized):
         self.register_buffer("exponent", torch.zeros(shape[0], dtype=torch.int8))
         self._certified: tuple[Any, bool] = None, False
 
-    def bound(self) -> Tensor:
+    def magnitudes(self) -> Tensor:
+        """|w| of each output [O, K], in int16, in which -128 has a magnitude."""
+        return self.weight.flatten(1).to(torch.int16).abs()
+
+    def bound(self, magnitudes: Tensor | None = None) -> Tensor:
         """The most that the accumulator of each output can be, Σ|w|·255 + |bias|, in int64 [O]."""
-        weight = self.weight.flatten(1).to(torch.int16)  # in which -128 has a magnitude
-        return weight.abs().sum(1, dtype=torch.int64) * BYTE + self.bias.to(torch.int64).abs()
+        magnitudes = self.magnitudes() if magnitudes is None else magnitudes
+        return magnitudes.sum(1, dtype=torch.int64) * BYTE + self.bias.to(torch.int64).abs()
 
     def forward(self, x: Tensor) -> Tensor:
         """Bytes → bytes, or int32."""

@@ -61,11 +61,18 @@ def prepend(tokens: Tensor, x: Tensor) -> Tensor:
 
 def pad_same(x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
     """Pad [B, C, H, W] with zeros so that a convolution gives ⌈size / stride⌉; the odd row goes right and below."""
+    return F.pad(x, same_padding(x.shape[-2:], kernel_size, stride, dilation))
+
+
+def same_padding(
+    sizes: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> list[int]:
+    """By how much `pad_same` pads maps of these sizes: left, right, above, below."""
     padding: list[int] = []
-    for size, k, s, d in zip(x.shape[-2:], kernel_size, stride, dilation, strict=True):
+    for size, k, s, d in zip(sizes, kernel_size, stride, dilation, strict=True):
         total = max((-(size // -s) - 1) * s + (k - 1) * d + 1 - size, 0)
         padding = [total // 2, total - total // 2, *padding]
-    return F.pad(x, padding)
+    return padding
 
 
 class LayerNorm2d(nn.LayerNorm):
