@@ -48,6 +48,12 @@ CASES = {
     "a depthwise convolution": [conv(out_channels=6, groups=6, zero=9, out_zero=3, low=3)],
     "two outputs for each channel": [conv(out_channels=12, groups=6)],
     "a window of one row": [conv(kernel_size=[1, 5], padding=[0, 2], zero=100)],
+    "widths that are padded": [
+        Node("c", "qconv2d", ("a",), {**CONV, "out_channels": 20, "zero": 9, "out_zero": 7}),
+        Node("d", "qconv2d", ("c",), {**CONV, "in_channels": 20, "out_channels": 20, "groups": 20, "zero": 7}),
+        Node("t", "qtable", ("d",)),
+        node("qconv2d", "t", **{**CONV, "in_channels": 20, "zero": 3}),
+    ],
     "words of a convolution": [conv(zero=3, low=-32767, high=32767)],
     "words of a depthwise convolution": [conv(out_channels=6, groups=6, low=-32767, high=32767)],
     "a linear layer": [node("qlinear", in_features=14, out_features=9, zero=5, out_zero=200)],
@@ -145,6 +151,21 @@ def check(model, graph, batches=(1, 2), threads=(1,)):
 
 
 # Ops
+
+
+def test_channels_of_nothing_are_added_where_convolutions_alone_read_them():
+    wide = {**CONV, "out_channels": 20}
+    deep = Node("d", "qconv2d", ("c",), {**CONV, "in_channels": 20, "out_channels": 20, "groups": 20})
+    last = node("qconv2d", "d", **{**CONV, "in_channels": 20})
+    beside = Node("e", "qadd", ("c", "c"), {"zeros": [0, 0], "exponents": [1, 1]})
+
+    def widths(*nodes):
+        program = integer_program(*network([Node("c", "qconv2d", ("a",), wide), *nodes]))
+        weights = {each.name: tuple(each.dims) for each in program.graph.initializer}
+        return [weights[each.input[3]][:2] for each in program.graph.node if each.op_type == "QLinearConv"]
+
+    assert widths(deep, last) == [(32, 8), (32, 1), (8, 32)]
+    assert widths(beside, deep, node("qconv2d", "d", **{**CONV, "in_channels": 20})) == [(20, 8), (20, 1), (8, 20)]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -5,9 +5,9 @@ Images are bytes. A layer is a QLinearConv or a MatMulInteger of the same weight
     q = saturate(round(single(accumulator)·2^-exponent) + zero)
 
 That is exact: an accumulator of 2^24 and more, which single precision would round, has an exponent of at most 15 (so
-says the model's certificate), and is saturated either way. What is added is rounded by Round, whose halves go to even
-by ONNX's own words, and never by QLinearAdd, which some processors round otherwise. What gives more than bytes is
-requantized in double precision.
+says the model's certificate), and is saturated either way. What is added is rounded by QuantizeLinear, whose halves go
+to even by ONNX's own words, and never by QLinearAdd, which some processors round otherwise. What gives more than bytes
+is requantized in double precision.
 
 To give an op a form, write a function that writes it and a row of `_WRITE`.
 """
@@ -25,6 +25,7 @@ from zoo.measurement.macs import input_size
 from zoo.onnx.export import BATCH, IMAGES, OPSET
 from zoo.onnx.lookup import looked_up
 from zoo.onnx.moves import MOVES
+from zoo.onnx.padding import padded, widths_of
 from zoo.onnx.writing import Writing, formless, shapes_of
 from zoo.structure.graph.certificate import certificate
 from zoo.structure.graph.graph import Graph, Node
@@ -58,6 +59,7 @@ def integer_program(model: nn.Module, graph: Graph) -> "ModelProto":
     size = input_size(model)
     shapes, words, outputs = shapes_of(graph, size)
     writing = Writing(model, shapes, words, names={graph.inputs[0]: IMAGES})
+    writing.widths = widths_of(graph, writing.module, words)
     for node in graph.nodes:
         if (write := _WRITE.get(node.op)) is None or (node.op in _OF_BYTES and node.inputs[0] in words):
             raise formless(node)
@@ -78,11 +80,11 @@ def _is_byte(op: Quantized) -> bool:
 
 
 def _stored(writing: Writing, value: str, op: Quantized, dtype: Any) -> str:
-    """Whole numbers and halves → what an op gives."""
-    whole = writing.emit("Round", value)
+    """Whole numbers and halves → what an op gives; QuantizeLinear rounds, halves to even, by itself."""
     if _is_byte(op) and dtype == np.float32:
-        return writing.clipped(writing.emit("QuantizeLinear", whole, ONE, np.uint8(op.out_zero)), op.low, op.high)
-    within = writing.emit("Clip", writing.emit("Add", whole, dtype(op.out_zero)), dtype(op.low), dtype(op.high))
+        return writing.clipped(writing.emit("QuantizeLinear", value, ONE, np.uint8(op.out_zero)), op.low, op.high)
+    whole = writing.emit("Add", writing.emit("Round", value), dtype(op.out_zero))
+    within = writing.emit("Clip", whole, dtype(op.low), dtype(op.high))
     return writing.cast(within, np.uint8 if _is_byte(op) else np.int32)
 
 
@@ -98,7 +100,10 @@ def _scales(exponent: Tensor) -> Any:
 
 
 def _input(writing: Writing, node: Node, images: str) -> str:
-    return looked_up(writing, images, writing.module(node).table)
+    table = writing.module(node).table
+    pixels = looked_up(writing, images, table)
+    more = writing.widths.get(node.name, len(table)) - len(table)
+    return writing.emit("Pad", pixels, np.array([0] * 5 + [more, 0, 0]), np.uint8(0)) if more else pixels
 
 
 def _table(writing: Writing, node: Node, x: str) -> str:
@@ -106,9 +111,11 @@ def _table(writing: Writing, node: Node, x: str) -> str:
 
 
 def _convolution(writing: Writing, node: Node, x: str) -> str:
-    op = writing.module(node)
-    window = {"strides": op.stride, "pads": [*op.padding] * 2, "dilations": op.dilation, "group": op.groups}
-    return _convolved(writing, x, op, op.weight, op.bias, op.exponent, window)
+    op, given = writing.module(node), writing.widths.get(node.name)
+    layer = padded(op, writing.widths.get(node.inputs[0]), given)
+    group = given or op.groups if op.groups > 1 else 1
+    window = {"strides": op.stride, "pads": [*op.padding] * 2, "dilations": op.dilation, "group": group}
+    return _convolved(writing, x, op, *layer, window)
 
 
 def _pool(writing: Writing, node: Node, x: str) -> str:
@@ -150,18 +157,22 @@ def _valued(writing: Writing, x: str, zero: int, exponent: int, dtype: Any) -> s
 
 
 def _sum(writing: Writing, node: Node, *sides: str) -> str:
-    return _both(writing, node, "Add", sides, writing.module(node).exponents)
+    """By Sum, as onnxruntime would make a QLinearAdd of what Add is between Dequantize and Quantize."""
+    a, b, op, dtype = _both(writing, node, sides, writing.module(node).exponents)
+    return _stored(writing, writing.emit("Sum", a, b), op, dtype)
 
 
 def _product(writing: Writing, node: Node, *sides: str) -> str:
-    return _both(writing, node, "Mul", sides, (writing.module(node).exponent, 0))
+    """Rounded before it is quantized, as onnxruntime would make a QLinearMul of it."""
+    a, b, op, dtype = _both(writing, node, sides, (writing.module(node).exponent, 0))
+    return _stored(writing, writing.emit("Round", writing.emit("Mul", a, b)), op, dtype)
 
 
-def _both(writing: Writing, node: Node, operation: str, sides: Sequence[str], exponents: Sequence[int]) -> str:
-    """Bytes in single precision, words in double."""
+def _both(writing: Writing, node: Node, sides: Sequence[str], exponents: Sequence[int]) -> tuple[str, str, Any, Any]:
+    """What two sides stand for, bytes in single precision and words in double, the op and that precision."""
     op, dtype = writing.module(node), np.float32 if writing.words.isdisjoint(node.inputs) else np.float64
     a, b = (_valued(writing, *each, dtype) for each in zip(sides, op.zeros, exponents, strict=True))
-    return _stored(writing, writing.emit(operation, a, b), op, dtype)
+    return a, b, op, dtype
 
 
 def _output(writing: Writing, node: Node, x: str) -> str:

@@ -27,6 +27,7 @@ class Writing:
         model: with its weights.
         shapes: name of a node → shape of what it gives, or of each part of that.
         words: names of nodes that give more than bytes.
+        widths: name of a node → channels of its value here, where `zoo.onnx.padding` gives it more.
         nodes: written so far.
         constants: of these.
         names: name of a node → of its value here, or of each part of that.
@@ -35,6 +36,7 @@ class Writing:
     model: nn.Module
     shapes: Mapping[str, Any]
     words: frozenset[str] = frozenset()
+    widths: Mapping[str, int] = field(default_factory=dict)
     nodes: list["NodeProto"] = field(default_factory=list)
     constants: dict[str, Any] = field(default_factory=dict)
     names: dict[str, Any] = field(default_factory=dict)
