@@ -17,7 +17,7 @@ from zoo.structure.graph.bounds import check_memory
 from zoo.structure.graph.certificate import certificate, fixed_pixels, outputs_sha256
 from zoo.structure.graph.graph import MODULES, Graph, Node, graph_module
 from zoo.structure.graph.integer import QConv2d, QInput, QLayer
-from zoo.structure.tensors import assign_
+from zoo.structure.tensors import assign_, tensors_of
 from zoo.verbs.building import make
 
 INPUT = Node("a", "qinput", ("x",), {"mean": [0.0], "std": [1.0]})
@@ -149,15 +149,46 @@ def test_a_map_so_large_that_single_precision_rounds_its_sum_has_no_form_in_onnx
         integer_program(model, graph)
 
 
-def test_inference_mode_and_an_exported_program_give_the_same_bytes():
+TRACED = {
+    "exported": lambda model, pixels: torch.export.export(model, (pixels,)).module(),
+    "compiled": lambda model, pixels: torch.compile(model, fullgraph=True, backend="aot_eager"),
+    "traced": torch.jit.trace,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("way", TRACED)
+def test_a_program_that_was_traced_gives_the_same_bytes(way):
+    window = {"in_channels": 1, "out_channels": 4, "kernel_size": [3, 3], "low": -32767, "high": 32767}
+    ops = [
+        Node("b", "qconv2d", ("a",), window),
+        Node("c", "qnorm", ("b",), {"channels": 4, "axis": 1, "low": -32767, "high": 32767}),
+        Node("d", "qsoftmax", ("c",), {"dim": 1, "bits": 8}),
+        Node("e", "qavg_pool2d", ("d",), {}),
+    ]
+    model = graph_module(chain(INPUT, *ops, Node("y", "qoutput", ("e",), {"step": 1.0})))
+    generator = torch.Generator().manual_seed(0)
+    values = {
+        path: torch.randint(1, 9, each.shape, generator=generator).to(each.dtype)
+        for path, each in tensors_of(model).items()
+    }
+    values |= {"a.table": torch.arange(256, dtype=torch.uint8)[None], "d.table": torch.arange(512).view(2, 256).int()}
+    assign_(model, values, "here")
+    pixels = torch.randint(256, (2, 1, 8, 8), generator=generator).to(torch.uint8)
+    with torch.no_grad():
+        expected = model(pixels)
+        program = TRACED[way](model, pixels)
+        assert torch.equal(program(pixels), expected)
+        assert torch.equal(program(pixels.flip(0)), expected.flip(0))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(program(pixels), expected)
+
+
+def test_inference_mode_gives_the_same_bytes():
     model = zoo.load("digits_cnn_int8")
     pixels = fixed_pixels(model)
     with torch.no_grad():
         expected = model(pixels)
-        exported = torch.export.export(model, (pixels,)).module()
-        assert torch.equal(exported(pixels), expected)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(exported(pixels), expected)
     with torch.inference_mode():
         loaded = zoo.load("digits_cnn_int8")
         assert torch.equal(loaded(pixels), expected)

@@ -15,7 +15,6 @@ import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ MAX_WEIGHT = 64  # of two on average, so that processors which add two products 
 MAX_EXPONENT = 15  # whatever isn't saturated then lies below SINGLE before it is requantized
 MAX_SPREAD = 15  # of the exponents of what is added: 8 bits and these fit single precision
 MAX_POWER = 100  # of two, either way; single precision holds what is multiplied by it
+_POWERS = torch.tensor([2.0**-exponent for exponent in range(-128, 128)], dtype=torch.float64)
 _FAST_MATH = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 
 
@@ -78,7 +78,6 @@ class QLayer(Quantized):
         self.register_buffer("weight", torch.zeros(*shape, dtype=torch.int8))
         self.register_buffer("bias", torch.zeros(shape[0], dtype=torch.int32))
         self.register_buffer("exponent", torch.zeros(shape[0], dtype=torch.int8))
-        self._certified: tuple[Any, bool] = None, False
 
     def magnitudes(self) -> Tensor:
         """|w| of each output [O, K], as bytes on the CPU; -128, which its own absolute value is, reads 128."""
@@ -93,7 +92,8 @@ class QLayer(Quantized):
     def forward(self, x: Tensor) -> Tensor:
         """Bytes → bytes, or int32."""
         check_bytes(x)
-        dtype = torch.float32 if self._fits_single() and _keeps_single(x) else torch.float64
+        single = _keeps_single(x) and bool(x.is_meta or self.bound().max() < SINGLE)  # of the weights as they are now
+        dtype = torch.float32 if single else torch.float64
         with exact(x):
             accumulator = self.accumulated(x.to(dtype) - self.zero, self.weight.to(dtype), self.bias.to(dtype))
             return self.stored(accumulator * self.scale(accumulator))
@@ -105,18 +105,6 @@ class QLayer(Quantized):
     def scale(self, accumulator: Tensor) -> Tensor:
         """2^-exponent, exactly, in the shape of the outputs."""
         return powers(self.exponent, accumulator.dtype)
-
-    def _fits_single(self) -> bool:
-        if self.weight.is_meta:
-            return True
-        if torch.compiler.is_exporting():  # which tells no values
-            return False
-        if self.weight.is_inference() or self.bias.is_inference():  # which don't tell when they are written to
-            return bool(self.bound().max() < SINGLE)
-        told = [(held.data_ptr(), held._version) for held in (self.weight, self.bias)]
-        if self._certified[0] != told:
-            self._certified = told, bool(self.bound().max() < SINGLE)
-        return self._certified[1]
 
 
 class QConv2d(QLayer):
@@ -233,7 +221,7 @@ class QAvgPool2d(Quantized):
 
     def forward(self, x: Tensor) -> Tensor:
         """Bytes or words [B, C, H, W] → the same [B, C, H', W']."""
-        few = _holding(x) == torch.float32 and x.shape[2] * x.shape[3] * BYTE < SINGLE
+        few = _holding(x) == torch.float32 and not is_traced() and x.shape[2] * x.shape[3] * BYTE < SINGLE
         x = x.to(torch.float32 if few else torch.float64) - self.zero
         if self.kernel_size is None:
             sums = x.sum((2, 3), keepdim=True)
@@ -346,8 +334,8 @@ def check_whole(name: str, values: Sequence[int], low: int, high: int) -> None:
 
 
 def powers(exponent: Tensor, dtype: torch.dtype) -> Tensor:
-    """2^-exponent, exactly: the bits of a float of that exponent."""
-    return ((127 - exponent.to(torch.int32)) << 23).view(torch.float32).to(dtype)
+    """2^-exponent, exactly, which no machine's power function promises."""
+    return _POWERS.to(exponent.device, dtype)[exponent.to(torch.int64) + 128]
 
 
 @contextmanager
@@ -358,8 +346,18 @@ def exact(x: Tensor) -> Iterator[None]:
         yield
 
 
+def is_traced() -> bool:
+    """Whether a program is being written down, of which no value may decide."""
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+
+
 def _keeps_single(x: Tensor) -> bool:
-    """Whether single precision's products are what they say: oneDNN's, not NNPACK's, which leave the whole numbers."""
+    """Whether single precision's products are what they say: oneDNN's, not NNPACK's, which leave the whole numbers.
+
+    A program that is traced may run under other settings, and with other weights, than it was traced with.
+    """
+    if is_traced():
+        return False
     if x.is_meta:
         return True
     plain = platform.machine() in ("x86_64", "AMD64") and not any(map(os.environ.get, _FAST_MATH))

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from zoo.structure.graph.integer import BYTE, Quantized, check_whole, exact, powers
+from zoo.structure.graph.integer import BYTE, Quantized, check_whole, exact, is_traced, powers
 from zoo.structure.graph.ops import Op
 
 WORD = 2**15 - 1  # the largest magnitude of a word
@@ -237,11 +237,11 @@ class QNorm(Quantized):
     def normalized(self, x: Tensor, dim: int, most: int) -> Tensor:
         """Whole numbers of at most `most` → (x - mean)/deviation along an axis, 2^FRACTION times."""
         count = x.shape[dim]
-        eps = (int(self.eps) * count**2) >> EPS if not x.is_meta else 0
-        room = ROOT // (count**2 * most**2 + eps + 1)
-        if not room:
-            raise ValueError(f"{count} values with ε {eps} are normalized at once: too many for 64 bits")
-        finer = (room.bit_length() - 1) // 2
+        if not (x.is_meta or is_traced()) and not _room(count, most, int(self.eps)):
+            raise ValueError(f"{count} values with ε {int(self.eps)} are normalized at once: too many for 64 bits")
+        eps = (self.eps * count**2) >> EPS
+        powers_of_4 = 1 << torch.arange(2, 62, 2, device=eps.device)
+        finer = (ROOT // (count**2 * most**2 + eps + 1) >= powers_of_4).sum()
         total = x.sum(dim, keepdim=True) if self.centered else torch.zeros_like(x.narrow(dim, 0, 1))
         spread = count * x.square().sum(dim, keepdim=True) - total.square() + eps
         root = isqrt(spread << (2 * finer)).clamp(min=1)
@@ -295,6 +295,11 @@ def isqrt(x: Tensor) -> Tensor:
 def _byte(zero: int) -> int:
     check_whole("zero", [zero], 0, BYTE)
     return zero
+
+
+def _room(count: int, most: int, eps: int) -> int:
+    """How many times as much as this many values of at most `most` can reach, 62 bits hold."""
+    return ROOT // (count**2 * most**2 + (eps * count**2 >> EPS) + 1)
 
 
 def _few(count: int) -> None:
