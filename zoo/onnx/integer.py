@@ -26,16 +26,17 @@ from zoo.onnx.export import BATCH, IMAGES, OPSET
 from zoo.onnx.lookup import looked_up
 from zoo.onnx.moves import MOVES
 from zoo.onnx.padding import padded, widths_of
+from zoo.onnx.storing import ONE, is_byte, stored
+from zoo.onnx.tokens import TOKENS
 from zoo.onnx.writing import Writing, formless, shapes_of
 from zoo.structure.graph.certificate import certificate
 from zoo.structure.graph.graph import Graph, Node
-from zoo.structure.graph.integer import BYTE, SINGLE, Quantized, powers
+from zoo.structure.graph.integer import BYTE, SINGLE, QLayer, Quantized, powers
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 IR = 10  # which onnxruntime reads from 1.18 on
-ONE = np.float32(1)
 
 
 def integer_program(model: nn.Module, graph: Graph) -> "ModelProto":
@@ -75,24 +76,12 @@ def integer_program(model: nn.Module, graph: Graph) -> "ModelProto":
     return helper.make_model(program, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
 
 
-def _is_byte(op: Quantized) -> bool:
-    return op.low >= 0 and op.high <= BYTE
-
-
-def _stored(writing: Writing, value: str, op: Quantized, dtype: Any) -> str:
-    """Whole numbers and halves → what an op gives; QuantizeLinear rounds, halves to even, by itself."""
-    if _is_byte(op) and dtype == np.float32:
-        return writing.clipped(writing.emit("QuantizeLinear", value, ONE, np.uint8(op.out_zero)), op.low, op.high)
-    whole = writing.emit("Add", writing.emit("Round", value), dtype(op.out_zero))
-    within = writing.emit("Clip", whole, dtype(op.low), dtype(op.high))
-    return writing.cast(within, np.uint8 if _is_byte(op) else np.int32)
-
-
 def _requantized(writing: Writing, accumulator: str, scale: Any, op: Quantized) -> str:
     """Accumulators in 32 bits → what an op gives."""
-    dtype = np.float32 if _is_byte(op) else np.float64
+    wide = isinstance(op, QLayer) and int(op.bound().max()) >= SINGLE
+    dtype = np.float64 if wide and not is_byte(op) else np.float32
     scaled = writing.emit("Mul", writing.cast(accumulator, dtype), scale.astype(dtype))
-    return _stored(writing, scaled, op, dtype)
+    return stored(writing, scaled, op, dtype)
 
 
 def _scales(exponent: Tensor) -> Any:
@@ -101,13 +90,16 @@ def _scales(exponent: Tensor) -> Any:
 
 def _input(writing: Writing, node: Node, images: str) -> str:
     table = writing.module(node).table
-    pixels = looked_up(writing, images, table)
+    pixels = looked_up(writing, images, table, writing.shape(node))
     more = writing.widths.get(node.name, len(table)) - len(table)
     return writing.emit("Pad", pixels, np.array([0] * 5 + [more, 0, 0]), np.uint8(0)) if more else pixels
 
 
 def _table(writing: Writing, node: Node, x: str) -> str:
-    return looked_up(writing, x, writing.module(node).table[None])
+    batch, *sizes = writing.shape(node)
+    if node.name in writing.widths:
+        sizes[0] = writing.widths[node.name]
+    return looked_up(writing, x, writing.module(node).table[None], (batch, *sizes))
 
 
 def _convolution(writing: Writing, node: Node, x: str) -> str:
@@ -135,7 +127,7 @@ def _convolved(
 ) -> str:
     zero, scales = np.uint8(op.zero), _scales(exponent)
     weights, biases = weight.cpu().numpy(), bias.cpu().numpy()
-    if _is_byte(op):
+    if is_byte(op):
         told = (ONE, zero, weights, scales, np.zeros(len(weights), np.int8), ONE, np.uint8(op.out_zero), biases)
         return writing.clipped(writing.emit("QLinearConv", x, *told, **window), op.low, op.high)
     sums = writing.emit("ConvInteger", x, weights, zero, **window)
@@ -159,13 +151,13 @@ def _valued(writing: Writing, x: str, zero: int, exponent: int, dtype: Any) -> s
 def _sum(writing: Writing, node: Node, *sides: str) -> str:
     """By Sum, as onnxruntime would make a QLinearAdd of what Add is between Dequantize and Quantize."""
     a, b, op, dtype = _both(writing, node, sides, writing.module(node).exponents)
-    return _stored(writing, writing.emit("Sum", a, b), op, dtype)
+    return stored(writing, writing.emit("Sum", a, b), op, dtype)
 
 
 def _product(writing: Writing, node: Node, *sides: str) -> str:
     """Rounded before it is quantized, as onnxruntime would make a QLinearMul of it."""
     a, b, op, dtype = _both(writing, node, sides, (writing.module(node).exponent, 0))
-    return _stored(writing, writing.emit("Round", writing.emit("Mul", a, b)), op, dtype)
+    return stored(writing, writing.emit("Round", writing.emit("Mul", a, b)), op, dtype)
 
 
 def _both(writing: Writing, node: Node, sides: Sequence[str], exponents: Sequence[int]) -> tuple[str, str, Any, Any]:
@@ -183,7 +175,7 @@ def _output(writing: Writing, node: Node, x: str) -> str:
 
 def _constant(writing: Writing, node: Node) -> str:
     value = writing.model.get_buffer(node.name).cpu().numpy()
-    return writing.emit("Identity", value)
+    return writing.emit("Identity", value.astype(np.int32) if value.dtype == np.int16 else value)
 
 
 _WRITE: Mapping[str, Callable[..., Any]] = {
@@ -196,6 +188,7 @@ _WRITE: Mapping[str, Callable[..., Any]] = {
     "qtable": _table,
     "qoutput": _output,
     "buffer": _constant,
+    **TOKENS,
     **MOVES,
 }
 _OF_BYTES = ("qconv2d", "qlinear", "qavg_pool2d", "qtable")

@@ -1,18 +1,18 @@
-"""Lookup: tables of 256 bytes as a line where they are one, else as they are."""
+"""Lookup: tables of 256 bytes as a line where they are one, else as they are; tables of more values."""
 
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from zoo.onnx.writing import Writing
+from zoo.onnx.writing import Shape, Writing
 
 FAR = 2.0**17  # beyond every offset
 MARGIN = 1e-4  # some ten roundings of a number below 256 in single precision
 
 
-def looked_up(writing: Writing, x: str, table: Tensor) -> str:
-    """The values of tables [C, 256] at bytes [B, C, ...], of one table at any."""
+def looked_up(writing: Writing, x: str, table: Tensor, shape: Shape) -> str:
+    """The values of tables [C, 256] at bytes [B, C, ...], of one table at any, of a shape."""
     values = table.cpu().numpy()
     if (line := _line(values)) is not None:
         slope, offset = (each[:, None, None] if len(each) > 1 else each[0] for each in line)
@@ -22,11 +22,18 @@ def looked_up(writing: Writing, x: str, table: Tensor) -> str:
     place = writing.cast(x, np.int32)
     if len(values) > 1:
         place = writing.emit("Add", place, (256 * np.arange(len(values), dtype=np.int32))[:, None, None])
-    return writing.emit("Gather", values.reshape(-1), place)
+    return found(writing, values.reshape(-1), place, shape)
+
+
+def found(writing: Writing, values: Any, place: str, shape: Shape) -> str:
+    """Values [N] at places of a shape; onnxruntime's GatherElements takes a fifth of the time of its Gather."""
+    flat = writing.emit("Reshape", place, np.array([1, -1], np.int64))
+    each = writing.emit("GatherElements", values[None], flat, axis=1)
+    return writing.emit("Reshape", each, np.array(shape, np.int64))
 
 
 def _line(tables: Any) -> tuple[Any, Any] | None:
-    """Slopes and offsets [C] with clamp(round(x·slope + offset)) = table[x], which take a fifteenth of a Gather's time.
+    """Slopes and offsets [C] with clamp(round(x·slope + offset)) = table[x], which take a third of a lookup's time.
 
     None where it doesn't hold for each of the 256 bytes, or comes so near to a half that rounding x·slope could matter.
     """

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.onnx.export import IMAGES
 from zoo.onnx.writing import Shape, Writing, formless
 from zoo.structure.graph.graph import CALLS, INTS, Node
 
@@ -46,6 +47,25 @@ def _split(writing: Writing, node: Node, x: str) -> list[str]:
     return writing.emit_parts(len(sizes), "Split", x, np.array(sizes, np.int64), axis=axis)
 
 
+def _unbound(writing: Writing, node: Node, x: str) -> list[str]:
+    axis, shapes = node.attributes.get("dim", 0), writing.shapes[node.name]
+    parts = writing.emit_parts(len(shapes), "Split", x, np.ones(len(shapes), np.int64), axis=axis)
+    return [writing.emit("Squeeze", part, np.array([axis], np.int64)) for part in parts]
+
+
+def _repeated(writing: Writing, node: Node, x: str, *sizes: Any) -> str:
+    """Along axes of size 1; where one becomes the batch's, by as much as there are images."""
+    before, after = writing.shape(node), writing.shapes[node.name]
+    grown = (1,) * (len(after) - len(before)) + before
+    if any(new == -1 != old for old, new in zip(grown[1:], after[1:], strict=True)):
+        raise formless(node)
+    shape = np.array([1 if new == -1 else new for new in after], np.int64)
+    if after[0] == -1 != grown[0]:
+        batch = writing.emit("Shape", IMAGES, start=0, end=1)
+        return writing.emit("Expand", x, writing.emit("Concat", batch, shape[1:], axis=0))
+    return writing.emit("Expand", x, shape)
+
+
 def _item(writing: Writing, node: Node, parts: Sequence[str]) -> str:
     index: int = node.attributes["index"]
     return parts[index]
@@ -79,7 +99,8 @@ def _padded(writing: Writing, node: Node, x: str) -> str:
         starts, ends = [*missing, *pairs[-2::-2]], [*missing, *pairs[::-2]]
     else:
         raise formless(node)
-    value = np.uint8(node.attributes.get("value") or 0)
+    dtype = np.int32 if node.inputs[0] in writing.words else np.uint8
+    value = dtype(node.attributes.get("value") or 0)
     return writing.emit("Pad", x, np.array([*starts, *ends], np.int64), value)
 
 
@@ -107,7 +128,9 @@ MOVES: Mapping[str, Callable[..., Any]] = {
     **dict.fromkeys(("transpose", "permute"), _transposed),
     "concat": _concatenated,
     **dict.fromkeys(("chunk", "aten.split_with_sizes", "aten.split.Tensor"), _split),
+    "unbind": _unbound,
     "item": _item,
+    **dict.fromkeys(("expand", "aten.expand_as"), _repeated),
     "max_pool2d": _largest,
     **dict.fromkeys(("pad_same", "aten.constant_pad_nd", "aten.pad"), _padded),
     **dict.fromkeys(("slices", "upsample", "roll", "aten.flip", "aten.slice.Tensor", "aten.select.int"), _moved),

@@ -31,6 +31,7 @@ class Writing:
         nodes: written so far.
         constants: of these.
         names: name of a node → of its value here, or of each part of that.
+        shares: names of softmaxes along the last axis.
     """
 
     model: nn.Module
@@ -40,6 +41,7 @@ class Writing:
     nodes: list["NodeProto"] = field(default_factory=list)
     constants: dict[str, Any] = field(default_factory=dict)
     names: dict[str, Any] = field(default_factory=dict)
+    shares: set[str] = field(default_factory=set)
 
     def emit(self, op: str, *inputs: Any, **attributes: Any) -> str:
         """Write one node, whose inputs are names or constants; gives the name of its value."""
