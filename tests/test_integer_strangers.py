@@ -113,6 +113,43 @@ def test_a_model_of_integers_has_no_floats_within(named):
         check_memory(graph, graph_module(graph), [1, 2, 2])
 
 
+HELD = Node("h", "buffer", (), {"shape": [1, 1], "dtype": "int32"})
+BEYOND = {
+    "add is an op that no certificate covers": [WORDS, Node("c", "add", ("b", "b"))],
+    "aten.cumsum is an op": [WORDS, Node("c", "aten.cumsum", ("b",), {"dim": 1})],
+    "aten.bitwise_or.Tensor is an op": [WORDS, Node("c", "aten.bitwise_or.Tensor", ("b", "b"))],
+    "cast is an op": [WORDS, Node("c", "cast", ("b",), {"dtype": "uint8"})],
+    "upsample by bilinear is an op": [Node("c", "upsample", ("a",), {"scale_factor": 2, "mode": "bilinear"})],
+    "aten.constant_pad_nd puts 40000 around": [
+        WORDS,
+        Node("c", "aten.constant_pad_nd", ("b",), {"pad": [1, 1], "value": 40000}),
+    ],
+    "h holds 2,147,483,647 to 2,147,483,647, expected words, to 32,767": [
+        WORDS,
+        HELD,
+        Node("c", "qadd", ("b", "h"), {"zeros": [0, 0], "exponents": [0, 0]}),
+    ],
+}
+
+
+@pytest.mark.parametrize("said", BEYOND)
+def test_what_no_certificate_covers_is_refused_by_its_name(said):
+    model = graph_module(chain(INPUT, *BEYOND[said]))
+    full = {path: torch.full(each.shape, 2**31 - 1).to(each.dtype) for path, each in tensors_of(model).items()}
+    model = assign_(model, {path: each if path == "h" else each * 0 for path, each in full.items()}, "here")
+    with pytest.raises(StructureError, match=said):
+        certificate(model)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "bool"])
+def test_indices_are_no_activations(dtype):
+    held = Node("h", "buffer", (), {"shape": [1, 1], "dtype": dtype})
+    for op, told in (("qrescale", {"multiplier": 1, "exponent": 0}), ("qsum", {"dim": [1]}), ("qsoftmax", {"dim": 1})):
+        graph = chain(INPUT, held, Node("c", op, ("h",), told))
+        with pytest.raises(StructureError, match=rf"node 'c'.*: what is read is torch\.{dtype}, expected"):
+            check_memory(graph, graph_module(graph), [1, 2, 2])
+
+
 @pytest.mark.parametrize("keys", [None, ("first", "second")])
 def test_all_outputs_of_a_model_are_hashed(keys):
     def hashed(step):

@@ -14,6 +14,7 @@ from torch import cat
 
 from zoo.compression.integer.observing import Seen
 from zoo.compression.integer.steps import Step, best, wide
+from zoo.structure.graph.certificate import JOINS, MOVES, SIZES
 from zoo.structure.graph.graph import Graph, Node
 
 LAYERS = ("conv2d", "conv1d", "linear")
@@ -28,18 +29,7 @@ TABLES = (
 """Functions of one value."""
 POOLS = ("adaptive_avg_pool2d", "avg_pool2d", "mean", "aten.sum.dim_IntList")
 SUMS = ("add", "mul", "sub")
-JOINS = ("concat", "prepend", "aten.stack")
 SHIFTED = {*SUMS, *JOINS}  # ops whose values have steps that are powers of two of each other
-MOVES = (
-    *("flatten", "reshape", "permute", "transpose", "chunk", "item", "slices", "unsqueeze", "max_pool2d", "upsample"),
-    *("gather", "pad_same", "aten.constant_pad_nd", "aten.pad", "aten.squeeze.dims", "aten.squeeze.dim", "unbind"),
-    *("aten.slice.Tensor", "aten.select.int", "aten.split_with_sizes", "aten.split.Tensor", "aten.pixel_shuffle"),
-    *("aten.pixel_unshuffle", "aten.upsample_nearest2d.vec", "expand", "roll", "aten.flip", "aten.squeeze", "aten.mT"),
-    *("aten.reshape_as", "aten.expand_as", "aten.view_as", "aten.unflatten.int", "aten.movedim.intlist", "aten.amax"),
-    *("aten.repeat", "aten.repeat_interleave.self_int", "aten.tile", "aten.narrow", "aten.max.dim", "aten.unfold"),
-    *("window_partition", "window_reverse", "merge_patches"),
-)
-SIZES = ("size", "int_mul", "int_add", "int_sub", "int_floordiv", "int_mod")
 NORMS = ("layer_norm", "layer_norm2d", "group_norm", "rms_norm")
 PRODUCTS = ("matmul", "scores")
 ABSORBING = {*LAYERS, "batch_norm2d", *TABLES, *POOLS, *NORMS, *PRODUCTS, "softmax"}

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from zoo.compression.integer.folding import affine
 from zoo.compression.integer.layers import quantized
-from zoo.compression.integer.planning import CLAMPS, JOINS, MOVES, SIZES, TABLES
+from zoo.compression.integer.planning import CLAMPS, TABLES
 from zoo.compression.integer.steps import Step, best, exponent, spanning
 from zoo.compression.integer.tokens import TOKENS
 from zoo.compression.integer.writing import EXPECTED, Scheme, Writing, stored, table_of
 from zoo.errors import StructureError
+from zoo.structure.graph.certificate import JOINS, MOVES, SIZES
 from zoo.structure.graph.graph import Graph, Node, graph_module
 from zoo.structure.graph.integer import BYTE, MAX_SPREAD
 from zoo.structure.graph.ops import same_padding

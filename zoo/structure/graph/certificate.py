@@ -10,23 +10,46 @@ The second holds for any order of the weights if it does for the two largest; MR
 without weights, or of norms,
 
     |accumulator|·multiplier < 2^53     double precision, or int64, holds it
+
+What else stands in a graph moves values and computes none, and what it holds for that are bytes and words.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from zoo.errors import StructureError
 from zoo.measurement.divergence import leaves
 from zoo.measurement.macs import input_size, unchanged
-from zoo.structure.graph.integer import BYTE, MAX_EXPONENT, MAX_POWER, SINGLE, QInput, QLayer, Quantized
-from zoo.structure.graph.tokens import DOUBLE, WORD, QNorm, QSoftmax, Scaled
+from zoo.structure.graph.graph import CALLS, INTS
+from zoo.structure.graph.integer import BYTE, INTEGER, MAX_EXPONENT, MAX_POWER, SINGLE, QInput, QLayer, Quantized
+from zoo.structure.graph.mrt import MRT
+from zoo.structure.graph.tokens import DOUBLE, TOKENS, WORD, QNorm, QSoftmax, Scaled
 from zoo.structure.tensors import bytes_of
 
 ACCUMULATOR = 2**31
 PAIR = 2**15 - 1
+JOINS = ("concat", "prepend", "aten.stack")
+MOVES = (
+    *("flatten", "reshape", "permute", "transpose", "chunk", "item", "slices", "unsqueeze", "max_pool2d", "upsample"),
+    *("gather", "pad_same", "aten.constant_pad_nd", "aten.pad", "aten.squeeze.dims", "aten.squeeze.dim", "unbind"),
+    *("aten.slice.Tensor", "aten.select.int", "aten.split_with_sizes", "aten.split.Tensor", "aten.pixel_shuffle"),
+    *("aten.pixel_unshuffle", "aten.upsample_nearest2d.vec", "expand", "roll", "aten.flip", "aten.squeeze", "aten.mT"),
+    *("aten.reshape_as", "aten.expand_as", "aten.view_as", "aten.unflatten.int", "aten.movedim.intlist", "aten.amax"),
+    *("aten.repeat", "aten.repeat_interleave.self_int", "aten.tile", "aten.narrow", "aten.max.dim", "aten.unfold"),
+    *("window_partition", "window_reverse", "merge_patches"),
+)
+SIZES = ("size", *INTS)
+"""Ops of graphs that may stand between those of integers: they put values elsewhere, and compute none but sizes."""
+_WHOLE = {op.call for op in (*INTEGER.values(), *TOKENS.values(), *MRT.values())}
+_NAMES: Mapping[Any, str] = {op.call: name for name, op in reversed(CALLS.items())}
+_MOVING = {CALLS[name].call for name in (*MOVES, *JOINS, *SIZES)}
+_MODES = ("nearest", "constant", "reflect", "replicate", "circular")
+UNCERTAIN = "that no certificate covers: a model of integers has ops of integers, and what moves their values, alone"
 AGAIN = "its weights were altered, or quantized otherwise: compress the base again"
 
 
@@ -60,9 +83,12 @@ def certificate(model: nn.Module) -> dict[str, Certified]:
         Path of the layer → what holds of it; of a model of floats nothing.
 
     Raises:
-        StructureError: a layer could overflow; the message names it, the bound, and what is allowed.
+        StructureError: a layer could overflow; the message names it, the bound, and what is allowed. Or an op computes
+            what isn't certified.
     """
     certified: dict[str, Certified] = {}
+    if isinstance(model, fx.GraphModule) and is_integer(model):
+        _check_ops(model)
     for path, each in model.named_modules():
         if isinstance(each, Quantized) and max(-each.low, each.high) > WORD:
             raise StructureError(f"{path} gives {each.low:,} to {each.high:,}, expected words, to {WORD:,}")
@@ -73,6 +99,39 @@ def certificate(model: nn.Module) -> dict[str, Certified]:
         elif isinstance(each, Scaled | QSoftmax | QNorm):
             certified[path] = _wide(path, each)
     return certified
+
+
+def _check_ops(model: fx.GraphModule) -> None:
+    for node in model.graph.nodes:
+        if node.op == "call_module":
+            op = type(model.get_submodule(str(node.target)))
+            if op not in _WHOLE:
+                raise StructureError(f"{node.target} is a {op.__name__}, {UNCERTAIN}")
+        elif node.op == "get_attr":
+            _check_held(str(node.target), model.get_buffer(str(node.target)))
+        elif node.op == "call_function":
+            _check_move(node)
+
+
+def _check_held(path: str, held: Tensor) -> None:
+    """What is held is whole: bytes, words, or indices, which no op of integers reads."""
+    if held.dtype in (torch.int16, torch.int32) and held.numel():
+        low, high = int(held.min()), int(held.max())
+        if not -WORD <= low <= high <= WORD:
+            raise StructureError(f"{path} holds {low:,} to {high:,}, expected words, to {WORD:,}")
+    elif held.is_floating_point():
+        raise StructureError(f"{path} holds {held.dtype}, {UNCERTAIN}")
+
+
+def _check_move(node: fx.Node) -> None:
+    name, told = _NAMES.get(node.target, node.name), node.kwargs
+    mode = told.get("mode", "nearest")
+    if node.target not in _MOVING or mode not in _MODES:
+        by = f" by {mode}" if "mode" in told else ""
+        raise StructureError(f"{name}{by} is an op {UNCERTAIN}")
+    value = told.get("value") or 0
+    if not (isinstance(value, int | float) and value in range(BYTE + 1)):
+        raise StructureError(f"{name} puts {value} around what it is given, expected a byte")
 
 
 def _check_powers(path: str, op: QLayer | QNorm) -> None:

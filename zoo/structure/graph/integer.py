@@ -241,6 +241,7 @@ class QTable(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Bytes → bytes."""
+        check_bytes(x)
         return self.table[x.to(torch.int64)]
 
 
@@ -310,15 +311,16 @@ class QOutput(nn.Module):
 
 
 def _holding(*activations: Tensor) -> torch.dtype:
-    """Single precision for bytes, double for words.
+    """Single precision for bytes, double for words."""
+    check_words(*activations)
+    return torch.float32 if all(each.dtype == torch.uint8 for each in activations) else torch.float64
 
-    Raises:
-        ValueError: an activation is neither.
-    """
+
+def check_words(*activations: Tensor) -> None:
+    """Raise ValueError, unless activations are of bytes or words."""
     for each in activations:
         if each.dtype not in (torch.uint8, torch.int16, torch.int32):
             raise ValueError(f"what is read is {each.dtype}, expected bytes or words")
-    return torch.float32 if all(each.dtype == torch.uint8 for each in activations) else torch.float64
 
 
 def check_bytes(x: Tensor) -> None:

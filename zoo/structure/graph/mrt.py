@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.structure.graph.integer import BYTE, QConv2d, QLayer, QLinear, Quantized, exact
+from zoo.structure.graph.integer import BYTE, QConv2d, QLayer, QLinear, Quantized, check_words, exact
 from zoo.structure.graph.ops import Op
 from zoo.structure.graph.tokens import MAX_MULTIPLIER
 
@@ -84,6 +84,7 @@ class MRTAdd(Quantized):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Two tensors of bytes, one of which may be repeated, → bytes."""
+        check_words(a, b)
         sides = zip((a, b), self.zeros, self.ratios, strict=True)
         a, b = (half_up(x.to(torch.float64) - zero, *ratio) for x, zero, ratio in sides)
         return self.stored(a + b)
@@ -109,6 +110,7 @@ class MRTMul(Quantized):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Two tensors of bytes, one of which may be repeated, → bytes."""
+        check_words(a, b)
         a, b = (x.to(torch.float64) - zero for x, zero in zip((a, b), self.zeros, strict=True))
         return self.stored(half_up(a * b, *self.ratio))
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from zoo.structure.graph.integer import BYTE, Quantized, check_whole, exact, is_traced, powers
+from zoo.structure.graph.integer import BYTE, Quantized, check_whole, check_words, exact, is_traced, powers
 from zoo.structure.graph.ops import Op
 
 WORD = 2**15 - 1  # the largest magnitude of a word
@@ -68,6 +68,7 @@ class QRescale(Scaled):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape → the same."""
+        check_words(x)
         return self.scaled(x.to(torch.float64) - self.zero)
 
     def bound(self) -> int:
@@ -100,6 +101,7 @@ class QSum(Scaled):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape → without those axes."""
+        check_words(x)
         _few(math.prod(x.shape[dim] for dim in self.dim))
         return self.scaled((x.to(torch.float64) - self.zero).sum(self.dim, keepdim=self.keepdim))
 
@@ -130,6 +132,7 @@ class QMatMul(Scaled):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """[..., N, K] and [..., K, M] → [..., N, M]."""
+        check_words(a)
         if b.dtype != torch.uint8:
             raise ValueError(f"the second factor is {b.dtype}, expected bytes")
         _few(b.shape[-2])
@@ -162,6 +165,7 @@ class QSoftmax(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Bytes or words → bytes or words."""
+        check_words(x)
         _few(x.shape[self.dim])
         x = x.to(torch.int64)
         below = x.amax(self.dim, keepdim=True) - x
@@ -223,6 +227,7 @@ class QNorm(Quantized):
 
     def forward(self, x: Tensor) -> Tensor:
         """Bytes or words → the same shape."""
+        check_words(x)
         most = BYTE if x.dtype == torch.uint8 else WORD + self.zero
         x = x.to(torch.int64) - self.zero
         if self.groups is None:
