@@ -22,7 +22,7 @@ from zoo.pages.front_matter import eval_results
 from zoo.structure.describing import describe
 from zoo.structure.description import attach_
 from zoo.tasks import TASKS, task_of
-from zoo.tasks.task import Leading
+from zoo.tasks.task import Leading, Meaning
 from zoo.training import STEPS, Steps
 from zoo.training.distillation import Distil, distil_step
 from zoo.training.schedule import Schedule
@@ -68,10 +68,7 @@ REGRESSION = replace(
     matched=lambda data, model, spec, labels: data,
     name_=lambda model, data: None,
     check_same=lambda model, other, what: None,
-    rows=rows,
-    figures=figures,
-    divergence=divergence,
-    agreement=agreement,
+    meaning=lambda model, size: Meaning(rows, figures, divergence, agreement),
     leading=Leading("within", "answers within a half", "accuracy", "Within a half"),
 )
 DENSE = Entry(
@@ -245,8 +242,8 @@ def test_a_task_that_is_no_name_is_refused(tmp_path):
 @pytest.mark.parametrize(("method", "budget"), [("prune", 0.7), ("low_rank", 0.7), ("falor", None)])
 def test_a_method_compares_outputs_as_the_task_does(method, budget, monkeypatch):
     name, asked = "image-classification", []
-    noted = replace(TASKS[name], divergence=lambda *pair: asked.append(pair) or TASKS[NAME].divergence(*pair))
-    monkeypatch.setitem(TASKS, name, noted)
+    meaning = Meaning(rows, figures, lambda *pair: asked.append(pair) or divergence(*pair), agreement)
+    monkeypatch.setitem(TASKS, name, replace(TASKS[name], meaning=lambda model, size: meaning))
     zoo.compress(zoo.load("digits_cnn_pruned_25"), method=method, budget=budget, data="digits[:64]", images=64)
 
     assert asked

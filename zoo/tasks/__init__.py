@@ -5,8 +5,8 @@ here serves them all: an image comes from `datasets` through `pixels` into the b
 `evaluation`.
 To add one:
 
-1. write its package or file: rows, figures and the divergence between two models' outputs, pure functions of tensors;
-   transforms and checks where `classification` has none that fit;
+1. write its package or file: rows, figures and the divergence between two models' outputs, pure functions of tensors
+   that make a `Meaning`; transforms and checks where `classification` has none that fit;
 2. write its row of TASKS, by the Hub's pipeline tag;
 3. write its row of `zoo.training.STEPS`: what is minimised, with teachers and without;
 4. say its name as the `task` of an entry of the catalog.

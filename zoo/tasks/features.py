@@ -17,7 +17,7 @@ from zoo.measurement.macs import like_images
 from zoo.structure.description import config_of
 from zoo.tasks.classification.transforms import Views, evaluation_transform, training_transform
 from zoo.tasks.loader import loader
-from zoo.tasks.task import Labels, Leading, Task
+from zoo.tasks.task import Labels, Leading, Meaning, Task
 
 
 def check_same(model: nn.Module, other: nn.Module, what: str) -> None:
@@ -61,6 +61,7 @@ def agreement(outputs: Tensor, target: Tensor) -> Tensor:
     return F.cosine_similarity(outputs.flatten(1).double(), target.flatten(1).double()).clamp(min=0)
 
 
+OUTPUTS = Meaning(rows, figures, divergence, agreement)
 FEATURES = Task(
     evaluation_transform=evaluation_transform,
     training_transform=training_transform,
@@ -69,9 +70,6 @@ FEATURES = Task(
     matched=matched,
     name_=name_,
     check_same=check_same,
-    rows=rows,
-    figures=figures,
-    divergence=divergence,
-    agreement=agreement,
+    meaning=lambda model, size: OUTPUTS,
     leading=Leading("agreement", "cosine similarity", "cosine_similarity", "Cosine similarity"),
 )

@@ -35,6 +35,24 @@ class Leading:
 
 
 @dataclass(frozen=True)
+class Meaning:
+    """What a model's outputs mean, which come as one tensor (`zoo.measurement.divergence.as_one`).
+
+    Args:
+        rows: outputs and targets of a batch → what evaluation keeps of each image, tensors [B, ...] by name; those of
+            more than one dimension are filled up by -1 to the largest of all.
+        figures: rows of all images → figures by key.
+        divergence: of outputs from those of a reference.
+        agreement: of outputs with those of a reference, 0..1 for each image [B].
+    """
+
+    rows: Callable[[Tensor, Tensor], Mapping[str, Tensor]]
+    figures: Callable[[Mapping[str, Tensor]], Mapping[str, float]]
+    divergence: Divergence
+    agreement: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
 class Task:
     """What models are for; another task is another row of `TASKS`, and one of `zoo.training.STEPS`.
 
@@ -49,10 +67,7 @@ class Task:
         name_: let a model that is trained on data, from `matched`, say what the data does of its targets.
         check_same: that the outputs of two models, as student and teacher, mean the same; the last argument says what
             the other one is.
-        rows: outputs and targets of a batch → what evaluation keeps of each image, tensors [B, ...] by name.
-        figures: rows of all images → figures by key.
-        divergence: of outputs from those of a reference.
-        agreement: of outputs with those of a reference, 0..1 for each image [B].
+        meaning: model, and channels, height and width of its images → what its outputs mean.
         leading: the figure that cards lead with.
     """
 
@@ -63,8 +78,5 @@ class Task:
     matched: Callable[["Data", nn.Module, str, Labels | None], "Data"]
     name_: Callable[[nn.Module, "Data"], None]
     check_same: Callable[[nn.Module, nn.Module, str], None]
-    rows: Callable[[Tensor, Tensor], Mapping[str, Tensor]]
-    figures: Callable[[Mapping[str, Tensor]], Mapping[str, float]]
-    divergence: Divergence
-    agreement: Callable[[Tensor, Tensor], Tensor]
+    meaning: Callable[[nn.Module, Sequence[int]], Meaning]
     leading: Leading

@@ -24,7 +24,7 @@ from zoo.declarations import validated
 from zoo.errors import BudgetError, DataError, StructureError
 from zoo.measurement.divergence import as_one
 from zoo.measurement.latency import processor
-from zoo.measurement.macs import Counts, like_images, measure, unchanged, unwrapped
+from zoo.measurement.macs import Counts, input_size, like_images, measure, unchanged, unwrapped
 from zoo.printable import logger, told
 from zoo.structure.base import without_claims
 from zoo.structure.changed import compared
@@ -123,7 +123,7 @@ def compress(
     dense, held = licences.judged(original, dense, description_of(unwrapped(model)) is not None)
     dense_model = original if own else single(original)
     about = _about(dense, dense_model, method, budget, apart, options)
-    far = task_of(dense_model).divergence
+    far = task_of(dense_model).meaning(dense_model, input_size(dense_model)).divergence
     given = Given(dense_model, about, how, (), budget, seed, state, far, schedule=own, machine=machine)
     read: dict[str, Any] = {"skip_damaged": skip_damaged, "labels": labels}
     given = _learning(given, data, images, augment, read) if own else _looking(given, data, images, skip_damaged)

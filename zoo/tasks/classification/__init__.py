@@ -5,8 +5,9 @@ from zoo.tasks.classification.classes import check_same_classes, matched, name_c
 from zoo.tasks.classification.figures import agreement, figures, rows
 from zoo.tasks.classification.transforms import Views, evaluation_transform, training_transform
 from zoo.tasks.loader import loader
-from zoo.tasks.task import Leading, Task
+from zoo.tasks.task import Leading, Meaning, Task
 
+LOGITS = Meaning(rows, figures, divergence, agreement)
 CLASSIFICATION = Task(
     evaluation_transform=evaluation_transform,
     training_transform=training_transform,
@@ -15,9 +16,6 @@ CLASSIFICATION = Task(
     matched=matched,
     name_=name_classes_,
     check_same=check_same_classes,
-    rows=rows,
-    figures=figures,
-    divergence=divergence,
-    agreement=agreement,
+    meaning=lambda model, size: LOGITS,
     leading=Leading("top1", "top-1", "accuracy", "Top-1"),
 )
