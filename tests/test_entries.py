@@ -26,7 +26,7 @@ from zoo.errors import RepositoryError, UnknownName
 from zoo.files import sha256
 from zoo.measurement.conventions import COUNTINGS
 from zoo.measurement.macs import measure
-from zoo.models import ARCHITECTURES
+from zoo.models.architectures import ARCHITECTURES
 from zoo.structure.base import skeleton
 from zoo.training.distillation import Distil
 from zoo.training.schedule import Schedule

@@ -15,7 +15,7 @@ from zoo.catalog.entry import LIBRARIES
 from zoo.compression.channels.analysis import analyse, exported
 from zoo.compression.channels.planning import planned
 from zoo.errors import RepositoryError, StructureError, UnknownName, WeightsError
-from zoo.models import ARCHITECTURES
+from zoo.models.architectures import ARCHITECTURES
 from zoo.structure.base import skeleton
 from zoo.structure.sources import SOURCES
 from zoo.structure.tensors import assign_, tensors_of
@@ -140,7 +140,7 @@ def test_images_are_normalised_by_imagenets_mean_and_std():
 @pytest.mark.parametrize(
     ("base", "kind", "message"),
     [
-        ("zoo/cifar_resnet21", UnknownName, r"no architecture 'cifar_resnet21'; .* list them with zoo\.models\.ARCH"),
+        ("zoo/cifar_resnet21", UnknownName, r"no architecture 'cifar_resnet21'; .* list them with zoo\.models\.arch"),
         ("zoo/cifar_resnet20.c10", UnknownName, "has no weights 'c10' of it; known are none"),
         (zoo.Base("zoo/cifar_resnet20", {"shortcut": "C"}), StructureError, "shortcut is 'C', expected A or B$"),
         (zoo.Base("zoo/cifar_resnet20", {"depth": 56}), StructureError, "can't be built with {'depth': 56}"),

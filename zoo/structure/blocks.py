@@ -50,6 +50,7 @@ BLOCKS: dict[str, Follows] = {
         "in_channels": (("conv_exp.conv.weight", 1), ("conv_dw.conv.weight", 0)),
         "out_channels": (("conv_pwl.conv.weight", 0),),
     },
+    "zoo.models.yolov8.C2f": {"width": (("m.0.cv1.conv.weight", 1), ("m.0.cv1.conv.0.weight", 1))},
 }
 """Attributes that a block's forward reads, by class."""
 

@@ -50,7 +50,7 @@ def timm() -> Any:
 
 
 def _architectures() -> Mapping[str, Callable[..., nn.Module]]:
-    from zoo.models import ARCHITECTURES  # in timm's manners, and with some of its functions
+    from zoo.models.architectures import ARCHITECTURES  # in timm's manners, and with some of its functions
 
     return ARCHITECTURES
 
@@ -96,7 +96,7 @@ SOURCES: dict[str, Source] = {
         package="compressed-zoo",
         version=__version__,
         library=_architectures,
-        listing="zoo.models.ARCHITECTURES",
+        listing="zoo.models.architectures.ARCHITECTURES",
         has=lambda architecture: architecture in _architectures(),
         tags=lambda architecture: (),
         create=lambda architecture, tag, **args: _architectures()[architecture](**args),
