@@ -1,6 +1,8 @@
 """Integer models as ONNX: torch is the oracle of every byte, whatever the batch, the threads and the optimiser."""
 
+import copy
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -16,10 +18,11 @@ from PIL import Image
 import zoo
 from zoo import catalog
 from zoo.errors import MissingExtra, StructureError
+from zoo.onnx import backend
 from zoo.onnx.integer import integer_program
 from zoo.onnx.lookup import _line
 from zoo.onnx.runtime import session
-from zoo.structure.graph.certificate import outputs_sha256
+from zoo.structure.graph.certificate import fixed_pixels, outputs_sha256
 from zoo.structure.graph.graph import Graph, Node, graph_module
 from zoo.structure.graph.integer import QInput, QLayer
 from zoo.structure.tensors import assign_, tensors_of
@@ -248,13 +251,37 @@ def test_what_onnxruntime_computes_is_loaded_in_one_word_and_is_a_model_as_any_o
     assert outputs_sha256(model) == outputs_sha256(digits)
 
 
-def test_other_bytes_are_refused_with_the_processor_and_the_version(tmp_path):
+def _altered(model, graph):
+    """A program of twice the last ten numbers of a model."""
+    program = integer_program(model, graph)
+    last = next(each for each in reversed(program.graph.initializer) if list(each.dims) == [10])
+    last.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(last) * 2, last.name))
+    return program
+
+
+def test_other_bytes_are_refused_with_the_processor_and_the_version(monkeypatch):
+    monkeypatch.setattr(backend, "integer_program", _altered)
+    with pytest.raises(StructureError, match=r"onnxruntime 1\.\S+ gives other bytes than the model on .*, 1 threads"):
+        zoo.load("digits_cnn_int8", backend="onnxruntime")
+
+
+def test_a_file_that_is_wrong_about_its_bytes_isnt_blamed_on_the_processor(tmp_path):
     folder = shutil.copytree(catalog.EMBEDDED / "digits_cnn_int8", tmp_path / "other")
     config = json.loads((folder / "config.json").read_text())
     config["zoo"]["outputs_sha256"] = "0" * 64
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(StructureError, match=r"onnxruntime 1\.\S+ gives other bytes than the model on .*, 1 threads"):
+    with pytest.raises(StructureError, match=r"config.json says outputs_sha256 0{12}, torch gives \w{12}: that"):
         zoo.load(folder, backend="onnxruntime")
+
+
+def test_a_copy_has_a_session_of_its_own_and_a_pickle_is_refused_in_one_line():
+    model = zoo.load("digits_cnn_int8", backend="onnxruntime")
+    copied, pixels = copy.deepcopy(model), fixed_pixels(model)
+    assert copied.run.__self__ is not model.run.__self__
+    assert copied.zoo_entry == model.zoo_entry
+    assert torch.equal(copied(pixels), model(pixels))
+    with pytest.raises(StructureError, match=r"can't be pickled: zoo\.save it, then zoo\.load the folder again"):
+        pickle.dumps(model)
 
 
 @pytest.mark.parametrize(
@@ -313,13 +340,7 @@ def test_a_file_takes_bytes_says_so_and_gives_the_models_own(digits, tmp_path):
 
 
 def test_a_program_that_gives_other_bytes_is_not_written(tmp_path, monkeypatch):
-    def altered(model, graph):
-        program = integer_program(model, graph)
-        last = next(each for each in reversed(program.graph.initializer) if list(each.dims) == [10])
-        last.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(last) * 2, last.name))
-        return program
-
-    monkeypatch.setattr(exporting, "integer_program", altered)
+    monkeypatch.setattr(exporting, "integer_program", _altered)
     with pytest.raises(StructureError, match="onnxruntime gives other bytes than the model, for 1 images: it isn't"):
         zoo.export("digits_cnn_int8", onnx=tmp_path / "digits.onnx")
     assert [*tmp_path.iterdir()] == []

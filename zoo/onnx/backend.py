@@ -1,5 +1,6 @@
 """Backend: an integer model that onnxruntime computes, byte for byte as torch does, or not at all."""
 
+import copy
 from typing import Any
 
 import torch
@@ -29,6 +30,12 @@ class Backend(nn.Module):
         super().__init__()
         self.run, self.model, self.keys, self.several = run, model, keys, several
         self.pixels = next(each for each in model.modules() if isinstance(each, QInput)).pixels
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        return accelerated(copy.deepcopy(self.model, memo))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise StructureError("what onnxruntime computes can't be pickled: zoo.save it, then zoo.load the folder again")
 
     def forward(self, images: Tensor) -> Any:
         """Images [B, C, H, W], bytes or normalised → outputs.
@@ -61,7 +68,7 @@ def accelerated(model: nn.Module, expected: str | None = None) -> nn.Module:
     Raises:
         MissingExtra: onnx or onnxruntime isn't installed.
         StructureError: the model is one of floats, has a node that ONNX has no form for, or this processor's
-            onnxruntime gives other bytes.
+            onnxruntime gives other bytes, or torch itself gives others than expected.
     """
     for package in ("onnx", "onnxruntime"):
         require(package, "fast")
@@ -78,7 +85,16 @@ def accelerated(model: nn.Module, expected: str | None = None) -> nn.Module:
     configure_(made, config_of(model))
     attach_(made, description)
     made.num_classes = vars(model).get("num_classes", 0)
-    if outputs_sha256(made) != (expected or outputs_sha256(model)):
+    own = outputs_sha256(made)
+    if own == expected:
+        return made
+    reference = outputs_sha256(model)
+    if expected is not None and reference != expected:
+        raise StructureError(
+            f"{description.name}: its config.json says outputs_sha256 {expected[:12]}, torch gives {reference[:12]}: "
+            f"that file is wrong, whatever computes the model; zoo verify shows it"
+        )
+    if own != reference:
         version = require("onnxruntime", "fast").__version__
         raise StructureError(
             f"{description.name}: onnxruntime {version} gives other bytes than the model on {processor()}: load it "
