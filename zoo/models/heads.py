@@ -38,17 +38,29 @@ def yolov8(heads: Sequence[Tensor], settings: YoloV8) -> tuple[Tensor, Tensor]:
 
     Source: Li et al., Generalized Focal Loss, equation 5, https://arxiv.org/abs/2006.04388
     """
-    boxes, scores = [], []
-    bins = torch.arange(settings.reg_max, device=heads[0].device, dtype=torch.float32)
-    for head, stride in zip(heads, settings.strides, strict=True):
-        points = head.float().flatten(2).mT  # [B, HW, 4R + C]
-        distances, classes = points.split((4 * settings.reg_max, points.shape[2] - 4 * settings.reg_max), 2)
-        distances = distances.unflatten(2, (4, settings.reg_max)).softmax(3) @ bins
-        left_top, right_bottom = distances.chunk(2, 2)
-        centres = _cells(head) + 0.5
-        boxes.append(torch.cat([centres - left_top, centres + right_bottom], 2) * stride)
-        scores.append(classes.sigmoid())
-    return torch.cat(boxes, 1), torch.cat(scores, 1)
+    distances, classes = distributions(heads, settings)
+    return boxes_at(distances, *cells(heads, settings)), classes.sigmoid()
+
+
+def distributions(heads: Sequence[Tensor], settings: YoloV8) -> tuple[Tensor, Tensor]:
+    """Logits of the distances [B, A, 4, R], left, top, right, bottom, and of the classes [B, A, C]."""
+    points = torch.cat([head.float().flatten(2).mT for head in heads], 1)
+    distances, classes = points.tensor_split([4 * settings.reg_max], 2)
+    return distances.unflatten(2, (4, settings.reg_max)), classes
+
+
+def cells(heads: Sequence[Tensor], settings: YoloV8) -> tuple[Tensor, Tensor]:
+    """The middle of each cell [A, 2], x and y in strides, and the strides [A, 1], in pixels."""
+    middles = [_cells(head) + 0.5 for head in heads]
+    strides = [torch.full_like(each[:, :1], stride) for each, stride in zip(middles, settings.strides, strict=True)]
+    return torch.cat(middles), torch.cat(strides)
+
+
+def boxes_at(distances: Tensor, centres: Tensor, strides: Tensor) -> Tensor:
+    """Boxes [B, A, 4] of the logits of distances from centres; both are in strides, boxes in pixels."""
+    bins = torch.arange(distances.shape[3], device=distances.device, dtype=distances.dtype)
+    left_top, right_bottom = (distances.softmax(3) @ bins).chunk(2, 2)
+    return torch.cat([centres - left_top, centres + right_bottom], 2) * strides
 
 
 def ssd(heads: Sequence[Tensor], settings: Ssd) -> tuple[Tensor, Tensor]:
@@ -67,16 +79,10 @@ def ssd(heads: Sequence[Tensor], settings: Ssd) -> tuple[Tensor, Tensor]:
 
     Source: Liu et al., SSD: Single Shot MultiBox Detector, equation 2, https://arxiv.org/abs/1512.02325
     """
-    variances = torch.tensor(settings.variances, device=heads[0].device)
-    boxes, scores = [], []
-    for head, step, anchors in zip(heads, settings.steps, ssd_anchors(settings), strict=True):
-        sides = torch.tensor(anchors, device=head.device)
-        points = _by_anchor(head, len(anchors))
-        differences = points[..., :4] * variances
-        centres = (_cells(head)[:, None] + 0.5) * step + differences[..., :2] * sides
-        boxes.append(_around(centres, sides, differences[..., 2:]))
-        scores.append(points[..., 4:].softmax(3)[..., 1:].flatten(1, 2))
-    return torch.cat(boxes, 1), torch.cat(scores, 1)
+    values, corners, steps, sides = anchored(heads, settings.steps, ssd_anchors(settings))
+    differences = values[..., :4] * values.new_tensor(settings.variances)
+    centres = (corners + 0.5) * steps + differences[..., :2] * sides
+    return _around(centres, sides, differences[..., 2:]), values[..., 4:].softmax(2)[..., 1:]
 
 
 def yolo3(heads: Sequence[Tensor], settings: YoloV3) -> tuple[Tensor, Tensor]:
@@ -93,14 +99,10 @@ def yolo3(heads: Sequence[Tensor], settings: YoloV3) -> tuple[Tensor, Tensor]:
 
     Source: Redmon, Farhadi, YOLOv3: An Incremental Improvement, section 2.1, https://arxiv.org/abs/1804.02767
     """
-    boxes, scores = [], []
-    for head, stride, anchors in zip(heads, settings.strides, settings.anchors, strict=True):
-        sides = torch.tensor(anchors, device=head.device, dtype=torch.float32)
-        points = _by_anchor(head, len(anchors))
-        centres = (_cells(head)[:, None] + points[..., :2].sigmoid()) * stride
-        boxes.append(_around(centres, sides, points[..., 2:4]))
-        scores.append((points[..., 4:5].sigmoid() * points[..., 5:].sigmoid()).flatten(1, 2))
-    return torch.cat(boxes, 1), torch.cat(scores, 1)
+    values, corners, strides, sides = anchored(heads, settings.strides, settings.anchors)
+    centres = (corners + values[..., :2].sigmoid()) * strides
+    scores = values[..., 4:5].sigmoid() * values[..., 5:].sigmoid()
+    return _around(centres, sides, values[..., 2:4]), scores
 
 
 def ssd_anchors(settings: Ssd) -> list[list[tuple[float, float]]]:
@@ -118,16 +120,32 @@ def _cells(head: Tensor) -> Tensor:
     return torch.cartesian_prod(rows, columns).flip(1)
 
 
-def _by_anchor(head: Tensor, anchors: int) -> Tensor:
-    """[B, a·n, H, W] → [B, HW, a, n]."""
-    batch, channels, height, width = head.shape
-    return head.float().reshape(batch, anchors, channels // anchors, height * width).permute(0, 3, 1, 2)
+def anchored(
+    heads: Sequence[Tensor], strides: Sequence[int], anchors: Sequence[Sequence[tuple[float, float]]]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What heads say of each anchor, and where it lies.
+
+    Args:
+        heads: [B, a·n, H, W] of each stride.
+        strides: in pixels.
+        anchors: width and height in pixels of the a anchors of each head.
+
+    Returns:
+        Values [B, A, n]; column and row of the cell [A, 2]; its stride [A, 1]; width and height of the anchor [A, 2].
+    """
+    values, corners, steps, sides = [], [], [], []
+    for head, stride, some in zip(heads, strides, anchors, strict=True):
+        values.append(head.float().flatten(2).mT.unflatten(2, (len(some), -1)).flatten(1, 2))
+        corners.append(_cells(head).repeat_interleave(len(some), 0))
+        steps.append(torch.full_like(corners[-1][:, :1], stride))
+        sides.append(torch.tensor(some, device=head.device, dtype=torch.float32).repeat(head.shape[2:].numel(), 1))
+    return torch.cat(values, 1), torch.cat(corners), torch.cat(steps), torch.cat(sides)
 
 
 def _around(centres: Tensor, sides: Tensor, exponents: Tensor) -> Tensor:
-    """Centres [B, HW, a, 2] and sides that are multiplied by e to the exponents → boxes [B, HW·a, 4]."""
+    """Centres [B, A, 2] and sides [A, 2] that are multiplied by e to the exponents [B, A, 2] → boxes [B, A, 4]."""
     half = sides * exponents.clamp(max=MAX_EXPONENT).exp() / 2
-    return torch.cat([centres - half, centres + half], 3).flatten(1, 2)
+    return torch.cat([centres - half, centres + half], 2)
 
 
 @dataclass(frozen=True)
