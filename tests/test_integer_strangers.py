@@ -10,6 +10,7 @@ from msgspec import structs
 import zoo
 from zoo import catalog
 from zoo.catalog.entry import Base
+from zoo.cli import main
 from zoo.errors import StructureError
 from zoo.onnx.integer import integer_program
 from zoo.pages.card import INTEGER_LAYERS
@@ -239,6 +240,23 @@ def test_integers_are_refused_as_a_base_before_anything_is_evaluated(tmp_path):
     with pytest.raises(StructureError, match="digits_cnn_int8 computes in integers, and can't be compressed"):
         make(again, tmp_path / "again", say=said.append)
     assert said == ["1 load the base digits_cnn_int8"]
+
+
+ASKED = {
+    "coverage digits_cnn_int8": "computes in integers, which nothing draws at random or prunes: take digits_cnn",
+    f"coverage {catalog.EMBEDDED / 'digits_cnn_int8'}": "computes in integers, and can't be pruned: do so",
+    "convert digits_cnn_int8 --graph": "digits_cnn_int8 is a graph already, expected a plan over a base",
+    "convert digits_cnn_int8": "expected --graph, the one other form; a checkpoint becomes a repository by zoo import",
+    "import digits_cnn_int8 --out made": "digits_cnn_int8 has no origin to be converted from",
+}
+
+
+@pytest.mark.parametrize("command", ASKED)
+def test_what_cant_be_done_with_integers_says_so_in_one_line(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(command.split())
+    assert ended.value.code
+    assert ASKED[command] in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("onednn", [True, False])

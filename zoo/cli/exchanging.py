@@ -38,7 +38,7 @@ def import_model(
 
 @click.command("convert", epilog="\b\nzoo convert ./build/mine --graph\nzoo convert me/mine --graph --out build/mine\n")
 @click.argument("model")
-@click.option("--graph", is_flag=True, required=True, help="Its structure as a graph, which needs no timm.")
+@click.option("--graph", is_flag=True, help="Its structure as a graph, which needs no timm.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the new repository.  [default: MODEL itself]")
 def convert_model(model: str, graph: bool, out: Path | None) -> None:
     """Write MODEL's structure in another form beside its plan.
@@ -47,6 +47,8 @@ def convert_model(model: str, graph: bool, out: Path | None) -> None:
     zoo.load(..., structure="graph") then builds the model without the library that its base comes from, today or when
     that builds something else, with the same outputs: they are compared before anything is written.
     """
+    if not graph:
+        raise click.UsageError("expected --graph, the one other form; a checkpoint becomes a repository by zoo import")
     from zoo.verbs.viewing import add_graph
 
     say(str(add_graph(model, out)))

@@ -27,6 +27,7 @@ from zoo.measurement.macs import measure
 from zoo.structure.base import initialised
 from zoo.structure.describing import describe, described
 from zoo.structure.description import Description, config_of
+from zoo.structure.graph.certificate import check_floats
 from zoo.structure.plan import apply_
 from zoo.verbs.loading import create, load
 
@@ -98,11 +99,13 @@ def coverage(model: str | nn.Module, share: float = 0.5, example: Sequence[int] 
 
     Raises:
         UnknownName, RepositoryError: no such model.
+        StructureError: it computes in integers.
     """
     if isinstance(model, str):
         name, made = model, load(model) if Path(model).is_dir() else create(model)
     else:
         name, made = type(model).__name__, model
+    check_floats(made, "pruned")
     started = time.perf_counter()
     try:
         found, _ = described(made, example=example)

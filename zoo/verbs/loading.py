@@ -140,6 +140,12 @@ def create(name: str | os.PathLike[str] | Base, *, seed: int = 0) -> nn.Module:
         UnknownName, RepositoryError, StructureError: as for `load`.
     """
     description, config = description_named(name)
+    if description.graph is not None and any(node.op == "qoutput" for node in description.graph.nodes):
+        made_of = description.recipe.get("base", "its base")
+        raise StructureError(
+            f"{description.name} computes in integers, which nothing draws at random or prunes: take {made_of}, "
+            f"or zoo.load it"
+        )
     if description.base is None or description.graph is not None:
         raise StructureError(f"create: {description.name} is a graph, which has no initialiser: load it instead")
     model = initialised(description.base, seed)

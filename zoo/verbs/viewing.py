@@ -38,14 +38,14 @@ def add_graph(source: str | os.PathLike[str], folder: str | os.PathLike[str] | N
         UnknownName, HubError, StorageError: as for `load` and `save`.
     """
     place = folder_of(source)
+    written = read_json(place / repository.CONFIG)
+    if "zoo" not in written or "graph" in written["zoo"]:
+        what = "is a graph already" if "zoo" in written else "isn't written by zoo"
+        raise RepositoryError(f"{source} {what}, expected a plan over a base")
     if folder is None and place != Path(source):
         raise RepositoryError(
             f"{source} isn't a folder of yours: say where the one with its graph shall lie, --out FOLDER"
         )
-    written = read_json(place / repository.CONFIG)
-    if "zoo" not in written or "graph" in written["zoo"]:
-        what = "is a graph already" if "zoo" in written else "isn't written by zoo"
-        raise RepositoryError(f"{place} {what}, expected a plan over a base")
     model = repository.rebuild(place)
     made, graph = capture(model, _images(model, 1))
     stored = weights.load_weights(place / repository.WEIGHTS, structure=model)
