@@ -216,7 +216,7 @@ def test_a_mistake_in_a_users_catalog_is_one_line(run, tmp_path, monkeypatch):
         ({"--budget": "1e-5"}, "budget of 1e-05 of the macs can't be met: what can be cut leaves at least 0."),
         ({"--set": "rounding=4"}, "prune has no option 'rounding', known are criterion, round_to, floor, ridge"),
         ({"--set": "criterion=random"}, "no criterion 'random', known are obs, activation, taylor, l1, l2"),
-        ({"--data": "digit"}, "no data set 'digit'; possible are: digits, digit_pairs, a folder, a Hub id"),
+        ({"--data": "digit"}, "no data set 'digit'; possible are: digits, digit_pairs, digit_scenes, a folder"),
         ({"--data": "./nowhere/at/all"}, "./nowhere/at/all: no such folder"),
         ({"BASE": "digits_cn"}, "no model 'digits_cn' in the catalog; did you mean"),
         ({"BASE": "timm/resnet19"}, "has no architecture 'resnet19'"),

@@ -161,7 +161,11 @@ def test_a_hub_data_set_is_streamed_with_columns_renamed_and_validation_preferre
 @pytest.mark.parametrize(
     ("spec", "error", "message"),
     [
-        ("digit", UnknownName, r"^no data set 'digit'; possible are: digits, digit_pairs, a folder, a Hub id"),
+        (
+            "digit",
+            UnknownName,
+            r"^no data set 'digit'; possible are: digits, digit_pairs, digit_scenes, a folder, a Hub id",
+        ),
         (
             "/no/such/folder",
             DataError,

@@ -10,7 +10,7 @@ from typing import Any
 
 from zoo.errors import DataError, UnknownName, first_line
 
-NAMED = ("digits", "digit_pairs", "noise")
+NAMED = ("digits", "digit_pairs", "digit_scenes", "noise")
 HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 LIMITED = re.compile(r"(.+)\[:(\d{1,9})\]", re.ASCII)
 EXPECTED = "expected images in its train/CLASS and validation/CLASS, of two classes at least"
@@ -69,4 +69,5 @@ def folder_named(spec: str) -> Path | None:
     if "/" in spec or os.sep in spec or (spec and folder.exists()):
         what = "a file, neither a folder nor parquet" if folder.exists() else "no such folder"
         raise DataError(f"{spec}: {what}; {EXPECTED}")
-    raise UnknownName(f"no data set {spec!r}; possible are: digits, digit_pairs, a folder, a Hub id such as org/name")
+    known = "digits, digit_pairs, digit_scenes, a folder, a Hub id such as org/name"
+    raise UnknownName(f"no data set {spec!r}; possible are: {known}")

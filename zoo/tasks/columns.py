@@ -50,9 +50,22 @@ def columns_of(spec: str, data: "Data") -> tuple[str, str]:
     return image, label
 
 
+def label_features(kind: Any) -> dict[str, Any]:
+    """The type of a label of boxes, as `zoo.tasks.detection.targets` describes it; `kind` is that of a class."""
+    datasets = require("datasets", "eval")
+    number, flag = datasets.Value("float32"), datasets.Value("bool")
+    items = {"boxes": datasets.List(number, 4), "labels": kind, "crowd": flag, "difficult": flag, "area": number}
+    return {key: datasets.List(item) for key, item in items.items()}
+
+
+def has_boxes(data: "Data") -> bool:
+    """Whether the labels are boxes."""
+    return isinstance((data.features or {}).get("label"), Mapping)
+
+
 def labels_of(data: "Dataset") -> NDArray[Any] | None:
-    """The labels of map-style data [N], read without its images; None where they are known only by reading it."""
-    if "label" not in data.column_names or data.data.column("label").null_count:
+    """The labels of map-style data [N], read without its images; None of boxes, or where only reading tells."""
+    if "label" not in data.column_names or has_boxes(data) or data.data.column("label").null_count:
         return None
     data = data if data.format["type"] == "custom" else data.with_format("numpy")  # a transform may renumber them
     labels: NDArray[Any] = np.asarray(data.select_columns("label")[:]["label"])
@@ -103,7 +116,7 @@ def of_stream(
     if stream.features is None:
         return stream.map(kept, remove_columns=[name for name in (image, label) if name not in ("image", "label")])
     kind = stream.features[label]
-    if kind.dtype in TEXT:
+    if getattr(kind, "dtype", "") in TEXT:
         if (all_of_them := labels()) is None:
             raise DataError(f"{spec}: its labels are text, and can't be read without its images: make them numbers")
         numbers = _numbers(all_of_them)

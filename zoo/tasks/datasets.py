@@ -16,6 +16,7 @@ from zoo.tasks import columns, draws, objects
 from zoo.tasks.digits import digit_pairs, digits
 from zoo.tasks.folders import SPLITS, folder_of_data, split_of
 from zoo.tasks.inside import check_card
+from zoo.tasks.scenes import digit_scenes
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDatasetDict
@@ -23,26 +24,27 @@ if TYPE_CHECKING:
     from zoo.tasks.columns import Data
 
 NOISE_IMAGES, NOISE_CLASSES = 64, 1000
+RENDERED = {"digit_pairs": digit_pairs, "digit_scenes": digit_scenes}
 
 
 def dataset(spec: Any, split: str, *, limit: int | None = None, seed: int = 0, skip_damaged: bool = False) -> "Data":
-    """Open a data set of images and their classes.
+    """Open a data set of images and their classes, or boxes.
 
     Args:
-        spec: `digits`, `digit_pairs`, `noise` (random pixels in 1,000 classes, to try a pipeline with), a folder (one
-            sub-folder per class within `train` and `validation`, images with metadata, or parquet files or tars in Hub
-            layout), or the id of a data set on the Hub (`ILSVRC/imagenet-1k`), which is streamed. `SPEC[:N]` is the
-            same with the limit N. Or an object, as `zoo.tasks.objects.opened` takes it.
+        spec: `digits`, `digit_pairs`, `digit_scenes` (with boxes), `noise` (random pixels in 1,000 classes, to try a
+            pipeline with), a folder (one sub-folder per class within `train` and `validation`, images with metadata, or
+            parquet files or tars in Hub layout), or the id of a data set on the Hub (`ILSVRC/imagenet-1k`), which is
+            streamed. `SPEC[:N]` is the same with the limit N. Or an object, as `zoo.tasks.objects.opened` takes it.
         split: `train` or `test`; of a folder or Hub data set, `test` is its validation split where there is one. An
             object without splits is taken whole.
         limit: draw at most so many images from all of it, each class in its share; a draw from a stream is held in
-            memory. `digit_pairs` has exactly so many.
+            memory. `digit_pairs` and `digit_scenes` have exactly so many.
         seed: of the draw.
         skip_damaged: leave out images that can't be decoded, and list them; of a stream, as it is read.
 
     Returns:
         A data set (an iterable one if streamed) with the columns `image`, as `zoo.tasks.pixels.decode` takes it, and
-        `label` (int).
+        `label`: a class's number, or boxes as `zoo.tasks.detection.targets` describes them.
 
     Raises:
         UnknownName: the word names no data set.
@@ -52,8 +54,8 @@ def dataset(spec: Any, split: str, *, limit: int | None = None, seed: int = 0, s
         raise DataError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
     spec, most = limited(spec)
     limit = min((each for each in (most, limit) if each is not None), default=None)
-    if spec == "digit_pairs":
-        return digit_pairs(split, limit)
+    if isinstance(spec, str) and spec in RENDERED:
+        return RENDERED[spec](split, limit)
     name = data_name(spec)
     opened = _opened(spec, split)
     if columns.is_stream(opened):

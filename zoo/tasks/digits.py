@@ -31,7 +31,7 @@ def digits(split: str) -> "Dataset":
         A data set of `image` (PIL, mode L, 8 x 8 px, 0..255) and `label` (0..9).
     """
     datasets = require("datasets", "eval")
-    pixels, labels = _half(split)
+    pixels, labels = half(split)
     return datasets.Dataset.from_dict(
         {"image": [Image.fromarray(image) for image in pixels], "label": labels},
         features=datasets.Features(
@@ -54,7 +54,7 @@ def digit_pairs(split: str, size: int | None = None) -> "Dataset":
     """
     datasets = require("datasets", "eval")
     numbers = np.arange(SIZES[split] if size is None else size)
-    pixels, labels = _half(split)
+    pixels, labels = half(split)
     glyphs = [[Image.fromarray(image) for image in pixels[labels == digit]] for digit in range(10)]
     pairs = datasets.Dataset.from_dict(
         {"image": numbers, "label": numbers % 100},
@@ -69,7 +69,8 @@ def digit_pairs(split: str, size: int | None = None) -> "Dataset":
     return pairs.with_transform(transform, columns=["image"], output_all_columns=True)
 
 
-def _half(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def half(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The digits of a split: pixels [N, 8, 8] of 0..255, and labels [N]."""
     sklearn_datasets = require("sklearn.datasets", "eval")
     model_selection = require("sklearn.model_selection", "eval")
     images, labels = sklearn_datasets.load_digits(return_X_y=True)

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,8 +28,17 @@ if TYPE_CHECKING:
     from zoo.tasks.columns import Data
 
 Transform = Callable[[Pixels], Any]
+Pair = Callable[[Any, Any, Any], tuple[Any, Any]]
+Taken = Callable[[Any, Any], tuple[Any, Any]]  # a pair of a transform
 SINGLE_PROCESS = 10_000  # images that one process loads before workers would have started
 PREFETCH = 4  # batches per worker
+
+
+def labelled(transform: Transform, image: Any, label: Any) -> tuple[Any, Any]:
+    """What a transform makes of an image, with the image's label."""
+    if isinstance(image, Tensor) and not isinstance(transform, Identified):  # of a torch data set that preprocesses
+        return image, label
+    return transform(image), label
 
 
 def loader(
@@ -40,7 +50,9 @@ def loader(
     epoch: int | None = None,
     workers: int = 0,
     limit_batches: int | None = None,
-) -> DataLoader[tuple[Tensor, int]]:
+    pair: Pair = labelled,
+    collate: Callable[[list[Any]], Any] | None = None,
+) -> DataLoader[tuple[Tensor, Any]]:
     """Batches of images [B, C, H, W] (float32) and labels [B] (int64), the same on every process and machine.
 
     With an epoch, images come in an order drawn from (seed, epoch), each augmented by (seed, epoch, its index), and a
@@ -56,25 +68,29 @@ def loader(
         epoch: the number of the training epoch; None for evaluation.
         workers: processes that load; 0 loads in this one.
         limit_batches: stop after so many batches.
+        pair: a picklable function from the transform, an image and its label to a sample, where the transform changes
+            what the label means.
+        collate: a picklable function from samples to a batch; None is torch's.
 
     Raises:
         DataError: there are fewer images than one training batch needs.
     """
     limit = None if limit_batches is None else limit_batches * batch_size
-    samples: Dataset[tuple[Tensor, int]]
+    taken = partial(pair, transform)
+    samples: Dataset[tuple[Tensor, Any]]
     if epoch is not None and hasattr(data, "__len__") and len(data) < batch_size:
         raise DataError(f"expected at least one batch of {batch_size} images, found {len(data)}; lower batch_size")
-    if isinstance(data, Stream) and epoch is not None:
-        samples = _Rows(Epoch(data, batch_size, seed, epoch), transform, limit)
-    elif isinstance(data, Stream):
-        return loader(data.data, transform, batch_size, workers=workers, limit_batches=limit_batches)
+    if isinstance(data, Stream) and epoch is None:
+        data = data.data
+    if isinstance(data, Stream):
+        samples = _Rows(Epoch(data, batch_size, seed, epoch or 0), taken, limit)
     elif isinstance(data, require("datasets", "eval").IterableDataset):
         if epoch is not None:
             raise DataError("a stream to train on needs the number of its images: zoo.tasks.lengths.counted finds it")
-        samples = _Stream(data if limit is None else data.take(limit), transform)
+        samples = _Stream(data if limit is None else data.take(limit), taken)
     else:
         order = np.arange(len(data)) if epoch is None else np.random.default_rng([seed, epoch]).permutation(len(data))
-        samples = _Samples(data, order[:limit], transform, seed, epoch)
+        samples = _Samples(data, order[:limit], taken, seed, epoch)
     return DataLoader(
         samples,
         batch_size,
@@ -82,6 +98,7 @@ def loader(
         prefetch_factor=PREFETCH if workers else None,
         pin_memory=torch.accelerator.is_available(),
         drop_last=epoch is not None,
+        collate_fn=collate,
         worker_init_fn=_deaf_to_ctrl_c,
         generator=torch.Generator(),  # without one of its own it draws from the caller's
     )
@@ -103,74 +120,72 @@ def workers_for(data: "Data | Stream") -> int:
 # The order lies in the data, not in a sampler: accelerate then shards and skips batches of it as of any other data,
 # and counts the images of a shortened one right. Neither class may have a `set_epoch`, which accelerate would call.
 @dataclass(frozen=True)
-class _Samples(Dataset[tuple[Tensor, int]]):
+class _Samples(Dataset[tuple[Tensor, Any]]):
     data: Any
     order: "np.ndarray[Any, np.dtype[np.int64]]"
-    transform: Transform
+    taken: Taken
     seed: int
     epoch: int | None
 
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitems__(self, positions: list[int]) -> list[tuple[Tensor, int]]:
+    def __getitems__(self, positions: list[int]) -> list[tuple[Tensor, Any]]:
         indices = self.order[positions].tolist()
         rows = self.data[indices]
         with generators_kept():
             return [
-                (_apply(self.transform, placed(image, index), self.seed, self.epoch, index), label)
+                _sample(self.taken, placed(image, index), label, self.seed, self.epoch, index)
                 for index, image, label in zip(indices, rows["image"], rows["label"], strict=True)
             ]
 
-    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+    def __getitem__(self, position: int) -> tuple[Tensor, Any]:
         return self.__getitems__([position])[0]
 
 
 @dataclass(frozen=True)
-class _Rows(Dataset[tuple[Tensor, int]]):
+class _Rows(Dataset[tuple[Tensor, Any]]):
     rows: Epoch
-    transform: Transform
+    taken: Taken
     limit: int | None
 
     def __len__(self) -> int:
         return len(self.rows) if self.limit is None else min(self.limit, len(self.rows))
 
-    def __getitems__(self, positions: list[int]) -> list[tuple[Tensor, int]]:
+    def __getitems__(self, positions: list[int]) -> list[tuple[Tensor, Any]]:
         with generators_kept():
             return [self._sample(*self.rows.row(position)) for position in positions]
 
-    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+    def __getitem__(self, position: int) -> tuple[Tensor, Any]:
         return self.__getitems__([position])[0]
 
-    def _sample(self, number: int, row: Mapping[str, Any]) -> tuple[Tensor, int]:
-        image = placed(row["image"], number)
-        return _apply(self.transform, image, self.rows.seed, self.rows.number, number), row["label"]
+    def _sample(self, number: int, row: Mapping[str, Any]) -> tuple[Tensor, Any]:
+        image, label = placed(row["image"], number), row["label"]
+        return _sample(self.taken, image, label, self.rows.seed, self.rows.number, number)
 
 
 @dataclass(frozen=True)
-class _Stream(IterableDataset[tuple[Tensor, int]]):
+class _Stream(IterableDataset[tuple[Tensor, Any]]):
     data: Any
-    transform: Transform
+    taken: Taken
 
-    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
         worker = get_worker_info()
         for index, row in enumerate(self.data):
             which = f"{worker.id}/{index}" if worker else index  # each worker counts its own shards
             with generators_kept():
-                image = _apply(self.transform, placed(row["image"], which), 0, None, which)
-            yield image, row["label"]
+                sample = _sample(self.taken, placed(row["image"], which), row["label"], 0, None, which)
+            yield sample
 
 
-def _apply(transform: Transform, image: Any, seed: int, epoch: int | None, index: int | str) -> Any:
-    if isinstance(image, Tensor) and not isinstance(transform, Identified):  # of a torch data set that preprocesses
-        return image
+def _sample(taken: Taken, image: Any, label: Any, seed: int, epoch: int | None, index: int | str) -> tuple[Tensor, Any]:
     if epoch is not None:
         random.seed(f"{seed} {epoch} {index}")
         np.random.seed(random.getrandbits(32))
         # torch.manual_seed would seed every accelerator as well
         torch.default_generator.manual_seed(random.getrandbits(63))
     try:
-        return transform(image)  # a tensor, or of `Views` one for each network
+        return taken(image, label)
     except DataError as error:
         raise DataError(f"{error}; --skip-damaged leaves such images out") from None
 

@@ -54,13 +54,17 @@ def decode(image: Pixels, mode: str = "RGB") -> Image.Image:
     try:
         opened = image if isinstance(image, Image.Image) else Image.open(BytesIO(_content(image)))
         opened.load()
+        if 0 in opened.size:
+            raise ValueError(f"it has {opened.width} x {opened.height} pixels")
         return _of_mode(_upright(opened), mode)
     except Exception as error:  # Pillow's readers raise whatever they stumble over
         raise DataError(f"{named(image)}: no image that can be decoded: {_reason(error)}") from None
 
 
 def mode_of(transform: Any) -> str | None:
-    """The mode that a transform's first step decodes to; None of one that begins otherwise."""
+    """The mode that a transform, or its first step, decodes to; None of one that begins otherwise."""
+    if hasattr(transform, "mode"):
+        return str(transform.mode)
     first: Any = next(iter(getattr(transform, "transforms", ())), None)
     return str(first.keywords["mode"]) if getattr(first, "func", None) is decode else None
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from zoo.catalog.data_names import data_name, told
 from zoo.catalog.report import Report
@@ -94,12 +94,8 @@ def identity_of(model: nn.Module, data: Any, *, skip_damaged: bool = False, labe
     """The hash of the images and classes that `report_of` would measure a model on; arguments as there."""
     task = task_of(model)
     rows = task.matched(_opened(data, None, skip_damaged)[0], model, data_name(data), labels)
-    batches = task.loader(rows, Identified(_nothing), 256, workers=workers_for(rows))
+    batches = task.loader(rows, Identified(task.evaluation_transform(config_of(model))), 256, workers=workers_for(rows))
     return identity(torch.cat([with_targets(digests, targets) for (_, digests), targets in batches]))
-
-
-def _nothing(image: Any) -> Tensor:
-    return torch.zeros(0)
 
 
 def _batch(device: torch.device, input: Sequence[int]) -> int:
