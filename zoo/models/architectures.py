@@ -5,12 +5,14 @@ from functools import partial
 
 from torch import nn
 
-from zoo.models import gluon_resnet, preact_resnet
+from zoo.models import gluon_resnet, preact_resnet, ssd, yolo3
 from zoo.models.cifar_resnet import CifarResNet
 from zoo.models.mnist_cnn import MnistCnn
 from zoo.models.mobilenetv1 import mobilenetv1
 from zoo.models.shufflenet import ShuffleNet
+from zoo.models.ssd import SSD
 from zoo.models.word_cnn import WordCnn
+from zoo.models.yolo3 import YOLOv3
 from zoo.models.yolov8 import SIZES, YOLOv8
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
@@ -27,6 +29,12 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(gluon_resnet.narrowed, name) for name in gluon_resnet.WIDTHS},
     "shufflenet_v1": ShuffleNet,
     "word_cnn": WordCnn,
+    **{
+        f"{kind}_{backbone}_{data}": partial(network, f"{kind}_{backbone}_{data}", backbone, data, num_classes=classes)
+        for kind, network, backbones in (("ssd_512", SSD, ssd.BACKBONES), ("yolo3", YOLOv3, yolo3.BACKBONES))
+        for backbone in backbones
+        for data, classes in (("voc", 20), ("coco", 80))
+    },
     **{name: partial(YOLOv8, name, **size) for name, size in SIZES.items()},
 }
 """Name → what builds it from the keyword arguments of a base."""

@@ -94,6 +94,12 @@ def stages(widths: Mapping[str, int], first: int) -> list[dict[str, Any]]:
     ]
 
 
+def imagenet(channels: int) -> dict[str, tuple[float, ...]]:
+    """ImageNet's mean and std of so many channels."""
+    means, stds = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    return {"mean": tuple(means[i % 3] for i in range(channels)), "std": tuple(stds[i % 3] for i in range(channels))}
+
+
 def config(
     architecture: str, num_classes: int, input_size: tuple[int, int, int], first_conv: str, classifier: str
 ) -> dict[str, Any]:
@@ -105,8 +111,7 @@ def config(
         "input_size": input_size,
         "crop_pct": 0.875 if side > 32 else 1.0,
         "interpolation": "bicubic",
-        "mean": tuple(IMAGENET_DEFAULT_MEAN[i % 3] for i in range(channels)),
-        "std": tuple(IMAGENET_DEFAULT_STD[i % 3] for i in range(channels)),
+        **imagenet(channels),
         "first_conv": first_conv,
         "classifier": classifier,
     }

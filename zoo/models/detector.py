@@ -19,15 +19,19 @@ UNSEEN = -math.log(99)
 
 Source: Lin et al., Focal Loss for Dense Object Detection, section 4.1, https://arxiv.org/abs/1708.02002
 """
+GLUON = {"resize": "stretch", "score": 0.01, "iou": 0.45, "candidates": 400, "most": 100}
+"""GluonCV's settings of its detectors, whatever their heads."""
 
 
 class Detector(nn.Module):
     """A network of maps and heads.
 
-    A subclass calls `configure_` once its layers are there, and writes `maps` and `reset_classifier`.
+    A subclass calls `configure_` once its layers are there, and writes `maps`.
     """
 
     heads: nn.ModuleList  # of each map what reads it
+    kept_outputs = 0  # of each anchor, before its classes, in the layers that tell these apart: its box, say
+    unseen = 0.0  # the logit of a class before anything was learnt
     num_classes: int
 
     def configure_(
@@ -49,7 +53,7 @@ class Detector(nn.Module):
             first_conv: the layer that reads it.
             classifier: the layers that tell classes apart.
             detector: settings of `zoo.models.heads`, as plain data.
-            more: of `pretrained_cfg`, such as mean and std.
+            more: of `pretrained_cfg`, such as mean and std; None leaves a key out.
 
         Raises:
             ValueError: there are no classes.
@@ -69,20 +73,36 @@ class Detector(nn.Module):
             "first_conv": first_conv,
             "classifier": tuple(classifier),
             "detector": dict(detector),
-            **more,
+            **{key: value for key, value in more.items() if value is not None},
         }
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """Images [B, C, H, W] → the feature maps that the heads read."""
         raise NotImplementedError
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Put new, randomly initialised layers in the place of those that tell classes apart."""
-        raise NotImplementedError
-
     def get_classifier(self) -> tuple[nn.Module, ...]:
         """The layers that tell classes apart."""
         return tuple(self.get_submodule(path) for path in self.pretrained_cfg["classifier"])
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Give the layers that tell classes apart others, randomly initialised; what stands before them is kept."""
+        for path, old in zip(self.pretrained_cfg["classifier"], self.get_classifier(), strict=True):
+            convs = [each for each in old.modules() if isinstance(each, nn.Conv2d)]  # several where it is factored
+            anchors, first = convs[-1].out_channels // (self.kept_outputs + self.num_classes), convs[0]
+            new = self.outputs(first.in_channels, anchors, num_classes, first.kernel_size[0])
+            if convs == [old]:
+                for mine, its in zip(new.parameters(), old.parameters(), strict=True):
+                    by_anchor = (each.data.unflatten(0, (anchors, -1))[:, : self.kept_outputs] for each in (mine, its))
+                    next(by_anchor).copy_(next(by_anchor))
+            self.set_submodule(path, new)
+        self.num_classes = num_classes
+
+    def outputs(self, inputs: int, anchors: int, num_classes: int, kernel: int) -> nn.Conv2d:
+        """A layer that tells classes apart, as it begins."""
+        layer = nn.Conv2d(inputs, anchors * (self.kept_outputs + num_classes), kernel, padding=kernel // 2)
+        assert layer.bias is not None
+        nn.init.constant_(layer.bias.data.unflatten(0, (anchors, -1))[:, self.kept_outputs :], self.unseen)
+        return layer
 
     def forward_features(self, x: Tensor) -> tuple[Tensor, ...]:
         """Images [B, C, H, W] → the feature maps that the heads read."""

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from zoo.models.classifier import stages
 from zoo.models.detector import UNSEEN, Detector, image_size
+from zoo.models.label_names import label_names
 
 WIDTHS = (64, 128, 256, 512, 1024)  # of strides 2, 4, 8, 16, 32
 DEPTHS = (3, 6, 6, 3)  # of strides 4, 8, 16, 32
@@ -148,23 +149,22 @@ class Head(nn.Module):
         box_width: channels of the first branch.
         class_width: channels of the second.
         reg_max: R, bins of each distance.
-        num_classes: C.
+        classes: the second branch's last layer, of C classes.
     """
 
-    def __init__(self, inputs: int, box_width: int, class_width: int, reg_max: int, num_classes: int) -> None:
+    def __init__(self, inputs: int, box_width: int, class_width: int, reg_max: int, classes: nn.Conv2d) -> None:
         super().__init__()
-        self.box = _branch(inputs, box_width, 4 * reg_max)
-        self.classes = _branch(inputs, class_width, num_classes)
+        self.box = _branch(inputs, box_width, nn.Conv2d(box_width, 4 * reg_max, 1))
+        self.classes = _branch(inputs, class_width, classes)
         nn.init.ones_(self.box[-1].bias)  # type: ignore[arg-type]
-        nn.init.constant_(self.classes[-1].bias, UNSEEN)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """Feature maps [B, inputs, H, W] → [B, 4R + C, H, W]."""
         return torch.cat([self.box(x), self.classes(x)], 1)
 
 
-def _branch(inputs: int, width: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(Conv(inputs, width, 3), Conv(width, width, 3), nn.Conv2d(width, outputs, 1))
+def _branch(inputs: int, width: int, last: nn.Conv2d) -> nn.Sequential:
+    return nn.Sequential(Conv(inputs, width, 3), Conv(width, width, 3), last)
 
 
 class YOLOv8(Detector):
@@ -184,6 +184,8 @@ class YOLOv8(Detector):
     >>> sum(parameter.numel() for parameter in YOLOv8("yolov8n", **SIZES["yolov8n"]).parameters())
     3157184
     """
+
+    unseen = UNSEEN
 
     def __init__(
         self,
@@ -211,7 +213,9 @@ class YOLOv8(Detector):
         self.down3, self.bottomup4 = Conv(c3, c3, 3, 2), C2f(c3 + c4, c4, n5, False)
         self.down4, self.bottomup5 = Conv(c4, c4, 3, 2), C2f(c4 + c5, c5, n5, False)
         box_width, class_width = max(16, c3 // 4, 4 * reg_max), class_width or c3
-        self.heads = nn.ModuleList(Head(c, box_width, class_width, reg_max, num_classes) for c in (c3, c4, c5))
+        self.heads = nn.ModuleList(
+            Head(c, box_width, class_width, reg_max, self.outputs(class_width, 1, num_classes, 1)) for c in (c3, c4, c5)
+        )
         self.feature_info = stages({"topdown3": c3, "bottomup4": c4, "bottomup5": c5}, STRIDES[0])
         self.configure_(
             architecture,
@@ -229,6 +233,7 @@ class YOLOv8(Detector):
                 "candidates": 30_000,
                 "most": 300,
             },
+            label_names=label_names("coco", num_classes),
         )
 
     def maps(self, x: Tensor) -> list[Tensor]:
@@ -241,14 +246,6 @@ class YOLOv8(Detector):
         bottom4 = self.bottomup4(torch.cat([self.down3(top3), top4], 1))
         bottom5 = self.bottomup5(torch.cat([self.down4(bottom4), p5], 1))
         return [top3, bottom4, bottom5]
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Put new, randomly initialised layers in the place of those that tell classes apart."""
-        for path, layer in zip(self.pretrained_cfg["classifier"], self.get_classifier(), strict=True):
-            width = next(each.in_channels for each in layer.modules() if isinstance(each, nn.Conv2d))
-            self.set_submodule(path, new := nn.Conv2d(width, num_classes, 1))
-            nn.init.constant_(new.bias, UNSEEN)  # type: ignore[arg-type]
-        self.num_classes = num_classes
 
 
 def _doubled(x: Tensor) -> Tensor:
