@@ -40,7 +40,8 @@ ORIGINS = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source"
 
 _Bounds = msgspec.Meta(ge=-MAX_ARGUMENT, le=MAX_ARGUMENT)
 _Sizes = msgspec.Meta(ge=-MAX_SIZE, le=MAX_SIZE)
-Plain = None | bool | Name | Annotated[int, _Bounds] | Annotated[float, _Bounds]
+_Single = msgspec.Meta(ge=-(2.0**127), le=2.0**127, description="a number that single precision holds")
+Plain = None | bool | Name | Annotated[int, _Bounds] | Annotated[float, _Single]
 Size = Annotated[int, msgspec.Meta(ge=1, le=MAX_ARGUMENT)]
 _Value: Any = None | bool | Name | Annotated[int, _Sizes] | Annotated[float, _Bounds]
 _Argument: Any = _Value
