@@ -95,8 +95,8 @@ def one(entry: Entry, run: Run, out: Path) -> Path | None:
     run.say(f"{entry.name}, which should reach {goal:.2%}" if goal else entry.name)
     if run.plan_only:
         file, rows = plan(entry, folder, data, run.say, run.machine)
-        if rows:
-            run.say("\n".join(map(_line, rows)))
+        for row in rows:
+            run.say(_line(row))
         return file
     make(entry, folder, data, run.say, run.machine)
     if main:
@@ -106,7 +106,8 @@ def one(entry: Entry, run: Run, out: Path) -> Path | None:
         if not found.passed:
             raise RepositoryError(f"{folder} doesn't rebuild as its results say: {'; '.join(map(_line, found.rows))}")
         row = Row(leading, goal, results_of(folder).measured.get(leading), 0.001)
-        run.say("\n".join(map(_line, (*found.rows, row))))
+        for each in (*found.rows, row):
+            run.say(_line(each))
         if run.organisation:
             run.say(push(folder, f"{run.organisation}/{entry.name}"))
     processes().wait_for_everyone()

@@ -23,6 +23,7 @@ from zoo.verbs.recipes import declarations_of
 
 IMAGES = 8
 SIDES = (64, 128)
+DIGITS = 10
 WARNING = f"A smoke test: made of random weights in a few steps on {IMAGES} images, its figures mean nothing."
 
 
@@ -49,7 +50,7 @@ def stand_in(entry: Entry, folder: Path, *, small: bool = True) -> Entry:
         status="recipe",
         base=Base(ids[base.id]) if recipe.method else base,
         input=size,
-        recipe=_recipe(recipe, tuple(ids[teacher] for teacher in recipe.teachers)),
+        recipe=_recipe(recipe, tuple(ids[teacher] for teacher in recipe.teachers), _data(recipe, base)),
         origin=None,
         repo=None,
         revision=None,
@@ -68,8 +69,13 @@ def mark_(folder: Path) -> None:
             file.write(f"{front}{title}\n**{WARNING}**\n{body}".encode())
 
 
-def _recipe(recipe: Recipe, teachers: tuple[str, ...]) -> Recipe:
-    own = "digits" if recipe.data == "digits" else "noise"
+def _data(recipe: Recipe, base: Base) -> str:
+    """Data of the package with as many classes as the model has: noise has ImageNet's number."""
+    few = is_base_id(base.id) and _config(base).get("num_classes") == DIGITS
+    return "digits" if few or recipe.data == "digits" else "noise"
+
+
+def _recipe(recipe: Recipe, teachers: tuple[str, ...], own: str) -> Recipe:
     short: dict[str, Any] = {"epochs": 1, "steps": 2, "batch_size": IMAGES // 2, "checkpoint_seconds": 0}
     quick = dict(METHODS[recipe.method].quick) if recipe.method else {}
     if declarations_of(recipe)[1]:
