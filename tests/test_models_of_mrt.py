@@ -227,10 +227,10 @@ def test_a_first_unit_of_a_shufflenet_puts_pooled_inputs_beside_its_outputs():
 
 def test_a_network_for_sentences_reads_words_and_those_that_fill_up_change_nothing_behind_them():
     model = zoo.create("zoo/word_cnn")
-    words = torch.randint(2, 4096, (3, 38), generator=torch.Generator().manual_seed(0))
-    words[:, 20:] = 0
+    words = torch.randint(2, 4096, (3, 1, 1, 38), generator=torch.Generator().manual_seed(0))
+    words[..., 20:] = 0
     with torch.no_grad():
-        embedded = model.embedding.weight[words]
+        embedded = model.embedding.weight[words.flatten(1)]
         pooled = []
         for conv in model.convs:
             windows = embedded.unfold(1, conv.weight.shape[2], 1)  # [B, T', D, k]
@@ -239,6 +239,6 @@ def test_a_network_for_sentences_reads_words_and_those_that_fill_up_change_nothi
         torch.testing.assert_close(model(words), expected)
         assert model.forward_head(model.forward_features(words), pre_logits=True).shape == (3, model.num_features)
     assert not model.embedding.weight[0].any()
-    assert dense("word_cnn")(torch.zeros(2, 38, dtype=torch.int64, device="meta")).shape == (2, 6)
+    assert dense("word_cnn")(torch.zeros(2, 1, 1, 38, dtype=torch.int64, device="meta")).shape == (2, 6)
     model.reset_classifier(0)
     assert isinstance(model.get_classifier(), nn.Identity)

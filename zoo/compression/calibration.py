@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import DataError, StructureError
-from zoo.measurement.macs import input_size, like_images
+from zoo.measurement.macs import input_size, like_images, vocab_size
 from zoo.measurement.passes import pass_sizes
 from zoo.printable import logger
 from zoo.structure.tensors import tensors_of
@@ -136,8 +136,13 @@ def _images(model: nn.Module, number: int, given: Any) -> Tensor:
         raise DataError(f"{where} is of type {type(images).__name__}, {EXPECTED}")
     if images.ndim != 4:
         raise DataError(f"{where} is {list(images.shape)}, {EXPECTED}")
-    if not images.is_floating_point():
+    count = vocab_size(model)
+    if count is None and not images.is_floating_point():
         raise DataError(f"{where} is {images.dtype}, expected floats; pass the images through zoo.transform(model)")
+    if count is not None and (images.dtype != torch.int64 or not 0 <= int(images.min()) <= int(images.max()) < count):
+        raise DataError(
+            f"{where}: expected token ids (torch.int64), 0 to {count - 1}: pass texts through zoo.transform(model)"
+        )
     size = input_size(model)
     if tuple(images.shape[1:]) != size:
         sizes, taken = (" x ".join(map(str, shape)) for shape in (images.shape[1:], size))

@@ -56,7 +56,7 @@ def alike_(smaller: nn.Module, model: nn.Module) -> nn.Module:
     held, own = tensors_of(model), like_images(model)
     for path, tensor in tensors_of(smaller).items():
         like = held.get(path, held.get(_FACTOR.sub(r"\1", path), own))
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() and like.is_floating_point():  # which token ids aren't
             tensor.data = tensor.data.to(like.dtype)
         if isinstance(tensor, nn.Parameter):
             tensor.requires_grad_(like.requires_grad)

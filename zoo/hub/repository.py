@@ -46,6 +46,7 @@ FILES = (CONFIG, WEIGHTS, CARD, RESULTS, GRAPH, CONSTANTS)
 
 MAX_SIDE = 4_096  # pixels; timm's largest images have 1,024
 MIN_CROP = 0.5  # of a side; timm's smallest share is 0.875
+MAX_WORDS = 1_000_000  # of a vocabulary
 CROP_MODES = ("center", "squash", "border")
 
 _Channels = Annotated[int, Meta(ge=1, le=MAX_SIZE)]
@@ -66,6 +67,8 @@ class _Pretrained(Struct):
     crop_pct: Annotated[float, Meta(ge=MIN_CROP, le=2)] | None = None
     crop_mode: Annotated[str, one_of(CROP_MODES)] | None = None
     interpolation: Annotated[str, one_of(INTERPOLATIONS)] | None = None
+    vocab_size: Annotated[int, Meta(ge=2, le=MAX_WORDS)] | None = None
+    vocabulary: Annotated[list[Name], Meta(max_length=MAX_WORDS)] | None = None
     license: Name | None = None
     first_conv: _Paths = None
     classifier: _Paths = None
@@ -159,7 +162,7 @@ def write_repository(folder: Path, model: nn.Module, description: Description, f
     rebuilt = skeleton_of(description)
     config = config_of(model)
     if description.graph is not None:
-        bounds.check_memory(description.graph, rebuilt, config.get("input_size"))
+        bounds.check_memory(description.graph, rebuilt, config.get("input_size"), ids=bool(config.get("vocab_size")))
     computed = computable(rebuilt)
     assign_(rebuilt, {path: value for path, value in values.items() if path not in computed}, description.name)
     config = {key: value for key, value in config.items() if key not in ORIGINS and value is not None}
@@ -294,7 +297,8 @@ def structure_of(config: Mapping[str, Any], description: Description) -> nn.Modu
     ours = config["zoo"]
     model = skeleton_of(description, ours.get("fingerprint"), ours.get("versions", {}))
     if description.graph is not None:
-        bounds.check_memory(description.graph, model, config.get("pretrained_cfg", {}).get("input_size"))
+        seen = config.get("pretrained_cfg", {})
+        bounds.check_memory(description.graph, model, seen.get("input_size"), ids=bool(seen.get("vocab_size")))
         model.num_classes = int(config.get("num_classes", 0))  # type: ignore[assignment]
     return model
 

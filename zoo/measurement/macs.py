@@ -84,11 +84,41 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def like_images(model: nn.Module) -> Tensor:
-    """Make an empty tensor of the type, and on the device, of the images that a model takes."""
-    held = next((each for each in model.parameters() if each.is_floating_point()), None)
-    if held is not None:
-        return held.new_empty(0)
-    return torch.empty(0, device=next((each.device for each in model.buffers()), torch.device("cpu")))
+    """Make an empty tensor of the type, and on the device, of the images, or token ids, that a model takes."""
+    floats = (each.new_empty(0) for each in model.parameters() if each.is_floating_point())
+    place = next((each.device for each in model.buffers()), torch.device("cpu"))
+    taken = next(floats, torch.empty(0, device=place))
+    return taken if vocab_size(model) is None else taken.to(torch.int64)
+
+
+def vocab_size(model: nn.Module) -> int | None:
+    """How many token ids a model of texts knows, as its `pretrained_cfg` says; None of a model of images.
+
+    A text is like an image of one channel and one row, whose pixels are ids: int64 [B, 1, 1, T], each from 0 to one
+    less than so many.
+    """
+    return (getattr(model, "pretrained_cfg", None) or {}).get("vocab_size")
+
+
+def noise(model: nn.Module, batch: int, seed: int = 0, size: Sequence[int] | None = None) -> Tensor:
+    """Draw images of noise [B, C, H, W] as a model takes them, or of a model of texts, any token ids.
+
+    Args:
+        model: with `pretrained_cfg`.
+        batch: B.
+        seed: of what is drawn.
+        size: channels, height and width; None takes the model's own.
+    """
+    last, taken = (vocab_size(model) or 1) - 1, like_images(model)
+    return noise_like(taken.new_full((1, *(size or input_size(model))), last), batch, seed)
+
+
+def noise_like(image: Tensor, batch: int, seed: int = 0) -> Tensor:
+    """Draw noise of an image's size and type [B, C, H, W]; of token ids, others that are no larger."""
+    shape, generator = (batch, *image.shape[1:]), torch.Generator().manual_seed(seed)
+    if image.is_floating_point():
+        return torch.randn(shape, generator=generator).to(image)
+    return torch.randint(int(image.max()) + 1, shape, generator=generator).to(image)
 
 
 def meta_tensors(model: nn.Module) -> dict[str, Tensor]:

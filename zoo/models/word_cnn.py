@@ -1,11 +1,11 @@
 """WordCnn: a classifier of sentences by convolutions over the embeddings of their words.
 
-    words [B, T] → embeddings [B, T, D] → for k = 3, 4, 5 convolutions over k words, ReLU, the largest of all places ·
-    side by side · linear
+    words [B, 1, 1, T] → embeddings [B, 1, T, D] → for k = 3, 4, 5 convolutions over k words, ReLU, the largest of all
+    places · side by side · linear
 
-A word is its number in a vocabulary: 0 fills sentences up, its embedding is zero, and 1 stands for words outside. It
-has no recurrent layer and no tanh, for which integers would need tables. Embeddings begin small, so that words which
-training hardly sees say little.
+A word is its number in a vocabulary: 0 fills sentences up, its embedding is zero, and 1 stands for words outside. A
+sentence is like an image of one channel and one row, whose pixels are words. The network has no recurrent layer and no
+tanh, for which integers would need tables. Embeddings begin small, so that words which training hardly sees say little.
 
 Source: Kim, Convolutional Neural Networks for Sentence Classification, section 2, https://arxiv.org/abs/1408.5882
 """
@@ -42,6 +42,8 @@ class WordCnn(nn.Module):
         self.pretrained_cfg = self.default_cfg = {
             "architecture": "word_cnn",
             "num_classes": num_classes,
+            "input_size": (1, 1, words),
+            "vocab_size": vocabulary,
             "classifier": "linear",
         }
 
@@ -55,15 +57,15 @@ class WordCnn(nn.Module):
         self.linear = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Words, int64 [B, T] → embeddings as an image of one channel [B, 1, T, D]."""
-        return self.embedding(x).unsqueeze(1)  # type: ignore[no-any-return]
+        """Words, int64 [B, 1, 1, T] → embeddings as an image of one channel [B, 1, T, D]."""
+        return self.embedding(x).squeeze(1)  # type: ignore[no-any-return]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Embeddings [B, 1, T, D] → logits [B, num_classes], or the features that the classifier reads."""
-        x = self.drop_words(x)
-        x = torch.cat([F.adaptive_max_pool2d(F.relu(conv(x)), 1).flatten(1) for conv in self.convs], 1)
+        maps = [F.relu(conv(self.drop_words(x))) for conv in self.convs]
+        x = torch.cat([F.max_pool2d(each, each.shape[2:]).flatten(1) for each in maps], 1)
         return x if pre_logits else self.linear(self.drop(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Words, int64 [B, T] → logits [B, num_classes]."""
+        """Words, int64 [B, 1, 1, T] → logits [B, num_classes]."""
         return self.forward_head(self.forward_features(x))

@@ -29,7 +29,7 @@ class Backend(nn.Module):
     def __init__(self, run: Any, model: nn.Module, keys: tuple[str, ...] | None, several: bool) -> None:
         super().__init__()
         self.run, self.model, self.keys, self.several = run, model, keys, several
-        self.pixels = next(each for each in model.modules() if isinstance(each, QInput)).pixels
+        self.pixels = next((each.pixels for each in model.modules() if isinstance(each, QInput)), _as_they_are)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
         return accelerated(copy.deepcopy(self.model, memo))
@@ -38,7 +38,7 @@ class Backend(nn.Module):
         raise StructureError("what onnxruntime computes can't be pickled: zoo.save it, then zoo.load the folder again")
 
     def forward(self, images: Tensor) -> Any:
-        """Images [B, C, H, W], bytes or normalised → outputs.
+        """Images [B, C, H, W], bytes or normalised, or token ids → outputs.
 
         Raises:
             StructureError: they lie elsewhere than on the CPU, or have another size.
@@ -53,6 +53,10 @@ class Backend(nn.Module):
         if self.keys is not None:
             return dict(zip(self.keys, outputs, strict=True))
         return outputs if self.several else outputs[0]
+
+
+def _as_they_are(ids: Tensor) -> Tensor:
+    return ids
 
 
 def accelerated(model: nn.Module, expected: str | None = None) -> nn.Module:

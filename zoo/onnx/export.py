@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from zoo.errors import StructureError, in_one_line, require
-from zoo.measurement.macs import input_size, unchanged
+from zoo.measurement.macs import input_size, unchanged, vocab_size
 from zoo.structure.description import Description, config_of
 from zoo.structure.graph.certificate import is_integer
 from zoo.structure.graph.tracing import export
@@ -131,14 +131,15 @@ def describe_(program: "ModelProto", model: nn.Module, description: Description)
         description: of the model.
     """
     config, base = config_of(model), description.base
-    whole = is_integer(model)
+    whole, ids = is_integer(model), vocab_size(model)
     told = {
         "name": description.name,
         "task": description.task,
         "base": base and base.id,
         "license": config.get("license"),
         **{key: config.get(key) for key in _PREPROCESSING if not (whole and key in _SCALING)},
-        "pixels": "bytes 0..255" if whole else None,
+        "pixels": "bytes 0..255" if whole and ids is None else None,
+        "vocabulary": config.get("vocabulary"),
         "label_names": config.get("label_names"),
         "zoo_version": __version__,
     }
@@ -147,7 +148,7 @@ def describe_(program: "ModelProto", model: nn.Module, description: Description)
             program.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
     program.producer_name, program.producer_version = "compressed-zoo", __version__
     program.graph.name = description.name
-    program.doc_string = _words(model, description, "uint8" if whole else "float32")
+    program.doc_string = _words(model, description, "int64" if ids else "uint8" if whole else "float32")
 
 
 def _words(model: nn.Module, description: Description, dtype: str) -> str:
@@ -156,6 +157,8 @@ def _words(model: nn.Module, description: Description, dtype: str) -> str:
     order = {1: "grey", 3: "red, green, blue"}.get(channels, f"{channels} channels")
     scaled = "0..1" + "".join(f", {word} {config[key]}" for key, word in _SCALING.items() if config.get(key))
     scaled = "0..255" if dtype == "uint8" else scaled
+    if dtype == "int64":
+        order, scaled = "token ids", f"0..{(vocab_size(model) or 0) - 1}"
     return (
         f"{description.name}: {IMAGES} [{BATCH}, {channels}, {height}, {width}], {dtype}, {order}, {scaled}; what "
         f"else images undergo, and the names of the classes, is in metadata_props, lists as JSON."

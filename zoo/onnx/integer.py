@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import require
-from zoo.measurement.macs import input_size
+from zoo.measurement.macs import input_size, vocab_size
 from zoo.onnx.export import BATCH, IMAGES, OPSET
 from zoo.onnx.lookup import looked_up
 from zoo.onnx.moves import MOVES
@@ -47,7 +47,8 @@ def integer_program(model: nn.Module, graph: Graph) -> "ModelProto":
         graph: that it runs.
 
     Returns:
-        The program: `images` [batch, C, H, W] of bytes → `logits`, or the outputs by their keys, or `output_0`, ...
+        The program: `images` [batch, C, H, W] of bytes, or of token ids → `logits`, or the outputs by their keys, or
+        `output_0`, ...
 
     Raises:
         MissingExtra: onnx isn't installed.
@@ -70,7 +71,8 @@ def integer_program(model: nn.Module, graph: Graph) -> "ModelProto":
         writing.nodes.append(helper.make_node("Identity", [writing.names[inside]], [name], f"Identity/{name}"))
         dims = [BATCH if each == -1 else each for each in shapes[inside]]
         ends.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, dims))
-    images = helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, [BATCH, *size])
+    dtype = TensorProto.UINT8 if vocab_size(model) is None else TensorProto.INT64
+    images = helper.make_tensor_value_info(IMAGES, dtype, [BATCH, *size])
     held = [numpy_helper.from_array(value, name) for name, value in writing.constants.items()]
     program = helper.make_graph(writing.nodes, "integer", [images], ends, held)
     return helper.make_model(program, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
@@ -100,6 +102,10 @@ def _table(writing: Writing, node: Node, x: str) -> str:
     if node.name in writing.widths:
         sizes[0] = writing.widths[node.name]
     return looked_up(writing, x, writing.module(node).table[None], (batch, *sizes))
+
+
+def _embedding(writing: Writing, node: Node, ids: str) -> str:
+    return writing.emit("Gather", writing.module(node).weight.cpu().numpy(), ids)
 
 
 def _convolution(writing: Writing, node: Node, x: str) -> str:
@@ -186,6 +192,7 @@ _WRITE: Mapping[str, Callable[..., Any]] = {
     "qmul": _product,
     "qavg_pool2d": _pool,
     "qtable": _table,
+    "qembedding": _embedding,
     "qoutput": _output,
     "buffer": _constant,
     **TOKENS,

@@ -7,7 +7,7 @@ from torch import nn
 
 from zoo.errors import StructureError, first_line, require
 from zoo.measurement.divergence import apart
-from zoo.measurement.macs import like_images, unchanged
+from zoo.measurement.macs import noise, unchanged, vocab_size
 from zoo.onnx.export import IMAGES, named
 
 BATCHES = (1, 7)
@@ -31,14 +31,13 @@ def compared(program: bytes, model: nn.Module, size: tuple[int, int, int]) -> fl
     """
     name = type(model).__name__
     run = session(program, name)
-    taken = like_images(model)
     most = 0.0
     for batch in BATCHES:
-        images = torch.randn(batch, *size, generator=torch.Generator().manual_seed(batch))
+        images = noise(model, batch, seed=batch, size=size)
         with unchanged(model), torch.no_grad():
-            expected = {key: value.cpu() for key, value in named(model(images.to(taken))).items()}
+            expected = {key: value.cpu() for key, value in named(model(images)).items()}
         try:
-            found = dict(zip(expected, map(torch.from_numpy, run(None, {IMAGES: images.numpy()})), strict=True))
+            found = dict(zip(expected, map(torch.from_numpy, run(None, {IMAGES: images.cpu().numpy()})), strict=True))
         except (RuntimeError, ValueError) as error:
             raise StructureError(f"{name}: onnxruntime doesn't run it on {batch} images: {first_line(error)}") from None
         for key, tensor in expected.items():
@@ -70,13 +69,14 @@ def compared_bytes(program: bytes, model: nn.Module, size: tuple[int, int, int])
         StructureError: onnxruntime refuses the program, or gives other bytes.
     """
     name = type(model).__name__
-    taken = like_images(model)
+    place = next(model.buffers()).device
+    count, dtype = (256, torch.uint8) if (ids := vocab_size(model)) is None else (ids, torch.int64)
     runs = [session(program, name, optimised=optimised) for optimised in (True, False)]
     for batch in BATCHES:
-        noise = torch.randint(256, (batch, *size), generator=torch.Generator().manual_seed(batch)).to(torch.uint8)
-        for images in (noise, (noise > 127).to(torch.uint8) * 255):
+        drawn = torch.randint(count, (batch, *size), generator=torch.Generator().manual_seed(batch)).to(dtype)
+        for images in (drawn, (drawn >= count // 2).to(dtype) * (count - 1)):
             with unchanged(model), torch.no_grad():
-                expected = [each.cpu() for each in named(model(images.to(taken.device))).values()]
+                expected = [each.cpu() for each in named(model(images.to(place))).values()]
             for run in runs:
                 found = [torch.from_numpy(each) for each in run(None, {IMAGES: images.numpy()})]
                 if not all(map(torch.equal, found, expected)):

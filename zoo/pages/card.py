@@ -64,6 +64,7 @@ def render(
         place=description.name if entry.status != "recipe" else f"./{description.name}",
         version=report.versions.get("zoo", __version__),
         beside=base is not None,
+        unit=figures.unit(description.task),
         dense=dense,
         figures=figures.measured(report, base, description.task, dense),
         sha256=report.data.get("sha256") if local else None,

@@ -6,6 +6,7 @@ from typing import Any
 from zoo.catalog.entry import Entry, Reported
 from zoo.catalog.report import Report
 from zoo.pages import front_matter, words
+from zoo.tasks import TASKS
 
 LABELS = {
     "params": "parameters",
@@ -38,7 +39,7 @@ def measured(report: Report, base: Report | None, task: str, word: str = "dense 
         word: what the base is called.
     """
     rows, leading = [], front_matter.leading_of(report, task)
-    labels = {**LABELS, leading.figure: _label(leading.label, report.data)} if leading else LABELS
+    labels = {**LABELS, leading.figure: _label(leading.label, report.data, unit(task))} if leading else LABELS
     for key, value in report.measured.items():
         leads = key == (leading and leading.figure)
         row = [labels.get(key, key).replace("{base}", word), _value(key, value, leads)]
@@ -52,11 +53,16 @@ def measured(report: Report, base: Report | None, task: str, word: str = "dense 
     return rows
 
 
-def _label(label: str, data: Mapping[str, Any]) -> str:
+def unit(task: str) -> str:
+    """What models of a task are given, in the plural."""
+    return TASKS[task].unit if task in TASKS else "images"
+
+
+def _label(label: str, data: Mapping[str, Any], unit: str) -> str:
     if not data.get("dataset"):
         return label
     where = ", ".join(part for part in (words.dataset_name(data["dataset"]), data.get("split")) if part)
-    return f"{label} on {data['images']:,} images ({where})" if "images" in data else f"{label} ({where})"
+    return f"{label} on {data['images']:,} {unit} ({where})" if "images" in data else f"{label} ({where})"
 
 
 def _value(key: str, value: float, leads: bool) -> str:
@@ -79,6 +85,8 @@ def preparation(report: Report, pretrained_cfg: Mapping[str, Any]) -> str:
     parts = ["x".join(str(size) for size in settings["input"])] if settings["input"] else []
     if settings.get("interpolation"):
         parts.append(str(settings["interpolation"]))
+    if settings.get("vocabulary"):
+        parts.append(f"words in lower case as numbers in a vocabulary of {len(settings['vocabulary']):,}")
     names = {"crop_pct": "crop", "crop_mode": "crop mode", "mean": "mean", "std": "std"}
     parts += [f"{name} {words.text(settings[key])}" for key, name in names.items() if settings.get(key) is not None]
     return ", ".join(parts)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from zoo.catalog.entry import Base
 from zoo.errors import StructureError, UnknownName, WeightsError, first_line, in_one_line
 from zoo.measurement.divergence import apart
-from zoo.measurement.macs import input_size, unchanged, unwrapped
+from zoo.measurement.macs import noise, unchanged, unwrapped, vocab_size
 from zoo.printable import logger
 from zoo.structure.base import fingerprint, skeleton, tag
 from zoo.structure.description import (
@@ -104,9 +104,8 @@ def _example(model: nn.Module, example: Sequence[int] | Tensor | None) -> Tensor
     size = seen(model).get("input_size") if example is None else example
     if size is None:
         return None
-    weight = next((t for t in tensors_of(model).values() if t.is_floating_point()), torch.zeros(0))
     with in_one_line(f"example={example!r} isn't the size of an image, (CHANNELS, HEIGHT, WIDTH)"):
-        return torch.randn(1, *size, generator=torch.Generator().manual_seed(0)).to(weight)
+        return noise(model, 1, size=size)
 
 
 def seen(model: nn.Module) -> dict[str, Any]:
@@ -133,7 +132,7 @@ def _as_graph(model: nn.Module, image: Tensor, reason: str) -> tuple[nn.Module, 
     ends = _ends(graph, logits)
     ends |= {key: config[key] for key in ("first_conv", "classifier") if str(config.get(key)) in modules}
     former = {key: value for key, value in config.items() if key not in ("first_conv", "classifier", "architecture")}
-    if "mean" not in config:
+    if "mean" not in config and vocab_size(model) is None:
         scale = {"mean": (0.0,) * image.shape[1], "std": (1.0,) * image.shape[1], "interpolation": "bicubic"}
         former = {"crop_pct": 1.0, **scale, **former}
         log.info("%s: its images come as 0..1, as nothing says another mean and std", name)
@@ -334,7 +333,7 @@ def check_outputs(model: nn.Module, description: Description) -> None:
             f"{error}; what was put into a loaded model by hand isn't known: a new head comes with "
             f"zoo.load(..., num_classes=CLASSES), load its weights into that"
         ) from None
-    image = torch.randn(1, *input_size(model), generator=torch.Generator().manual_seed(0)).to(weight)
+    image = noise(model, 1)
     off = apart(_outputs(rebuilt, image, name), _outputs(model, image, name))
     if off > max(1e-4, 8 * torch.finfo(weight.dtype).eps):
         source = description.base.source if description.base else "timm"

@@ -22,8 +22,13 @@ from zoo.structure.description import DEFAULT_TASK, OTHER_TASK, description_of
 from zoo.tasks.classification import CLASSIFICATION
 from zoo.tasks.features import FEATURES
 from zoo.tasks.task import Task
+from zoo.tasks.text_classification import TEXT_CLASSIFICATION
 
-TASKS: dict[str, Task] = {"image-classification": CLASSIFICATION, OTHER_TASK: FEATURES}
+TASKS: dict[str, Task] = {
+    DEFAULT_TASK: CLASSIFICATION,
+    OTHER_TASK: FEATURES,
+    "text-classification": TEXT_CLASSIFICATION,
+}
 """By the Hub's pipeline tag."""
 
 

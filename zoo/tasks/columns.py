@@ -1,4 +1,4 @@
-"""The two columns of a data set: images as they are stored, and labels.
+"""The two columns of a data set: images as they are stored, or texts, and labels.
 
 Map-style data is cast and renamed. A stream is mapped to plain bytes and paths, which nothing encodes anew; that leaves
 them as they were in `datasets` 4 and 5, as the tests compare.
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     Data: TypeAlias = Dataset | IterableDataset
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")  # the last ones are webdataset's
+TEXT_COLUMN = "text"
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
 TEXT = ("string", "large_string")
 HIDDEN = -1  # the label of an image whose class is kept secret
@@ -33,19 +34,24 @@ def is_stream(data: Any) -> bool:
     return isinstance(data, require("datasets", "eval").IterableDataset)
 
 
+def text_of(value: Any) -> str | None:
+    """The text that a row holds in place of an image; None of an image."""
+    return value[TEXT_COLUMN] if isinstance(value, Mapping) and TEXT_COLUMN in value else None
+
+
 def columns_of(spec: str, data: "Data") -> tuple[str, str]:
-    """The names of the columns of images and labels.
+    """The names of the columns of images, or else texts, and labels.
 
     Raises:
         DataError: there are none of a known name.
     """
     names = data.column_names or list(next(iter(data)))
-    image = next((name for name in IMAGE_COLUMNS if name in names), None)
+    image = next((name for name in (*IMAGE_COLUMNS, TEXT_COLUMN) if name in names), None)
     label = next((name for name in LABEL_COLUMNS if name in names), None)
     if image is None or label is None:
         raise DataError(
-            f"{spec}: expected a column {' or '.join(IMAGE_COLUMNS)} and a column {' or '.join(LABEL_COLUMNS)}, "
-            f"found {', '.join(names)}; rename them where the data is made"
+            f"{spec}: expected a column {' or '.join((*IMAGE_COLUMNS, TEXT_COLUMN))} and a column "
+            f"{' or '.join(LABEL_COLUMNS)}, found {', '.join(names)}; rename them where the data is made"
         )
     return image, label
 
@@ -75,6 +81,8 @@ def labels_of(data: "Dataset") -> NDArray[Any] | None:
 def of_table(spec: str, data: "Dataset") -> "Dataset":
     """Map-style data with the columns `image`, undecoded, and `label`; what the package renders when read stays so.
 
+    Of texts `image` is a dictionary, `{"text": ...}`.
+
     Raises:
         DataError: the columns are missing.
     """
@@ -84,8 +92,14 @@ def of_table(spec: str, data: "Dataset") -> "Dataset":
             return data
         log.warning("%s: images and labels are read as they are stored, without the transform that was set", spec)
     image, label = columns_of(spec, data)
-    data = data.with_format(None).cast_column(image, datasets.Image(decode=False)).select_columns([image, label])
-    data = data.rename_columns({old: new for old, new in ((image, "image"), (label, "label")) if old != new})
+    data = data.with_format(None).select_columns([image, label])
+    if image == TEXT_COLUMN:
+        features = datasets.Features({"image": _held(image), "label": data.features[label]})
+        kept = partial(_kept, image=image, label=label, hub=None)
+        data = data.map(kept, remove_columns=[image, label], features=features, keep_in_memory=True)
+    else:
+        data = data.cast_column(image, datasets.Image(decode=False))
+        data = data.rename_columns({old: new for old, new in ((image, "image"), (label, "label")) if old != new})
     if getattr(data.features["label"], "dtype", "") in TEXT:
         numbers = _numbers(data.unique("label"))
         return _encoded(data, numbers, datasets.ClassLabel(names=list(numbers)))
@@ -121,10 +135,16 @@ def of_stream(
             raise DataError(f"{spec}: its labels are text, and can't be read without its images: make them numbers")
         numbers = _numbers(all_of_them)
         kept, kind = partial(kept, numbers=numbers), datasets.ClassLabel(names=list(numbers))
-    stored = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
-    stream = stream.cast_column(image, datasets.Image(decode=False)).select_columns([image, label])
-    features = datasets.Features({"image": stored, "label": kind})
+    stream = stream if image == TEXT_COLUMN else stream.cast_column(image, datasets.Image(decode=False))
+    stream = stream.select_columns([image, label])
+    features = datasets.Features({"image": _held(image), "label": kind})
     return stream.map(kept, remove_columns=[image, label], features=features)
+
+
+def _held(image: str) -> dict[str, Any]:
+    """How a row holds what is in this column."""
+    text, binary = (require("datasets", "eval").Value(kind) for kind in ("string", "binary"))
+    return {TEXT_COLUMN: text} if image == TEXT_COLUMN else {"bytes": binary, "path": text}
 
 
 def relabelled(data: Any, numbers: Mapping[Any, int], kind: Any) -> Any:
@@ -184,9 +204,10 @@ def _number(label: Any, numbers: Mapping[Any, int]) -> int:
 def _kept(
     row: Mapping[str, Any], *, image: str, label: str, hub: str | None, numbers: Mapping[Any, int] | None = None
 ) -> dict[str, Any]:
+    held = {TEXT_COLUMN: row[image]} if image == TEXT_COLUMN else row[image]
     if hub is not None:
-        check_image(hub, row[image])
-    return {"image": row[image], "label": row[label] if numbers is None else _number(row[label], numbers)}
+        check_image(hub, held)
+    return {"image": held, "label": row[label] if numbers is None else _number(row[label], numbers)}
 
 
 def _renumbered_row(label: Any, *, numbers: Mapping[Any, int]) -> dict[str, int]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from zoo.errors import DataError, require
 from zoo.printable import logger
 from zoo.progress import bar, shown
-from zoo.tasks.columns import labels_of
+from zoo.tasks.columns import labels_of, text_of
 from zoo.tasks.pixels import decode, placed
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def damaged(data: "Dataset", spec: str) -> dict[int, str]:
 
 
 def _damage(image: Any) -> str | None:
-    if isinstance(image, torch.Tensor):
+    if isinstance(image, torch.Tensor) or text_of(image) is not None:
         return None
     try:
         decode(image)

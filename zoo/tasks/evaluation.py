@@ -92,6 +92,7 @@ def _together(parts: Sequence[Tensor]) -> Tensor:
 
 def _outputs(model: nn.Module, images: Tensor) -> Tensor:
     where = next(chain(model.parameters(), model.buffers()), images)
-    images = images.to(where.device, where.dtype if where.is_floating_point() else images.dtype)
+    whole = images.dtype == torch.int64 or not where.is_floating_point()  # token ids, or an integer model's pixels
+    images = images.to(where.device, images.dtype if whole else where.dtype)
     sizes = pass_sizes(len(images), images.shape[-2:].numel()) if where.device.type == "cpu" else len(images)
     return torch.cat([as_one(model(part)).float() for part in images.split(sizes)])

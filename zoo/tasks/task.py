@@ -69,6 +69,7 @@ class Task:
             the other one is.
         meaning: model, and channels, height and width of its images → what its outputs mean.
         leading: the figure that cards lead with.
+        unit: what a model is given, in the plural.
     """
 
     evaluation_transform: Callable[[Mapping[str, Any]], Transform]
@@ -80,3 +81,4 @@ class Task:
     check_same: Callable[[nn.Module, nn.Module, str], None]
     meaning: Callable[[nn.Module, Sequence[int]], Meaning]
     leading: Leading
+    unit: str = "images"

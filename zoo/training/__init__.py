@@ -32,6 +32,7 @@ class Steps:
 STEPS: dict[str, Steps] = {
     DEFAULT_TASK: Steps(task_step, distil_step),
     OTHER_TASK: Steps(untaught_step, partial(distil_step, loss=imitation)),
+    "text-classification": Steps(task_step, distil_step),
 }
 """By the Hub's pipeline tag."""
 

@@ -5,12 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from zoo import atomic
 from zoo.errors import RepositoryError, require
-from zoo.measurement.macs import input_size, like_images
+from zoo.measurement.macs import input_size, noise
 from zoo.onnx.export import OPSET, describe_, onnx_program
 from zoo.onnx.integer import integer_program
 from zoo.onnx.runtime import BATCHES, compared, compared_bytes
@@ -87,8 +86,7 @@ def _program(model: nn.Module, graph: Graph | None, size: tuple[int, int, int]) 
     """The program of a model, and how it is compared."""
     if graph is not None and is_integer(model):
         return integer_program(model, graph), compared_bytes
-    images = torch.randn(2, *size, generator=torch.Generator().manual_seed(0)).to(like_images(model))
-    return onnx_program(model, images), compared
+    return onnx_program(model, noise(model, 2)), compared
 
 
 def _shaped(value: object) -> str:

@@ -5,13 +5,12 @@ import shutil
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from zoo.errors import RepositoryError, StructureError
 from zoo.files import REPOSITORY, read_json, write_json, writing_folder
 from zoo.hub import graph_view, repository, weights
 from zoo.measurement.divergence import apart
-from zoo.measurement.macs import input_size, like_images, unchanged
+from zoo.measurement.macs import noise, unchanged
 from zoo.printable import logger
 from zoo.structure.graph.capture import BATCHES, capture
 from zoo.structure.tensors import tensors_of
@@ -47,7 +46,7 @@ def add_graph(source: str | os.PathLike[str], folder: str | os.PathLike[str] | N
             f"{source} isn't a folder of yours: say where the one with its graph shall lie, --out FOLDER"
         )
     model = repository.rebuild(place)
-    made, graph = capture(model, _images(model, 1))
+    made, graph = capture(model, noise(model, 1, seed=1))
     stored = weights.load_weights(place / repository.WEIGHTS, structure=model)
     constants = {name: tensor for name, tensor in tensors_of(made).items() if name not in stored}
     with writing_folder(place if folder is None else Path(folder)) as new:
@@ -75,12 +74,7 @@ def views_apart(folder: Path) -> float:
     plan, graph = (repository.rebuild(folder, form=form) for form in ("plan", "graph"))
     most = 0.0
     for batch in BATCHES:
-        images = _images(plan, batch)
+        images = noise(plan, batch, seed=batch)
         with unchanged(plan, graph), torch.no_grad():
             most = max(most, apart(graph(images), plan(images)))
     return most
-
-
-def _images(model: nn.Module, batch: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(batch)
-    return torch.randn(batch, *input_size(model), generator=generator).to(like_images(model))

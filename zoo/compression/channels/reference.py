@@ -19,6 +19,7 @@ from zoo.compression.channels.rules import CONTRACTIONS, STATISTICS
 from zoo.compression.channels.trace import argument
 from zoo.errors import FOREIGN
 from zoo.measurement.divergence import apart, leaves
+from zoo.measurement.macs import noise_like
 
 aten = torch.ops.aten
 
@@ -163,7 +164,7 @@ def compare(kept: Kept, tensors: Mapping[str, Tensor], cut: Cut, image: Tensor) 
     traced = kept.traced
     dense = perturbed({**traced.program.constants, **tensors})
     narrowed = kept.select(dense)
-    images = torch.randn(2, *image.shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    images = noise_like(image.double() if image.is_floating_point() else image, 2)
     try:
         with torch.no_grad():
             together, alone = leaves(cut(narrowed, images)), leaves(cut(narrowed, images[1:]))

@@ -34,7 +34,7 @@ from zoo.compression.integer.twins import EXACT, twin
 from zoo.compression.integer.writing import Writing
 from zoo.declarations import validate
 from zoo.errors import DataError
-from zoo.measurement.macs import unchanged
+from zoo.measurement.macs import unchanged, vocab_size
 from zoo.structure.description import Description, config_of
 from zoo.structure.graph.capture import capture
 from zoo.structure.graph.graph import Graph, GraphModel, graph_module
@@ -70,10 +70,11 @@ def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:
     made, graph = capture(model, given.batches[0][:2])
     graph, tensors = folded(*settled(opened(graph), tensors_of(made)))
     floats = _floats(graph, tensors)
-    seen, inputs = observed(floats, graph, [batch.cpu().float() for batch in given.batches], given.seed)
+    batches = [batch.cpu() if vocab_size(model) else batch.cpu().float() for batch in given.batches]
+    seen, inputs = observed(floats, graph, batches, given.seed)
     images = sum(map(len, given.batches))
     rounding = Rounding(how.weight_bits, how.rounding == "gptq", how.weight_bits < 8 or images >= CORRECTED)
-    shapes = _shapes(floats, graph, given.batches[0][:1].cpu().float())
+    shapes = _shapes(floats, graph, batches[0][:1])
     scheme = {"exact": EXACT, "mrt": mrt.scheme(how.deviations)}[how.scheme]
     writing = Writing(graph, tensors, planned(graph, seen, scheme.choose), inputs, shapes, rounding, scheme)
     whole, numbers = twin(writing, *_scale(model, given.batches[0].shape[1]))

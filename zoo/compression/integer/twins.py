@@ -55,6 +55,8 @@ def twin(writing: Writing, mean: Sequence[float], std: Sequence[float]) -> tuple
 
 def _input(writing: Writing, mean: Sequence[float], std: Sequence[float]) -> None:
     (name,) = writing.graph.inputs
+    if name not in writing.plan.steps:  # token ids, which are whole numbers already
+        return
     means, stds = torch.tensor([mean, std], dtype=torch.float64)[..., None]
     values = (torch.arange(256, dtype=torch.float64) / BYTE - means) / stds
     low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)

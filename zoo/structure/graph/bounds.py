@@ -41,7 +41,7 @@ _PARTS: Mapping[Any, Callable[..., int]] = {  # one tensor's, counted before the
 }
 
 
-def check_memory(graph: Graph, model: nn.Module, input: Any) -> None:
+def check_memory(graph: Graph, model: nn.Module, input: Any, *, ids: bool = False) -> None:
     """Bound the memory that a graph's model takes, in eval mode without gradients, for one image and for `BATCH`.
 
     At any time the storages made so far and still in use, with the tensor made last as if it were contiguous, are at
@@ -51,6 +51,7 @@ def check_memory(graph: Graph, model: nn.Module, input: Any) -> None:
         graph: the structure.
         model: what `graph_module` made of it, and a plan of that, on the meta device.
         input: channels, height, width of the images, as a configuration states them.
+        ids: they are token ids.
 
     Raises:
         StructureError: naming the node, what it takes and what is allowed; or what it can't be run for, of which a
@@ -58,21 +59,21 @@ def check_memory(graph: Graph, model: nn.Module, input: Any) -> None:
     """
     sizes = list(validated(_Sizes, input, "a graph's input_size", StructureError))
     shapes = {path: tuple(tensor.shape) for path, tensor in tensors_of(model).items()}  # as a plan left them
-    told = repr((graph, shapes, sizes, MAX_IMAGE_BYTES, MAX_MADE, BATCH, torch.__version__, __version__))
+    told = repr((graph, shapes, sizes, ids, MAX_IMAGE_BYTES, MAX_MADE, BATCH, torch.__version__, __version__))
     passed = cache() / "bounded" / hashlib.sha256(told.encode()).hexdigest()
     if passed.exists():
         return
     for batch in (1, BATCH):
-        _run(graph, model, [batch, *sizes])
+        _run(graph, model, [batch, *sizes], ids)
     with contextlib.suppress(OSError):  # a cache that can't be written costs time, not correctness
         passed.parent.mkdir(parents=True, exist_ok=True)
         passed.touch()
 
 
-def _run(graph: Graph, model: nn.Module, shape: Sequence[int]) -> None:
+def _run(graph: Graph, model: nn.Module, shape: Sequence[int], ids: bool) -> None:
     weights = tensors_of(model)
     dtype = next((t.dtype for t in weights.values() if t.is_floating_point()), torch.float32)
-    images = torch.empty(*shape, device="meta", dtype=dtype)
+    images = torch.empty(*shape, device="meta", dtype=torch.int64 if ids else dtype)
     nodes = _Nodes(model, [*graph.inputs, *(node.name for node in graph.nodes), "output"])
     try:
         with torch.no_grad(), _Live([*weights.values(), images], MAX_IMAGE_BYTES * shape[0]):

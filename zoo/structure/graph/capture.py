@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize, prune
 
 from zoo.errors import FOREIGN, StructureError, first_line, in_one_line
 from zoo.measurement.divergence import apart, leaves
-from zoo.measurement.macs import unchanged, weights_of
+from zoo.measurement.macs import noise_like, unchanged, weights_of
 from zoo.printable import logger
 from zoo.structure.graph.drops import Undropped, drop_rates
 from zoo.structure.graph.exported import lift
@@ -38,7 +38,8 @@ def capture(model: nn.Module, image: Tensor) -> tuple[GraphModel, Graph]:
 
     Args:
         model: any module of one tensor that returns a tensor, or tensors in a tuple or a dictionary; left as it was.
-        image: images that it takes [B, C, H, W], of which the size counts and, for what they reach, the values.
+        image: images, or token ids, that it takes [B, C, H, W], of which the size counts and, for what they reach, the
+            values.
 
     Returns:
         The graph's model in eval mode, with the module's own tensors, those that are computed from others as they are
@@ -51,13 +52,14 @@ def capture(model: nn.Module, image: Tensor) -> tuple[GraphModel, Graph]:
     name = type(model).__name__
     check_values(model)
     check_parameters(model)
-    if not image.is_floating_point():
-        raise StructureError(f"{name}: the example is {image.dtype}, expected floats as images are")
+    if not image.is_floating_point() and image.dtype != torch.int64:
+        raise StructureError(
+            f"{name}: the example is {image.dtype}, expected floats as images are, or token ids, int64"
+        )
     if image.ndim != 4:
         raise StructureError(f"{name}: the example is {list(image.shape)}, expected images [B, C, H, W]")
     folded = fold(model)
-    images = torch.randn(max(BATCHES), *image.shape[1:], generator=torch.Generator().manual_seed(0))
-    images = torch.cat([image[:1].cpu(), images])[: max(BATCHES)].to(image)
+    images = torch.cat([image[:1], noise_like(image, max(BATCHES))])[: max(BATCHES)]
     _check_steady(folded, images, name)
     with unchanged(folded):
         larger = _larger(folded, images, name)
@@ -206,7 +208,7 @@ def _compare(model: nn.Module, made: nn.Module, images: Tensor, name: str) -> No
 
 def _larger(model: nn.Module, images: Tensor, name: str) -> tuple[Tensor, Any] | None:
     """Larger images and what the module gives for them; None where it refuses them: tracing takes minutes to see it."""
-    larger = nn.functional.pad(images[:2], (0, LARGER, 0, LARGER), mode="replicate")
+    larger = nn.functional.pad(images[:2].double(), (0, LARGER, 0, LARGER), mode="replicate").to(images)
     try:
         return larger, _run(model, larger, name)
     except StructureError:

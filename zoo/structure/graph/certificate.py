@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from zoo.errors import StructureError
+from zoo.errors import StructureError, in_one_line
 from zoo.measurement.divergence import leaves
-from zoo.measurement.macs import input_size, unchanged
+from zoo.measurement.macs import input_size, unchanged, vocab_size
 from zoo.structure.graph.graph import CALLS, INTS
 from zoo.structure.graph.integer import BYTE, INTEGER, MAX_EXPONENT, MAX_POWER, SINGLE, QInput, QLayer, Quantized
 from zoo.structure.graph.mrt import MRT
@@ -191,16 +191,19 @@ def fixed_pixels(model: nn.Module) -> Tensor:
     """Two images [2, C, H, W] of bytes for an integer model: one as if drawn, one of extremes; alike on every machine.
 
     Formula: byte i of the first is bits 16..23 of 1103515245·i + 12345, of the second 255 where that is odd, else 0.
+    Of a model of texts token ids stand in their place: the same bits from 16 on, modulo how many there are, and the
+    last one or 0.
     """
     channels, height, width = input_size(model)
     drawn = (torch.arange(channels * height * width) * 1103515245 + 12345) >> 16
-    return torch.stack([drawn & BYTE, (drawn & 1) * BYTE]).to(torch.uint8).view(2, channels, height, width)
+    count, dtype = (BYTE + 1, torch.uint8) if (ids := vocab_size(model)) is None else (ids, torch.int64)
+    return torch.stack([drawn % count, (drawn & 1) * (count - 1)]).to(dtype).view(2, channels, height, width)
 
 
 def outputs_sha256(model: nn.Module) -> str:
     """The sha256 of what an integer model gives for `fixed_pixels`, which is the same wherever it runs rightly."""
     place = next(model.buffers()).device
-    with unchanged(model), torch.no_grad():
+    with in_one_line("the model doesn't run on its fixed inputs"), unchanged(model), torch.no_grad():
         given = model(fixed_pixels(model).to(place))
     told = hashlib.sha256()
     for each in leaves(given):
