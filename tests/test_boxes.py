@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from zoo.errors import DataError
+from zoo.models.targets import collated, input_boxes, restored, target_of
 from zoo.tasks.datasets import dataset
 from zoo.tasks.detection.batches import detection_loader
-from zoo.tasks.detection.targets import collated, input_boxes, restored, target_of
 from zoo.tasks.detection.transforms import RESIZES, evaluation_transform, letterbox, training_transform
 from zoo.tasks.identity import Identified, with_targets
 from zoo.tasks.streams import Stream

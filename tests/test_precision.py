@@ -8,8 +8,8 @@ from pycocotools.cocoeval import COCOeval
 from torch.nn import functional as F
 
 from zoo.errors import DataError
+from zoo.models.targets import CROWD, DIFFICULT, ORDINARY
 from zoo.tasks.detection.precision import COCO_FIGURES, coco_precision, voc07_precision
-from zoo.tasks.detection.targets import CROWD, DIFFICULT, ORDINARY
 
 CLASSES = 4
 

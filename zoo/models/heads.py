@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import DataError, StructureError
-from zoo.measurement.macs import forward_on_meta
+from zoo.measurement.divergence import leaves
+from zoo.measurement.macs import forward_on_meta, input_size
 from zoo.models.settings import Settings, Ssd, YoloV3, YoloV8, settings_of
 
 MAX_EXPONENT = 10.0  # of a side in anchors: 22,026 of them; what is larger would be infinite soon
@@ -189,6 +190,25 @@ def decode(heads: Sequence[Tensor], settings: Settings) -> tuple[Tensor, Tensor]
     return DECODERS[settings.decode].decode(heads, settings)
 
 
+def heads_on_meta(model: nn.Module, input: Sequence[int] | None = None) -> list[Tensor]:
+    """The heads of one image, which only have shapes.
+
+    Args:
+        model: on any device; it runs without computing anything.
+        input: channels, height, width; None takes what `model.pretrained_cfg` says.
+
+    Raises:
+        StructureError: the input size isn't known, or the model refuses it.
+    """
+    found: list[Tensor] = []
+    hook = model.register_forward_hook(lambda module, inputs, heads: found.extend(leaves(heads)))
+    try:
+        forward_on_meta(model, input)
+    finally:
+        hook.remove()
+    return found
+
+
 def check_detector(model: nn.Module) -> None:
     """Check that a detector's heads have the shapes that its settings and its number of classes ask for.
 
@@ -200,12 +220,9 @@ def check_detector(model: nn.Module) -> None:
     """
     config = getattr(model, "pretrained_cfg", None) or {}
     settings, classes = settings_of(config.get("detector")), config["num_classes"]
-    decoder, found = DECODERS[settings.decode], []
-    hook = model.register_forward_hook(lambda module, inputs, heads: found.extend(heads))
-    try:
-        _, height, width = forward_on_meta(model)
-    finally:
-        hook.remove()
+    decoder = DECODERS[settings.decode]
+    _, height, width = input_size(model)
+    found = heads_on_meta(model)
     strides = decoder.strides(settings)
     if len(found) != len(strides):
         raise StructureError(f"the model gives {len(found)} heads, pretrained_cfg['detector'] is for {len(strides)}")

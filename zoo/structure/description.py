@@ -74,11 +74,20 @@ def description_of(model: nn.Module) -> Description | None:
 
 def attach_(model: nn.Module, description: Description) -> None:
     """Let a model carry this description."""
-    model.zoo_entry = of_classes(description, getattr(model, "num_classes", None))  # type: ignore[assignment]
+    classes, task = getattr(model, "num_classes", None), config_of(model).get("task", DEFAULT_TASK)
+    model.zoo_entry = of_classes(description, classes, task)  # type: ignore[assignment]
 
 
-def of_classes(description: Description, classes: Any) -> Description:
-    """A description of a model with so many classes: one without any gives what stands before a head."""
+def of_classes(description: Description, classes: Any, task: str = DEFAULT_TASK) -> Description:
+    """A description of a model with so many classes, of which one without any gives what stands before a head.
+
+    Args:
+        description: where it doesn't say what the model is for, it is for `task`.
+        classes: how many there are.
+        task: what the model's `pretrained_cfg` says that it is for.
+    """
+    if description.task == DEFAULT_TASK != task:
+        return replace(description, task=task)
     if description.task == DEFAULT_TASK and type(classes) is int and classes == 0:
         return replace(description, task=OTHER_TASK)
     return description

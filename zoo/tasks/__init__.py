@@ -20,14 +20,16 @@ from zoo.errors import UnknownName
 from zoo.measurement.macs import unwrapped
 from zoo.structure.description import DEFAULT_TASK, OTHER_TASK, description_of
 from zoo.tasks.classification import CLASSIFICATION
+from zoo.tasks.detection import DETECTION
 from zoo.tasks.features import FEATURES
 from zoo.tasks.task import Task
 from zoo.tasks.text_classification import TEXT_CLASSIFICATION
 
 TASKS: dict[str, Task] = {
     DEFAULT_TASK: CLASSIFICATION,
-    OTHER_TASK: FEATURES,
+    "object-detection": DETECTION,
     "text-classification": TEXT_CLASSIFICATION,
+    OTHER_TASK: FEATURES,
 }
 """By the Hub's pipeline tag."""
 

@@ -57,7 +57,7 @@ def columns_of(spec: str, data: "Data") -> tuple[str, str]:
 
 
 def label_features(kind: Any) -> dict[str, Any]:
-    """The type of a label of boxes, as `zoo.tasks.detection.targets` describes it; `kind` is that of a class."""
+    """The type of a label of boxes, as `zoo.models.targets` describes it; `kind` is that of a class."""
     datasets = require("datasets", "eval")
     number, flag = datasets.Value("float32"), datasets.Value("bool")
     items = {"boxes": datasets.List(number, 4), "labels": kind, "crowd": flag, "difficult": flag, "area": number}

@@ -44,7 +44,7 @@ def dataset(spec: Any, split: str, *, limit: int | None = None, seed: int = 0, s
 
     Returns:
         A data set (an iterable one if streamed) with the columns `image`, as `zoo.tasks.pixels.decode` takes it, and
-        `label`: a class's number, or boxes as `zoo.tasks.detection.targets` describes them.
+        `label`: a class's number, or boxes as `zoo.models.targets` describes them.
 
     Raises:
         UnknownName: the word names no data set.

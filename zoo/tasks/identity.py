@@ -67,7 +67,7 @@ def with_targets(digests: Tensor, targets: Tensor) -> Tensor:
 
 
 def _told(target: Tensor) -> bytes:
-    """What a target says; of boxes (`zoo.tasks.detection.targets`) without what the model or the batch adds."""
+    """What a target says; of boxes (`zoo.models.targets`) without what the model or the batch adds."""
     if target.ndim < 2:
         return target.numpy().tobytes()
     objects = sorted(target[1:, :6].tolist())

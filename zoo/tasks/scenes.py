@@ -47,7 +47,7 @@ def digit_scenes(split: str, size: int | None = None) -> "Dataset":
         size: the number of images; 6,000 or 1,000 if None.
 
     Returns:
-        A data set of `image` (PIL, mode RGB, 128 x 128 px) and `label`, as `zoo.tasks.detection.targets` describes it,
+        A data set of `image` (PIL, mode RGB, 128 x 128 px) and `label`, as `zoo.models.targets` describes it,
         of classes 0 to 9.
     """
     datasets = require("datasets", "eval")

@@ -12,6 +12,7 @@ from functools import partial
 
 from zoo.errors import UnknownName
 from zoo.structure.description import DEFAULT_TASK, OTHER_TASK
+from zoo.training.detection import detector_distil_step, detector_step
 from zoo.training.distillation import Step, distil_step, task_step, untaught_step
 from zoo.training.losses import imitation
 
@@ -31,6 +32,7 @@ class Steps:
 
 STEPS: dict[str, Steps] = {
     DEFAULT_TASK: Steps(task_step, distil_step),
+    "object-detection": Steps(detector_step, detector_distil_step),
     OTHER_TASK: Steps(untaught_step, partial(distil_step, loss=imitation)),
     "text-classification": Steps(task_step, distil_step),
 }

@@ -344,7 +344,7 @@ def description_named(name: str | os.PathLike[str] | Base) -> tuple[Description,
     """
     description, config = _description(name)
     if config:
-        return of_classes(description, config.get("num_classes")), dict(config)
+        return of_classes(description, config.get("num_classes"), config.get("task", description.task)), dict(config)
     model = skeleton_of(description)
     settle_(model, description)
     return describe(model), config_of(model)

@@ -1,1 +1,19 @@
-"""Detection: images with boxes, and what a detector makes of them. Begin with `targets`."""
+"""Object detection: images with boxes, and what a detector makes of them. Begin with `figures`."""
+
+from zoo.tasks.detection.batches import detection_loader, views
+from zoo.tasks.detection.figures import meaning
+from zoo.tasks.detection.transforms import evaluation_transform, training_transform
+from zoo.tasks.features import check_same, matched, name_
+from zoo.tasks.task import Leading, Task
+
+DETECTION = Task(
+    evaluation_transform=evaluation_transform,
+    training_transform=training_transform,
+    views=views,
+    loader=detection_loader,
+    matched=matched,
+    name_=name_,
+    check_same=check_same,
+    meaning=meaning,
+    leading=Leading("map", "mAP", "map", "mAP50-95"),
+)

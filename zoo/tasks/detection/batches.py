@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from zoo.errors import DataError
+from zoo.models.targets import collated
 from zoo.tasks.detection.mosaic import mosaics
-from zoo.tasks.detection.targets import collated
 from zoo.tasks.loader import Transform, loader
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.errors import DataError, require
-from zoo.tasks.detection.targets import CROWD, DIFFICULT, ORDINARY, PAD
+from zoo.models.targets import CROWD, DIFFICULT, ORDINARY, PAD
 
 COCO_FIGURES = (
     *("map", "map50", "map75", "map_small", "map_medium", "map_large"),
@@ -41,7 +41,7 @@ def coco_precision(detections: Tensor, targets: Tensor, classes: int) -> dict[st
 
     Args:
         detections: [N, K, 6], x1, y1, x2, y2 in pixels, score, label; filled up by rows of -1.
-        targets: [N, 1 + M, 7], as `zoo.tasks.detection.targets` says.
+        targets: [N, 1 + M, 7], as `zoo.models.targets` says.
         classes: how many there are.
 
     Returns:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from zoo.declarations import validated
 from zoo.errors import DataError
-from zoo.tasks.detection.targets import clipped, target_of
+from zoo.models.targets import clipped, target_of
 from zoo.tasks.loader import Transform
 from zoo.tasks.pixels import Pixels, decode
 

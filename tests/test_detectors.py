@@ -1,0 +1,139 @@
+"""A detector from end to end: what is kept of its outputs, measured, learnt and pruned, on scenes of digits."""
+
+import pytest
+import torch
+
+import zoo
+from zoo.models.heads import detections
+from zoo.models.settings import settings_of
+from zoo.tasks import TASKS, task_of
+from zoo.tasks.datasets import dataset
+from zoo.tasks.detection.figures import Detector
+from zoo.tasks.detection.precision import coco_precision
+from zoo.tasks.evaluation import evaluate
+from zoo.training.detection import detector_distil_step, detector_step
+from zoo.training.distillation import Distil
+from zoo.training.schedule import Schedule
+from zoo.verbs.measuring import report_of
+
+TINY = {"width": 0.0625, "class_width": 16, "reg_max": 4, "num_classes": 10, "img_size": 64}
+KIND = settings_of({"decode": "yolov8", "strides": [4], "reg_max": 4, "resize": "letterbox", "most": 5})
+PLAIN = {"hue": 0, "mosaic": 0}
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A detector that finds much, and nothing right."""
+    made = zoo.create(zoo.Base("zoo/yolov8n", TINY))
+    generator = torch.Generator().manual_seed(0)
+    for layer in (part for head in made.heads for part in (head.box[-1], head.classes[-1])):
+        torch.nn.init.normal_(layer.weight, std=1.0, generator=generator)
+        torch.nn.init.zeros_(layer.bias)
+    return made
+
+
+def heads(*found):
+    """The head [1, 19, 4, 4] of a detector for 16 px that finds, at a cell, a box of ±4 px and one of 3 classes."""
+    head = torch.full((1, 4 * 4 + 3, 4, 4), -30.0)
+    for row, column, label, logit in found:
+        head[0, 1:16:4, row, column] = 30.0  # a distance of one stride, all four sides
+        head[0, 16 + label, row, column] = logit
+    return head
+
+
+def outputs(*found):
+    return heads(*found).flatten(1).unsqueeze(2)
+
+
+DETECTOR = Detector(KIND, [(19, 4, 4)], (16, 16), 3)
+
+
+def test_boxes_are_kept_in_pixels_of_the_upright_image():
+    geometry = torch.tensor([[[0.5, 0.25, 2, 3, 40, 60, 0]]])  # a pixel of the image is half a pixel of the input ...
+    rows = DETECTOR.rows(outputs((1, 2, 1, 2.0)), geometry)
+    x, y = 4 * 2.5, 4 * 1.5  # the middle of the cell
+
+    expected = [(x - 4 - 2) / 0.5, max(0, (y - 4 - 3) / 0.25), (x + 4 - 2) / 0.5, (y + 4 - 3) / 0.25]
+    assert rows["detections"][0, 0].tolist() == pytest.approx([*expected, torch.tensor(2.0).sigmoid().item(), 1])
+    assert rows["detections"][0, 1:].tolist() == [[-1.0] * 6] * 4
+    assert rows["targets"] is geometry
+
+
+@pytest.mark.parametrize(
+    ("found", "others", "share"),
+    [
+        ([(1, 1, 0, 3.0)], [(1, 1, 0, 1.0)], 1.0),
+        ([(1, 1, 0, 3.0)], [(1, 1, 2, 3.0)], 0.0),
+        ([(0, 0, 0, 3.0), (3, 3, 1, 3.0)], [(3, 3, 1, 3.0)], 2 / 3),
+        ([(1, 1, 0, 3.0)], [(1, 1, 0, -2.0)], 0.0),
+        ([], [], 1.0),
+    ],
+    ids=["one object", "another class", "one of two", "one that isn't sure", "nothing"],
+)
+def test_detectors_agree_on_what_both_find(found, others, share):
+    assert DETECTOR.agreement(outputs(*found), outputs(*others)).tolist() == [pytest.approx(share)]
+    assert DETECTOR.agreement(outputs(*others), outputs(*found)).tolist() == [pytest.approx(share)]
+
+
+def test_it_is_measured_as_one_image_at_a_time_would_be(model):
+    data = dataset("digit_scenes[:10]", "test")
+    task, settings = task_of(model), settings_of(model.pretrained_cfg["detector"])
+    seen = task.evaluation_transform(model.pretrained_cfg)
+    alone, truth = [], []
+    for row in data:
+        image, target = seen.boxed(row["image"], row["label"])
+        with torch.no_grad():
+            (found,) = detections(model(image[None]), settings, (64, 64))
+        boxes = found["boxes"] * 2  # scenes are of 128 px
+        alone.append(torch.cat([boxes, found["scores"][:, None], found["labels"][:, None]], 1))
+        truth.append(target)
+    filled = [torch.nn.utils.rnn.pad_sequence(each, batch_first=True, padding_value=-1) for each in (alone, truth)]
+    expected = coco_precision(*filled, 10)
+
+    for batch_size in (1, 4):
+        measured = report_of(model, "digit_scenes[:10]", batch_size=batch_size)
+        assert {key: measured.measured[key] for key in ("map", "map50", "map75")} == pytest.approx(
+            {key: expected[key] for key in ("map", "map50", "map75")}, abs=1e-6
+        )
+        assert measured.data["images"] == 10
+
+
+def test_a_detector_agrees_with_itself(model):
+    batches = task_of(model).loader(
+        dataset("digit_scenes[:6]", "test"), task_of(model).evaluation_transform(model.pretrained_cfg), 4
+    )
+    measured = evaluate(model, batches, against=model)
+
+    assert measured["agreement"] == 1
+    assert measured["kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_its_task_is_what_its_configuration_says(model, tmp_path):
+    assert task_of(model) is TASKS["object-detection"]
+    assert task_of(zoo.load(zoo.save(model, tmp_path / "tiny", name="tiny"))) is TASKS["object-detection"]
+
+
+@pytest.mark.parametrize("alpha", [None, 1.0], ids=["boxes", "a teacher"])
+def test_boxes_teach_it_and_a_teacher_does(model, alpha):
+    student = zoo.create(zoo.Base("zoo/yolov8n", TINY), seed=1)
+    teachers = [] if alpha is None else [model]
+    how, step = Distil(alpha=1.0), detector_step
+    if teachers:
+        step = detector_distil_step(teachers, how, student.pretrained_cfg)
+    scenes = dataset("digit_scenes[:16]", "train")
+    (batch,) = task_of(model).loader(scenes, task_of(model).evaluation_transform(model.pretrained_cfg), 16)
+    before = step(student.train(), batch, 0.0).item()
+
+    zoo.distil(student, teachers, scenes, how=how, schedule=Schedule(epochs=8, batch_size=8, lr=0.01), augment=PLAIN)
+
+    assert step(student.train(), batch, 0.0).item() < 0.95 * before
+
+
+def test_it_is_pruned_by_all_its_scales(model):
+    smaller = zoo.compress(model, budget=0.5, data="digit_scenes[:8]")
+
+    assert zoo.measure(smaller).macs <= 0.5 * zoo.measure(model).macs
+    assert smaller.zoo_entry.task == "object-detection"
+    with torch.no_grad():
+        shapes = [each.shape for each in smaller(torch.zeros(1, 3, 64, 64))]
+        assert shapes == [each.shape for each in model(torch.zeros(1, 3, 64, 64))]

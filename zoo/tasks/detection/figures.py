@@ -1,0 +1,111 @@
+"""What evaluation keeps of each image that objects were found in, and the figures of all of them.
+
+A detector's outputs come as one tensor, the values of all heads end to end (`zoo.measurement.divergence.as_one`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from zoo.models.heads import detections, heads_on_meta
+from zoo.models.likeness import unlike
+from zoo.models.settings import Settings, settings_of
+from zoo.models.targets import DIFFICULT, PAD, restored
+from zoo.structure.description import config_of
+from zoo.tasks.detection.precision import coco_precision, voc07_precision
+from zoo.tasks.task import Meaning
+
+FIGURES = ("map", "map50", "map75")
+SURE = 0.25  # the score of what counts as found, where two models are compared
+SAME = 0.5  # the overlap of boxes that mean the same object
+
+
+@dataclass(frozen=True)
+class Detector:
+    """What a detector's outputs are made of.
+
+    Args:
+        settings: of its heads.
+        shapes: of its heads, without the batch.
+        size: height and width of its input.
+        classes: how many there are.
+    """
+
+    settings: Settings
+    shapes: Sequence[tuple[int, ...]]
+    size: tuple[int, int]
+    classes: int
+
+    def heads(self, outputs: Tensor) -> list[Tensor]:
+        """All values [B, n, 1] → the heads [B, C, H, W]."""
+        counts = [torch.Size(shape).numel() for shape in self.shapes]
+        parts = outputs.flatten(1).split(counts, 1)
+        return [part.unflatten(1, shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def rows(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """What is kept of a batch.
+
+        Args:
+            outputs: as above.
+            targets: [B, 1 + M, 7], as `zoo.models.targets` says.
+
+        Returns:
+            `detections` [B, most, 6], x1, y1, x2, y2 in pixels of the upright image, score and label, filled up by
+            rows of -1; `targets` as they were.
+        """
+        found = detections(self.heads(outputs), self.settings, self.size)
+        kept = [torch.cat([each["boxes"], each["scores"][:, None], each["labels"][:, None]], 1) for each in found]
+        every = pad_sequence(kept, batch_first=True, padding_value=PAD)
+        every = nn.functional.pad(every, (0, 0, 0, self.settings.most - every.shape[1]), value=PAD)
+        real = every[..., 5:] >= 0
+        boxes = torch.where(real, restored(every[..., :4], targets[:, 0]), PAD)
+        return {"detections": torch.cat([boxes, every[..., 4:]], 2), "targets": targets}
+
+    def figures(self, rows: Mapping[str, Tensor]) -> dict[str, float]:
+        """COCO's `map`, `map50` and `map75`, 0..1, and `map50_voc07` where some objects are said to be difficult."""
+        found, objects = rows["detections"], rows["targets"]
+        precision = coco_precision(found, objects, self.classes)
+        figures = {key: precision[key] for key in FIGURES}
+        if (objects[:, 1:, 5] == DIFFICULT).any():
+            figures["map50_voc07"] = voc07_precision(found, objects, self.classes)["map50_voc07"]
+        return figures
+
+    def divergence(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """How far outputs are from those of a reference [B], in nats."""
+        return unlike(self.heads(outputs), self.heads(target), self.settings)
+
+    def agreement(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """The share of objects, of both, that both find, 0..1 for each image [B]; 1 where neither finds any.
+
+        Formula: 2·pairs / (found + found by the reference), pairs of one label whose boxes overlap by half.
+        """
+        pairs = zip(*(self._found(each) for each in (outputs, target)), strict=True)
+        return torch.tensor([_shared(mine, its) for mine, its in pairs], dtype=torch.float64, device=outputs.device)
+
+    def _found(self, outputs: Tensor) -> list[dict[str, Tensor]]:
+        return detections(self.heads(outputs), self.settings, self.size, score=SURE)
+
+
+def meaning(model: nn.Module, size: Sequence[int]) -> Meaning:
+    """What a detector's outputs mean for images of that size, channels, height and width."""
+    config = config_of(model)
+    shapes = [tuple(head.shape[1:]) for head in heads_on_meta(model, size)]
+    found = Detector(settings_of(config.get("detector")), shapes, (size[1], size[2]), config["num_classes"])
+    return Meaning(found.rows, found.figures, found.divergence, found.agreement)
+
+
+def _shared(mine: Mapping[str, Tensor], its: Mapping[str, Tensor]) -> float:
+    from torchvision.ops import box_iou  # torchvision takes long to import
+
+    found = len(mine["labels"]) + len(its["labels"])
+    overlap = box_iou(mine["boxes"], its["boxes"]) * (mine["labels"][:, None] == its["labels"])
+    pairs = 0
+    for number in range(len(overlap) if overlap.numel() else 0):  # the surest first
+        most, other = overlap[number].max(0)
+        if most >= SAME:
+            pairs += 1
+            overlap[:, other] = 0
+    return 2 * pairs / found if found else 1.0
