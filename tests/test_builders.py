@@ -215,6 +215,12 @@ def test_a_smoke_test_keeps_depth_and_widths_and_makes_images_small_where_it_can
     assert small.origin is small.repo is small.revision is None
 
 
+def test_a_smoke_test_of_a_network_with_ten_classes_sees_ten(tmp_path):
+    (entry,) = entries("cifar_resnet20")
+
+    assert stand_in(entry, tmp_path).recipe.data == f"digits[:{IMAGES}]"
+
+
 def test_a_model_that_the_family_lacks_is_named():
     with pytest.raises(
         UnknownName, match=r"no model 'resnet51d' here, there are: resnet50d_lockd_nt005, resnet50d_pruned_"

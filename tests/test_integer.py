@@ -324,3 +324,14 @@ def test_a_bias_beyond_32_bits_raises_its_step_and_says_so(caplog):
     made = zoo.compress(model, data=torch.rand(16, 3, 8, 8), method="integer")
     assert "0: the bias of 1 outputs is beyond 32 bits of their weights' step: that is raised" in caplog.messages
     assert certificate(made)["0"].bound < 2**31
+
+
+def test_logits_of_any_size_have_a_step_that_is_stored(made, images, tmp_path):
+    large = zoo.load("digits_cnn")
+    with torch.no_grad():
+        for held in large.get_classifier().parameters():
+            held *= 2.0**40
+    whole = zoo.compress(large, data="digits", method="integer", images=128)
+    loaded = zoo.load(zoo.save(whole, tmp_path / "large"))
+
+    assert torch.equal(outputs(loaded, images[:8]), 2.0**40 * outputs(made, images[:8]))

@@ -20,6 +20,7 @@ import zoo
 from zoo import catalog
 from zoo.errors import ZooError, first_line
 from zoo.files import write_json
+from zoo.measurement.macs import noise
 from zoo.onnx.backend import accelerated
 from zoo.structure.base import initialised
 from zoo.structure.description import Description, attach_, config_of, configure_
@@ -39,11 +40,11 @@ def measured(name: str, side: int) -> dict[str, Any]:
     for parameter in model.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.02)
-    channels, height, _ = config_of(model)["input_size"]
+    channels, height, width = config_of(model)["input_size"]
     size = height if height < 64 or "inception" in name or "vgg" in name or "alexnet" in name else side
-    configure_(model, {**config_of(model), "input_size": (channels, size, size)})
+    configure_(model, {**config_of(model), "input_size": (channels, size, size if height == width else width)})
     attach_(model, Description(entry.architecture, entry.base))
-    images = torch.randn(8, channels, size, size, generator=torch.Generator().manual_seed(0))
+    images = noise(model, 8)
     started = time.process_time()
     made = zoo.compress(model, data=images, method="integer", rounding="nearest")
     seconds = time.process_time() - started

@@ -28,13 +28,14 @@ RENDERED = {"digit_pairs": digit_pairs, "digit_scenes": digit_scenes}
 
 
 def dataset(spec: Any, split: str, *, limit: int | None = None, seed: int = 0, skip_damaged: bool = False) -> "Data":
-    """Open a data set of images and their classes, or boxes.
+    """Open a data set of images and their classes or boxes, or of texts and their classes.
 
     Args:
         spec: `digits`, `digit_pairs`, `digit_scenes` (with boxes), `noise` (random pixels in 1,000 classes, to try a
             pipeline with), a folder (one sub-folder per class within `train` and `validation`, images with metadata, or
-            parquet files or tars in Hub layout), or the id of a data set on the Hub (`ILSVRC/imagenet-1k`), which is
-            streamed. `SPEC[:N]` is the same with the limit N. Or an object, as `zoo.tasks.objects.opened` takes it.
+            parquet files or tars in Hub layout; of texts, parquet files with a column `text`), or the id of a data set
+            on the Hub (`ILSVRC/imagenet-1k`), which is streamed. `SPEC[:N]` is the same with the limit N. Or an object,
+            as `zoo.tasks.objects.opened` takes it.
         split: `train` or `test`; of a folder or Hub data set, `test` is its validation split where there is one. An
             object without splits is taken whole.
         limit: draw at most so many images from all of it, each class in its share; a draw from a stream is held in
