@@ -18,10 +18,16 @@ from zoo.models.likeness import unlike
 from zoo.models.settings import Settings, settings_of
 from zoo.models.targets import input_boxes
 from zoo.structure.description import config_of
+from zoo.training.cells import yolo3_loss
 from zoo.training.distances import yolov8_loss
 from zoo.training.distillation import Batch, Distil, Step, distil_step
+from zoo.training.multibox import ssd_loss
 
-LOSSES: dict[str, Callable[[Sequence[Tensor], Any, Tensor, Tensor], Tensor]] = {"yolov8": yolov8_loss}
+LOSSES: dict[str, Callable[[Sequence[Tensor], Any, Tensor, Tensor], Tensor]] = {
+    "yolov8": yolov8_loss,
+    "ssd": ssd_loss,
+    "yolo3": yolo3_loss,
+}
 """By `decode` of a detector's settings: heads, settings, objects [B, M, 4] and their labels [B, M] → the mean loss."""
 
 
