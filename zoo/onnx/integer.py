@@ -26,6 +26,7 @@ from zoo.onnx.export import BATCH, IMAGES, OPSET
 from zoo.onnx.lookup import looked_up
 from zoo.onnx.moves import MOVES
 from zoo.onnx.padding import padded, widths_of
+from zoo.onnx.quotients import QUOTIENTS
 from zoo.onnx.storing import ONE, is_byte, stored
 from zoo.onnx.tokens import TOKENS
 from zoo.onnx.writing import Writing, formless, shapes_of
@@ -196,6 +197,7 @@ _WRITE: Mapping[str, Callable[..., Any]] = {
     "qoutput": _output,
     "buffer": _constant,
     **TOKENS,
+    **QUOTIENTS,
     **MOVES,
 }
 _OF_BYTES = ("qconv2d", "qlinear", "qavg_pool2d", "qtable")

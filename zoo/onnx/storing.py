@@ -8,6 +8,7 @@ from zoo.onnx.writing import Writing
 from zoo.structure.graph.integer import BYTE, Quantized
 
 ONE = np.float32(1)
+HALF = np.float64(0.5)
 
 
 def is_byte(op: Quantized) -> bool:
@@ -23,3 +24,15 @@ def stored(writing: Writing, value: str, op: Quantized, dtype: Any) -> str:
     moved = writing.emit("Add", whole, dtype(op.out_zero)) if op.out_zero else whole
     within = writing.emit("Clip", moved, dtype(op.low), dtype(op.high))
     return writing.cast(within, np.uint8 if is_byte(op) else np.int32)
+
+
+def scaled(writing: Writing, accumulator: str, op: Any) -> str:
+    """Whole numbers, times multiplier·2^-exponent, as what an op gives."""
+    scale = np.float64(op.multiplier * 2.0**-op.exponent)
+    return stored(writing, writing.emit("Mul", writing.cast(accumulator, np.float64), scale), op, np.float64)
+
+
+def less(writing: Writing, x: str, zero: int, dtype: Any) -> str:
+    """Bytes or words less what stands for 0."""
+    value = writing.cast(x, dtype)
+    return writing.emit("Sub", value, dtype(zero)) if zero else value

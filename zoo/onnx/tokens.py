@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from zoo.onnx.lookup import found
-from zoo.onnx.storing import stored
+from zoo.onnx.storing import HALF, less, scaled, stored
 from zoo.onnx.writing import Writing, formless
 from zoo.structure.graph.graph import Node
 from zoo.structure.graph.integer import BYTE, powers
@@ -24,31 +24,18 @@ from zoo.structure.graph.tokens import EPS, FRACTION, ROOT, WORD, QNorm
 
 _NEVER = 2**16  # beyond the difference of any two words
 MAX_COUNT = 2**16  # of values that are normalized at once
-HALF = np.float64(0.5)
-
-
-def _scaled(writing: Writing, accumulator: str, op: Any) -> str:
-    """Whole numbers, times multiplier·2^-exponent, as what an op gives."""
-    scale = np.float64(op.multiplier * 2.0**-op.exponent)
-    return stored(writing, writing.emit("Mul", writing.cast(accumulator, np.float64), scale), op, np.float64)
-
-
-def _less(writing: Writing, x: str, zero: int, dtype: Any) -> str:
-    """Bytes or words less what stands for 0."""
-    value = writing.cast(x, dtype)
-    return writing.emit("Sub", value, dtype(zero)) if zero else value
 
 
 def _rescaled(writing: Writing, node: Node, x: str) -> str:
     op = writing.module(node)
-    return _scaled(writing, _less(writing, x, op.zero, np.float64), op)
+    return scaled(writing, less(writing, x, op.zero, np.float64), op)
 
 
 def _summed(writing: Writing, node: Node, x: str) -> str:
     op = writing.module(node)
     told = {"keepdims": int(op.keepdim)}
-    value = _less(writing, x, op.zero, np.float64)
-    return _scaled(writing, writing.emit("ReduceSum", value, np.array(op.dim, np.int64), **told), op)
+    value = less(writing, x, op.zero, np.float64)
+    return scaled(writing, writing.emit("ReduceSum", value, np.array(op.dim, np.int64), **told), op)
 
 
 def _multiplied(writing: Writing, node: Node, a: str, b: str) -> str:
@@ -59,8 +46,8 @@ def _multiplied(writing: Writing, node: Node, a: str, b: str) -> str:
     else:
         dtype = np.float32 if node.inputs[0] in writing.shares and not op.zeros[0] else np.float64
         sides = zip((a, b), op.zeros, strict=True)
-        sums = writing.emit("MatMul", *(_less(writing, x, zero, dtype) for x, zero in sides))
-    return _scaled(writing, sums, op)
+        sums = writing.emit("MatMul", *(less(writing, x, zero, dtype) for x, zero in sides))
+    return scaled(writing, sums, op)
 
 
 def _softmax(writing: Writing, node: Node, x: str) -> str:
@@ -83,7 +70,7 @@ def _softmax(writing: Writing, node: Node, x: str) -> str:
 def _normed(writing: Writing, node: Node, x: str) -> str:
     op, shape = writing.module(node), writing.shape(node)
     most = BYTE if node.inputs[0] not in writing.words else WORD + op.zero
-    value, axis = _less(writing, x, op.zero, np.float64), op.axis % len(shape)
+    value, axis = less(writing, x, op.zero, np.float64), op.axis % len(shape)
     if op.groups is not None:
         count = math.prod(shape[1:]) // op.groups
         value, along = writing.emit("Reshape", value, np.array([-1, op.groups, count], np.int64)), 2
@@ -113,13 +100,13 @@ def _normalized(writing: Writing, node: Node, x: str, axis: int, count: int, mos
         times = writing.emit("Sub", times, total)
         whole = writing.cast(total, np.int64)
         spread = writing.emit("Sub", spread, writing.emit("Mul", whole, whole))
-    root = _root(writing, writing.emit("Mul", spread, np.int64(4**finer)))
+    root = root_of(writing, writing.emit("Mul", spread, np.int64(4**finer)))
     least = writing.cast(writing.emit("Max", root, np.int64(1)), np.float64)
     unit = writing.emit("Mul", least, np.float64(2.0 ** -(finer + FRACTION)))
     return writing.emit("Floor", writing.emit("Add", writing.emit("Div", times, unit), HALF))
 
 
-def _root(writing: Writing, x: str) -> str:
+def root_of(writing: Writing, x: str) -> str:
     """⌊√x⌋, as `structure.graph.tokens.isqrt`."""
     root = writing.cast(writing.emit("Sqrt", writing.cast(x, np.float64)), np.int64)
     over = writing.emit("Greater", writing.emit("Mul", root, root), x)

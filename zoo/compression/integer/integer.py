@@ -29,6 +29,7 @@ from zoo.compression.integer.folding import folded
 from zoo.compression.integer.layers import Rounding
 from zoo.compression.integer.observing import observed
 from zoo.compression.integer.planning import planned
+from zoo.compression.integer.quotients import divided
 from zoo.compression.integer.tokens import opened
 from zoo.compression.integer.twins import EXACT, twin
 from zoo.compression.integer.writing import Writing
@@ -68,7 +69,7 @@ def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:
     """What `zoo.compress` calls."""
     how, model = given.how, given.model
     made, graph = capture(model, given.batches[0][:2])
-    graph, tensors = folded(*settled(opened(graph), tensors_of(made)))
+    graph, tensors = folded(*divided(*settled(opened(graph), tensors_of(made))))
     floats = _floats(graph, tensors)
     batches = [batch.cpu() if vocab_size(model) else batch.cpu().float() for batch in given.batches]
     seen, inputs = observed(floats, graph, batches, given.seed)

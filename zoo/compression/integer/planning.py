@@ -32,12 +32,17 @@ SUMS = ("add", "mul", "sub")
 SHIFTED = {*SUMS, *JOINS}  # ops whose values have steps that are powers of two of each other
 NORMS = ("layer_norm", "layer_norm2d", "group_norm", "rms_norm")
 PRODUCTS = ("matmul", "scores")
-ABSORBING = {*LAYERS, "batch_norm2d", *TABLES, *POOLS, *NORMS, *PRODUCTS, "softmax"}
-OF_WORDS = (*NORMS, "softmax")
+QUOTIENTS = ("div", "norm")
+PASSING = ("add", "shift", "aten.add.Scalar", "clamp", "aten.clamp_min")
+"""What reads words where it gives them."""
+BLENDS = ("aten.upsample_bilinear2d.vec",)
+STANDING = ("batch_norm2d", "batch_norm1d")
+ABSORBING = {*LAYERS, *STANDING, *TABLES, *POOLS, *NORMS, *PRODUCTS, *QUOTIENTS, *BLENDS, "softmax"}
+OF_WORDS = (*NORMS, *QUOTIENTS, "softmax")
 """What reads words where it can."""
 GIVING = {
     *(*LAYERS, *NORMS, *PRODUCTS, *MOVES, *SIZES),
-    *("batch_norm2d", "add", "sub", *JOINS, "mean", "scale", "parameter", "buffer"),
+    *(*STANDING, "sub", *PASSING, *JOINS, "mean", "scale", "parameter", "buffer", *QUOTIENTS),
 }
 """What can give words."""
 SHARES = Step(2.0**-15, word=True), Step(2.0**-8)
@@ -92,7 +97,11 @@ def planned(graph: Graph, seen: Mapping[str, Seen], choose: Callable[..., Step] 
             step = SHARES[not group.read <= {"matmul", "mul"}]
         elif kind in words:
             step = wide(*ends)
-            if others := group.read - {*OF_WORDS, *JOINS, "add", "output"}:
+            if others := group.read - {*OF_WORDS, *JOINS, *PASSING, "output"}:
+                narrow |= dict.fromkeys(group.names, choose(values, *ends, free=others <= ABSORBING))
+        elif "div" in group.own:  # which some channels have far more of
+            step = wide(*ends)
+            if others := group.read - {*OF_WORDS, *JOINS, *PASSING, "mul", "output"}:
                 narrow |= dict.fromkeys(group.names, choose(values, *ends, free=others <= ABSORBING))
         elif group.read == {"output"} and group.own <= {*LAYERS, *POOLS}:
             step = wide(*ends)
@@ -125,7 +134,7 @@ def _groups(
             group.own.add(origin.get(name, nodes[name]).op)
         for reader in readers[name]:
             group.read.add(nodes[reader].op if reader in nodes else "output")
-            if reader in nodes and nodes[reader].op == "add":
+            if reader in nodes and nodes[reader].op in PASSING:
                 group.readers.add(kinds[reader])
     for group in groups.values():
         group.own.difference_update(MOVES)

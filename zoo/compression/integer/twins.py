@@ -14,7 +14,8 @@ from torch import Tensor
 
 from zoo.compression.integer.folding import affine
 from zoo.compression.integer.layers import quantized
-from zoo.compression.integer.planning import CLAMPS, TABLES
+from zoo.compression.integer.planning import BLENDS, CLAMPS, PASSING, TABLES
+from zoo.compression.integer.quotients import QUOTIENTS, mean_over_windows, mixed, of_words
 from zoo.compression.integer.steps import Step, best, exponent, spanning
 from zoo.compression.integer.tokens import TOKENS
 from zoo.compression.integer.writing import EXPECTED, Scheme, Writing, stored, table_of
@@ -108,6 +109,18 @@ def _norm(writing: Writing, first: Node, last: Node) -> None:
     count = len(norm.scale)
     sizes = {"in_channels": count, "out_channels": count, "kernel_size": [1, 1], "groups": count}
     _weigh(writing, first, last, "qconv2d", norm.scale.view(-1, 1, 1, 1), norm.shift, sizes)
+
+
+def _norm1d(writing: Writing, first: Node, last: Node) -> None:
+    """The same of numbers, or rows, of channels."""
+    norm, (name, x) = affine(first, writing.held), writing.bytes_of(first)
+    count, rank = len(norm.scale), len(writing.shapes[first.inputs[0]])
+    map_, flat = (writing.fresh(f"{first.name}_{end}".replace(".", "_")) for end in ("map", "flat"))
+    writing.emit(map_, "reshape", [name], {"shape": ["batch", count, -1, 1]})
+    sizes = {"in_channels": count, "out_channels": count, "kernel_size": [1, 1], "groups": count}
+    _weigh(writing, first, last, "qconv2d", norm.scale.view(-1, 1, 1, 1), norm.shift, sizes, (map_, x))
+    told: list[str | int] = ["batch", count] if rank == 2 else ["batch", count, -1]
+    writing.names[last.name] = writing.emit(flat, "reshape", [first.name], {"shape": told})
 
 
 def _weigh(
@@ -209,8 +222,12 @@ def _concat(writing: Writing, first: Node, last: Node) -> None:
 
 def _pool(writing: Writing, first: Node, last: Node) -> None:
     x, shape = writing.read(first), writing.shapes[first.inputs[0]]
-    if first.op == "aten.sum.dim_IntList" or (first.op == "mean" and len(shape) != 4):
+    dims = sorted(dim % len(shape) for dim in first.attributes.get("dim") or ()) if first.op == "mean" else [2, 3]
+    if first.op == "aten.sum.dim_IntList" or dims != [2, 3] or len(shape) != 4:
         TOKENS["sum"](writing, first, last)
+        return
+    if first.op == "avg_pool2d" and (form := _hanging(first, shape)) is not None:
+        mean_over_windows(writing, first, last, form)
         return
     window, flat = _pooled(first, shape)
     size = window.get("kernel_size", shape[2:])
@@ -232,27 +249,35 @@ def _pooled(node: Node, shape: Sequence[int]) -> tuple[dict[str, Any], bool]:
     Raises:
         StructureError: windows that aren't all of one size.
     """
-    told, (height, width) = node.attributes, tuple(shape[2:]) if len(shape) == 4 else (0, 0)
-    uneven = StructureError(f"integer: node {node.name!r} averages windows of several sizes, which have no twin")
+    told, (height, width) = node.attributes, tuple(shape[2:])
     if node.op == "mean":
-        if len(shape) != 4 or sorted(dim % 4 for dim in told.get("dim") or ()) != [2, 3]:
-            raise uneven
         return {}, not told.get("keepdim", False)
     if node.op == "adaptive_avg_pool2d":
         out = [out or size for out, size in zip(_pair(told["output_size"]), (height, width), strict=True)]
         if out == [1, 1]:
             return {}, False
         if height % out[0] or width % out[1]:
-            raise uneven
+            raise StructureError(f"integer: node {node.name!r} averages windows of several sizes, which have no twin")
         window = [height // out[0], width // out[1]]
         return {"kernel_size": window, "stride": window}, False
-    kernel, padding = _pair(told["kernel_size"]), _pair(told.get("padding", 0))
-    stride = _pair(told.get("stride") or kernel)
-    sizes = zip((height, width), kernel, stride, padding, strict=True)
-    cut = told.get("ceil_mode") and any((size + 2 * p - k) % s for size, k, s, p in sizes)
-    if cut or told.get("divisor_override") or (any(padding) and not told.get("count_include_pad", True)):
-        raise uneven
-    return {"kernel_size": kernel, "stride": stride, "padding": padding}, False
+    if told.get("divisor_override"):
+        raise StructureError(f"integer: node {node.name!r} divides by another number than its pixels: {EXPECTED}")
+    kernel = _pair(told["kernel_size"])
+    pairs = {"stride": _pair(told.get("stride") or kernel), "padding": _pair(told.get("padding", 0))}
+    return {"kernel_size": kernel, **pairs}, False
+
+
+def _hanging(node: Node, shape: Sequence[int]) -> dict[str, Any] | None:
+    """The windows of a pool of which some hang over what counts; None where none does."""
+    told, kernel = node.attributes, _pair(node.attributes["kernel_size"])
+    stride, padding = _pair(told.get("stride") or kernel), _pair(told.get("padding", 0))
+    sizes = zip(shape[2:], kernel, stride, padding, strict=True)
+    cut = bool(told.get("ceil_mode")) and any((size + 2 * p - k) % s for size, k, s, p in sizes)
+    if any(padding) and told.get("count_include_pad", True) and cut:
+        raise StructureError(f"integer: node {node.name!r} counts pixels beside maps, and of some windows not all")
+    if told.get("divisor_override") or not (cut or (any(padding) and not told.get("count_include_pad", True))):
+        return None
+    return {"kernel_size": kernel, "stride": stride, "padding": padding, "ceil_mode": cut}
 
 
 def _function(writing: Writing, first: Node, last: Node) -> None:
@@ -263,6 +288,8 @@ def _function(writing: Writing, first: Node, last: Node) -> None:
         step = writing.read(first)
         writing.names[first.name] = writing.of(first.inputs[0])
         writing.steps[first.name] = replace(step, step=step.step * first.attributes["other"])
+        return
+    if first.op in (*PASSING, "scale") and of_words(writing, first, writing.plan.steps[first.name]):
         return
     alone = graph_module(Graph(("x",), (Node("y", first.op, ("x",), first.attributes),), ("y",)))
     y = writing.plan.steps[first.name]
@@ -275,6 +302,9 @@ def _function(writing: Writing, first: Node, last: Node) -> None:
 def _move(writing: Writing, first: Node, last: Node) -> None:
     """What moves values moves bytes; what is put around them stands for 0."""
     step, attributes, op = writing.read(first), dict(first.attributes), first.op
+    if op == "upsample" and attributes.get("mode", "nearest") == "bilinear":
+        mixed(writing, first, last)
+        return
     if op == "upsample" and attributes.get("mode", "nearest") != "nearest":
         raise StructureError(f"integer: node {first.name!r} upsamples by {attributes['mode']}, which has no twin")
     if op == "pad_same" and step.zero:
@@ -332,7 +362,8 @@ def _window(node: Node, kernel: Sequence[int]) -> dict[str, Any]:
 _Write = Callable[[Writing, Node, Node], None]
 _WRITE: Mapping[str, _Write] = {
     **dict.fromkeys(("conv2d", "conv1d", "linear"), _layer),
-    **dict.fromkeys(("batch_norm2d",), _norm),
+    "batch_norm2d": _norm,
+    "batch_norm1d": _norm1d,
     **dict.fromkeys(("mean", "avg_pool2d", "adaptive_avg_pool2d"), _pool),
     **dict.fromkeys(TABLES, _function),
     **dict.fromkeys(MOVES, _move),
@@ -342,5 +373,7 @@ _WRITE: Mapping[str, _Write] = {
     "mul": _product,
     **dict.fromkeys(JOINS, _concat),
     **TOKENS,
+    **QUOTIENTS,
+    **dict.fromkeys(BLENDS, mixed),
 }
 assert set(CLAMPS) <= _WRITE.keys()

@@ -74,7 +74,7 @@ class Writing:
     def emit(self, name: str, op: str, inputs: Sequence[str], attributes: Mapping[str, Any], **tensors: Tensor) -> str:
         """Write one node."""
         usual = {"zero": 0, "out_zero": 0, "low": 0, "high": BYTE}
-        attributes = {key: value for key, value in attributes.items() if usual.get(key) != value}
+        attributes = {key: value for key, value in attributes.items() if key not in usual or usual[key] != value}
         self.nodes.append(Node(name, op, tuple(inputs), attributes))
         self.tensors |= {f"{name}.{key}": tensor for key, tensor in tensors.items()}
         return name

@@ -28,6 +28,7 @@ from zoo.measurement.macs import input_size, unchanged, vocab_size
 from zoo.structure.graph.graph import CALLS, INTS
 from zoo.structure.graph.integer import BYTE, INTEGER, MAX_EXPONENT, MAX_POWER, SINGLE, QInput, QLayer, Quantized
 from zoo.structure.graph.mrt import MRT
+from zoo.structure.graph.quotients import QUOTIENTS
 from zoo.structure.graph.tokens import DOUBLE, TOKENS, WORD, QNorm, QSoftmax, Scaled
 from zoo.structure.tensors import bytes_of
 
@@ -45,7 +46,7 @@ MOVES = (
 )
 SIZES = ("size", *INTS)
 """Ops of graphs that may stand between those of integers: they put values elsewhere, and compute none but sizes."""
-_WHOLE = {op.call for op in (*INTEGER.values(), *TOKENS.values(), *MRT.values())}
+_WHOLE = {op.call for op in (*INTEGER.values(), *TOKENS.values(), *QUOTIENTS.values(), *MRT.values())}
 _NAMES: Mapping[Any, str] = {op.call: name for name, op in reversed(CALLS.items())}
 _MOVING = {CALLS[name].call for name in (*MOVES, *JOINS, *SIZES)}
 _MODES = ("nearest", "constant", "reflect", "replicate", "circular")

@@ -22,9 +22,10 @@ from zoo.structure.graph.integer import INTEGER
 from zoo.structure.graph.mrt import MRT
 from zoo.structure.graph.ops import DTYPES, FUNCTIONS, SIZES, TENSORS
 from zoo.structure.graph.ops import MODULES as FLOATS
+from zoo.structure.graph.quotients import QUOTIENTS
 from zoo.structure.graph.tokens import TOKENS
 
-MODULES = {**FLOATS, **INTEGER, **TOKENS, **MRT}
+MODULES = {**FLOATS, **INTEGER, **TOKENS, **QUOTIENTS, **MRT}
 CALLS = {**FUNCTIONS, **ATEN}
 OPS = {**MODULES, **TENSORS, **CALLS}
 MAX_PRODUCT = 1e28  # what shape arithmetic may reach, each size that it reads counted as MAX_ARGUMENT
