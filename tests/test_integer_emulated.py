@@ -1,7 +1,7 @@
 """Integer models on processors that this one isn't: onnxruntime under qemu, with and without what makes it exact.
 
-It needs `qemu-x86_64` (Debian's qemu-user), and for aarch64 the folder `ZOO_AARCH64`: a root with usr/bin/python3 and,
-in `site`, numpy and onnxruntime of that. An emulated import takes a minute.
+`eval "$(scripts/emulators build/emulators)"` fetches what it needs, without root: `qemu-x86_64`, and for aarch64 the
+folder `ZOO_AARCH64`, a root with usr/bin/python3 and, in `site`, numpy and onnxruntime. Else it is skipped.
 """
 
 import os
