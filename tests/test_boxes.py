@@ -194,7 +194,7 @@ def test_boxes_go_with_the_pixels_of_an_augmented_image(varied):
 def rows(images, labels):
     import datasets
 
-    from zoo.tasks.columns import label_features
+    from zoo.tasks.boxes import label_features
 
     features = {"image": datasets.Image(), "label": label_features(datasets.ClassLabel(num_classes=10))}
     data = datasets.Dataset.from_dict({"image": images, "label": labels}, datasets.Features(features))

@@ -12,14 +12,21 @@ from zoo.errors import DataError, UnknownName, first_line
 
 NAMED = ("digits", "digit_pairs", "digit_scenes", "noise")
 HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
-LIMITED = re.compile(r"(.+)\[:(\d{1,9})\]", re.ASCII)
+FORMS = ("xywh", "xyxy")  # of boxes: a corner and the size, or two corners
+_SPEC = re.compile(rf"(.+?)(?:\.({'|'.join(FORMS)}))?(?:\[:(\d{{1,9}})\])?", re.ASCII | re.DOTALL)
 EXPECTED = "expected images in its train/CLASS and validation/CLASS, of two classes at least"
 
 
 def limited(spec: Any) -> tuple[Any, int | None]:
-    """What `SPEC[:N]` names, and N; of anything else itself and None."""
-    match = LIMITED.fullmatch(spec) if isinstance(spec, str) else None
-    return (match[1], int(match[2])) if match else (spec, None)
+    """What `SPEC.xywh[:N]` names, and N; of anything else itself and None."""
+    match = _SPEC.fullmatch(spec) if isinstance(spec, str) else None
+    return (match[1], int(match[3]) if match[3] else None) if match else (spec, None)
+
+
+def form_of_boxes(spec: Any) -> str | None:
+    """What `SPEC.xywh[:N]` says that boxes are, of `FORMS`; None where it says nothing."""
+    match = _SPEC.fullmatch(spec) if isinstance(spec, str) else None
+    return match[2] if match else None
 
 
 def on_hub(spec: Any) -> bool:
@@ -39,10 +46,10 @@ def told(spec: Any) -> str:
     >>> told("/home/me/photographs[:100]")
     './photographs[:100]'
     """
-    place, most = limited(spec)
+    place, _ = limited(spec)
     if not isinstance(place, str) or place in NAMED or on_hub(place):
         return spec if isinstance(spec, str) else ""
-    return f"./{Path(os.path.abspath(os.path.expanduser(place))).name}" + (f"[:{most}]" if most is not None else "")
+    return f"./{Path(os.path.abspath(os.path.expanduser(place))).name}{spec[len(place) :]}"
 
 
 def model_told(name: str) -> str:

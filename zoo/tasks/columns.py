@@ -1,4 +1,4 @@
-"""The two columns of a data set: images as they are stored, or texts, and labels.
+"""The two columns of a data set: images as they are stored, or texts, and labels, which are classes or boxes.
 
 Map-style data is cast and renamed. A stream is mapped to plain bytes and paths, which nothing encodes anew; that leaves
 them as they were in `datasets` 4 and 5, as the tests compare.
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from zoo.errors import DataError, require
 from zoo.printable import logger
+from zoo.tasks import boxes
 from zoo.tasks.inside import check_image
+from zoo.tasks.pixels import named
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -24,6 +26,7 @@ IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")  # the last ones 
 TEXT_COLUMN = "text"
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
 TEXT = ("string", "large_string")
+LOOKED_AT_OF_STREAM = 64  # images that are fetched to tell what their boxes are
 HIDDEN = -1  # the label of an image whose class is kept secret
 
 log = logger(__name__)
@@ -47,26 +50,34 @@ def columns_of(spec: str, data: "Data") -> tuple[str, str]:
     """
     names = data.column_names or list(next(iter(data)))
     image = next((name for name in (*IMAGE_COLUMNS, TEXT_COLUMN) if name in names), None)
-    label = next((name for name in LABEL_COLUMNS if name in names), None)
+    label = next((name for name in (*LABEL_COLUMNS, *boxes.OBJECT_COLUMNS) if name in names), None)
     if image is None or label is None:
         raise DataError(
             f"{spec}: expected a column {' or '.join((*IMAGE_COLUMNS, TEXT_COLUMN))} and a column "
-            f"{' or '.join(LABEL_COLUMNS)}, found {', '.join(names)}; rename them where the data is made"
+            f"{' or '.join((*LABEL_COLUMNS, *boxes.OBJECT_COLUMNS))}, found {', '.join(names)}; rename them where the "
+            "data is made"
         )
     return image, label
 
 
-def label_features(kind: Any) -> dict[str, Any]:
-    """The type of a label of boxes, as `zoo.models.targets` describes it; `kind` is that of a class."""
-    datasets = require("datasets", "eval")
-    number, flag = datasets.Value("float32"), datasets.Value("bool")
-    items = {"boxes": datasets.List(number, 4), "labels": kind, "crowd": flag, "difficult": flag, "area": number}
-    return {key: datasets.List(item) for key, item in items.items()}
+def has_boxes(data: Any) -> bool:
+    """Whether the labels of a data set are boxes."""
+    return boxes.are_boxes((data.features or {}).get("label"))
 
 
-def has_boxes(data: "Data") -> bool:
-    """Whether the labels are boxes."""
-    return isinstance((data.features or {}).get("label"), Mapping)
+def class_kind(data: Any) -> Any:
+    """The type of a data set's classes, of which those with names have `names`; None where it doesn't say."""
+    return boxes.class_kind((data.features or {}).get("label"))
+
+
+def class_numbers(data: "Dataset") -> NDArray[Any] | None:
+    """The classes of all images of map-style data, or of all objects; None where only reading tells."""
+    if not has_boxes(data):
+        return labels_of(data)
+    if data.format["type"] == "custom":  # a transform may renumber them
+        return np.array([number for label in data.select_columns("label")[:]["label"] for number in label["labels"]])
+    arrow = require("pyarrow.compute", "eval")
+    return np.asarray(arrow.list_flatten(arrow.struct_field(data.with_format("arrow")["label"], "labels")))
 
 
 def labels_of(data: "Dataset") -> NDArray[Any] | None:
@@ -78,13 +89,18 @@ def labels_of(data: "Dataset") -> NDArray[Any] | None:
     return labels
 
 
-def of_table(spec: str, data: "Dataset") -> "Dataset":
+def of_table(spec: str, data: "Dataset", form: str | None = None) -> "Dataset":
     """Map-style data with the columns `image`, undecoded, and `label`; what the package renders when read stays so.
 
     Of texts `image` is a dictionary, `{"text": ...}`.
 
+    Args:
+        spec: of the data, for the message.
+        data: as the library opened it.
+        form: of boxes, `xywh` or `xyxy`; None where that isn't said.
+
     Raises:
-        DataError: the columns are missing.
+        DataError: the columns are missing, or it can't be told what the boxes are.
     """
     datasets = require("datasets", "eval")
     if data.format["type"] == "custom":
@@ -100,7 +116,10 @@ def of_table(spec: str, data: "Dataset") -> "Dataset":
     else:
         data = data.cast_column(image, datasets.Image(decode=False))
         data = data.rename_columns({old: new for old, new in ((image, "image"), (label, "label")) if old != new})
-    if getattr(data.features["label"], "dtype", "") in TEXT:
+    kind = data.features["label"]
+    if boxes.are_objects(kind):
+        return _boxed(spec, data, boxes.reading(spec, kind, form, _some(data, boxes.LOOKED_AT)))
+    if _is_text(kind):
         numbers = _numbers(data.unique("label"))
         return _encoded(data, numbers, datasets.ClassLabel(names=list(numbers)))
     return data
@@ -111,6 +130,7 @@ def of_stream(
     stream: "IterableDataset",
     labels: Callable[[], Sequence[Any] | None] = lambda: None,
     hub: str | None = None,
+    form: str | None = None,
 ) -> "IterableDataset":
     """A stream with the columns `image`, undecoded, and `label`.
 
@@ -119,26 +139,32 @@ def of_stream(
         stream: as the library opened it.
         labels: reads all labels, needed where they are text; None where it can't be done.
         hub: the data set of the Hub in which all images must lie.
+        form: as for `of_table`.
 
     Raises:
-        DataError: the columns are missing, or the labels are text of unknown classes; as it is read, that an image lies
-            elsewhere.
+        DataError: the columns are missing, the labels are text of unknown classes, or it can't be told what the boxes
+            are; as it is read, that an image lies elsewhere, or a box is none.
     """
     datasets = require("datasets", "eval")
     image, label = columns_of(spec, stream)
     kept = partial(_kept, image=image, label=label, hub=hub)
     if stream.features is None:
         return stream.map(kept, remove_columns=[name for name in (image, label) if name not in ("image", "label")])
-    kind = stream.features[label]
-    if getattr(kind, "dtype", "") in TEXT:
-        if (all_of_them := labels()) is None:
-            raise DataError(f"{spec}: its labels are text, and can't be read without its images: make them numbers")
-        numbers = _numbers(all_of_them)
-        kept, kind = partial(kept, numbers=numbers), datasets.ClassLabel(names=list(numbers))
+    kind, numbers, how = stream.features[label], None, None
     stream = stream if image == TEXT_COLUMN else stream.cast_column(image, datasets.Image(decode=False))
     stream = stream.select_columns([image, label])
+    if boxes.are_objects(kind):
+        how = boxes.reading(spec, kind, form, map(kept, stream.take(LOOKED_AT_OF_STREAM)))
+        kind = how.kind
+    if _is_text(kind):
+        if (all_of_them := labels()) is None:
+            raise DataError(f"{spec}: its labels are text, and can't be read without its images: make them numbers")
+        numbers = _numbers(boxes.classes_in(all_of_them, how) if how else all_of_them)
+        kind = datasets.ClassLabel(names=list(numbers))
+    if how:
+        kept, kind = partial(kept, how=how), boxes.label_features(kind)
     features = datasets.Features({"image": _held(image), "label": kind})
-    return stream.map(kept, remove_columns=[image, label], features=features)
+    return stream.map(partial(kept, numbers=numbers), remove_columns=[image, label], features=features)
 
 
 def _held(image: str) -> dict[str, Any]:
@@ -157,13 +183,15 @@ def relabelled(data: Any, numbers: Mapping[Any, int], kind: Any) -> Any:
     """
     datasets = require("datasets", "eval")
     if is_stream(data):
+        kind = boxes.label_features(kind) if has_boxes(data) else kind
         features = data.features and datasets.Features({**data.features, "label": kind})
         return data.map(partial(_renumbered_row, numbers=numbers), input_columns=["label"], features=features)
-    if not _rendered(data) and data.features["label"].dtype != kind.dtype:
+    if not _rendered(data) and class_kind(data).dtype != kind.dtype:
         return _encoded(data, numbers, kind)
     before = data.format["format_kwargs"]["transform"] if _rendered(data) else None
     renumbered = data.with_transform(partial(_renumbered, numbers=numbers, before=before))
-    renumbered.info.features["label"] = kind  # cast_column would write all rows anew
+    # cast_column would write all rows anew
+    renumbered.info.features["label"] = boxes.label_features(kind) if has_boxes(data) else kind
     return renumbered
 
 
@@ -188,12 +216,38 @@ def _encoded(data: "Dataset", numbers: Mapping[Any, int], kind: Any) -> "Dataset
     return data.remove_columns("label").add_column("label", labels, feature=kind)
 
 
+def _boxed(spec: str, data: "Dataset", how: boxes.Reading) -> "Dataset":
+    """Data with objects as labels of boxes; images stay where they are."""
+    datasets = require("datasets", "eval")
+    numbers, kind = None, how.kind
+    if _is_text(kind):
+        numbers = _numbers(boxes.classes_in(data["label"], how))
+        kind = datasets.ClassLabel(names=list(numbers))
+    read = [boxes.label_of(objects, how, numbers, f"{spec}: row {row}") for row, objects in enumerate(data["label"])]
+    if flat := sum(left_out for _, left_out in read):
+        log.warning("%s: %d boxes have no area and are left out", spec, flat)
+    labels = [label for label, _ in read]
+    return data.remove_columns("label").add_column("label", labels, feature=boxes.label_features(kind))
+
+
+def _some(data: "Dataset", most: int) -> Iterable[Mapping[str, Any]]:
+    """Rows from all of map-style data, in its order."""
+    return (data[int(row)] for row in np.linspace(0, len(data) - 1, min(most, len(data))))
+
+
+def _is_text(kind: Any) -> bool:
+    return getattr(kind, "dtype", "") in TEXT
+
+
 def _numbers(labels: Iterable[Any]) -> dict[str, int]:
     """The number of each class that is told by its name."""
     return {name: number for number, name in enumerate(sorted({name for name in labels if name is not None}))}
 
 
-def _number(label: Any, numbers: Mapping[Any, int]) -> int:
+def _number(label: Any, numbers: Mapping[Any, int]) -> Any:
+    """The new number of a class, or a label of boxes with new numbers."""
+    if isinstance(label, Mapping):
+        return {**label, "labels": [_number(each, numbers) for each in label["labels"]]}
     if label is None or label == HIDDEN:
         return HIDDEN
     if label not in numbers:
@@ -202,15 +256,26 @@ def _number(label: Any, numbers: Mapping[Any, int]) -> int:
 
 
 def _kept(
-    row: Mapping[str, Any], *, image: str, label: str, hub: str | None, numbers: Mapping[Any, int] | None = None
+    row: Mapping[str, Any],
+    *,
+    image: str,
+    label: str,
+    hub: str | None,
+    how: boxes.Reading | None = None,
+    numbers: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     held = {TEXT_COLUMN: row[image]} if image == TEXT_COLUMN else row[image]
     if hub is not None:
         check_image(hub, held)
-    return {"image": held, "label": row[label] if numbers is None else _number(row[label], numbers)}
+    if how is None:
+        return {"image": held, "label": row[label] if numbers is None else _number(row[label], numbers)}
+    boxed, left_out = boxes.label_of(row[label], how, numbers, named(held))
+    if left_out:
+        log.warning("%s: %d boxes have no area and are left out", named(held), left_out)
+    return {"image": held, "label": boxed}
 
 
-def _renumbered_row(label: Any, *, numbers: Mapping[Any, int]) -> dict[str, int]:
+def _renumbered_row(label: Any, *, numbers: Mapping[Any, int]) -> dict[str, Any]:
     return {"label": _number(label, numbers)}
 
 

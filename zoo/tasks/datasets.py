@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from zoo.catalog.data_names import data_name, folder_named, limited
+from zoo.catalog.data_names import data_name, folder_named, form_of_boxes, limited
 from zoo.errors import DataError, as_cause, first_line, require
 from zoo.tasks import columns, draws, objects
 from zoo.tasks.digits import digit_pairs, digits
@@ -27,21 +27,31 @@ NOISE_IMAGES, NOISE_CLASSES = 64, 1000
 RENDERED = {"digit_pairs": digit_pairs, "digit_scenes": digit_scenes}
 
 
-def dataset(spec: Any, split: str, *, limit: int | None = None, seed: int = 0, skip_damaged: bool = False) -> "Data":
+def dataset(
+    spec: Any,
+    split: str,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    skip_damaged: bool = False,
+    boxes: str | None = None,
+) -> "Data":
     """Open a data set of images and their classes or boxes, or of texts and their classes.
 
     Args:
         spec: `digits`, `digit_pairs`, `digit_scenes` (with boxes), `noise` (random pixels in 1,000 classes, to try a
-            pipeline with), a folder (one sub-folder per class within `train` and `validation`, images with metadata, or
-            parquet files or tars in Hub layout; of texts, parquet files with a column `text`), or the id of a data set
-            on the Hub (`ILSVRC/imagenet-1k`), which is streamed. `SPEC[:N]` is the same with the limit N. Or an object,
-            as `zoo.tasks.objects.opened` takes it.
+            pipeline with), a folder, or the id of a data set on the Hub (`ILSVRC/imagenet-1k`), which is streamed. A
+            folder has one sub-folder per class within `train` and `validation`, images with metadata, parquet files or
+            tars in Hub layout (of texts, with a column `text`), or objects as COCO or VOC has them
+            (`zoo.tasks.annotations`). `SPEC[:N]` is the same with the limit N, `SPEC.xywh` or `SPEC.xyxy` says what its
+            boxes are where it doesn't tell. Or an object, as `zoo.tasks.objects.opened` takes it.
         split: `train` or `test`; of a folder or Hub data set, `test` is its validation split where there is one. An
             object without splits is taken whole.
         limit: draw at most so many images from all of it, each class in its share; a draw from a stream is held in
             memory. `digit_pairs` and `digit_scenes` have exactly so many.
         seed: of the draw.
         skip_damaged: leave out images that can't be decoded, and list them; of a stream, as it is read.
+        boxes: what they are, `xywh` or `xyxy`, of an object that doesn't tell; None takes what the name says.
 
     Returns:
         A data set (an iterable one if streamed) with the columns `image`, as `zoo.tasks.pixels.decode` takes it, and
@@ -53,6 +63,7 @@ def dataset(spec: Any, split: str, *, limit: int | None = None, seed: int = 0, s
     """
     if split not in SPLITS:
         raise DataError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
+    form = boxes or form_of_boxes(spec)
     spec, most = limited(spec)
     limit = min((each for each in (most, limit) if each is not None), default=None)
     if isinstance(spec, str) and spec in RENDERED:
@@ -62,8 +73,9 @@ def dataset(spec: Any, split: str, *, limit: int | None = None, seed: int = 0, s
     if columns.is_stream(opened):
         hub = spec if isinstance(spec, str) else None
         labels = partial(_labels_alone, spec, split) if hub else _unknown
-        return _of_stream(name, opened, labels, limit, seed, skip_damaged, hub)
-    data = columns.of_table(name, opened)
+        return _of_stream(name, opened, labels, limit, seed, skip_damaged, hub, form)
+    data = columns.of_table(name, opened, form)
+    _check_form(name, data, form)
     data = data if limit is None else draws.drawn(data, limit, seed, name)
     return draws.undamaged(data, name) if skip_damaged else data
 
@@ -88,13 +100,20 @@ def _of_stream(
     seed: int,
     skip: bool,
     hub: str | None,
+    form: str | None,
 ) -> "Data":
     _, label = columns.columns_of(name, opened)
-    stream = columns.of_stream(name, opened, partial(labels, label), hub)
+    stream = columns.of_stream(name, opened, partial(labels, label), hub, form)
+    _check_form(name, stream, form)
     data = stream if limit is None else draws.drawn_of_stream(stream, limit, seed, name, partial(labels, label))
     if not skip:
         return data
     return data.filter(draws.whole, input_columns=["image"]) if columns.is_stream(data) else draws.undamaged(data, name)
+
+
+def _check_form(name: str, data: "Data", form: str | None) -> None:
+    if form and not columns.has_boxes(data):
+        raise DataError(f"{name}: it has no boxes that could be {form}: leave .{form} out")
 
 
 def _labels_alone(name: str, split: str, label: str) -> list[Any] | None:

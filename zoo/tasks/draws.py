@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from zoo.errors import DataError, require
 from zoo.printable import logger
 from zoo.progress import bar, shown
-from zoo.tasks.columns import labels_of, text_of
+from zoo.tasks.columns import has_boxes, labels_of, text_of
 from zoo.tasks.pixels import decode, placed
 
 if TYPE_CHECKING:
@@ -79,12 +79,14 @@ def drawn_of_stream(
     """
     datasets = require("datasets", "eval")
     known = labels()
+    if known is not None and has_boxes(stream):
+        known = [0] * len(known)
     if known is not None and limit >= len(known):
         return stream
     if known is not None and len(known) <= THROUGH and limit <= HELD:
         chosen = order(known, seed)[:limit]
         rows = _rows(stream, chosen, spec)
-        _say(spec, limit, len(known), np.asarray(known), chosen)
+        _say(spec, limit, len(known), None if has_boxes(stream) else np.asarray(known), chosen)
         return datasets.Dataset.from_list(rows, features=stream.features)
     shards = stream.reshard() if hasattr(stream, "reshard") else stream
     shuffled = shards.shuffle(seed=seed, buffer_size=max(BUFFER, limit if limit <= HELD else 0)).take(limit)
@@ -92,8 +94,8 @@ def drawn_of_stream(
         log.info("%s: %d images drawn by a buffer of %d over its shards in random order", spec, limit, BUFFER)
         return shuffled
     rows = list(shuffled)
-    seen = len({row["label"] for row in rows})
-    log.info("%s: %d images drawn by a buffer over its shards in random order, of %d classes", spec, len(rows), seen)
+    of = "" if has_boxes(stream) else f", of {len({row['label'] for row in rows})} classes"
+    log.info("%s: %d images drawn by a buffer over its shards in random order%s", spec, len(rows), of)
     return datasets.Dataset.from_list(rows, features=stream.features)
 
 

@@ -1,4 +1,4 @@
-"""Data sets in folders: one folder per class, images beside metadata, or parquet files and tars in Hub layout.
+"""Data sets in folders: one folder per class, images beside metadata or annotations, or files in Hub layout.
 
 Why folders of classes are listed here: `load_dataset("imagefolder")` takes 0.6 ms a file each time that it is called,
 12 minutes for ImageNet; a listing of the same files takes 4 µs a file.
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from zoo.catalog.data_names import EXPECTED
 from zoo.errors import DataError, as_cause, first_line, require
 from zoo.printable import logger
+from zoo.tasks.annotations import annotated
+from zoo.tasks.boxes import OBJECT_COLUMNS
 from zoo.tasks.columns import LABEL_COLUMNS
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ def folder_of_data(folder: Path, split: str) -> "Dataset":
             log.warning("%s has no splits: what is made with its images is evaluated on the same", folder)
         return _loaded(folder, "parquet", data_files=str(folder))["train"]
     try:
-        return _classes(folder, split) or _of_library(folder, split)
+        return _classes(folder, split) or annotated(folder, split, SPLITS[split]) or _of_library(folder, split)
     except UnicodeError:
         raise DataError(f"{folder}: the name of a file in it isn't text in UTF-8: rename it") from None
 
@@ -90,7 +92,7 @@ def _of_library(folder: Path, split: str) -> "Dataset":
         opened: Dataset = split_of(str(folder), splits, split)
     except DataError as error:
         raise DataError(f"{error}; {EXPECTED}") from None
-    if not rows and not any(name in opened.column_names for name in LABEL_COLUMNS):
+    if not rows and not any(name in opened.column_names for name in (*LABEL_COLUMNS, *OBJECT_COLUMNS)):
         raise DataError(f"{folder}: no classes were found; {EXPECTED}")
     return opened
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from zoo.catalog.data_names import limited, on_hub
+from zoo.catalog.data_names import form_of_boxes, limited, on_hub
 from zoo.errors import DataError, as_cause, require
 from zoo.tasks.columns import is_stream
 from zoo.tasks.datasets import dataset
@@ -43,7 +43,8 @@ def training_set(
     name, most = limited(spec)
     builder = _builder(name) if on_hub(name) else None
     if builder is not None and _size(builder) <= READ_WHOLE:
-        return dataset(_downloaded(name), "train", limit=most, skip_damaged=skip_damaged)
+        form = form_of_boxes(spec)
+        return dataset(_downloaded(name), "train", limit=most, skip_damaged=skip_damaged, boxes=form)
     data = dataset(spec, "train", skip_damaged=skip_damaged)
     if not is_stream(data):
         return data

@@ -61,6 +61,16 @@ def decode(image: Pixels, mode: str = "RGB") -> Image.Image:
         raise DataError(f"{named(image)}: no image that can be decoded: {_reason(error)}") from None
 
 
+def size_of(image: Pixels) -> tuple[int, int]:
+    """Width and height of an image that stands upright, of which the header alone is read; errors as of `decode`."""
+    try:
+        opened = image if isinstance(image, Image.Image) else Image.open(BytesIO(_content(image)))
+        turned = opened.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception as error:
+        raise DataError(f"{named(image)}: no image that can be decoded: {_reason(error)}") from None
+    return opened.size[::-1] if turned in range(5, 9) else opened.size
+
+
 def mode_of(transform: Any) -> str | None:
     """The mode that a transform, or its first step, decodes to; None of one that begins otherwise."""
     if hasattr(transform, "mode"):

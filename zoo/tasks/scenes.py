@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from zoo.errors import require
-from zoo.tasks.columns import label_features
+from zoo.tasks.boxes import label_features
 from zoo.tasks.digits import SEEDS, half
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from zoo.structure.description import config_of
 from zoo.structure.graph.certificate import check_floats
 from zoo.structure.plan import Mask
 from zoo.tasks import task_of
-from zoo.tasks.columns import HIDDEN, labels_of, numbers_of
+from zoo.tasks.columns import HIDDEN, class_kind, labels_of, numbers_of
 from zoo.tasks.lengths import training_set
 from zoo.tasks.loader import Transform, workers_for
 from zoo.tasks.streams import Stream
@@ -233,5 +233,5 @@ def _identity(data: Any, images: Any, reading: Mapping[str, Any]) -> list[Any]:
     known = None if labels is None else hashlib.sha256(labels.tobytes()).hexdigest()
     mapped = [] if isinstance(images, Stream) else [list(each.items()) for each in numbers_of(images)]
     further = [each for each in (mapped, {key: value for key, value in reading.items() if value}) if each]
-    names = getattr((images.features or {}).get("label"), "names", None)
+    names = getattr(class_kind(images), "names", None)
     return [data if isinstance(data, str) else type(data).__name__, len(images), names, known, *further]

@@ -21,7 +21,7 @@ from zoo.errors import DataError, require
 from zoo.printable import logger
 from zoo.structure.description import config_of, configure_
 from zoo.structure.sources import timm
-from zoo.tasks.columns import labels_of, relabelled
+from zoo.tasks.columns import class_kind, class_numbers, has_boxes, relabelled
 from zoo.tasks.folders import by_number
 from zoo.tasks.task import Labels
 
@@ -35,7 +35,7 @@ SHOWN = 5  # names in a message
 
 def num_classes(data: "Data") -> int | None:
     """The number of classes, or None where the data set doesn't say."""
-    return getattr((data.features or {}).get("label"), "num_classes", None)
+    return getattr(class_kind(data), "num_classes", None)
 
 
 def class_names(data: "Data") -> list[str]:
@@ -96,7 +96,14 @@ def read_names(path: Path) -> list[str]:
 
 
 def matched(data: "Data", model: nn.Module, spec: str, labels: Labels | None = None) -> "Data":
-    """Data whose labels are the numbers of a model's classes.
+    """Data with a label an image, the number of one of a model's classes; arguments and errors of `of_classes`."""
+    if has_boxes(data):
+        raise DataError(f"{spec} has boxes, the model gives a class an image: use other data")
+    return of_classes(data, model, spec, labels)
+
+
+def of_classes(data: "Data", model: nn.Module, spec: str, labels: Labels | None = None) -> "Data":
+    """Data whose labels, of images or objects, are the numbers of a model's classes.
 
     Args:
         data: what `dataset` returns.
@@ -155,11 +162,11 @@ def check_same_classes(model: nn.Module, other: nn.Module, what: str) -> None:
 
 def _names(data: "Data") -> list[str] | None:
     """The names of a data set's classes, which may be mere numbers."""
-    return getattr((data.features or {}).get("label"), "names", None) or None
+    return getattr(class_kind(data), "names", None) or None
 
 
 def _check_labels(data: "Data", spec: str) -> None:
-    labels, classes = labels_of(data) if hasattr(data, "__len__") else None, num_classes(data)
+    labels, classes = class_numbers(data) if hasattr(data, "__len__") else None, num_classes(data)
     if labels is not None and len(labels) and classes is not None and labels.max() >= classes:
         raise DataError(f"{spec} has labels up to {labels.max()}, but {classes} classes: use other data")
 
@@ -172,7 +179,7 @@ def _by_order(data: "Data", count: int | None, own: list[str] | None, spec: str)
             "them by --labels FILE"
         )
     if classes is None and count is not None and hasattr(data, "__len__"):
-        labels = labels_of(data)
+        labels = class_numbers(data)
         if labels is not None and len(labels) and labels.max() >= count:
             raise DataError(f"{spec} has labels up to {labels.max()}, the model {count} classes: choose other data")
     if own and not _numbers(own):

@@ -1,9 +1,9 @@
 """Object detection: images with boxes, and what a detector makes of them. Begin with `figures`."""
 
-from zoo.tasks.detection.batches import detection_loader, views
+from zoo.tasks.classification.classes import name_classes_
+from zoo.tasks.detection.batches import check_same, detection_loader, matched, views
 from zoo.tasks.detection.figures import meaning
 from zoo.tasks.detection.transforms import evaluation_transform, training_transform
-from zoo.tasks.features import check_same, matched, name_
 from zoo.tasks.task import Leading, Task
 
 DETECTION = Task(
@@ -12,7 +12,7 @@ DETECTION = Task(
     views=views,
     loader=detection_loader,
     matched=matched,
-    name_=name_,
+    name_=name_classes_,
     check_same=check_same,
     meaning=meaning,
     leading=Leading("map", "mAP", "map", "mAP50-95"),

@@ -1,16 +1,40 @@
-"""Batches of images and targets for detectors, from the loader that serves all tasks."""
+"""Data for detectors: whose classes are the model's, and in batches of images and targets."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from zoo.errors import DataError
 from zoo.models.targets import collated
+from zoo.tasks import features
+from zoo.tasks.classification.classes import check_same_classes, of_classes
+from zoo.tasks.columns import has_boxes
 from zoo.tasks.detection.mosaic import mosaics
 from zoo.tasks.loader import Transform, loader
+
+if TYPE_CHECKING:
+    from zoo.tasks.columns import Data
+    from zoo.tasks.task import Labels
+
+
+def matched(data: "Data", model: nn.Module, spec: str, labels: "Labels | None" = None) -> "Data":
+    """Data with boxes whose labels are the numbers of a model's classes; arguments and errors of `of_classes`."""
+    if not has_boxes(data):
+        raise DataError(f"{spec} has no boxes, which a detector is held against: use data with objects")
+    return of_classes(data, model, spec, labels)
+
+
+def check_same(model: nn.Module, other: nn.Module, what: str) -> None:
+    """Check that two detectors have heads of the same shapes, and mean the same by each class.
+
+    Raises:
+        DataError: they don't.
+    """
+    check_same_classes(model, other, what)
+    features.check_same(model, other, what)
 
 
 def boxed(transform: Any, image: Any, label: Mapping[str, Sequence[Any]]) -> tuple[Any, Tensor]:
