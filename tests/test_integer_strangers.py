@@ -100,6 +100,12 @@ def test_what_reads_other_than_its_bound_is_of_is_refused_before_any_weight_is_r
         check_memory(graph, graph_module(graph), [1, 2, 2])
 
 
+def test_a_concatenation_along_no_axis_is_refused_before_anything_reads_it():
+    graph = chain(INPUT, Node("c", "concat", ("a", "a")))
+    with pytest.raises(StructureError, match=r"node 'c'.* missing 1 required keyword-only argument: 'dim'"):
+        check_memory(graph, graph_module(graph), [1, 2, 2])
+
+
 FLOATS = Node("f", "cast", ("a",), {"dtype": "float32"})
 MIXED = {
     "f": [INPUT, FLOATS, Node("c", "linear", ("f",), {"in_features": 2, "out_features": 1})],

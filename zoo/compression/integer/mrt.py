@@ -10,15 +10,13 @@ python/mrt/tfm_utils.py of the same.
 """
 
 import functools
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from zoo.compression.integer.layers import MAX_BIAS
 from zoo.compression.integer.steps import LEAST, Step, ratio
-from zoo.compression.integer.writing import Scheme, Writing
+from zoo.compression.integer.writing import Layer, Scheme, Writing
 from zoo.structure.graph.certificate import ACCUMULATOR
 from zoo.structure.graph.graph import Node
 from zoo.structure.graph.integer import BYTE
@@ -41,27 +39,18 @@ def _pixels(low: float, high: float, *, free: bool) -> Step:
     return Step(max(-low, high) / MOST, ZERO)
 
 
-def _weigh(
-    writing: Writing,
-    first: Node,
-    last: Node,
-    op: str,
-    weight: Tensor,
-    bias: Tensor,
-    sizes: Mapping[str, Any],
-    read: tuple[str, Step],
-) -> None:
-    (name, x), y = read, writing.plan.steps[last.name]
+def _weigh(writing: Writing, first: Node, last: Node, layer: Layer) -> None:
+    x, y = layer.step, writing.plan.steps[last.name]
     most = 2 ** (writing.how.bits - 1) - 1
-    step = max(float(weight.abs().max()), LEAST) / most
-    whole = (weight / step).round().clamp(-most, most)
+    step = max(float(layer.weight.abs().max()), LEAST) / most
+    whole = (layer.weight / step).round().clamp(-most, most)
     limit = (ACCUMULATOR - 1 - whole.abs().flatten(1).sum(1) * BYTE).clamp(max=MAX_BIAS)
     tensors = {
         "weight": whole.to(torch.int8),
-        "bias": (bias / (step * x.step)).round().clamp(-limit, limit).to(torch.int32),
+        "bias": (layer.bias / (step * x.step)).round().clamp(-limit, limit).to(torch.int32),
     }
-    told = {**sizes, "zero": x.zero, **_scale(x.step * step / y.step)}
-    writing.give(first, last, op.replace("q", "mrt_", 1), [name], y, **told, tensors=tensors)
+    told = {**layer.sizes, "zero": x.zero, **_scale(x.step * step / y.step)}
+    writing.give(first, last, layer.op.replace("q", "mrt_", 1), [layer.source], y, **told, tensors=tensors)
 
 
 def _sum(writing: Writing, first: Node, last: Node) -> None:

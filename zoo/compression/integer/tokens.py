@@ -13,7 +13,7 @@ from zoo.errors import StructureError
 from zoo.structure.graph.graph import Graph, Node
 from zoo.structure.graph.tokens import EPS, FRACTION, ONE, WORD
 
-MAX_SHIFT = 40  # of a norm's outputs
+FINEST = 40  # exponent of a norm's outputs
 
 
 def opened(graph: Graph) -> Graph:
@@ -66,7 +66,7 @@ def _norm(writing: Writing, first: Node, last: Node) -> None:
     weight = torch.ones(channels, dtype=torch.float64) if weight is None else weight
     bias = torch.zeros(channels, dtype=torch.float64) if bias is None else bias
     unit = weight.abs() / y.step * 2.0**-FRACTION
-    shift = torch.minimum(exponents(unit, WORD + 0.49, MAX_SHIFT), exponents(bias.abs() / y.step, MAX_BIAS, MAX_SHIFT))
+    shift = torch.minimum(exponents(unit, WORD + 0.49, FINEST), exponents(bias.abs() / y.step, MAX_BIAS, FINEST))
     power = torch.ldexp(torch.ones_like(weight), shift)
     tensors = {
         "weight": (weight / y.step * 2.0**-FRACTION * power).round().to(torch.int16),

@@ -12,13 +12,13 @@ import torch
 from msgspec import structs
 from torch import Tensor
 
-from zoo.compression.integer.folding import affine
+from zoo.compression.integer.folding import Affine, affine
 from zoo.compression.integer.layers import quantized
 from zoo.compression.integer.planning import BLENDS, CLAMPS, PASSING, TABLES
 from zoo.compression.integer.quotients import QUOTIENTS, mean_over_windows, mixed, of_words
 from zoo.compression.integer.steps import Step, best, exponent, spanning
 from zoo.compression.integer.tokens import TOKENS
-from zoo.compression.integer.writing import EXPECTED, Scheme, Writing, stored, table_of
+from zoo.compression.integer.writing import EXPECTED, Layer, Scheme, Writing, stored, table_of
 from zoo.errors import StructureError
 from zoo.structure.graph.certificate import JOINS, MOVES, SIZES
 from zoo.structure.graph.graph import Graph, Node, graph_module
@@ -76,7 +76,8 @@ def _output(writing: Writing, name: str) -> str:
 
 def _layer(writing: Writing, first: Node, last: Node) -> None:
     own = first.module or first.name
-    weight, bias = writing.held[f"{own}.weight"], writing.held.get(f"{own}.bias")
+    weight = writing.held[f"{own}.weight"]
+    bias = writing.held.get(f"{own}.bias", weight.new_zeros(len(weight)))
     keys = ("in_channels", "out_channels", "groups", "in_features", "out_features")
     sizes = {key: first.attributes[key] for key in keys if key in first.attributes}
     if first.op == "conv1d":
@@ -84,19 +85,18 @@ def _layer(writing: Writing, first: Node, last: Node) -> None:
         return
     if first.op == "conv2d":
         sizes |= _window(first, list(weight.shape[2:]))
-    _weigh(writing, first, last, {"conv2d": "qconv2d", "linear": "qlinear"}[first.op], weight, bias, sizes)
+    op = {"conv2d": "qconv2d", "linear": "qlinear"}[first.op]
+    writing.scheme.weigh(writing, first, last, Layer(op, weight, bias, sizes, *writing.bytes_of(first)))
 
 
-def _row(
-    writing: Writing, first: Node, last: Node, weight: Tensor, bias: Tensor | None, sizes: Mapping[str, Any]
-) -> None:
+def _row(writing: Writing, first: Node, last: Node, weight: Tensor, bias: Tensor, sizes: Mapping[str, Any]) -> None:
     """A convolution of rows, as one of maps of one row."""
     told = {key: [0, *_pair(value)[1:]] for key, value in first.attributes.items() if key == "padding"}
     told |= {key: [1, *_pair(first.attributes.get(key, 1))[1:]] for key in ("stride", "dilation")}
     name, x = writing.bytes_of(first)
     map_ = writing.emit(writing.fresh(f"{first.name}_map".replace(".", "_")), "unsqueeze", [name], {"dim": 2})
     form = {**sizes, "kernel_size": [1, *weight.shape[2:]], **told}
-    _weigh(writing, first, last, "qconv2d", weight.unsqueeze(2), bias, form, (map_, x))
+    writing.scheme.weigh(writing, first, last, Layer("qconv2d", weight.unsqueeze(2), bias, form, map_, x))
     row = writing.emit(
         writing.fresh(f"{first.name}_row".replace(".", "_")), "aten.squeeze.dim", [first.name], {"dim": 2}
     )
@@ -105,10 +105,7 @@ def _row(
 
 def _norm(writing: Writing, first: Node, last: Node) -> None:
     """A batch norm with no layer before it: a convolution of one pixel of each channel by itself."""
-    norm = affine(first, writing.held)
-    count = len(norm.scale)
-    sizes = {"in_channels": count, "out_channels": count, "kernel_size": [1, 1], "groups": count}
-    _weigh(writing, first, last, "qconv2d", norm.scale.view(-1, 1, 1, 1), norm.shift, sizes)
+    writing.scheme.weigh(writing, first, last, _each(affine(first, writing.held), *writing.bytes_of(first)))
 
 
 def _norm1d(writing: Writing, first: Node, last: Node) -> None:
@@ -117,39 +114,22 @@ def _norm1d(writing: Writing, first: Node, last: Node) -> None:
     count, rank = len(norm.scale), len(writing.shapes[first.inputs[0]])
     map_, flat = (writing.fresh(f"{first.name}_{end}".replace(".", "_")) for end in ("map", "flat"))
     writing.emit(map_, "reshape", [name], {"shape": ["batch", count, -1, 1]})
-    sizes = {"in_channels": count, "out_channels": count, "kernel_size": [1, 1], "groups": count}
-    _weigh(writing, first, last, "qconv2d", norm.scale.view(-1, 1, 1, 1), norm.shift, sizes, (map_, x))
+    writing.scheme.weigh(writing, first, last, _each(norm, map_, x))
     told: list[str | int] = ["batch", count] if rank == 2 else ["batch", count, -1]
     writing.names[last.name] = writing.emit(flat, "reshape", [first.name], {"shape": told})
 
 
-def _weigh(
-    writing: Writing,
-    first: Node,
-    last: Node,
-    op: str,
-    weight: Tensor,
-    bias: Tensor | None,
-    sizes: Mapping[str, Any],
-    read: tuple[str, Step] | None = None,
-) -> None:
-    bias = weight.new_zeros(len(weight)) if bias is None else bias
-    writing.scheme.weigh(writing, first, last, op, weight, bias, sizes, read or writing.bytes_of(first))
+def _each(norm: Affine, source: str, step: Step) -> Layer:
+    """Scale and shift of each channel, as a layer."""
+    count = len(norm.scale)
+    sizes = {"in_channels": count, "out_channels": count, "kernel_size": [1, 1], "groups": count}
+    return Layer("qconv2d", norm.scale.view(-1, 1, 1, 1), norm.shift, sizes, source, step)
 
 
-def _shifting(
-    writing: Writing,
-    first: Node,
-    last: Node,
-    op: str,
-    weight: Tensor,
-    bias: Tensor,
-    sizes: Mapping[str, Any],
-    read: tuple[str, Step],
-) -> None:
-    (name, x), y, inputs = read, writing.plan.steps[last.name], writing.inputs.get(first.name)
-    tensors = quantized(first.name, weight, bias, x.step / y.step, y.step, inputs, writing.how)
-    writing.give(first, last, op, [name], y, **sizes, zero=x.zero, tensors=tensors)
+def _shifting(writing: Writing, first: Node, last: Node, layer: Layer) -> None:
+    x, y, inputs = layer.step, writing.plan.steps[last.name], writing.inputs.get(first.name)
+    tensors = quantized(first.name, layer.weight, layer.bias, x.step / y.step, y.step, inputs, writing.how)
+    writing.give(first, last, layer.op, [layer.source], y, **layer.sizes, zero=x.zero, tensors=tensors)
 
 
 EXACT = Scheme(best, spanning, _shifting)

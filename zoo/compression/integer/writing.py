@@ -21,6 +21,27 @@ EXPECTED = "expected layers, norms, pools, sums, products, concatenations and fu
 
 
 @dataclass(frozen=True)
+class Layer:
+    """A layer of floats, and what it reads.
+
+    Args:
+        op: that stands for it in the scheme `exact`.
+        weight: [O, ...], in double precision.
+        bias: [O], in double precision.
+        sizes: attributes of that op.
+        source: the new name of what it reads.
+        step: of the same.
+    """
+
+    op: str
+    weight: Tensor
+    bias: Tensor
+    sizes: Mapping[str, Any]
+    source: str
+    step: Step
+
+
+@dataclass(frozen=True)
 class Scheme:
     """How whole numbers are chosen, and what is written otherwise than for other schemes.
 
@@ -34,7 +55,7 @@ class Scheme:
 
     choose: Callable[..., Step]
     pixels: Callable[..., Step]
-    weigh: Callable[..., None]
+    weigh: Callable[["Writing", Node, Node, Layer], None]
     write: Mapping[str, Callable[["Writing", Node, Node], None]] = field(default_factory=dict)
     low: int = 0
 
@@ -56,6 +77,8 @@ class Writing:
         steps: of the values so far, by their names in the graph of floats.
         names: of those that have another name in the new graph.
         narrowed: new names of the bytes of those that are words.
+        taken: names of nodes, old and new.
+        clamps: names of those that the op before them does.
     """
 
     graph: Graph
@@ -70,19 +93,25 @@ class Writing:
     steps: dict[str, Step] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     narrowed: dict[str, str] = field(default_factory=dict)
+    taken: set[str] = field(init=False)
+    clamps: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.taken = {*self.graph.inputs, *(node.name for node in self.graph.nodes)}
+        self.clamps = frozenset(clamp.name for clamp in self.plan.clamped.values())
 
     def emit(self, name: str, op: str, inputs: Sequence[str], attributes: Mapping[str, Any], **tensors: Tensor) -> str:
         """Write one node."""
         usual = {"zero": 0, "out_zero": 0, "low": 0, "high": BYTE}
         attributes = {key: value for key, value in attributes.items() if key not in usual or usual[key] != value}
         self.nodes.append(Node(name, op, tuple(inputs), attributes))
+        self.taken.add(name)
         self.tensors |= {f"{name}.{key}": tensor for key, tensor in tensors.items()}
         return name
 
     def fresh(self, name: str) -> str:
         """A name that no node has."""
-        taken = {node.name for node in (*self.nodes, *self.graph.nodes)} | set(self.graph.inputs)
-        while name in taken:
+        while name in self.taken:
             name += "_"
         return name
 
@@ -132,7 +161,7 @@ class Writing:
     def range(self, last: Node, step: Step) -> dict[str, int]:
         """What the op that gives a value is told of it."""
         low, high = limits(step, self.scheme.low)
-        if last.name in {clamp.name for clamp in self.plan.clamped.values()}:
+        if last.name in self.clamps:
             least, most = _clamp(last)
             low = max(low, round(least / step.step) + step.zero) if math.isfinite(least) else low
             high = min(high, round(most / step.step) + step.zero) if math.isfinite(most) else high
