@@ -1,4 +1,4 @@
-"""Write the structures of the wheel: for each published pruned classifier a plan that keeps its macs and params.
+"""Write the structures of the wheel: for each published pruned model a plan that keeps its macs and params.
 
 python scripts/plans.py [NAME ...]
 

@@ -258,6 +258,7 @@ def _said(bounds: Meta, kind: Any) -> Iterator[str]:
     if told.keys() == {"of at least", "at most"}:
         said = [f"from {told['of at least']} to {told['at most']}"]
     if bounds.max_length is not None:
-        said.append(f"of at most {bounds.max_length:,}{' characters' if kind is str else ''}")
+        least = f"{bounds.min_length} to" if bounds.min_length else "at most"
+        said.append(f"of {least} {bounds.max_length:,}{' characters' if kind is str else ''}")
     if said:
         yield ", ".join(said)

@@ -15,7 +15,7 @@ from zoo.cli.tables import as_json, say, say_json, table
 
 @click.command(epilog="\b\nzoo coverage timm/resnet18 timm/nest_tiny_jx --macs 0.5\nzoo coverage --targets")
 @click.argument("models", nargs=-1)
-@click.option("--targets", is_flag=True, help="Build every published pruned classifier's structure instead.")
+@click.option("--targets", is_flag=True, help="Build every published pruned model's structure instead.")
 @click.option("--macs", type=click.FloatRange(0.01, 1), default=0.5, show_default=True, help="Share that is left.")
 @as_json
 def coverage(models: tuple[str, ...], targets: bool, macs: float, as_json: bool) -> None:

@@ -19,6 +19,8 @@ from zoo.errors import RepositoryError, WeightsError
 from zoo.files import read_json, sha256, sha256_stamped, write_json, writing_folder
 from zoo.hub import graph_view, timm_folder, weights
 from zoo.hub.graph_view import CONSTANTS, GRAPH, Form, View
+from zoo.models.heads import check_detector
+from zoo.models.settings import AnySettings
 from zoo.structure.base import MAX_ARGUMENT, MAX_SIZE, ORIGINS, fingerprint, skeleton, tag
 from zoo.structure.description import (
     DEFAULT_TASK,
@@ -72,6 +74,8 @@ class _Pretrained(Struct):
     license: Name | None = None
     first_conv: _Paths = None
     classifier: _Paths = None
+    detector: AnySettings | None = None
+    task: Name | None = None
 
 
 class _Config(Struct):
@@ -348,6 +352,8 @@ def rebuild(
     assign_(model, graph_view.completed(values, folder, config, model, device), str(path))
     certificate(model)
     configure_(model, config.get("pretrained_cfg", {}))
+    if "detector" in config_of(model):
+        check_detector(model)
     return model
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from zoo.errors import DataError, StructureError
 from zoo.measurement.divergence import leaves
@@ -203,10 +205,20 @@ def heads_on_meta(model: nn.Module, input: Sequence[int] | None = None) -> list[
     found: list[Tensor] = []
     hook = model.register_forward_hook(lambda module, inputs, heads: found.extend(leaves(heads)))
     try:
-        forward_on_meta(model, input)
+        with _NormsApart():
+            forward_on_meta(model, input)
     finally:
         hook.remove()
     return found
+
+
+class _NormsApart(TorchFunctionMode):
+    """Leaves batch norms out, which change no shape: torch takes milliseconds over each on meta."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return args[0] if func is F.batch_norm else func(*args, **(kwargs or {}))
 
 
 def check_detector(model: nn.Module) -> None:

@@ -85,7 +85,10 @@ class YoloV3(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
     anchors: Annotated[tuple[Annotated[tuple[Sides, ...], _anchors], ...], _levels]
 
 
-def settings_of(data: Any) -> YoloV8 | Ssd | YoloV3:
+AnySettings = YoloV8 | Ssd | YoloV3
+
+
+def settings_of(data: Any) -> AnySettings:
     """Read a detector's settings.
 
     Args:
@@ -101,7 +104,7 @@ def settings_of(data: Any) -> YoloV8 | Ssd | YoloV3:
     if data is None:
         raise StructureError("the model's pretrained_cfg has no 'detector': nothing says what its heads mean")
     where = "pretrained_cfg: detector"
-    settings: YoloV8 | Ssd | YoloV3 = validated(YoloV8 | Ssd | YoloV3, data, where, StructureError)
+    settings: AnySettings = validated(AnySettings, data, where, StructureError)
     counts = {}
     if isinstance(settings, Ssd):
         counts = {"steps": len(settings.steps), "sizes": len(settings.sizes) - 1, "ratios": len(settings.ratios)}

@@ -65,7 +65,8 @@ def described(
     model = fold(unwrapped(model))
     check_values(model)
     try:
-        description = of_classes(describe(model) if base is None else _of_base(base), _classes(model))
+        given, task = describe(model) if base is None else _of_base(base), config_of(model).get("task", DEFAULT_TASK)
+        description = of_classes(given, _classes(model), task)
         if description_of(model) is not description:
             settle_(model, description)
         check_outputs(model, description)
@@ -124,7 +125,7 @@ def _as_graph(model: nn.Module, image: Tensor, reason: str) -> tuple[nn.Module, 
         outputs = made(image)
     logits = isinstance(outputs, Tensor) and outputs.ndim == 2 and _classifies(model, graph, outputs.shape[1])
     name = carried.name if carried else re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(model).__name__).lower()
-    task = DEFAULT_TASK if logits else OTHER_TASK
+    task = config.get("task") or (DEFAULT_TASK if logits else OTHER_TASK)
     if carried and carried.task != DEFAULT_TASK:
         task = carried.task
     description = Description(name, carried.base if carried else None, graph=graph, task=task)
@@ -136,7 +137,7 @@ def _as_graph(model: nn.Module, image: Tensor, reason: str) -> tuple[nn.Module, 
         scale = {"mean": (0.0,) * image.shape[1], "std": (1.0,) * image.shape[1], "interpolation": "bicubic"}
         former = {"crop_pct": 1.0, **scale, **former}
         log.info("%s: its images come as 0..1, as nothing says another mean and std", name)
-    classes = outputs.shape[1] if logits else 0
+    classes = config["num_classes"] if "task" in config else outputs.shape[1] if logits else 0
     if len(former.get("label_names") or ()) != classes:  # they were another head's
         former.pop("label_names", None)
     configure_(made, {**former, **ends, "input_size": tuple(image.shape[1:]), "num_classes": classes})
@@ -203,7 +204,7 @@ def _dense(model: nn.Module) -> Description:
         raise StructureError(
             f"the model isn't what {source} builds as {architecture}: {differs}; {_remedy(model, base, path)}"
         )
-    return of_classes(Description(architecture, base), _classes(model))
+    return of_classes(Description(architecture, base), _classes(model), config.get("task", DEFAULT_TASK))
 
 
 def _arguments(model: nn.Module, base: Base) -> dict[str, Any]:

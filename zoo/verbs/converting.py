@@ -161,22 +161,25 @@ def _classes(graph: Graph, tensors: Mapping[str, Tensor]) -> int:
     return len(tensors[f"{node.module or node.name}.weight"])
 
 
-def preprocessing(entry: Entry | None, base: Base | None, num_classes: int) -> dict[str, Any]:
+def preprocessing(entry: Entry | None, base: Base | None, num_classes: int | None = None) -> dict[str, Any]:
     """What images must undergo: what the catalog knows, else as for the base; at the size that it was trained for.
 
     Args:
         entry: what the catalog knows.
         base: the dense model.
-        num_classes: that the model tells apart.
+        num_classes: that the model tells apart; None is as many as the base.
 
     Returns:
-        The keys of timm's `pretrained_cfg` that preprocessing follows from.
+        The keys of timm's `pretrained_cfg` that preprocessing follows from; of a detector also what its heads mean.
     """
     config = config_of(skeleton(base)) if base and is_base_id(base.id) else {}
-    kept = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+    kept = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "task", "detector")
+    num_classes = config.get("num_classes", 1000) if num_classes is None else num_classes
     settings = {"input_size": (3, 224, 224)} | {key: config[key] for key in kept if config.get(key) is not None}
     if entry is not None:
         settings |= {**entry.preprocessing, "input_size": entry.input, "license": entry.license}
+    if "detector" in config and len(names := config.get("label_names") or ()) == num_classes:
+        settings["label_names"] = names
     return {**settings, "num_classes": num_classes}
 
 

@@ -23,6 +23,7 @@ from zoo.compression.channels.groups import Analysis, Group
 from zoo.compression.prune.allocation import allocate, prior
 from zoo.errors import BudgetError, StructureError
 from zoo.hub import repository
+from zoo.measurement.divergence import leaves
 from zoo.measurement.macs import measure
 from zoo.structure.base import initialised
 from zoo.structure.describing import describe, described
@@ -115,8 +116,8 @@ def coverage(model: str | nn.Module, share: float = 0.5, example: Sequence[int] 
 
 
 def targets() -> list[str]:
-    """Names of the pruned classifiers whose macs and params were published."""
-    names = catalog.names(all=True, project="torch-dag", method="prune", task="image-classification")
+    """Names of the pruned models whose macs and params were published."""
+    names = catalog.names(all=True, project="torch-dag", method="prune")
     return [name for name in names if catalog.info(name).recipe.budget is not None]
 
 
@@ -179,7 +180,7 @@ def outputs_of(folder: Path | str) -> str:
     torch.set_num_threads(1)  # another number of them adds up in another order
     try:
         with torch.inference_mode():
-            return hashlib.sha256(model(images).numpy().tobytes()).hexdigest()
+            return hashlib.sha256(b"".join(each.numpy().tobytes() for each in leaves(model(images)))).hexdigest()
     finally:
         torch.set_num_threads(threads)
 

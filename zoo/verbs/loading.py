@@ -370,7 +370,7 @@ def _description(name: str | os.PathLike[str] | Base) -> tuple[Description, Any]
             )
             edits = Plan.from_json(plan["plan"])
             standing = Description(entry.name, entry.base, edits, structure="stand-in", task=entry.task)
-            return standing, preprocessing(entry, entry.base, 1000)
+            return standing, preprocessing(entry, entry.base)
         if entry.status == "origin":
             raise RepositoryError(f"the structure of {name} is known once it was converted: zoo.load({str(name)!r})")
         if obstacle := catalog.obstacle(entry):
