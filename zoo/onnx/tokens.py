@@ -5,7 +5,7 @@ holds what is below 2^53.
 
 A quotient is ⌊n/d + 1/2⌋ of whole numbers n and d. It lies 1/2d from a half at least, or on one, and is rounded twice,
 by (n/d + 1)·2^-53 at most each time: so the same comes out as in whole numbers where n + d < 2^51. Of a softmax these
-are 2^b·e ≤ 2^45 and Σe ≤ 2^45; of a norm, roots are below 2^31 and quotients below 2^12·√N, N < 2^16 of values.
+are 2^b·e ≤ 2^45 and Σe ≤ 2^45; of a norm of N values, quotients are below 2^12·√N, roots below 2^31 and 2^39/√N.
 """
 
 import math
@@ -20,10 +20,10 @@ from zoo.onnx.storing import HALF, less, scaled, stored
 from zoo.onnx.writing import Writing, formless
 from zoo.structure.graph.graph import Node
 from zoo.structure.graph.integer import BYTE, powers
-from zoo.structure.graph.tokens import EPS, FRACTION, ROOT, WORD, QNorm
+from zoo.structure.graph.tokens import EPS, FRACTION, WORD, QNorm, coarser, room
 
 _NEVER = 2**16  # beyond the difference of any two words
-MAX_COUNT = 2**16  # of values that are normalized at once
+MAX_COUNT = 2**22  # of values whose squares double precision adds up
 
 
 def _rescaled(writing: Writing, node: Node, x: str) -> str:
@@ -87,11 +87,14 @@ def _normed(writing: Writing, node: Node, x: str) -> str:
 def _normalized(writing: Writing, node: Node, x: str, axis: int, count: int, most: int) -> str:
     """What `QNorm.normalized` gives; sums and quotients in double precision, what needs more in int64."""
     op: QNorm = writing.module(node)
-    eps = (int(op.eps) * count**2) >> EPS
-    room = ROOT // (count**2 * most**2 + eps + 1)
-    if not room or count >= MAX_COUNT:
+    if cut := coarser(count, most):
+        halved = writing.emit("Add", writing.emit("Mul", x, np.float64(2.0**-cut)), HALF)
+        x, most = writing.emit("Floor", halved), (most >> cut) + 1
+    least = int(op.eps) >> (2 * cut)
+    eps, more = (least * count**2) >> EPS, room(count, most, least)
+    if not more or count >= MAX_COUNT:
         raise formless(node)
-    finer, dims = (room.bit_length() - 1) // 2, np.array([axis], np.int64)
+    finer, dims = (more.bit_length() - 1) // 2, np.array([axis], np.int64)
     times = writing.emit("Mul", x, np.float64(count))
     squares = writing.cast(writing.emit("ReduceSum", writing.emit("Mul", x, x), dims), np.int64)
     spread = writing.emit("Add", writing.emit("Mul", squares, np.int64(count)), np.int64(eps))
@@ -101,8 +104,8 @@ def _normalized(writing: Writing, node: Node, x: str, axis: int, count: int, mos
         whole = writing.cast(total, np.int64)
         spread = writing.emit("Sub", spread, writing.emit("Mul", whole, whole))
     root = root_of(writing, writing.emit("Mul", spread, np.int64(4**finer)))
-    least = writing.cast(writing.emit("Max", root, np.int64(1)), np.float64)
-    unit = writing.emit("Mul", least, np.float64(2.0 ** -(finer + FRACTION)))
+    above = writing.cast(writing.emit("Max", root, np.int64(1)), np.float64)
+    unit = writing.emit("Mul", above, np.float64(2.0 ** -(finer + FRACTION)))
     return writing.emit("Floor", writing.emit("Add", writing.emit("Div", times, unit), HALF))
 
 

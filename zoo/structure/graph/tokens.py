@@ -7,7 +7,8 @@ whole numbers, so that no digit depends on how a machine divides.
     softmax     p_i = ⌊(2^(b+1)·e_i + Σe) / (2·Σe)⌋,   e_i = T₁[d >> 8]·T₀[d & 255],   d = max x - x_i
     norm        y = ⌊(2^(k+13)·d + r) / 2r⌋·w + bias,   d = n·x - Σx,   r = ⌊√(4^k·(n·Σx² - (Σx)² + ε))⌋
 
-k, which makes the root finer, is the largest by which nothing reaches 2^62.
+k, which makes the root finer, is the largest by which nothing reaches 2^62, nor 2^78/n of n values. So many words that
+they would by themselves are halved before, ⌊x/2^c + 1/2⌋, as often as it takes.
 
 Source: Kim et al., I-BERT (ICML 2021), https://arxiv.org/abs/2101.01321, for the order of the steps; its polynomials
 are tables here.
@@ -242,11 +243,13 @@ class QNorm(Quantized):
     def normalized(self, x: Tensor, dim: int, most: int) -> Tensor:
         """Whole numbers of at most `most` → (x - mean)/deviation along an axis, 2^FRACTION times."""
         count = x.shape[dim]
-        if not (x.is_meta or is_traced()) and not _room(count, most, int(self.eps)):
+        if cut := coarser(count, most):
+            x, most = (x + (1 << (cut - 1))) >> cut, (most >> cut) + 1
+        if not (x.is_meta or is_traced()) and not room(count, most, int(self.eps) >> (2 * cut)):
             raise ValueError(f"{count} values with ε {int(self.eps)} are normalized at once: too many for 64 bits")
-        eps = (self.eps * count**2) >> EPS
+        eps = ((self.eps >> (2 * cut)) * count**2) >> EPS
         powers_of_4 = 1 << torch.arange(2, 62, 2, device=eps.device)
-        finer = (ROOT // (count**2 * most**2 + eps + 1) >= powers_of_4).sum()
+        finer = (squared(count) // (count**2 * most**2 + eps + 1) >= powers_of_4).sum()
         total = x.sum(dim, keepdim=True) if self.centered else torch.zeros_like(x.narrow(dim, 0, 1))
         spread = count * x.square().sum(dim, keepdim=True) - total.square() + eps
         root = isqrt(spread << (2 * finer)).clamp(min=1)
@@ -302,9 +305,21 @@ def _byte(zero: int) -> int:
     return zero
 
 
-def _room(count: int, most: int, eps: int) -> int:
-    """How many times as much as this many values of at most `most` can reach, 62 bits hold."""
-    return ROOT // (count**2 * most**2 + (eps * count**2 >> EPS) + 1)
+def squared(count: int) -> int:
+    """What a norm of this many values takes the root of stays below: 2^62, or 2^78/n, so that quotients are exact."""
+    return min(ROOT, 2**78 // count)
+
+
+def coarser(count: int, most: int) -> int:
+    """How often values of at most `most` are halved, so that this many can be normalized at once."""
+    return next(
+        cut for cut in range(63) if 2 * (count * ((most >> cut) + bool(cut))) ** 2 <= squared(count) or not most >> cut
+    )
+
+
+def room(count: int, most: int, eps: int) -> int:
+    """How many times as much as this many values of at most `most` can reach, is allowed."""
+    return squared(count) // (count**2 * most**2 + (eps * count**2 >> EPS) + 1)
 
 
 def _few(count: int) -> None:
