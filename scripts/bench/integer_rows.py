@@ -1,6 +1,6 @@
 """Which of MRT's models become integers here, and whether all that computes them gives the same bytes.
 
-scripts/bench/run integer_rows [--quick] [--side 64] [NAME ...]
+scripts/bench/run integer_rows [--quick] [--side 64] [--images 8] [NAME ...]
 
 Each row of the catalog's project mrt is built with random weights, sees images of noise, 64 pixels wide where it takes
 any size, and is quantized. Compared are torch's reference, the same with every layer in double precision,
@@ -30,7 +30,7 @@ from zoo.structure.graph.certificate import certificate
 CACHE = Path("build/integer_rows")
 
 
-def measured(name: str, side: int) -> dict[str, Any]:
+def measured(name: str, side: int, count: int) -> dict[str, Any]:
     """One row, from random weights to bytes."""
     entry = catalog.info(name)
     if entry.base is None:
@@ -44,7 +44,7 @@ def measured(name: str, side: int) -> dict[str, Any]:
     size = height if height < 64 or "inception" in name or "vgg" in name or "alexnet" in name else side
     configure_(model, {**config_of(model), "input_size": (channels, size, size if height == width else width)})
     attach_(model, Description(entry.architecture, entry.base))
-    images = noise(model, 8)
+    images = noise(model, count)
     started = time.process_time()
     made = zoo.compress(model, data=images, method="integer", rounding="nearest")
     seconds = time.process_time() - started
@@ -65,12 +65,12 @@ def measured(name: str, side: int) -> dict[str, Any]:
     }
 
 
-def row(name: str, side: int) -> dict[str, Any]:
+def row(name: str, side: int, count: int) -> dict[str, Any]:
     """One row, made once."""
     path = CACHE / f"{name}.json"
     if not path.exists():
         try:
-            found = measured(name, side)
+            found = measured(name, side, count)
         except ZooError as error:
             found = {"error": first_line(error)[:200]}
         except Exception as error:  # of the network's own
@@ -87,12 +87,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="of the catalog's models")
     parser.add_argument("--side", type=int, default=64, help="of the images, in pixels")
+    parser.add_argument("--images", type=int, default=8, help="of noise; 2 make do for the large networks")
     parser.add_argument("--quick", action="store_true", help="one row")
     arguments = parser.parse_args()
     names = arguments.names or [name for name in catalog.names(all=True, project="mrt")]
     if arguments.quick:
         CACHE, names = Path("build/quick/integer_rows"), ["cifar_resnet20_v1_int8"]
-    found = {name: row(name, arguments.side) for name in tqdm(names)}
+    found = {name: row(name, arguments.side, arguments.images) for name in tqdm(names)}
     print(f"{'model':32}{'layers':>7}{'double':>7}{'bound':>14}{'equal':>7}{'ort':>6}{'CPU s':>7}  why not")
     for name, each in found.items():
         if "error" in each:
