@@ -4,6 +4,12 @@ TOGETHER = (8, 32)  # images in one pass, of large ones and of small ones:
 PIXELS = 8 * 224 * 224  # about so many of one channel
 
 
+def together(pixels: int) -> int:
+    """How many images of so many pixels, in one channel, go through a model at once."""
+    least, most = TOGETHER
+    return max(least, min(most, PIXELS // pixels))
+
+
 def pass_sizes(images: int, pixels: int) -> list[int]:
     """How many images each pass takes, as even as can be.
 
@@ -14,6 +20,5 @@ def pass_sizes(images: int, pixels: int) -> list[int]:
     >>> pass_sizes(30, 224 * 224)
     [8, 8, 7, 7]
     """
-    least, most = TOGETHER
-    passes = -(-images // max(least, min(most, PIXELS // pixels)))
+    passes = -(-images // together(pixels))
     return [images // passes + (number < images % passes) for number in range(passes)]

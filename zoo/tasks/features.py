@@ -4,7 +4,7 @@ What is measured is how far one model's outputs lie from another's: `kl` of a re
 `agreement` their cosine similarity.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from zoo.measurement.divergence import divergence, leaves
 from zoo.measurement.macs import like_images
 from zoo.structure.description import config_of
 from zoo.tasks.classification.transforms import Views, evaluation_transform, training_transform
-from zoo.tasks.loader import loader
+from zoo.tasks.loader import Transform, loader
 from zoo.tasks.task import Labels, Leading, Meaning, Task
 
 
@@ -56,6 +56,21 @@ def figures(rows: Mapping[str, Tensor]) -> dict[str, float]:
     return {}
 
 
+def predictions(
+    forward: Callable[[Tensor], Any], transform: Transform, config: Mapping[str, Any], images: Sequence[Any]
+) -> list[dict[str, Any]]:
+    """The features of each image: a list of all that the model gives.
+
+    Args:
+        forward: images [B, C, H, W] → tensors [B, ...].
+        transform: an image → [C, H, W].
+        config: the model's `pretrained_cfg`.
+        images: of a batch.
+    """
+    outputs = leaves(forward(torch.stack([transform(image) for image in images])))
+    return [{"features": [each[number].cpu() for each in outputs]} for number in range(len(images))]
+
+
 def agreement(outputs: Tensor, target: Tensor) -> Tensor:
     """Cosine similarity with a reference's outputs, 0..1 for each image [B]; less than 0 counts as 0."""
     return F.cosine_similarity(outputs.flatten(1).double(), target.flatten(1).double()).clamp(min=0)
@@ -70,6 +85,7 @@ FEATURES = Task(
     matched=matched,
     name_=name_,
     check_same=check_same,
+    predictions=predictions,
     meaning=lambda model, size: OUTPUTS,
     leading=Leading("agreement", "cosine similarity", "cosine_similarity", "Cosine similarity"),
 )

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from zoo.errors import DataError, first_line, require
 from zoo.printable import printable
@@ -30,6 +31,7 @@ RANGES: dict[str, tuple[float, ...]] = {  # mode → the largest values that mea
     "I;16L": (65535,),
     "I;16N": (65535,),
 }
+CHANNELS = ((), (1,), (3,), (4,))
 DEEP_PNG = (65535,)  # which older Pillow gives the mode I
 
 
@@ -55,6 +57,8 @@ def decode(image: Pixels, mode: str = "RGB") -> Image.Image:
         opened = image if isinstance(image, Image.Image) else Image.open(BytesIO(_content(image)))
         opened.load()
         if 0 in opened.size:
+            raise ValueError("it has no pixels")
+        if 0 in opened.size:
             raise ValueError(f"it has {opened.width} x {opened.height} pixels")
         return _of_mode(_upright(opened), mode)
     except Exception as error:  # Pillow's readers raise whatever they stumble over
@@ -69,6 +73,36 @@ def size_of(image: Pixels) -> tuple[int, int]:
     except Exception as error:
         raise DataError(f"{named(image)}: no image that can be decoded: {_reason(error)}") from None
     return opened.size[::-1] if turned in range(5, 9) else opened.size
+
+
+def of_array(array: "NDArray[Any] | Tensor") -> Image.Image:
+    """An image whose pixels lie in memory.
+
+    Args:
+        array: [H, W] or [H, W, C] of bytes; or a tensor [H, W] or [C, H, W] of bytes, or of floats in 0..1. C is 1, 3,
+            or 4, of which the last is alpha.
+
+    Raises:
+        DataError: it is no such array.
+
+    >>> of_array(np.full((2, 3, 3), 7, np.uint8)).size
+    (3, 2)
+    """
+    pixels = _of_tensor(array.detach().cpu()) if isinstance(array, Tensor) else array
+    if pixels.dtype != np.uint8 or not pixels.size or pixels.ndim not in (2, 3) or pixels.shape[2:] not in CHANNELS:
+        raise DataError(
+            "expected an array [H, W] or [H, W, 3] of bytes, or a tensor [3, H, W] of bytes or of 0..1, as before "
+            f"any transform; found {list(array.shape)} of {str(array.dtype).removeprefix('torch.')}"
+        )
+    return Image.fromarray(pixels.squeeze(2) if pixels.shape[2:] == (1,) else np.ascontiguousarray(pixels))
+
+
+def _of_tensor(tensor: Tensor) -> NDArray[Any]:
+    """A tensor as an array, channels last, whose floats become bytes where they are in 0..1."""
+    tensor = tensor.double() if tensor.is_floating_point() else tensor
+    if tensor.is_floating_point() and tensor.numel() and 0 <= tensor.min() <= tensor.max() <= 1:
+        tensor = (tensor * 255).round().byte()
+    return np.asarray(tensor.movedim(0, -1) if tensor.ndim == 3 else tensor)
 
 
 def mode_of(transform: Any) -> str | None:

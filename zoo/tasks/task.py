@@ -67,6 +67,8 @@ class Task:
         name_: let a model that is trained on data, from `matched`, say what the data does of its targets.
         check_same: that the outputs of two models, as student and teacher, mean the same; the last argument says what
             the other one is.
+        predictions: batch → outputs, the evaluation transform, `pretrained_cfg`, images of any sizes, options → what a
+            model says of each image, by name.
         meaning: model, and channels, height and width of its images → what its outputs mean.
         leading: the figure that cards lead with.
         unit: what a model is given, in the plural.
@@ -79,6 +81,7 @@ class Task:
     matched: Callable[["Data", nn.Module, str, Labels | None], "Data"]
     name_: Callable[[nn.Module, "Data"], None]
     check_same: Callable[[nn.Module, nn.Module, str], None]
+    predictions: Callable[..., list[dict[str, Any]]]
     meaning: Callable[[nn.Module, Sequence[int]], Meaning]
     leading: Leading
     unit: str = "images"

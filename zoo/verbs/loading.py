@@ -37,6 +37,7 @@ from zoo.verbs import adaptation
 from zoo.verbs.conversions import conversion, converted_before
 from zoo.verbs.converting import CHECKPOINT_FILES, preprocessing
 from zoo.verbs.dense_weights import WEIGHTS
+from zoo.verbs.predicting import bound
 
 log = logger(__name__)
 
@@ -89,8 +90,8 @@ def load(
         refresh: fetch again what the cache holds.
 
     Returns:
-        An ordinary module in eval mode, carrying `pretrained_cfg` (timm's transforms resolve) and `zoo_entry`
-        (`zoo.structure.description.Description`: name, base, plan).
+        An ordinary module in eval mode, carrying `pretrained_cfg` (timm's transforms resolve), `zoo_entry`
+        (`zoo.structure.description.Description`: name, base, plan) and the method `predict`, as `zoo.predict`.
 
     Raises:
         UnknownName: no such model; the message names near ones.
@@ -119,8 +120,10 @@ def load(
 
         source = description_of(model)
         known = repository.read_config(Path(source.source)) if source and source.source else {"zoo": {}}
-        return accelerated(model, known["zoo"].get("outputs_sha256"))
-    return adaptation.features(model).eval() if features_only else model
+        model = accelerated(model, known["zoo"].get("outputs_sha256"))
+    elif features_only:
+        model = adaptation.features(model).eval()
+    return bound(model)
 
 
 def create(name: str | os.PathLike[str] | Base, *, seed: int = 0) -> nn.Module:

@@ -7,7 +7,7 @@ It is what a checkpoint becomes that no timm model has the shape of. It is a val
 import copy
 import keyword
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -30,7 +30,7 @@ CALLS = {**FUNCTIONS, **ATEN}
 OPS = {**MODULES, **TENSORS, **CALLS}
 MAX_PRODUCT = 1e28  # what shape arithmetic may reach, each size that it reads counted as MAX_ARGUMENT
 INTS = {function.__name__: function for function in SIZES}
-CARRIED = {"zoo_entry", "pretrained_cfg", "default_cfg", "num_classes"}  # attributes of every model of ours
+CARRIED = {"zoo_entry", "pretrained_cfg", "default_cfg", "num_classes", "predict"}  # attributes of every model of ours
 MAX_WORDS = 16  # words of a dotted name
 MAX_NODES = 10_000  # the largest model of the catalog has some 1,500
 
@@ -147,8 +147,18 @@ class GraphModel(fx.GraphModule):
     def __deepcopy__(self, memo: Any) -> fx.GraphModule:
         copied = super().__deepcopy__(memo)
         for name in CARRIED & vars(self).keys():
-            setattr(copied, name, copy.copy(vars(self)[name]))
+            setattr(copied, name, copy.deepcopy(vars(self)[name], memo))
         return copied
+
+    def __reduce__(self) -> Any:
+        made, (held, imports) = super().__reduce__()
+        carried = {name: held.pop(name) for name in CARRIED & held.keys()}
+        return _unpickled, (made, held, imports), carried  # which may hold the model itself
+
+
+def _unpickled(made: Callable[..., fx.GraphModule], held: dict[str, Any], imports: str) -> GraphModel:
+    plain = made(held, imports)
+    return GraphModel(plain, plain.graph, type(plain).__name__)
 
 
 def graph_module(graph: Graph, name: str = "Graph") -> GraphModel:

@@ -1,8 +1,9 @@
-"""Image classification: transforms, classes by name, accuracy. Begin with `figures`."""
+"""Image classification: transforms, classes by name, accuracy, predictions. Begin with `figures`."""
 
 from zoo.measurement.divergence import divergence
 from zoo.tasks.classification.classes import check_same_classes, matched, name_classes_
 from zoo.tasks.classification.figures import agreement, figures, rows
+from zoo.tasks.classification.predictions import predictions
 from zoo.tasks.classification.transforms import Views, evaluation_transform, training_transform
 from zoo.tasks.loader import loader
 from zoo.tasks.task import Leading, Meaning, Task
@@ -16,6 +17,7 @@ CLASSIFICATION = Task(
     matched=matched,
     name_=name_classes_,
     check_same=check_same_classes,
+    predictions=predictions,
     meaning=lambda model, size: LOGITS,
     leading=Leading("top1", "top-1", "accuracy", "Top-1"),
 )
