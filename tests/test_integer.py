@@ -236,6 +236,7 @@ def test_it_is_saved_loaded_counted_and_verified_as_any_other(made, folder, imag
     rows = {row.figure: row.verdict for row in zoo.verify(folder, structure_only=True).rows}
     assert rows["bytes"] == "agrees"
     card = (folder / "README.md").read_text()
+    assert "Its dense architecture is `timm/resnet18` with layers [1, 1, 1, 1], " in card
     assert "It computes in integers alone" in card
     assert "15 layers whose weights and activations" in card
 

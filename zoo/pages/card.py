@@ -73,6 +73,7 @@ def render(
         reported=[figures.reported(row, entry) for row in (*entry.reported, *entry.baselines)],
         base=description.base.id if description.base else None,
         args=words.settings_text(description.base.args) if description.base else "",
+        made_of=recipe.get("base"),
         graph=description.graph,
         whole=sum(node.op in INTEGER_LAYERS for node in description.graph.nodes) if description.graph else 0,
         stand_in=description.structure == "stand-in",
