@@ -256,13 +256,13 @@ MIXER = ("stages_2_blocks_0_norm1", "stages_2_blocks_0_token_mixer_pool", "sub_2
 )
 def test_a_branch_beside_a_scaled_shortcut_becomes_zero(metaformer, published, names, silent, drops):
     folder = published("poolformerv2_tiny_pruned", *names)
-    _, whole = torch_dag.timm_view(*torch_dag.read_checkpoint(FOLDER / folder.name), metaformer, (3, 64, 64))
+    _, whole = torch_dag.plan_view(*torch_dag.read_checkpoint(FOLDER / folder.name), metaformer, (3, 64, 64))
     for name in silent:
         whole.stages[2].blocks[0].get_submodule(name).forward = torch.zeros_like
     with torch.no_grad():
         expected = whole(images())
 
-    plan, model = torch_dag.timm_view(*torch_dag.read_checkpoint(folder), metaformer, (3, 64, 64))
+    plan, model = torch_dag.plan_view(*torch_dag.read_checkpoint(folder), metaformer, (3, 64, 64))
 
     assert plan.edits[0] == Drop({f"stages.2.blocks.0.{name}": "zero" for name in drops})
     assert off(model, expected) <= 1e-5
@@ -288,8 +288,8 @@ def test_a_plan_with_drops_that_gives_other_outputs_is_not_taken(published):
     graph, tensors = torch_dag.read_checkpoint(published("convnextv2_atto_tiny_pruned", "stages_2_blocks_1_"))
     other = Base(CONVNEXT.id, {**CONVNEXT.args, "norm_eps": 0.5})
 
-    assert torch_dag.timm_view(graph, tensors, CONVNEXT, (3, 64, 64)) is not None
-    assert torch_dag.timm_view(graph, tensors, other, (3, 64, 64)) is None
+    assert torch_dag.plan_view(graph, tensors, CONVNEXT, (3, 64, 64)) is not None
+    assert torch_dag.plan_view(graph, tensors, other, (3, 64, 64)) is None
 
 
 def test_a_plan_says_that_a_softmax_was_left_out(tmp_path, disturb, monkeypatch):

@@ -32,7 +32,7 @@ CHECKPOINTS = {  # parameters, classes, kmapp at 64 pixels: as torch-dag itself 
     "beit_tiny_pruned": (77_329, 10, 0.6150712890625),
     "convnextv2_atto_tiny_pruned": (26_620, 10, 0.3207109375),
     "deit3_tiny_pruned": (67_263, 10, 0.54837744140625),
-    "miniyolo_pruned": (32_950, 0, 0.75647705078125),
+    "miniyolo_pruned": (32_950, 5, 0.75647705078125),
     "poolformerv2_tiny_pruned": (40_726, 10, 0.393666259765625),
 }
 every = pytest.mark.parametrize("name", CHECKPOINTS)
@@ -270,9 +270,9 @@ def test_a_plan_that_gives_other_outputs_is_not_taken():
     graph, tensors = torch_dag.read_checkpoint(FOLDER / name)
     other = Base(BASES[name].id, {**BASES[name].args, "norm_eps": 0.5})
 
-    assert torch_dag.timm_view(graph, tensors, BASES[name], (3, 64, 64)) is not None
-    assert torch_dag.timm_view(graph, tensors, other, (3, 64, 64)) is None
-    assert torch_dag.timm_view(graph, tensors, Base("timm/resnet18"), (3, 64, 64)) is None
+    assert torch_dag.plan_view(graph, tensors, BASES[name], (3, 64, 64)) is not None
+    assert torch_dag.plan_view(graph, tensors, other, (3, 64, 64)) is None
+    assert torch_dag.plan_view(graph, tensors, Base("timm/resnet18"), (3, 64, 64)) is None
 
 
 # What is damaged, or dangerous.

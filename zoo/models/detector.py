@@ -32,6 +32,7 @@ class Detector(nn.Module):
     heads: nn.ModuleList  # of each map what reads it
     kept_outputs = 0  # of each anchor, before its classes, in the layers that tell these apart: its box, say
     unseen = 0.0  # the logit of a class before anything was learnt
+    published_names: Mapping[str, str] = {}  # modules → what published weights call them
     num_classes: int
 
     def configure_(

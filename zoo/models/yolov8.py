@@ -186,6 +186,7 @@ class YOLOv8(Detector):
     """
 
     unseen = UNSEEN
+    published_names = PUBLISHED
 
     def __init__(
         self,

@@ -20,6 +20,7 @@ from zoo.errors import CheckpointError, StructureError, WeightsError
 from zoo.files import sha256_stamped
 from zoo.hub import weights
 from zoo.hub.foreign import ptdeco, torch_dag
+from zoo.models.heads import heads_on_meta
 from zoo.structure.base import initialised, skeleton
 from zoo.structure.description import Description, attach_, config_of, configure_
 from zoo.structure.graph import bounds
@@ -89,22 +90,24 @@ def _torch_dag(
     softmax = None if probabilities else _last_softmax(graph)
     if softmax is not None:
         graph = structs.replace(graph, nodes=tuple(n for n in graph.nodes if n is not softmax), outputs=softmax.inputs)
-    classes = _classes(graph, tensors)
     built = graph_module(graph, name)
-    config = preprocessing(entry, base, classes)
-    config["input_size"] = _runs_at(graph, built, config["input_size"])
+    config = _detectors(graph, built, folder, entry, base) if len(graph.outputs) > 1 else None
+    if config is None:
+        config = preprocessing(entry, base, _classes(graph, tensors))
+        config["input_size"] = _runs_at(graph, built, config["input_size"])
+    classes = config["num_classes"]
     logits = ["the softmax at the end is left out: outputs are logits"] * (softmax is not None)
-    if base is not None and base.source == "timm":
-        timm_base = Base(base.id, {**base.args, "num_classes": classes})
-        if view := torch_dag.timm_view(graph, tensors, timm_base, config["input_size"]):
+    if base is not None and base.source in ("timm", "zoo"):
+        dense = Base(base.id, {**base.args, "num_classes": classes})
+        if view := torch_dag.plan_view(graph, tensors, dense, config["input_size"]):
             plan, narrowed = view
-            timms = config_of(narrowed)
-            config |= {key: timms[key] for key in ("first_conv", "classifier") if key in timms}
+            own = config_of(narrowed)
+            config |= {key: own[key] for key in ("first_conv", "classifier") if key in own}
             configure_(narrowed, config)
-            changed = ["the graph is written as a plan over timm's model, whose outputs are the graph's", *logits]
-            return narrowed, Description(name, timm_base, plan, recipe={"changed": changed})
+            told = f"the graph is written as a plan over {base.source}'s model, whose outputs are the graph's"
+            return narrowed, Description(name, dense, plan, recipe={"changed": [told, *logits]})
     model = assign_(built, tensors, str(folder))
-    model.num_classes = classes  # type: ignore[assignment]
+    model.num_classes = classes
     configure_(model, config)
     changed = ["what does nothing in evaluation is left out", "blocks of timm are taken apart into plain operations"]
     return model, Description(name, base, recipe={"changed": [*changed, *logits]}, graph=graph)
@@ -159,6 +162,29 @@ def _classes(graph: Graph, tensors: Mapping[str, Tensor]) -> int:
     if len(graph.outputs) > 1 or node is None or node.op not in ("linear", "conv2d"):
         return 0
     return len(tensors[f"{node.module or node.name}.weight"])
+
+
+def _detectors(
+    graph: Graph, model: nn.Module, folder: Path, entry: Entry | None, base: Base | None
+) -> dict[str, Any] | None:
+    """What images must undergo and what the heads mean, by the shapes of these; None where they are no YOLOv8's.
+
+    Raises:
+        CheckpointError: they aren't, and the catalog says that the model is a detector.
+    """
+    dense = base if base and base.source == "zoo" else Base("zoo/yolov8n")
+    config = preprocessing(entry, dense)
+    size = _runs_at(graph, model, config["input_size"])
+    shapes = [head.shape for head in heads_on_meta(model, size)]
+    boxes = 4 * config["detector"]["reg_max"]
+    classes = {shape[1] - boxes if len(shape) == 4 else 0 for shape in shapes}
+    if len(classes) != 1 or min(classes) < 1:
+        if entry is None or entry.task != config["task"]:
+            return None
+        found, expected = ", ".join("x".join(map(str, shape[1:])) for shape in shapes), f"{boxes} channels and classes"
+        raise CheckpointError(f"{folder}: its heads are {found}, expected of each {expected}, the same in all")
+    detector = {**config["detector"], "strides": tuple(size[1] // shape[2] for shape in shapes)}
+    return {**preprocessing(entry, dense, classes.pop()), "input_size": size, "detector": detector}
 
 
 def preprocessing(entry: Entry | None, base: Base | None, num_classes: int | None = None) -> dict[str, Any]:

@@ -7,4 +7,4 @@ modules), `writer` (ours). `view` finds the timm model that a graph was made fro
 from zoo.hub.foreign.torch_dag.checkpoint import CONFIG as CONFIG
 from zoo.hub.foreign.torch_dag.checkpoint import MODULES_FILE as MODULES_FILE
 from zoo.hub.foreign.torch_dag.checkpoint import read_checkpoint as read_checkpoint
-from zoo.hub.foreign.torch_dag.view import timm_view as timm_view
+from zoo.hub.foreign.torch_dag.view import plan_view as plan_view

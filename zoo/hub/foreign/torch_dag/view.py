@@ -1,8 +1,9 @@
-"""A converted checkpoint seen as a narrowed timm model: where tensors match one to one, a plan takes the graph's place.
+"""A converted checkpoint seen as a narrowed base: where tensors match one to one, a plan takes the graph's place.
 
-torch-dag kept timm's module names, with underscores for dots, but for norms with an activation, which it numbered in
-the order in which they run. Tensors are matched by name, the rest in order among those of the same kind; whether the
-match is right is decided by the outputs, which must be the graph's.
+torch-dag kept the module names of timm, or those that a detector says as `published_names`, with underscores for dots,
+but for norms with an activation, which it numbered in the order in which they run. Tensors are matched by name, the
+rest in order among those of the same kind; whether the match is right is decided by the outputs, which must be the
+graph's.
 
 Pruning may remove a whole branch, of which nothing is then left. What timm's model has and the checkpoint lacks is
 dropped in front of the narrowing: a block becomes the identity; within a block every module of a branch becomes zero,
@@ -10,13 +11,14 @@ so that the shortcut remains, or the identity (a gate beside which the sum becam
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from zoo.catalog.entry import Base
 from zoo.errors import StructureError, UnknownName, WeightsError
+from zoo.measurement.divergence import apart
 from zoo.structure.base import skeleton
 from zoo.structure.graph.graph import Graph, graph_module
 from zoo.structure.plan import Drop, Narrow, Plan, Remnant, Width, apply_
@@ -30,10 +32,10 @@ Groups = dict[str, dict[str, str]]
 """Module, with underscores for dots → name of a tensor in it → the tensor's path."""
 
 
-def timm_view(
+def plan_view(
     graph: Graph, tensors: Mapping[str, Tensor], base: Base, input: tuple[int, int, int]
 ) -> tuple[Plan, nn.Module] | None:
-    """Find the plan over a timm model that a graph amounts to.
+    """Find the plan over a base that a graph amounts to.
 
     Args:
         graph: the converted checkpoint.
@@ -47,7 +49,7 @@ def timm_view(
     """
     try:
         model = skeleton(base)
-        matched = _matched(tensors_of(model), tensors)
+        matched = _matched(tensors_of(model), tensors, _published(model))
         if matched is None:
             return None
         names, missing = matched
@@ -64,8 +66,7 @@ def timm_view(
                 found = narrowed(images)
         except _UNFIT:
             continue
-        same = isinstance(expected, Tensor) and isinstance(found, Tensor) and expected.shape == found.shape
-        if same and _close(found, expected):
+        if apart(found, expected) <= REORDERED:
             return plan, narrowed
     return None
 
@@ -125,10 +126,6 @@ def _own(module: nn.Module) -> Iterator[Tensor]:
     return (tensor for tensor in (*module._parameters.values(), *module._buffers.values()) if tensor is not None)
 
 
-def _close(found: Tensor, expected: Tensor) -> bool:
-    return bool((found - expected).abs().max() <= REORDERED * expected.abs().max())
-
-
 def _like(tensor: Tensor, model: nn.Module, path: str) -> tuple[int, ...]:
     """The tensor's shape, with as many axes as timm's has."""
     module, _, name = path.rpartition(".")
@@ -136,10 +133,23 @@ def _like(tensor: Tensor, model: nn.Module, path: str) -> tuple[int, ...]:
     return tuple(tensor.shape) if tensor.dim() == expected.dim() else (*(1,) * (expected.dim() - 1), tensor.numel())
 
 
-def _matched(timm: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> tuple[dict[str, str], set[str]] | None:
+def _published(model: nn.Module) -> Callable[[str], str]:
+    """A tensor's path → what published weights call it, with underscores for dots."""
+    names: Mapping[str, str] = getattr(model, "published_names", {})
+
+    def published(path: str) -> str:
+        prefix = next((each for each in names if path.startswith(f"{each}.")), "")
+        return (names.get(prefix, "") + path.removeprefix(prefix)).replace(".", "_")
+
+    return published
+
+
+def _matched(
+    timm: Mapping[str, Tensor], ours: Mapping[str, Tensor], published: Callable[[str], str]
+) -> tuple[dict[str, str], set[str]] | None:
     """Timm's paths → ours, and timm's modules of which ours has nothing; None if ours don't all go to one of timm's."""
     flat = {path.replace(".", "_"): path for path in ours}
-    pairs = {path: flat.pop(path.replace(".", "_")) for path in timm if path.replace(".", "_") in flat}
+    pairs = {path: flat.pop(name) for path in timm if (name := published(path)) in flat}
     theirs, own = _groups(path for path in timm if path not in pairs), _groups(flat.values())
     for name in [name for name in theirs if len(theirs[name]) == len(own.get(name, ())) == 1]:
         (path,), (found,) = theirs.pop(name).values(), own.pop(name).values()
