@@ -24,7 +24,7 @@ CARDS = Path(__file__).parents[1] / "model_cards"
 
 def build(run: Run) -> Iterator[Path]:
     """Build the eleven models."""
-    entries = family.entries("digits_cnn", "digits_vit")
+    entries = family.entries("digits_cnn", "digits_vit", "scenes_yolov8")
     entries.sort(key=lambda entry: (entry.recipe.method is not None, entry.name))
     for folder in family.build(entries, run, catalog.EMBEDDED):
         if folder.parent == catalog.EMBEDDED and processes().is_main_process:
