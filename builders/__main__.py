@@ -31,6 +31,7 @@ FAMILIES = (
     "convformer_s18",
     "mobilevitv2_200",
     "swinv2_cr_tiny",
+    "yolov8n",
 )
 
 

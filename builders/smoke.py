@@ -9,6 +9,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from zoo import catalog
 from zoo.atomic import writing
 from zoo.catalog.entry import Base, Entry, Recipe
 from zoo.catalog.methods import METHODS
@@ -24,6 +25,7 @@ from zoo.verbs.recipes import declarations_of
 IMAGES = 8
 SIDES = (64, 128)
 DIGITS = 10
+OF_SCENES = ("object-detection",)  # tasks
 WARNING = f"A smoke test: made of random weights in a few steps on {IMAGES} images, its figures mean nothing."
 
 
@@ -40,17 +42,18 @@ def stand_in(entry: Entry, folder: Path, *, small: bool = True) -> Entry:
     """
     recipe, base = entry.recipe, entry.base
     assert base is not None  # or nothing could be built
-    dense = [base, *map(Base, recipe.teachers)] if recipe.method else []
+    base = _standing(base, entry)
+    dense = [base, *(_standing(Base(teacher), entry) for teacher in recipe.teachers)] if recipe.method else []
     side = next((side for side in SIDES if small and all(_takes(each, entry, side) for each in dense)), entry.input[-1])
     size = (entry.input[0], side, side)
-    ids = {each.id: _dense(each, folder, size) for each in dense}
+    ids = [_dense(each, folder, size) for each in dense]
     return replace(
         entry,
         name=f"{entry.name}_smoke",
         status="recipe",
-        base=Base(ids[base.id]) if recipe.method else base,
+        base=Base(ids[0]) if recipe.method else base,
         input=size,
-        recipe=_recipe(recipe, tuple(ids[teacher] for teacher in recipe.teachers), _data(recipe, base)),
+        recipe=_recipe(recipe, tuple(ids[1:]), _data(entry, base)),
         origin=None,
         repo=None,
         revision=None,
@@ -69,10 +72,19 @@ def mark_(folder: Path) -> None:
             file.write(f"{front}{title}\n**{WARNING}**\n{body}".encode())
 
 
-def _data(recipe: Recipe, base: Base) -> str:
+def _standing(base: Base, entry: Entry) -> Base:
+    """The base of an entry's, where that isn't built yet; of a detector, one that finds digits."""
+    if base.id in catalog.names(all=True) and catalog.obstacle(known := catalog.info(base.id)) and known.base:
+        base = known.base
+    return Base(base.id, {**base.args, "num_classes": DIGITS}) if entry.task in OF_SCENES else base
+
+
+def _data(entry: Entry, base: Base) -> str:
     """Data of the package with as many classes as the model has: noise has ImageNet's number."""
+    if entry.task in OF_SCENES:
+        return "digit_scenes"
     few = is_base_id(base.id) and _config(base).get("num_classes") == DIGITS
-    return "digits" if few or recipe.data == "digits" else "noise"
+    return "digits" if few or entry.recipe.data == "digits" else "noise"
 
 
 def _recipe(recipe: Recipe, teachers: tuple[str, ...], own: str) -> Recipe:

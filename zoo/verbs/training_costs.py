@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from zoo.catalog.entry import Recipe, reading
 from zoo.compression import Trained, algorithm
 from zoo.compression.refinement import SCHEDULE
+from zoo.measurement.divergence import as_one
 from zoo.measurement.macs import like_images, measure
 from zoo.structure.description import config_of
 from zoo.tasks import task_of
@@ -241,7 +242,7 @@ def _trained(
     def timed(size: int) -> float:
         images = torch.zeros(size, *config["input_size"], device=device)
         with autocast:
-            seconds = _seconds(device, lambda: student(images).sum().backward())
+            seconds = _seconds(device, lambda: as_one(student(images)).sum().backward())
             for share, teacher in zip(shares, teachers, strict=True):
                 view = torch.zeros(size, *config_of(teacher)["input_size"], device=device)
                 with torch.no_grad():
