@@ -58,6 +58,13 @@ CASES = {
         Node("j", "item", ("u",), {"index": 0}),
         node("qadd", "i", "j", zeros=[0, 20], exponents=[1, 0]),
     ],
+    "a stack of what is turned, flattened and opened again": [
+        Node("m", "aten.mT", ("a",)),
+        Node("f", "flatten", ("m",), {"start_dim": 1}),
+        Node("u", "aten.unflatten.int", ("f",), {"dim": 1, "sizes": [6, 11, 14]}),
+        Node("v", "aten.reshape_as", ("m", "a")),
+        node("aten.stack", "u", "v", tensors=["$0", "$1"], dim=-2),
+    ],
     "margins of words": [WIDE, node("aten.constant_pad_nd", "w", pad=[1, 2], value=-300)],
 }
 

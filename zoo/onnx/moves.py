@@ -32,13 +32,19 @@ def _transposed(writing: Writing, node: Node, x: str) -> str:
     if node.op == "permute":
         order = [dim % rank for dim in told["dims"]]
     else:
-        a, b = told["dim0"] % rank, told["dim1"] % rank
+        a, b = (told.get(key, usual) % rank for key, usual in (("dim0", -2), ("dim1", -1)))
         order[a], order[b] = order[b], order[a]
     return writing.emit("Transpose", x, perm=order)
 
 
 def _concatenated(writing: Writing, node: Node, *inputs: str) -> str:
     return writing.emit("Concat", *inputs, axis=node.attributes["dim"])
+
+
+def _stacked(writing: Writing, node: Node, *inputs: str) -> str:
+    axis = node.attributes.get("dim", 0) % len(writing.shapes[node.name])
+    rows = [writing.emit("Unsqueeze", each, np.array([axis], np.int64)) for each in inputs]
+    return writing.emit("Concat", *rows, axis=axis)
 
 
 def _split(writing: Writing, node: Node, x: str) -> list[str]:
@@ -125,8 +131,10 @@ def _places(images: int, size: Shape) -> Tensor:
 MOVES: Mapping[str, Callable[..., Any]] = {
     **dict.fromkeys(("size", *INTS), _size),
     **dict.fromkeys(("flatten", "reshape", "unsqueeze", "aten.squeeze.dims", "aten.squeeze.dim"), _reshaped),
-    **dict.fromkeys(("transpose", "permute"), _transposed),
+    **dict.fromkeys(("aten.reshape_as", "aten.view_as", "aten.unflatten.int", "aten.squeeze"), _reshaped),
+    **dict.fromkeys(("transpose", "permute", "aten.mT"), _transposed),
     "concat": _concatenated,
+    "aten.stack": _stacked,
     **dict.fromkeys(("chunk", "aten.split_with_sizes", "aten.split.Tensor"), _split),
     "unbind": _unbound,
     "item": _item,
