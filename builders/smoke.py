@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from zoo import catalog
 from zoo.atomic import writing
 from zoo.catalog.entry import Base, Entry, Recipe
-from zoo.catalog.methods import METHODS
+from zoo.catalog.methods import METHODS, is_final
 from zoo.errors import StructureError
 from zoo.hub import repository
 from zoo.measurement.macs import measure
@@ -97,7 +97,7 @@ def _recipe(recipe: Recipe, teachers: tuple[str, ...], own: str) -> Recipe:
         data=f"{own}[:{IMAGES}]",
         teachers=teachers,
         options={**recipe.options, "images": IMAGES, **quick} if recipe.method else recipe.options,
-        schedule={**recipe.schedule, **short},
+        schedule={} if is_final(recipe.method) else {**recipe.schedule, **short},
         note=WARNING,
     )
 
