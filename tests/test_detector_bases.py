@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import onnxruntime
 import pytest
 import torch
 
@@ -11,6 +12,8 @@ from zoo.errors import RepositoryError, StructureError
 from zoo.hub.repository import rebuild, write_repository
 from zoo.measurement.conventions import torch_dag
 from zoo.models.heads import check_detector
+from zoo.models.settings import settings_of
+from zoo.models.yolov8 import C2f
 from zoo.structure.describing import described
 from zoo.structure.description import attach_, config_of
 from zoo.verbs.coverage import coverage
@@ -57,12 +60,13 @@ class Own(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.second = torch.nn.Conv2d(3, 11, 8, 8), torch.nn.Conv2d(11, 11, 2, 2)
+        self.stem, self.first = torch.nn.Conv2d(3, 8, 8, 8), C2f(8, 11, 1, True)
+        self.second = torch.nn.Conv2d(11, 11, 2, 2)
         detector = {"decode": "yolov8", "strides": [8, 16], "reg_max": 2, "resize": "stretch"}
         self.pretrained_cfg = {"task": "object-detection", "num_classes": 3, "detector": detector}
 
     def forward(self, x):
-        x = self.first(x)
+        x = self.first(self.stem(x))
         return x, self.second(x)
 
 
@@ -129,3 +133,15 @@ def test_what_carries_another_task_keeps_it():
     model = zoo.create(TINY)
     attach_(model, replace(model.zoo_entry, task="image-feature-extraction"))
     assert model.zoo_entry.task == "image-feature-extraction"
+
+
+def test_an_onnx_file_gives_the_raw_heads_and_says_what_they_mean(tmp_path):
+    model = Own().eval()
+    file = zoo.export(model, onnx=tmp_path / "own.onnx", example=(3, 32, 32))
+    session, x = onnxruntime.InferenceSession(file), torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        for found, expected in zip(session.run(None, {"images": x.numpy()}), model(x), strict=True):
+            torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)
+    told = session.get_modelmeta().custom_metadata_map
+    assert told["task"] == "object-detection"
+    assert settings_of(json.loads(told["detector"])) == settings_of(model.pretrained_cfg["detector"])

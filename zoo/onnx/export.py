@@ -141,6 +141,7 @@ def describe_(program: "ModelProto", model: nn.Module, description: Description)
         "pixels": "bytes 0..255" if whole and ids is None else None,
         "vocabulary": config.get("vocabulary"),
         "label_names": config.get("label_names"),
+        "detector": config.get("detector"),
         "zoo_version": __version__,
     }
     for key, value in told.items():
