@@ -6,6 +6,7 @@ import inspect
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -25,49 +26,6 @@ from zoo.verbs.beginning import processes
 from zoo.verbs.recipes import check_recipe, recipe_for
 from zoo.verbs.training_costs import learning_costs
 
-FILE = '''\
-"""Halved: each Linear becomes two of half its rank, by the truncated SVD; training has costs alone."""
-
-from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-
-from zoo.compression import Algorithm, Given, Trained
-from zoo.structure.description import Description
-from zoo.structure.plan import Factor, Rank
-from zoo.structure.tensors import tensors_of
-from zoo.training.schedule import Schedule
-
-
-@dataclass(frozen=True)
-class Halved:
-    """Which layers are halved, by the ending of their names."""
-
-    ending: str = ""
-
-
-def trained(model: nn.Module, image: Tensor, how: Any) -> Trained:
-    """What its training moves, and whose costs are said before."""
-    return Trained(model)
-
-
-def run(given: Given) -> tuple[Description, dict[str, Tensor]]:
-    """What `zoo.compress` calls."""
-    tensors, layers = tensors_of(given.model), {}
-    for path, layer in given.model.named_modules():
-        if isinstance(layer, nn.Linear) and path.endswith(given.how.ending):
-            U, S, V = torch.linalg.svd(tensors.pop(f"{path}.weight").detach(), full_matrices=False)
-            k = len(S) // 2
-            layers[path] = Rank(k)
-            tensors |= {f"{path}.0.weight": V[:k], f"{path}.1.weight": U[:, :k] * S[:k]}
-            tensors |= {f"{path}.1.bias": tensors.pop(f"{path}.bias")} if layer.bias is not None else {}
-    return given.edited(Factor(layers)), tensors
-
-
-ALGORITHM = Algorithm(Halved, run, Schedule(epochs=3, batch_size=8), trained)
-'''
 ROW = Method(
     "halved",
     "Halves",
@@ -78,14 +36,12 @@ ROW = Method(
     advice="name a layer by ending",
 )
 IMAGES = "digits[:32]"
-AT_ROOT = {"cwd": Path(__file__).parents[1], "capture_output": True, "text": True}
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def halved(tmp_path, monkeypatch):
-    """A method of one file and one row; its name."""
-    (tmp_path / "halved.py").write_text(FILE)
-    monkeypatch.syspath_prepend(tmp_path)
+def halved(monkeypatch):
+    """A method of one file, tests/halved.py, and one row; its name."""
     monkeypatch.setitem(METHODS, "halved", ROW)
     return "halved"
 
@@ -114,10 +70,14 @@ def test_a_method_of_one_file_and_one_row_compresses_and_names_what_it_makes(hal
     assert zoo.measure(smaller).macs < zoo.measure(vit).macs
 
 
-def test_its_file_meets_the_projects_checks(halved, tmp_path):
-    for check in (["ruff", "check", "--config", "pyproject.toml"], ["mypy"]):
-        ran = subprocess.run([sys.executable, "-m", *check, str(tmp_path / "halved.py")], **AT_ROOT)
-        assert ran.returncode == 0, ran.stdout
+def test_its_file_meets_the_projects_checks():
+    """Those of the package; mypy is told of it in pyproject.toml, as of the package."""
+    as_ones_own = ["--config", "pyproject.toml", "--stdin-filename", "halved.py", "-"]
+    text = (ROOT / "tests" / "halved.py").read_text()
+    command = [sys.executable, "-m", "ruff", "check", *as_ones_own]
+    ran = subprocess.run(command, input=text, cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout
+    assert "tests/halved.py" in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]["files"]
 
 
 def test_its_row_and_its_declaration_say_what_a_recipe_may_hold(halved):
