@@ -7,7 +7,7 @@ test split alone, so nothing that was trained on is ever tested.
 Source: https://archive.ics.uci.edu/dataset/80 (E. Alpaydin, C. Kaynak; the test part, as scikit-learn bundles it).
 """
 
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +24,7 @@ SIZES = {"train": 100_000, "test": 5_000}
 SEEDS = {"train": 0, "test": 1}
 
 
+@cache
 def digits(split: str) -> "Dataset":
     """The 1,347 `train` or 450 `test` images of scikit-learn's digits, split with equal shares of each class.
 
