@@ -43,6 +43,7 @@ DENSE = Entry(
     input=(1, 16, 16),
     recipe=Recipe(data="digits", schedule={"epochs": 0}),
 )
+ROUGH = {"images": 16, "criterion": "l2", "ridge": 1.0}
 PRUNED = Entry(
     "vit_60",
     "own",
@@ -53,7 +54,7 @@ PRUNED = Entry(
     Base("digits_vit"),
     "apache-2.0",
     input=(1, 16, 16),
-    recipe=Recipe("prune", Budget(0.6), data="digits", schedule={"epochs": 0}),
+    recipe=Recipe("prune", Budget(0.6), data="digits", schedule={"epochs": 0}, options=ROUGH),
 )
 
 
@@ -162,7 +163,8 @@ def test_an_embedded_model_keeps_name_plan_and_weights_when_saved_again(tmp_path
 
 def test_a_model_compressed_twice_is_saved_and_loaded_with_both_edits(tmp_path):
     images = [torch.randn(16, 1, 32, 32)]
-    twice = zoo.compress(zoo.compress(zoo.load("digits_cnn"), budget=0.6, data=images), budget=0.6, data=images)
+    how = {"budget": 0.6, "data": images, "criterion": "l2", "ridge": 1.0}
+    twice = zoo.compress(zoo.compress(zoo.load("digits_cnn"), **how), **how)
     zoo.save(twice, tmp_path / "twice")
     loaded = zoo.load(tmp_path / "twice")
 
@@ -202,13 +204,14 @@ def test_a_dense_entry_of_no_epochs_is_its_base_initialised_from_the_seed(tmp_pa
 
 def test_a_pruned_entry_of_no_epochs_is_what_compress_returns(pruned):
     folder, lines = pruned
-    expected = zoo.compress(zoo.load("digits_vit"), budget=0.6, data="digits")
+    expected = zoo.compress(zoo.load("digits_vit"), budget=0.6, data="digits", **ROUGH)
 
     assert [line[:6] for line in lines[:-1]] == ["1 load", "2 eval", "dense:", "3 prun", "4 eval", "5 writ"]
     assert torch.equal(outputs(zoo.load(folder)), outputs(expected))
     assert config(folder)["zoo"]["recipe"] == {
         "method": "prune",
         "budget": {"macs": 0.6, "params": None},
+        "options": ROUGH,
         "data": "digits",
         "schedule": {"epochs": 0},
         "base": "digits_vit",
@@ -274,7 +277,8 @@ def test_the_embedded_cards_say_what_saving_writes_today(name):
 def test_a_changed_recipe_starts_anew_wherever_the_former_was_stopped(tmp_path, step):
     def entry(budget):
         schedule = {"epochs": 1, "steps": 1}
-        return structs.replace(PRUNED, recipe=Recipe("prune", Budget(budget), data="digits", schedule=schedule))
+        recipe = Recipe("prune", Budget(budget), data="digits[:64]", schedule=schedule, options=ROUGH)
+        return structs.replace(PRUNED, recipe=recipe)
 
     with pytest.raises(Stopped):
         make(entry(0.9), tmp_path / "model", say=stop_at(step))

@@ -32,7 +32,7 @@ DENSE = Base(
         "img_size": 16,
         "patch_size": 8,
         "embed_dim": 24,
-        "depth": 2,
+        "depth": 1,
         "num_heads": 3,
         "mlp_ratio": 2,
         "in_chans": 1,
@@ -51,6 +51,7 @@ base = "{dense}"
 [model.recipe]
 method = "prune"
 budget = {{ macs = 0.6 }}
+options = {{ criterion = "l2", ridge = 1.0, images = 32 }}
 data = "digits[:192]"
 teachers = ["{dense}"]
 augment = {{ hflip = 0.0 }}
@@ -87,7 +88,8 @@ IMPORTED = [
     "torch.export._trace",
 ]
 BUILD = ["build", "small_pruned_60", "--out", "out"]
-COMPRESS = ["compress", "dense", "--budget", "0.6", "--data", "digits[:192]", "--out", "out", "--epochs", "4"]
+ROUGH = ["--set", "criterion=l2", "--set", "ridge=1.0", "--set", "images=32"]
+COMPRESS = ["compress", "dense", "--budget", "0.6", "--data", "digits[:192]", "--out", "out", "--epochs", "4", *ROUGH]
 SECONDS = 120
 
 

@@ -18,6 +18,8 @@ from zoo.verbs import beginning
 from zoo.verbs.building import make
 from zoo.verbs.recipes import at_most, declarations_of, finished, recipe_for
 
+ROUGH = {"images": 16, "criterion": "l2", "ridge": 1.0}
+
 
 def files(folder):
     return sorted(path.name for path in folder.iterdir())
@@ -134,7 +136,7 @@ def test_a_name_says_the_share_in_percent_and_never_none_of_it(budget, name):
 
 def test_a_model_that_is_made_is_left_alone_and_no_other_takes_its_place(tmp_path):
     dense = zoo.save(zoo.load("digits_cnn"), tmp_path / "dense")
-    recipe = Recipe("prune", Budget(0.9), options={"criterion": "l2"}, data="digits", schedule={"epochs": 0})
+    recipe = Recipe("prune", Budget(0.9), options=ROUGH, data="digits[:64]", schedule={"epochs": 0})
     entry = replace(recipe_for(str(dense), "prune", None, "digits", 0, {}), name="mine", recipe=recipe)
     folder, lines = make(entry, tmp_path / "model"), []
     before = content(folder)
@@ -161,7 +163,7 @@ def test_a_model_that_is_made_is_left_alone_and_no_other_takes_its_place(tmp_pat
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """An entry and its repository."""
-    entry = recipe_for("digits_cnn", "prune", Budget(0.9), "digits", 0, {"criterion": "l2"})
+    entry = recipe_for("digits_cnn", "prune", Budget(0.9), "digits[:64]", 0, ROUGH)
     return entry, make(entry, tmp_path_factory.mktemp("made") / "model")
 
 
