@@ -246,10 +246,12 @@ def test_a_budget_that_cannot_be_met_says_what_can(budget, message, network):
         prune(network("cnn"), analysed(network("cnn"), images(32)[0][:2]), images(32), budget)
 
 
-@pytest.mark.parametrize("kind", ["cnn", "vit"])
 @pytest.mark.parametrize(
-    ("criterion", "budget"),
-    [*((each, Budget(0.6, 0.7)) for each in CRITERIA), ("obs", Budget(0.5)), ("obs", Budget(1.0))],
+    ("kind", "criterion", "budget"),
+    [
+        *(("cnn", each, Budget(0.6, 0.7)) for each in CRITERIA),
+        *(("vit", "obs", each) for each in (Budget(0.6, 0.7), Budget(0.5), Budget(1.0))),
+    ],
     ids=lambda each: each if isinstance(each, str) else f"{each.macs} {each.params or ''}".strip(),
 )
 def test_a_pruned_model_meets_its_budget_within_a_step_and_the_dense_one_stays(kind, budget, criterion, network):
