@@ -1,5 +1,6 @@
 """What every test runs under: caches in a temporary folder, no network, one thread."""
 
+import gc
 import os
 import socket
 import sys
@@ -24,6 +25,7 @@ with warnings.catch_warnings():  # older timm uses what newer torch deprecates
 from zoo.catalog.entry import Base
 from zoo.structure.base import initialised
 
+gc.disable()  # what collecting makes stays: see `pytest_collection_finish`
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")  # how long an example takes here says nothing of the code
 
@@ -32,6 +34,12 @@ VIT = Base(
     "timm/vit_tiny_patch16_224",
     {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_ratio": 2, "num_classes": 5},
 )
+
+
+def pytest_collection_finish():
+    """Look for garbage in what the tests make alone."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
