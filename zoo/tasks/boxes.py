@@ -24,6 +24,7 @@ KEYS = {
     "area": ("area", "areas"),
 }
 LOOKED_AT = 256  # images whose boxes are held against their sizes
+PARTS = tuple(KEYS)  # of a label
 FIT, MISFIT = 0.99, 0.9  # shares of boxes that fit: of the right reading at least, of the other at most
 SLACK = 2  # pixels that a box may lie outside of its image
 
@@ -48,13 +49,13 @@ def label_features(kind: Any) -> dict[str, Any]:
     """The type of a label of boxes; `kind` is that of a class."""
     datasets = require("datasets", "eval")
     number, flag = datasets.Value("float32"), datasets.Value("bool")
-    items = {"boxes": datasets.List(number, 4), "labels": kind, "crowd": flag, "difficult": flag, "area": number}
-    return {key: datasets.List(item) for key, item in items.items()}
+    items = (datasets.List(number, 4), kind, flag, flag, number)
+    return {part: datasets.List(item) for part, item in zip(PARTS, items, strict=True)}
 
 
 def are_boxes(kind: Any) -> bool:
     """Whether a column of that type holds labels of boxes."""
-    return isinstance(kind, Mapping) and {"boxes", "labels", "crowd", "difficult", "area"} == set(kind)
+    return isinstance(kind, Mapping) and set(PARTS) == set(kind)
 
 
 def are_objects(kind: Any) -> bool:
@@ -119,8 +120,8 @@ def label_of(
         for box, name, crowd, difficult, area in zip(boxes, classes, *flags, areas, strict=True)
         if _area(corners := _corners(box, how.form, place)) > 0
     ]
-    columns = zip(*rows, strict=True) if rows else [()] * 5
-    return dict(zip(label_features(None), map(list, columns), strict=True)), len(boxes) - len(rows)
+    columns = zip(*rows, strict=True) if rows else [()] * len(PARTS)
+    return dict(zip(PARTS, map(list, columns), strict=True)), len(boxes) - len(rows)
 
 
 def _lists(objects: Any, keys: Mapping[str, str]) -> dict[str, list[Any]]:
