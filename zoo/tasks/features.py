@@ -5,6 +5,7 @@ What is measured is how far one model's outputs lie from another's: `kl` of a re
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from zoo.measurement.divergence import divergence, leaves
 from zoo.measurement.macs import like_images
 from zoo.structure.description import config_of
 from zoo.tasks.classification.transforms import Views, evaluation_transform, training_transform
-from zoo.tasks.loader import Transform, loader
+from zoo.tasks.columns import HIDDEN
+from zoo.tasks.loader import Transform, labelled, loader
 from zoo.tasks.task import Labels, Leading, Meaning, Task
 
 
@@ -35,6 +37,11 @@ def _shapes(model: nn.Module) -> list[list[int]]:
     images = torch.zeros(1, *config_of(model)["input_size"]).to(like_images(model))
     with torch.no_grad():
         return [list(each.shape) for each in leaves(model.eval()(images))]
+
+
+def unlabelled(transform: Transform, image: Any, label: Any) -> tuple[Any, Any]:
+    """What a transform makes of an image; of boxes, which make no batch, nothing is kept."""
+    return labelled(transform, image, HIDDEN if isinstance(label, Mapping) else label)
 
 
 def matched(data: Any, model: nn.Module, spec: str, labels: Labels | None = None) -> Any:
@@ -81,7 +88,7 @@ FEATURES = Task(
     evaluation_transform=evaluation_transform,
     training_transform=training_transform,
     views=Views,
-    loader=loader,
+    loader=partial(loader, pair=unlabelled),
     matched=matched,
     name_=name_,
     check_same=check_same,
