@@ -160,6 +160,8 @@ def test_a_model_of_integers_predicts_alike_in_onnxruntime(digits):
     reference, fast = zoo.load("digits_cnn_int8"), zoo.load("digits_cnn_int8", backend="onnxruntime")
 
     assert same(fast.predict(digits[0]), reference.predict(digits[0]))
+    copied = copy.deepcopy(fast)
+    assert copied.predict.args == (copied,)
 
 
 def test_features_are_given_for_each_image(model, digits):

@@ -6,7 +6,7 @@ here serves them all: an image comes from `datasets` through `pixels` into the b
 To add one:
 
 1. write its package or file: rows, figures and the divergence between two models' outputs, pure functions of tensors
-   that make a `Meaning`; transforms and checks where `classification` has none that fit;
+   that make a `Meaning`; transforms, predictions and checks where `classification` has none that fit;
 2. write its row of TASKS, by the Hub's pipeline tag;
 3. write its row of `zoo.training.STEPS`: what is minimised, with teachers and without;
 4. say its name as the `task` of an entry of the catalog.
