@@ -108,7 +108,7 @@ def _listed(roots: Sequence[Path], split: str) -> list[tuple[Path, Path]]:
     name = {"train": "trainval" if tested else "train", "test": "test" if tested else "val"}[split]
     lists = [(root, root / f"ImageSets/Main/{name}.txt") for root in roots]
     return [
-        (root / "Annotations" / f"{line.split()[0]}.xml", root / "JPEGImages")
+        (root / "Annotations" / f"{Path(line.split()[0]).name}.xml", root / "JPEGImages")
         for root, file in lists
         if file.is_file()
         for line in file.read_text(encoding="utf-8").splitlines()

@@ -166,6 +166,12 @@ def _read(batch: dict[str, list[Any]], *, data: _Shared) -> dict[str, list[Any]]
     if "image" not in batch:
         return batch
     rows = [data.held[number] for number in batch["image"]]
+    for target in (row[1] for row in rows):
+        if isinstance(target, Mapping | list):
+            raise DataError(
+                "an image's label isn't the number of its class: data with boxes is passed as a folder, a Hub id or a "
+                "Dataset of datasets with a column objects"
+            )
     for image in (row[0] for row in rows):
         if isinstance(image, torch.Tensor) and not image.is_floating_point():
             raise DataError(
