@@ -58,8 +58,6 @@ def decode(image: Pixels, mode: str = "RGB") -> Image.Image:
         opened.load()
         if 0 in opened.size:
             raise ValueError("it has no pixels")
-        if 0 in opened.size:
-            raise ValueError(f"it has {opened.width} x {opened.height} pixels")
         return _of_mode(_upright(opened), mode)
     except Exception as error:  # Pillow's readers raise whatever they stumble over
         raise DataError(f"{named(image)}: no image that can be decoded: {_reason(error)}") from None
