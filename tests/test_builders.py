@@ -28,7 +28,7 @@ from zoo.verbs.compressing import declared
 from zoo.verbs.training_costs import TrainingCost, cost, cost_of_learning
 
 FOLDER = Path(family.__file__).parent
-IMAGENET = [name for name in FAMILIES if name not in ("digits", "cifar_resnet20", "int8")]
+IMAGENET = [name for name in FAMILIES if name not in ("digits", "cifar_resnet20", "int8", "yolov8n")]
 SCRIPTS = {
     path.stem: path for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "__main__", "family", "smoke")
 }
@@ -89,8 +89,11 @@ def test_every_family_of_the_catalog_that_can_be_built_has_one_script():
     every = map(catalog.info, catalog.names(all=True))
     wanted = [e.name for e in every if e.project in ("torch-dag", "ptdeco") and e.task == "image-classification"]
     assert sorted(built) == sorted(wanted)
-    assert sorted(entry.name for entry in entries("digits")) == sorted(catalog.names("digits_*"))
+    assert sorted(entry.name for entry in entries("digits")) == sorted(
+        catalog.names("digits_*") + catalog.names("scenes_*", all=True)
+    )
     assert [entry.name for entry in entries("cifar_resnet20")] == ["cifar_resnet20_v1"]
+    assert next(entry.name for entry in entries("yolov8n")) == "yolov8n"
 
 
 def test_of_what_mrt_quantized_all_whose_weights_are_published_are_built_and_each_that_is_named():
