@@ -1,9 +1,11 @@
 """predict: what a model says of images, whatever holds them, whatever the model was copied by."""
 
 import copy
+import gc
 import io
 import json
 import pickle
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -161,7 +163,7 @@ def test_a_model_of_integers_predicts_alike_in_onnxruntime(digits):
 
     assert same(fast.predict(digits[0]), reference.predict(digits[0]))
     copied = copy.deepcopy(fast)
-    assert copied.predict.args == (copied,)
+    assert copied.predict.__self__ is copied
 
 
 def test_features_are_given_for_each_image(model, digits):
@@ -328,3 +330,14 @@ def test_a_model_of_texts_predicts_texts():
         torch.testing.assert_close(each["scores"], scores.sort(descending=True).values[:5].detach())
         assert each["names"] == ["abcdef"[label] for label in each["labels"].tolist()]
     assert same(zoo.predict(model, "who is galileo"), found[:1])
+
+
+def test_a_model_that_is_dropped_gives_its_memory_back_at_once():
+    loaded = zoo.load("digits_cnn")
+    known = weakref.ref(loaded)
+    gc.disable()
+    try:
+        del loaded
+        assert known() is None
+    finally:
+        gc.enable()

@@ -141,7 +141,7 @@ def test_its_card_speaks_of_texts(whole):
     card = (whole[1] / "README.md").read_text()
 
     assert "pipeline_tag: text-classification" in card
-    assert 'model(transform("some text")[None])' in card
+    assert 'logits = model(zoo.transform(model)("some text")[None])' in card
     assert "from the token ids to the logits" in card
     assert "on 64 texts" in card
     assert "image" not in card.partition("## How it was made")[0]

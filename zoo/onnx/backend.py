@@ -32,10 +32,7 @@ class Backend(nn.Module):
         self.pixels = next((each.pixels for each in model.modules() if isinstance(each, QInput)), _as_they_are)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
-        memo[id(self)] = made = accelerated(copy.deepcopy(self.model, memo))
-        if "predict" in vars(self):
-            made.predict = copy.deepcopy(vars(self)["predict"], memo)
-        return made
+        return accelerated(copy.deepcopy(self.model, memo))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise StructureError("what onnxruntime computes can't be pickled: zoo.save it, then zoo.load the folder again")

@@ -65,6 +65,7 @@ def render(
         version=report.versions.get("zoo", __version__),
         beside=base is not None,
         unit=figures.unit(description.task),
+        outputs=figures.outputs(description.task),
         dense=dense,
         figures=figures.measured(report, base, description.task, dense),
         sha256=report.data.get("sha256") if local else None,

@@ -58,6 +58,11 @@ def unit(task: str) -> str:
     return TASKS[task].unit if task in TASKS else "images"
 
 
+def outputs(task: str) -> str:
+    """What models of a task return."""
+    return TASKS[task].outputs if task in TASKS else "outputs"
+
+
 def _label(label: str, data: Mapping[str, Any], unit: str) -> str:
     if not data.get("dataset"):
         return label

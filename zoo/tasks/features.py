@@ -95,4 +95,5 @@ FEATURES = Task(
     predictions=predictions,
     meaning=lambda model, size: OUTPUTS,
     leading=Leading("agreement", "cosine similarity", "cosine_similarity", "Cosine similarity"),
+    outputs="features",
 )

@@ -72,6 +72,7 @@ class Task:
         meaning: model, and channels, height and width of its images → what its outputs mean.
         leading: the figure that cards lead with.
         unit: what a model is given, in the plural.
+        outputs: what it returns, in the plural.
     """
 
     evaluation_transform: Callable[[Mapping[str, Any]], Transform]
@@ -85,3 +86,4 @@ class Task:
     meaning: Callable[[nn.Module, Sequence[int]], Meaning]
     leading: Leading
     unit: str = "images"
+    outputs: str = "logits"

@@ -92,7 +92,6 @@ def load(
     Returns:
         An ordinary module in eval mode, carrying `pretrained_cfg` (timm's transforms resolve), `zoo_entry`
         (`zoo.structure.description.Description`: name, base, plan) and the method `predict`, as `zoo.predict`.
-        As that knows the model, memory is given back when garbage is collected: `del model`, then `gc.collect()`.
 
     Raises:
         UnknownName: no such model; the message names near ones.

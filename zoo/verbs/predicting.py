@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from msgspec import Meta
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from zoo.declarations import validated
 from zoo.errors import DataError, StructureError, in_one_line
@@ -74,10 +74,11 @@ def predict(
 
 
 def bound(model: nn.Module) -> nn.Module:
-    """Let a model have `predict` as a method, of whatever it is copied to as well, unless something has that name."""
+    """Let a model, and whatever is copied from it, have `predict` as a method, unless something has that name."""
     if not hasattr(model, "predict"):
-        # A bound method could not be pickled as a part of what it is bound to.
-        model.predict = partial(predict, model)  # type: ignore[assignment]
+        # In the model itself it would keep that alive, with its weights, until garbage is collected.
+        kind = type(model).__mro__[1 if isinstance(model, fx.GraphModule) else 0]  # each graph has a class of its own
+        kind.predict = predict  # type: ignore[attr-defined]
     return model
 
 

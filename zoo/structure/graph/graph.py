@@ -30,7 +30,7 @@ CALLS = {**FUNCTIONS, **ATEN}
 OPS = {**MODULES, **TENSORS, **CALLS}
 MAX_PRODUCT = 1e28  # what shape arithmetic may reach, each size that it reads counted as MAX_ARGUMENT
 INTS = {function.__name__: function for function in SIZES}
-CARRIED = {"zoo_entry", "pretrained_cfg", "default_cfg", "num_classes", "predict"}  # attributes of every model of ours
+CARRIED = {"zoo_entry", "pretrained_cfg", "default_cfg", "num_classes"}  # attributes of every model of ours
 MAX_WORDS = 16  # words of a dotted name
 MAX_NODES = 10_000  # the largest model of the catalog has some 1,500
 

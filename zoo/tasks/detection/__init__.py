@@ -22,4 +22,5 @@ DETECTION = Task(
     predictions=predictions,
     meaning=meaning,
     leading=Leading("map", "mAP", "map", "mAP50-95"),
+    outputs="heads",
 )
