@@ -176,15 +176,6 @@ def test_features_are_given_for_each_image(model, digits):
         torch.testing.assert_close(each["features"], [part[number] for part in expected])
 
 
-def test_what_predicts_is_saved_and_described_as_what_does_not(model, tmp_path):
-    plain = zoo.load("digits_cnn_pruned_25")
-    del plain.predict
-    folders = [zoo.save(each, tmp_path / str(number), name="same") for number, each in enumerate((model, plain))]
-
-    for file in ("config.json", "model.safetensors"):
-        assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes()
-
-
 def test_classes_are_called_as_a_model_says_else_as_imagenets_else_by_number():
     assert class_labels({"label_names": ["cat", "dog"]}, 2) == ["cat", "dog"]
     assert class_labels({"label_names": ["of", "another", "head"]}, 2) == ["0", "1"]
