@@ -105,6 +105,12 @@ def test_a_published_card_has_the_address_that_it_is_published_at(name):
     assert len(published(text, "me/half").splitlines()) == len(text.splitlines())
 
 
+def test_a_published_card_of_integers_names_the_address_for_each_backend():
+    fast = 'zoo.load("{}", backend="onnxruntime") gives'
+
+    assert published(fast.format("./half"), "me/half") == fast.format("me/half")
+
+
 def test_a_model_of_the_catalog_keeps_its_name_wherever_it_is_published():
     text = (zoo.catalog.EMBEDDED / "digits_cnn" / "README.md").read_text()
 

@@ -77,6 +77,7 @@ def render(
         made_of=recipe.get("base"),
         graph=description.graph,
         whole=sum(node.op in INTEGER_LAYERS for node in description.graph.nodes) if description.graph else 0,
+        fast=description.graph and not any(node.op.startswith("mrt_") for node in description.graph.nodes),
         stand_in=description.structure == "stand-in",
         edits=[edits.edit_in_words(edit) for edit in plan.edits],
         layers=[(path, edit.edit, result) for edit in plan.edits for path, result in edits.outcomes(edit).items()],
@@ -96,7 +97,7 @@ def published(card: str, repo: str) -> str:
         card: from `render`.
         repo: `org/name`.
     """
-    loads = re.sub(r'zoo\.load\("[^"\n]*/[^"\n]*"\)(  # [^\n]*)?', f'zoo.load("{repo}")', card)
+    loads = re.sub(r'zoo\.load\("[^"\n]*/[^"\n]*"([^)\n]*\))(  # [^\n]*)?', rf'zoo.load("{repo}"\1', card)
     return re.sub(r"^(zoo verify) [^\s]*/[^\s]*", rf"\1 {repo}", loads, flags=re.MULTILINE)
 
 
