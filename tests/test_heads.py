@@ -183,6 +183,22 @@ def test_detections_are_those_of_the_rules_written_out(data, score, iou, candida
         torch.testing.assert_close(found["boxes"], torch.tensor([box for box, _, _ in expected]))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_huge_box_leaves_what_is_found_of_other_classes_alone(seed):
+    classes, generator = 80, torch.Generator().manual_seed(seed)
+    heads = torch.full((1, 5 + classes, 4, 4), -20.0)
+    heads[0, :2] = 2 * torch.randn(2, 4, 4, generator=generator)
+    heads[0, 2:4] = 0.2 * torch.randn(2, 4, 4, generator=generator) - 1
+    heads[0, 4], heads[0, -1] = 20, torch.randn(4, 4, generator=generator)
+    heads[0, -1, 3, 3] = -20
+    read = settings_of({"decode": "yolo3", "strides": [32], "anchors": [[[116, 90]]], "resize": "stretch"})
+    without = detections([heads], read, (128, 128), score=0.05, iou=0.4)[0]
+    heads[0, 2:4, 3, 3], heads[0, 5, 3, 3] = 12, 1  # millions of pixels
+    beside = detections([heads], read, (128, 128), score=0.05, iou=0.4)[0]
+
+    assert len(without["boxes"]) == (beside["labels"] == classes - 1).sum()
+
+
 def test_thresholds_of_the_call_are_taken_instead_of_the_settings():
     read = settings_of(YOLOV8)
     every, few = detections(heads_for(YOLOV8), read, (48, 48)), detections(heads_for(YOLOV8), read, (48, 48), score=0.8)

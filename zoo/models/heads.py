@@ -284,16 +284,29 @@ def detections(
 def _of_image(
     boxes: Tensor, scores: Tensor, settings: Settings, size: tuple[int, int], score: float, iou: float
 ) -> dict[str, Tensor]:
-    from torchvision.ops import batched_nms, clip_boxes_to_image  # torchvision takes long to import
+    from torchvision.ops import clip_boxes_to_image  # torchvision takes long to import
 
     points, labels = (scores > score).nonzero(as_tuple=True)
     values, order = scores[points, labels].sort(descending=True, stable=True)
     order = order[: settings.candidates]
     boxes, values, labels = boxes[points[order]], values[: settings.candidates], labels[order]
-    kept = batched_nms(boxes, values, labels, iou).sort().values  # the candidates lie from high to low
+    kept = _unlike(boxes, values, labels, iou)
     boxes = clip_boxes_to_image(boxes, size)
     kept = kept[(boxes[kept, 2:] > boxes[kept, :2]).all(1)][: settings.most]
     return {"boxes": boxes[kept], "scores": values[kept], "labels": labels[kept]}
+
+
+def _unlike(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:
+    """The numbers of those that overlap no better one of their class, in order.
+
+    torchvision's `batched_nms` moves the boxes of each class to a place of their own: that rounds them, the more the
+    larger any box is, and boxes that begin before 0 come to lie on those of another class.
+    """
+    from torchvision.ops import nms  # torchvision takes long to import
+
+    classes = [(labels == label).nonzero()[:, 0] for label in labels.unique()]
+    kept = [numbers[nms(boxes[numbers], scores[numbers], iou)] for numbers in classes]
+    return torch.cat([labels[:0], *kept]).sort().values
 
 
 def _check_finite(heads: Sequence[Tensor], settings: Settings, names: Sequence[object]) -> None:
