@@ -59,6 +59,15 @@ def test_boxes_are_kept_in_pixels_of_the_upright_image():
     assert rows["targets"] is geometry
 
 
+def test_what_lies_beside_the_image_is_kept_as_little_as_predict_gives_it():
+    narrow = torch.tensor([[[1.0, 1, 6, 0, 4, 16, 0]]])  # columns 6 to 10 of the input are the image
+    beside, within = (1, 3, 0, 2.0), (2, 1, 1, 1.0)  # columns 10 to 18, and 2 to 10
+    rows = DETECTOR.rows(outputs(beside, within), narrow)
+
+    assert rows["detections"][0, :, 5].tolist() == [1, -1, -1, -1, -1]
+    assert rows["detections"][0, 0, :4].tolist() == pytest.approx([0, 6, 4, 14])
+
+
 @pytest.mark.parametrize(
     ("found", "others", "share"),
     [
@@ -137,3 +146,18 @@ def test_it_is_pruned_by_all_its_scales(model):
     with torch.no_grad():
         shapes = [each.shape for each in smaller(torch.zeros(1, 3, 64, 64))]
         assert shapes == [each.shape for each in model(torch.zeros(1, 3, 64, 64))]
+
+
+def test_its_average_precision_is_that_of_what_it_predicts(model):
+    data = dataset("digit_scenes[:5]", "test")
+    settings, made = settings_of(model.pretrained_cfg["detector"]), task_of(model)
+    found = zoo.predict(model, [row["image"] for row in data], score=settings.score, iou=settings.iou)
+    rows = [torch.cat([each["boxes"], each["scores"][:, None], each["labels"][:, None]], 1) for each in found]
+    seen = made.evaluation_transform(model.pretrained_cfg)
+    truth = [seen.boxed(row["image"], row["label"])[1] for row in data]
+    filled = [torch.nn.utils.rnn.pad_sequence(each, batch_first=True, padding_value=-1) for each in (rows, truth)]
+    expected, measured = coco_precision(*filled, 10), evaluate(model, made.loader(data, seen, 2))
+
+    assert {key: measured[key] for key in ("map", "map50", "map75")} == {
+        key: expected[key] for key in ("map", "map50", "map75")
+    }

@@ -76,6 +76,18 @@ def input_boxes(targets: Tensor) -> tuple[Tensor, Tensor]:
     return targets[:, 1:, :4] * scale + offset, torch.where(ordinary, targets[:, 1:, 4], PAD).long()
 
 
+def upright(found: Mapping[str, Tensor], geometry: Tensor) -> dict[str, Tensor]:
+    """What was found in pixels of the input, as that in pixels of the upright image; what lies beside it is nothing.
+
+    Args:
+        found: `boxes` [N, 4], and what else is said of each.
+        geometry: row 0 of the image's target [7].
+    """
+    boxes = restored(found["boxes"][None], geometry[None])[0]
+    kept = has_area(boxes)
+    return {key: each[kept] for key, each in {**found, "boxes": boxes}.items()}
+
+
 def restored(boxes: Tensor, geometry: Tensor) -> Tensor:
     """Boxes in pixels of the upright image, clipped to it.
 

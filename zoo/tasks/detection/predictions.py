@@ -9,7 +9,7 @@ from torch import Tensor
 from zoo.measurement.divergence import leaves
 from zoo.models.heads import detections
 from zoo.models.settings import settings_of
-from zoo.models.targets import has_area, restored
+from zoo.models.targets import upright
 from zoo.tasks.detection.transforms import Fitted
 from zoo.tasks.pixels import Pixels
 
@@ -45,15 +45,8 @@ def predictions(
     batch = torch.stack(tensors)
     settings = settings_of(config.get("detector"))
     found = detections(leaves(forward(batch)), settings, (batch.shape[2], batch.shape[3]), score, iou)
-    return [_upright(each, geometry) for each, geometry in zip(found, geometries, strict=True)]
-
-
-def _upright(found: Mapping[str, Tensor], geometry: Sequence[float]) -> dict[str, Tensor]:
-    """What was found in pixels of the input, as that in pixels of the image; in the grey around it is nothing."""
-    here = {key: each.cpu() for key, each in found.items()}
-    here["boxes"] = restored(here["boxes"][None], torch.tensor([geometry]))[0]
-    kept = has_area(here["boxes"])
-    return {key: each[kept] for key, each in here.items()}
+    here = [{key: part.cpu() for key, part in each.items()} for each in found]
+    return [upright(each, torch.tensor(geometry)) for each, geometry in zip(here, geometries, strict=True)]
 
 
 def as_rows(found: Mapping[str, Tensor]) -> Tensor:
