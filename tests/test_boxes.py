@@ -191,6 +191,15 @@ def test_boxes_go_with_the_pixels_of_an_augmented_image(varied):
         assert (image[0] > 0.6).sum() <= 0.02 * image[0].numel()  # slivers that are no objects any more
 
 
+def test_an_object_of_which_a_tenth_is_left_in_view_is_learnt_and_one_with_less_is_not():
+    transform, side, kept = training_transform(CONFIG, {**STILL, "translate": 1.0}), 60, []
+    for seed in range(200):
+        torch.manual_seed(seed)
+        kept += transform.boxed(Image.new("RGB", (96, 64)), label([0, 0, side, side]))[1][1:, 6].tolist()
+    assert 0.1 * side**2 <= min(kept) < 0.2 * side**2
+    assert 20 < len(kept) < 180
+
+
 def rows(images, labels):
     import datasets
 

@@ -157,7 +157,8 @@ class Augmented:
         width, height = canvas.size
         target = target_of(label, geometry)
         scale, offset = target[0, :2].repeat(2), target[0, 2:4].repeat(2)
-        boxes = BoundingBoxes(target[1:, :4] * scale + offset, format="XYXY", canvas_size=(height, width))
+        inside, size = target[1:, :4] * scale + offset, (height, width)
+        boxes = BoundingBoxes(inside, format="XYXY", canvas_size=size, clamping_mode=None)  # `in_view` does it
         canvas, boxes = self.vary(canvas, boxes)
         objects = in_view(torch.cat([boxes.as_subclass(Tensor), target[1:, 4:]], 1), (0, 0, width, height))
         drawn = torch.randint(1, SEEDS, ()).item() if torch.rand(()) < self.mosaic else 0
