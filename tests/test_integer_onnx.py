@@ -21,6 +21,7 @@ from zoo.errors import MissingExtra, StructureError
 from zoo.onnx import backend
 from zoo.onnx.integer import integer_program
 from zoo.onnx.lookup import _line
+from zoo.onnx.padding import widths_of
 from zoo.onnx.runtime import session
 from zoo.structure.graph.certificate import fixed_pixels, outputs_sha256
 from zoo.structure.graph.graph import Graph, Node, graph_module
@@ -56,6 +57,13 @@ CASES = {
         Node("d", "qconv2d", ("c",), {**CONV, "in_channels": 20, "out_channels": 20, "groups": 20, "zero": 7}),
         Node("t", "qtable", ("d",)),
         node("qconv2d", "t", **{**CONV, "in_channels": 20, "zero": 3}),
+    ],
+    "one channel, that a convolution keeps": [
+        Node("s", "slices", ("a",), {"spec": [[None, None, None], [0, 1, None]]}),
+        Node("c", "qconv2d", ("s",), {**CONV, "in_channels": 1, "out_channels": 20}),
+        Node("d", "qconv2d", ("c",), {**CONV, "in_channels": 20, "out_channels": 1}),
+        Node("e", "qconv2d", ("d",), {**CONV, "in_channels": 1, "out_channels": 1}),
+        node("qavg_pool2d", "e", exponent=4),
     ],
     "words of a convolution": [conv(zero=3, low=-32767, high=32767)],
     "words of a depthwise convolution": [conv(out_channels=6, groups=6, low=-32767, high=32767)],
@@ -169,6 +177,12 @@ def test_channels_of_nothing_are_added_where_convolutions_alone_read_them():
 
     assert widths(deep, last) == [(32, 8), (32, 1), (8, 32)]
     assert widths(beside, deep, node("qconv2d", "d", **{**CONV, "in_channels": 20})) == [(20, 8), (20, 1), (8, 20)]
+
+
+def test_tables_of_tables_are_written_however_many_they_are():
+    tables = [Node(f"t{i}", "qtable", (f"t{i - 1}" if i else "a",)) for i in range(1200)]
+    model, graph = network([*tables, node("qconv2d", "t1199", **CONV)], (6, 2, 2))
+    assert len(widths_of(graph, lambda each: model.get_submodule(each.name), frozenset())) == 1201
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -35,23 +35,24 @@ def widths_of(graph: Graph, module: Callable[[Node], Any], words: frozenset[str]
         if node.op != "qconv2d":
             return node.op == "qtable"
         op = module(node)
-        return bool(op.groups == op.in_channels == op.out_channels)
+        return bool(1 < op.groups == op.in_channels == op.out_channels)
 
-    def may(name: str) -> bool:
-        if name in graph.outputs or name in words or not readers[name]:
-            return False
-        return all(
-            (node.op == "qconv2d" and module(node).groups == 1) or (keeps(node) and may(node.name))
-            for node in readers[name]
-        )
+    def mixes(node: Node) -> bool:
+        return node.op == "qconv2d" and module(node).groups == 1
+
+    may = set[str]()
+    for name, reading in reversed(readers.items()):
+        whole = name in graph.outputs or name in words or not reading
+        if not whole and all(mixes(node) or (keeps(node) and node.name in may) for node in reading):
+            may.add(name)
 
     widths: dict[str, int] = {}
     for node in graph.nodes:
-        if node.op == "qinput" and may(node.name):
+        if node.op == "qinput" and node.name in may:
             widths[node.name] = _raised(module(node).table.shape[0], PIXELS)
         elif keeps(node) and node.inputs[0] in widths:
             widths[node.name] = widths[node.inputs[0]]
-        elif node.op == "qconv2d" and module(node).groups == 1 and may(node.name):
+        elif mixes(node) and node.name in may:
             widths[node.name] = _raised(module(node).out_channels, TOGETHER)
     return widths
 
