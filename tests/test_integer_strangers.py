@@ -72,6 +72,12 @@ ABSURD = {
     "exponent: found 0.5": Node("b", "qmul", ("a", "a"), {"zeros": [0, 0], "exponent": 0.5}),
     "exponents: found -2000, -2000": Node("b", "qadd", ("a", "a"), {"zeros": [0, 0], "exponents": [-2000, -2000]}),
     "zeros: found 300, 0": Node("b", "qadd", ("a", "a"), {"zeros": [300, 0], "exponents": [0, 0]}),
+    "multiplier: found 1.5": Node("b", "qrescale", ("a",), {"multiplier": 1.5, "exponent": 0}),
+    "exponent: found 1.5": Node("b", "qdiv", ("a", "a"), {"zeros": [0, 0], "multiplier": 1, "exponent": 1.5}),
+    "dim is empty": Node("b", "qsum", ("a",), {"dim": []}),
+    "windows are": Node("b", "qmean_pool2d", ("a",), {"kernel_size": [2], "stride": [2]}),
+    "zeros: found 0.5, 0": Node("b", "mrt_mul", ("a", "a"), {"zeros": [0.5, 0], "multiplier": 1, "shift": 1}),
+    "shift: found 1.5": Node("b", "mrt_mul", ("a", "a"), {"zeros": [0, 0], "multiplier": 1, "shift": 1.5}),
     "zero: found True": Node("b", "qlinear", ("a",), {**LINEAR, "zero": True}),
     "low, out_zero and high: found -32767, 0, 0.5": Node("b", "qlinear", ("a",), {**LINEAR, "high": 0.5}),
 }
@@ -79,7 +85,7 @@ ABSURD = {
 
 @pytest.mark.parametrize("said", ABSURD)
 def test_an_attribute_that_is_no_whole_number_in_its_range_is_named(said):
-    with pytest.raises(StructureError, match=rf"node 'b': no q\w+ of .*{said}"):
+    with pytest.raises(StructureError, match=rf"node 'b': no \w+ of .*{said}"):
         graph_module(chain(INPUT, ABSURD[said]))
 
 
@@ -150,9 +156,17 @@ def test_what_no_certificate_covers_is_refused_by_its_name(said):
 
 @pytest.mark.parametrize("dtype", ["int64", "bool"])
 def test_indices_are_no_activations(dtype):
-    held = Node("h", "buffer", (), {"shape": [1, 1], "dtype": dtype})
-    for op, told in (("qrescale", {"multiplier": 1, "exponent": 0}), ("qsum", {"dim": [1]}), ("qsoftmax", {"dim": 1})):
-        graph = chain(INPUT, held, Node("c", op, ("h",), told))
+    held = Node("h", "buffer", (), {"shape": [1, 1, 2, 2], "dtype": dtype})
+    ratio = {"multiplier": 1, "exponent": 0}
+    for op, inputs, told in (
+        ("qrescale", ["h"], ratio),
+        ("qsum", ["h"], {"dim": [1]}),
+        ("qsoftmax", ["h"], {"dim": 1}),
+        ("qroot", ["h"], {"dim": [1]}),
+        ("qmean_pool2d", ["h"], {"kernel_size": [2, 2], "stride": [2, 2]}),
+        ("qdiv", ["a", "h"], {"zeros": [0, 0], **ratio}),
+    ):
+        graph = chain(INPUT, held, Node("c", op, tuple(inputs), told))
         with pytest.raises(StructureError, match=rf"node 'c'.*: what is read is torch\.{dtype}, expected"):
             check_memory(graph, graph_module(graph), [1, 2, 2])
 

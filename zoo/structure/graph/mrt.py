@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.structure.graph.integer import BYTE, QConv2d, QLayer, QLinear, Quantized, check_words, exact
+from zoo.structure.graph.integer import BYTE, QConv2d, QLayer, QLinear, Quantized, check_whole, check_words, exact
 from zoo.structure.graph.ops import Op
 from zoo.structure.graph.tokens import MAX_MULTIPLIER
 
@@ -79,6 +79,7 @@ class MRTAdd(Quantized):
         super().__init__(out_zero, low, high)
         if not len(zeros) == len(multipliers) == len(shifts) == 2:
             raise ValueError(f"zeros, multipliers and shifts are {zeros}, {multipliers}, {shifts}, expected two each")
+        check_whole("zeros", zeros, 0, BYTE)
         self.zeros = tuple(zeros)
         self.ratios = tuple(_ratio(*pair) for pair in zip(multipliers, shifts, strict=True))
 
@@ -106,6 +107,7 @@ class MRTMul(Quantized):
         super().__init__(out_zero, low, high)
         if len(zeros) != 2:
             raise ValueError(f"zeros are {zeros}, expected two")
+        check_whole("zeros", zeros, 0, BYTE)
         self.zeros, self.ratio = tuple(zeros), _ratio(multiplier, shift)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
@@ -125,8 +127,8 @@ def half_up(accumulator: Tensor, multiplier: int, shift: int) -> Tensor:
 
 
 def _ratio(multiplier: int, shift: int) -> tuple[int, int]:
-    if not (0 < multiplier <= MAX_MULTIPLIER and 1 <= shift <= MAX_SHIFT):
-        raise ValueError(f"multiplier and shift are {multiplier} and {shift}, expected 1 to 32,767 and 1 to 62")
+    check_whole("multiplier", [multiplier], 1, MAX_MULTIPLIER)
+    check_whole("shift", [shift], 1, MAX_SHIFT)
     return multiplier, shift
 
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.structure.graph.integer import BYTE, check_whole
+from zoo.structure.graph.integer import BYTE, check_whole, check_words
 from zoo.structure.graph.ops import Op
-from zoo.structure.graph.tokens import DOUBLE, MAX_TERMS, ROOT, WORD, Scaled, isqrt
+from zoo.structure.graph.tokens import DOUBLE, MAX_TERMS, ROOT, WORD, Reduced, Scaled, isqrt
 
 EXACT = 2**51  # of numerator and denominator together
 _MOST = WORD + BYTE
@@ -65,6 +65,7 @@ class QDiv(_Divided):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Two tensors of bytes or words, one of which may be repeated, → bytes or words."""
+        check_words(a, b)
         a, b = (x.to(torch.float64) - zero for x, zero in zip((a, b), self.zeros, strict=True))
         return self.divided(a, b.clamp(min=1))
 
@@ -103,11 +104,14 @@ class QMeanPool2d(_Divided):
         super().__init__(multiplier, exponent, out_zero, low, high)
         check_whole("zero", [zero], 0, BYTE)
         check_whole("kernel_size", kernel_size, 1, 181)  # MAX_TERMS at most
+        if not len(kernel_size) == len(stride) == len(padding) == 2:
+            raise ValueError(f"windows are {kernel_size}, {stride} and {padding}, expected two sizes each")
         self.kernel_size, self.stride, self.padding = tuple(kernel_size), tuple(stride), tuple(padding)
         self.ceil_mode, self.zero = ceil_mode, zero
 
     def forward(self, x: Tensor) -> Tensor:
         """Bytes or words [B, C, H, W] → the same [B, C, H', W']."""
+        check_words(x)
         values = x.to(torch.float64) - self.zero
         return self.divided(self.sums(values), self.sums(torch.ones_like(values[:1, :1])))
 
@@ -120,37 +124,13 @@ class QMeanPool2d(_Divided):
         return self.kernel_size[0] * self.kernel_size[1] * _MOST
 
 
-class QRoot(Scaled):
-    """The root of a sum of squares along axes.
-
-    Args:
-        dim: the axes.
-        keepdim: they stay, with size 1.
-        multiplier: as for `Scaled`, and what follows.
-        zero: of what is read.
-    """
-
-    def __init__(
-        self,
-        dim: Sequence[int],
-        keepdim: bool = False,
-        multiplier: int = 1,
-        exponent: int = 0,
-        zero: int = 0,
-        out_zero: int = 0,
-        low: int = 0,
-        high: int = BYTE,
-    ) -> None:
-        super().__init__(multiplier, exponent, out_zero, low, high)
-        check_whole("zero", [zero], 0, BYTE)
-        self.dim, self.keepdim, self.zero = tuple(dim), keepdim, zero
+class QRoot(Reduced):
+    """The root of a sum of squares; arguments as `Reduced`'s."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape → without those axes."""
-        count = 1
-        for dim in self.dim:
-            count *= x.shape[dim]
-        finer = self.finer(count, x.dtype == torch.uint8)
+        check_words(x)
+        finer = self.finer(self.count(x), x.dtype == torch.uint8)
         squares = (x.to(torch.int64) - self.zero).square().sum(self.dim, keepdim=self.keepdim)
         return self.scaled(isqrt(squares << (2 * finer)).to(torch.float64) * 2.0**-finer)
 

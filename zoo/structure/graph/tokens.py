@@ -26,6 +26,7 @@ from zoo.structure.graph.ops import Op
 WORD = 2**15 - 1  # the largest magnitude of a word
 MAX_TERMS = 2**15  # of one sum of products
 MAX_MULTIPLIER = 2**15 - 1
+MAX_RATIO = 124  # of two, either way
 DOUBLE = 2**53  # below which double precision holds every whole number
 ROOT = 2**62  # below which the root of a whole number is exact
 FRACTION = 12  # bits of what is normalized, after the point
@@ -45,8 +46,8 @@ class Scaled(Quantized):
 
     def __init__(self, multiplier: int, exponent: int, out_zero: int, low: int, high: int) -> None:
         super().__init__(out_zero, low, high)
-        if not 0 < multiplier <= MAX_MULTIPLIER or abs(exponent) > 2 * 62:
-            raise ValueError(f"multiplier is {multiplier}, expected 1 to {MAX_MULTIPLIER}; exponent {exponent}")
+        check_whole("multiplier", [multiplier], 1, MAX_MULTIPLIER)
+        check_whole("exponent", [exponent], -MAX_RATIO, MAX_RATIO)
         self.multiplier, self.exponent = multiplier, exponent
 
     def scaled(self, accumulator: Tensor) -> Tensor:
@@ -77,11 +78,11 @@ class QRescale(Scaled):
         return (WORD + BYTE) * self.multiplier
 
 
-class QSum(Scaled):
-    """A sum along axes; dividing by their size is left to the step of what is given.
+class Reduced(Scaled):
+    """What is computed along axes.
 
     Args:
-        dim: the axes.
+        dim: the axes, of which torch would take all where none is told.
         keepdim: they stay, with size 1.
         multiplier: as for `Scaled`, and what follows.
     """
@@ -98,12 +99,22 @@ class QSum(Scaled):
         high: int = BYTE,
     ) -> None:
         super().__init__(multiplier, exponent, out_zero, low, high)
+        if not dim:
+            raise ValueError("dim is empty, expected the axes")
         self.dim, self.keepdim, self.zero = tuple(dim), keepdim, _byte(zero)
+
+    def count(self, x: Tensor) -> int:
+        """How many values become one."""
+        return math.prod(x.shape[dim] for dim in self.dim)
+
+
+class QSum(Reduced):
+    """A sum; dividing by how many they are is left to the step of what is given. Arguments as `Reduced`'s."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape → without those axes."""
         check_words(x)
-        _few(math.prod(x.shape[dim] for dim in self.dim))
+        _few(self.count(x))
         return self.scaled((x.to(torch.float64) - self.zero).sum(self.dim, keepdim=self.keepdim))
 
     def bound(self) -> int:
@@ -242,7 +253,7 @@ class QNorm(Quantized):
 
     def normalized(self, x: Tensor, dim: int, most: int) -> Tensor:
         """Whole numbers of at most `most` → (x - mean)/deviation along an axis, 2^FRACTION times."""
-        count = x.shape[dim]
+        count = int(x.shape[dim])  # which torch.jit traces as a tensor
         if cut := coarser(count, most):
             x, most = (x + (1 << (cut - 1))) >> cut, (most >> cut) + 1
         if not (x.is_meta or is_traced()) and not room(count, most, int(self.eps) >> (2 * cut)):
