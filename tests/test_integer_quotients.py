@@ -145,7 +145,25 @@ class Pooled(nn.Module):
         return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False) - x
 
 
-@pytest.mark.parametrize("make", [Response, Cosine, Standing, Blended, Pooled, lambda: nn.AvgPool2d(3, ceil_mode=True)])
+class Scaled(nn.Module):
+    """A number for all that is multiplied, and one that all is divided by."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain, self.tau = nn.Parameter(torch.tensor(1.7)), nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, x):
+        return x * self.gain / self.tau
+
+
+class Signed(nn.Module):
+    def forward(self, x):
+        return x / (x - 1)
+
+
+@pytest.mark.parametrize(
+    "make", [Scaled, Response, Cosine, Standing, Blended, Pooled, lambda: nn.AvgPool2d(3, ceil_mode=True)]
+)
 def test_twins_of_what_divides_are_close_to_floats_indifferent_to_the_batch_and_onnxruntime_s(make):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), make(), nn.Flatten(), nn.LazyLinear(5)).eval()
@@ -159,3 +177,11 @@ def test_twins_of_what_divides_are_close_to_floats_indifferent_to_the_batch_and_
     lost = (whole - exact).square().sum() / exact.square().sum()
     assert 10 * -math.log10(float(lost)) > 25  # dB
     check(small, small.zoo_entry.graph)
+
+
+def test_what_is_divided_by_less_than_0_is_refused_by_its_node():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Signed(), nn.Flatten(), nn.Linear(32, 5)).eval()
+    model.pretrained_cfg = {"input_size": (3, 4, 4)}
+    said = r"node 'div' divides by '\w+', of which the calibration images make -1: a quotient has a twin where all"
+    with pytest.raises(StructureError, match=said):
+        zoo.compress(model, data=torch.rand(8, 3, 4, 4), method="integer", example=(3, 4, 4))

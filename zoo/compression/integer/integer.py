@@ -29,7 +29,7 @@ from zoo.compression.integer.folding import folded
 from zoo.compression.integer.layers import Rounding
 from zoo.compression.integer.observing import observed
 from zoo.compression.integer.planning import planned
-from zoo.compression.integer.quotients import divided
+from zoo.compression.integer.quotients import check_divisors, divided
 from zoo.compression.integer.tokens import opened
 from zoo.compression.integer.twins import EXACT, twin
 from zoo.compression.integer.writing import Writing
@@ -73,6 +73,7 @@ def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:
     floats = _floats(graph, tensors)
     batches = [batch.cpu() if vocab_size(model) else batch.cpu().float() for batch in given.batches]
     seen, inputs = observed(floats, graph, batches, given.seed)
+    check_divisors(graph, seen)
     images = sum(map(len, given.batches))
     rounding = Rounding(how.weight_bits, how.rounding == "gptq", how.weight_bits < 8 or images >= CORRECTED)
     shapes = _shapes(floats, graph, batches[0][:1])

@@ -77,7 +77,8 @@ class Observer(fx.Interpreter):
             )
         seen = self.seen.setdefault(name, Seen())
         seen.low, seen.high = min(seen.low, low), max(seen.high, high)
-        count = max(1, DRAWN * len(values) // self.images)
+        images = len(values) if values.ndim else 1
+        count = max(1, DRAWN * images // self.images)
         at = torch.randint(values.numel(), (min(count, values.numel()),), generator=self.generator)
         seen.drawn.append(values.flatten()[at])
 

@@ -11,6 +11,7 @@ import torch
 from msgspec import structs
 from torch import Tensor
 
+from zoo.compression.integer.observing import Seen
 from zoo.compression.integer.steps import Step
 from zoo.compression.integer.writing import EXPECTED, Writing, limits, scale
 from zoo.errors import StructureError
@@ -58,6 +59,24 @@ def divided(graph: Graph, tensors: Mapping[str, Tensor]) -> tuple[Graph, dict[st
         else:
             nodes.append(node)
     return structs.replace(graph, nodes=tuple(nodes)), held
+
+
+def check_divisors(graph: Graph, seen: Mapping[str, Seen]) -> None:
+    """Check that what is divided by is above 0, as its twin takes it to be.
+
+    Args:
+        graph: of a model of floats.
+        seen: what was seen of its nodes.
+
+    Raises:
+        StructureError: it isn't on the calibration images; the node is named.
+    """
+    for node in graph.nodes:
+        if node.op == "div" and len(node.inputs) == 2 and (least := seen[node.inputs[1]].low) <= 0:
+            raise StructureError(
+                f"integer: node {node.name!r} divides by {node.inputs[1]!r}, of which the calibration images make "
+                f"{least:.3g}: a quotient has a twin where all that it divides by is above 0"
+            )
 
 
 def _fresh(name: str, taken: set[str]) -> str:
