@@ -8,7 +8,7 @@ from torch import Tensor
 from zoo.onnx.writing import Shape, Writing
 
 FAR = 2.0**17  # beyond every offset
-MARGIN = 1e-4  # some ten roundings of a number below 256 in single precision
+ROUNDED = 2.0**-23  # share of a number, twice of what single precision rounds it by
 
 
 def looked_up(writing: Writing, x: str, table: Tensor, shape: Shape) -> str:
@@ -35,13 +35,14 @@ def found(writing: Writing, values: Any, place: str, shape: Shape) -> str:
 def _line(tables: Any) -> tuple[Any, Any] | None:
     """Slopes and offsets [C] with clamp(round(x·slope + offset)) = table[x], which take a third of a lookup's time.
 
-    None where it doesn't hold for each of the 256 bytes, or comes so near to a half that rounding x·slope could matter.
+    None where it doesn't hold for each of the 256 bytes, or comes so near to a half that rounding could matter.
     """
     low, high = int(tables.min()), int(tables.max())
     lines = np.array([_widest(table.astype(np.float64), low, high) for table in tables], np.float32).T
     slope, offset = lines.astype(np.float64)[..., None]
-    values = slope * np.arange(256) + offset
-    settled = np.abs(values - np.floor(values) - 0.5) > MARGIN
+    scaled = slope * np.arange(256)
+    values = scaled + offset
+    settled = np.abs(values - np.floor(values) - 0.5) > ROUNDED * (np.abs(scaled) + np.abs(values))
     return (lines[0], lines[1]) if settled.all() and (values.round().clip(low, high) == tables).all() else None
 
 
