@@ -7,6 +7,7 @@ import torch
 from conftest import CNN, disturbed
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import zoo
 from zoo.compression.integer.mrt import threshold
@@ -84,6 +85,22 @@ def test_a_network_of_mrt_computes_alike_in_every_batch_and_has_its_bytes(models
     assert {"MRTConv2d", "MRTLinear", "MRTAdd"} <= kinds
     assert not {"QConv2d", "QLinear", "QAdd"} & kinds
     assert all(each.bound < 2**31 for each in certificate(small).values())
+
+
+class Taken(nn.Module):
+    def forward(self, x):
+        return x - x.flip(3)
+
+
+def test_what_is_taken_off_is_added_with_the_other_sign():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Taken(), nn.Conv2d(8, 5, 6), nn.Flatten()).eval()
+    model.pretrained_cfg = {"input_size": (3, 8, 8)}
+    images = torch.randint(256, (24, 3, 8, 8)) / 255
+    small = zoo.compress(model, data=images, method="integer", scheme="mrt", example=(3, 8, 8))
+    with torch.no_grad():
+        assert (small(images) - model(images)).norm() < 0.05 * model(images).norm()
+    assert sum(isinstance(each, MRTAdd) for each in small.modules()) == 1
 
 
 def test_what_could_overflow_is_not_certified(models):

@@ -55,7 +55,9 @@ def _weigh(writing: Writing, first: Node, last: Node, layer: Layer) -> None:
 
 def _sum(writing: Writing, first: Node, last: Node) -> None:
     y = writing.plan.steps[last.name]
-    names, steps = zip(*(writing.bytes_of(first, number) for number in (0, 1)), strict=True)
+    names, steps = map(list, zip(*(writing.bytes_of(first, number) for number in (0, 1)), strict=True))
+    if first.op == "sub":
+        names[1], steps[1] = writing.negative(first, names[1], steps[1])
     ratios = [_scale(step.step / y.step) for step in steps]
     multipliers, shifts = ([each[key] for each in ratios] for key in ("multiplier", "shift"))
     told = {"zeros": [step.zero for step in steps], "multipliers": multipliers, "shifts": shifts}
@@ -78,4 +80,4 @@ def _scale(value: float) -> dict[str, int]:
 def scheme(deviations: float) -> Scheme:
     """What MRT does otherwise; `deviations` is λ."""
     choose = functools.partial(threshold, deviations=deviations)
-    return Scheme(choose, _pixels, _weigh, {"add": _sum, "mul": _product}, low=ZERO - MOST)
+    return Scheme(choose, _pixels, _weigh, {"add": _sum, "sub": _sum, "mul": _product}, low=ZERO - MOST)

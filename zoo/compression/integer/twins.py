@@ -141,7 +141,9 @@ def _sum(writing: Writing, first: Node, last: Node) -> None:
     y = writing.plan.steps[last.name]
     names, steps = map(list, zip(*(_shifted(writing, first, i, word=True) for i in (0, 1)), strict=True))
     if first.op == "sub":
-        names[1], steps[1] = _negative(writing, first, names[1], steps[1])
+        if steps[1].word:
+            names[1], steps[1] = writing.bytes_of(first, 1)
+        names[1], steps[1] = writing.negative(first, names[1], steps[1])
     fine = max(step.step for step in steps) * 2.0**-MAX_SPREAD  # what is finer is lost in the sum
     for i, step in enumerate(steps):
         if step.step < fine and first.op != "sub":
@@ -160,15 +162,6 @@ def _product(writing: Writing, first: Node, last: Node) -> None:
     names, steps = zip(*(_shifted(writing, first, i) for i in (0, 1)), strict=True)
     power = -_power(steps[0].step * steps[1].step / y.step)
     writing.give(first, last, "qmul", names, y, zeros=[step.zero for step in steps], exponent=power)
-
-
-def _negative(writing: Writing, node: Node, name: str, step: Step) -> tuple[str, Step]:
-    """Bytes of the other sign, 255 - q."""
-    if step.word:
-        name, step = writing.bytes_of(node, 1)
-    table = torch.arange(BYTE, -1, -1).to(torch.uint8)
-    fresh = writing.fresh(f"{node.name}_negative".replace(".", "_"))
-    return writing.emit(fresh, "qtable", [name], {}, table=table), Step(step.step, BYTE - step.zero)
 
 
 def _power(ratio: float) -> int:

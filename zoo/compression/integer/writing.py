@@ -141,6 +141,12 @@ class Writing:
             self.narrowed[name] = self.at(name, planned)
         return self.narrowed[name], planned
 
+    def negative(self, node: Node, name: str, step: Step) -> tuple[str, Step]:
+        """The new name and the step of bytes of the other sign, 255 - q, for a node that takes them off."""
+        table = torch.arange(BYTE, -1, -1).to(torch.uint8)
+        fresh = self.fresh(f"{node.name}_negative".replace(".", "_"))
+        return self.emit(fresh, "qtable", [name], {}, table=table), Step(step.step, BYTE - step.zero)
+
     def read(self, node: Node, number: int = 0) -> Step:
         """The step of a node's input.
 
