@@ -10,6 +10,7 @@ import pytest
 import zoo
 from zoo import catalog
 from zoo.cli import cli, main
+from zoo.tasks.digits import digits
 
 CNN = catalog.EMBEDDED / "digits_cnn_pruned_25"
 
@@ -263,6 +264,7 @@ def test_a_missing_extra_is_answered_with_the_command_that_installs_it(
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
+    digits.cache_clear()
     code, out, err = run(*arguments)
 
     assert (code, out) == (1, "")

@@ -23,6 +23,7 @@ from zoo.structure.tensors import assign_
 def collecting():
     """A function that turns the collector on or off until the test ends."""
     was = gc.isenabled()
+    gc.unfreeze()  # what the collection of tests froze
     yield lambda on: gc.enable() if on else gc.disable()
     if was:
         gc.enable()
@@ -48,6 +49,7 @@ def test_a_verb_is_imported_without_collecting_and_the_collector_is_left_as_it_w
 
 
 def test_the_command_line_leaves_the_collector_of_its_caller_alone(capsys):
+    gc.unfreeze()
     before = gc.get_threshold(), gc.isenabled(), gc.get_freeze_count()
     for arguments in (["list"], ["show", "nothing"], ["--version"]):
         with pytest.raises(SystemExit):

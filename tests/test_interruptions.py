@@ -55,7 +55,7 @@ options = {{ criterion = "l2", ridge = 1.0, images = 32 }}
 data = "digits[:192]"
 teachers = ["{dense}"]
 augment = {{ hflip = 0.0 }}
-schedule = {{ epochs = 4, lr = 0.001, ema = 0.9, checkpoint_seconds = 0.0 }}
+schedule = {{ epochs = 30, lr = 0.001, ema = 0.9, checkpoint_seconds = 0.0 }}
 """
 COMMAND = """
 import os, signal, sys
@@ -89,7 +89,7 @@ IMPORTED = [
 ]
 BUILD = ["build", "small_pruned_60", "--out", "out"]
 ROUGH = ["--set", "criterion=l2", "--set", "ridge=1.0", "--set", "images=32"]
-COMPRESS = ["compress", "dense", "--budget", "0.6", "--data", "digits[:192]", "--out", "out", "--epochs", "4", *ROUGH]
+COMPRESS = ["compress", "dense", "--budget", "0.6", "--data", "digits[:192]", "--out", "out", "--epochs", "30", *ROUGH]
 SECONDS = 120
 
 

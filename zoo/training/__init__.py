@@ -1,8 +1,9 @@
 """The one training loop and what it minimises.
 
 Read `trainer`, the loop, with `schedule` (how long, how fast, and how on this machine), then `distillation` (the steps)
-and `losses` (what they minimise). Beside the loop: `accelerated`, `checkpoint`, `ema`, `interruption`, and
-`frozen_zeros` of pruned weights. STEPS has a row for each task of `zoo.tasks.TASKS`; it stands apart from those, as
+and `losses` (what they minimise); `detection` is both of detectors, with `distances` (by `assignment`), `multibox` and
+`cells` for each kind of heads. Beside the loop: `accelerated`, `checkpoint`, `ema`, `interruption`, and `frozen_zeros`
+of pruned weights. STEPS has a row for each task of `zoo.tasks.TASKS`; it stands apart from those, as
 loading may reach no training.
 """
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from zoo.compression.activations import Draw, observe, patches, portions, wide
 from zoo.errors import DataError
 
-ROUNDING = 8.0  # times C's precision and the root of its size: twice what its eigenvalues were seen to be off
+ROUNDING = 20.0  # times C's precision and the root of its size: twice what its eigenvalues were seen to be off
 MAX_BYTES = 1 << 30  # of second moments held at a time
 
 

@@ -131,8 +131,8 @@ def _check_move(node: fx.Node) -> None:
         by = f" by {mode}" if "mode" in told else ""
         raise StructureError(f"{name}{by} is an op {UNCERTAIN}")
     value = told.get("value") or 0
-    if not (isinstance(value, int | float) and value in range(BYTE + 1)):
-        raise StructureError(f"{name} puts {value} around what it is given, expected a byte")
+    if not (isinstance(value, int | float) and value in range(-WORD, WORD + 1)):
+        raise StructureError(f"{name} puts {value} around what it is given, expected a byte or a word")
 
 
 def _check_powers(path: str, op: QLayer | QNorm) -> None:
