@@ -95,6 +95,7 @@ MISREAD = {
     "a layer reads pixels": [Node("c", "qlinear", ("x",), {"in_features": 2, "out_features": 1})],
     "a sum reads pixels": [Node("c", "qadd", ("x", "x"), {"zeros": [0, 0], "exponents": [0, 0]})],
     "a pool reads pixels": [Node("c", "qavg_pool2d", ("x",), {})],
+    "an embedding reads pixels": [Node("c", "qembedding", ("x",), {"num_embeddings": 9, "embedding_dim": 2})],
     "an output reads pixels": [Node("c", "qoutput", ("x",), {"step": 1.0})],
 }
 

@@ -297,6 +297,8 @@ class QEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[...] → [..., D]."""
+        if x.is_floating_point():
+            raise ValueError(f"what is read is {x.dtype}, expected bytes, words or token ids")
         return self.weight[x.to(torch.int64)]
 
 
