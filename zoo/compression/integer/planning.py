@@ -95,13 +95,9 @@ def planned(graph: Graph, seen: Mapping[str, Seen], choose: Callable[..., Step] 
         free = group.own.isdisjoint(SHIFTED) and group.read <= ABSORBING
         if "softmax" in group.own:
             step = SHARES[not group.read <= {"matmul", "mul"}]
-        elif kind in words:
+        elif kind in words or "div" in group.own:  # of quotients some channels have far more than others
             step = wide(*ends)
-            if others := group.read - {*OF_WORDS, *JOINS, *PASSING, "output"}:
-                narrow |= dict.fromkeys(group.names, choose(values, *ends, free=others <= ABSORBING))
-        elif "div" in group.own:  # which some channels have far more of
-            step = wide(*ends)
-            if others := group.read - {*OF_WORDS, *JOINS, *PASSING, "mul", "output"}:
+            if others := group.read - {*OF_WORDS, *JOINS, *PASSING, "output", *(() if kind in words else ("mul",))}:
                 narrow |= dict.fromkeys(group.names, choose(values, *ends, free=others <= ABSORBING))
         elif group.read == {"output"} and group.own <= {*LAYERS, *POOLS}:
             step = wide(*ends)
