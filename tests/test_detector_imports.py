@@ -89,6 +89,20 @@ def test_what_the_catalog_knows_of_a_pruned_detector_is_said_of_it(read, tmp_pat
     assert "AGPL-3.0" in ENTRY.note
 
 
+def test_what_is_compressed_of_it_is_under_its_licence_and_both_claims_stand_on_the_card(read, tmp_path):
+    known = structs.replace(ENTRY, base=zoo.Base("zoo/yolov8n", SIZES), input=(3, 64, 64))
+    model = converted(tmp_path, "mine", known)
+    smaller = zoo.compress(model, budget=0.8, criterion="l2", data=[torch.randn(4, 3, 64, 64)])
+    for made in (model, smaller):
+        folder = zoo.save(made, tmp_path / made.zoo_entry.name)
+        again = zoo.load(folder)
+        card = (zoo.save(again, tmp_path / "again") / "README.md").read_text()
+        assert card == (folder / "README.md").read_text()
+        assert again.pretrained_cfg["license"] == "agpl-3.0"
+        assert "license: agpl-3.0\n" in card
+        assert ENTRY.note in card
+
+
 def test_one_that_is_no_narrowed_yolov8_stays_a_graph(read, tmp_path):
     other = structs.replace(ENTRY, base=zoo.Base("zoo/yolov8n", {**SIZES, "depth": 1.0}))
     model = converted(tmp_path, "mine", other)

@@ -72,6 +72,7 @@ class _Pretrained(Struct):
     vocab_size: Annotated[int, Meta(ge=2, le=MAX_WORDS)] | None = None
     vocabulary: Annotated[list[Name], Meta(max_length=MAX_WORDS)] | None = None
     license: Name | None = None
+    note: Annotated[str, Meta(max_length=MAX_SIZE)] | None = None
     first_conv: _Paths = None
     classifier: _Paths = None
     detector: AnySettings | None = None

@@ -84,7 +84,7 @@ def render(
         recipe=history.made(catalogued if converted else recipe),
         came=history.conversion(came, entry),
         buildable=entry.base is not None and entry.recipe.data is not None,
-        origin=history.provenance(entry, recipe),
+        origin=history.provenance(entry, recipe, pretrained_cfg.get("note")),
     )
     head = front_matter.metadata(entry, description, recipe, report).to_yaml()
     return "\n".join(printable(line, None) for line in f"---\n{head}\n---\n\n{body}".split("\n"))

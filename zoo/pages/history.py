@@ -93,8 +93,8 @@ def conversion(came: Mapping[str, Any], entry: Entry) -> list[tuple[str, str]]:
     return [("checkpoint", f"{place}{commit} ({came['format']})"), *hashes, *more]
 
 
-def provenance(entry: Entry, recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Licence, sources and papers of an entry's model, made by a recipe."""
+def provenance(entry: Entry, recipe: Mapping[str, Any], note: str | None) -> list[tuple[str, str]]:
+    """Licence, sources and papers of an entry's model, made by a recipe; `note` is of the weights it comes from."""
     base = recipe.get("base") or ""
     dense = front_matter.dense_id(entry.base) if not words.is_local(base) else words.model_name(base)
     rows = {"licence": entry.license, "base": dense, "source": entry.source}
@@ -102,5 +102,6 @@ def provenance(entry: Entry, recipe: Mapping[str, Any]) -> list[tuple[str, str]]
         commit = f" at {entry.origin.commit}" if entry.origin.commit else ""
         rows["converted from"] = f"{entry.origin.repo}{commit} ({entry.origin.format})"
     rows["note"] = entry.note
+    rows["note of the weights that it comes from"] = note if note != entry.note else None
     rows |= {f"paper of the {what}": paper for what, paper in papers(entry, recipe.get("method")).items()}
     return [(what, text) for what, text in rows.items() if text]

@@ -204,6 +204,7 @@ def preprocessing(entry: Entry | None, base: Base | None, num_classes: int | Non
     settings = {"input_size": (3, 224, 224)} | {key: config[key] for key in kept if config.get(key) is not None}
     if entry is not None:
         settings |= {**entry.preprocessing, "input_size": entry.input, "license": entry.license}
+        settings |= {"note": entry.note} if entry.note else {}
     if "detector" in config and len(names := config.get("label_names") or ()) == num_classes:
         settings["label_names"] = names
     return {**settings, "num_classes": num_classes}
