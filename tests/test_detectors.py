@@ -1,9 +1,16 @@
 """A detector from end to end: what is kept of its outputs, measured, learnt and pruned, on scenes of digits."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 import zoo
+from zoo.errors import DataError
 from zoo.models.heads import detections
 from zoo.models.settings import settings_of
 from zoo.tasks import TASKS, task_of
@@ -19,6 +26,31 @@ from zoo.verbs.measuring import report_of
 TINY = {"width": 0.0625, "class_width": 16, "reg_max": 4, "num_classes": 10, "img_size": 64}
 KIND = settings_of({"decode": "yolov8", "strides": [4], "reg_max": 4, "resize": "letterbox", "most": 5})
 PLAIN = {"hue": 0, "mosaic": 0}
+ROOT = Path(__file__).parents[1]
+
+# Importing takes longer than measuring, so each run is forked after it.
+SCRIPT = """
+import json, os, pathlib, sys
+import accelerate, evaluate as _, faster_coco_eval, torch
+from forked import forked
+import zoo
+from zoo.tasks import task_of
+from zoo.tasks.datasets import dataset
+from zoo.tasks.evaluation import evaluate
+from zoo.tasks.identity import Identified
+
+torch.set_num_threads(1)
+model, data = zoo.load(sys.argv[1]), dataset("digit_scenes[:7]", "test")
+
+def run(rank, count):
+    seen = Identified(task_of(model).evaluation_transform(model.pretrained_cfg))
+    figures = evaluate(model, task_of(model).loader(data, seen, 2), against=model)
+    pathlib.Path(sys.argv[1], f"figures{count}_{rank}.json").write_text(json.dumps(figures))
+
+for count in (1, 2, 3):
+    children = forked(count, lambda rank: run(rank, count))
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * count
+"""
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +193,32 @@ def test_its_average_precision_is_that_of_what_it_predicts(model):
     assert {key: measured[key] for key in ("map", "map50", "map75")} == {
         key: expected[key] for key in ("map", "map50", "map75")
     }
+
+
+def test_several_processes_measure_what_one_does_though_images_have_different_numbers_of_objects(model, tmp_path):
+    folder = zoo.save(model, tmp_path / "tiny", name="tiny")
+    path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(folder)],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    figures = {file.stem: json.loads(file.read_text()) for file in folder.glob("figures*.json")}
+    one = figures["figures1_0"]
+
+    assert figures == dict.fromkeys(("figures1_0", *(f"figures{n}_{rank}" for n in (2, 3) for rank in range(n))), one)
+    assert one["images"] == 7
+    assert one["map"] > 0
+
+
+def test_several_processes_dont_measure_a_detector_on_a_stream(model, monkeypatch):
+    import datasets
+
+    stream = datasets.IterableDataset.from_generator(lambda: iter(()))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(DataError, match="measured on a stream by one process"):
+        task_of(model).loader(stream, None, 2)
