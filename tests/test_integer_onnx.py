@@ -81,6 +81,7 @@ CASES = {
     "a product": [node("qmul", "a", "a", zeros=[5, 130], exponent=7, out_zero=30)],
     "a sum of windows": [node("qavg_pool2d", kernel_size=[3, 3], stride=[2, 2], padding=[1, 1], zero=9, exponent=3)],
     "a sum of maps": [node("qavg_pool2d", zero=120, exponent=5, out_zero=128)],
+    "a sum of maps, whatever windows would have": [node("qavg_pool2d", padding=[1, 1], exponent=5)],
     "words of a sum of maps": [node("qavg_pool2d", zero=120, exponent=1, low=-32767, high=32767)],
     "a table": [node("qtable")],
     "the largest of windows": [node("max_pool2d", kernel_size=3, stride=2, padding=1)],

@@ -74,6 +74,7 @@ ABSURD = {
     "zeros: found 300, 0": Node("b", "qadd", ("a", "a"), {"zeros": [300, 0], "exponents": [0, 0]}),
     "multiplier: found 1.5": Node("b", "qrescale", ("a",), {"multiplier": 1.5, "exponent": 0}),
     "exponent: found 1.5": Node("b", "qdiv", ("a", "a"), {"zeros": [0, 0], "multiplier": 1, "exponent": 1.5}),
+    r"channels: found \[1\]": Node("b", "qnorm", ("a",), {"channels": [1]}),
     "dim is empty": Node("b", "qsum", ("a",), {"dim": []}),
     "windows are": Node("b", "qmean_pool2d", ("a",), {"kernel_size": [2], "stride": [2]}),
     "zeros: found 0.5, 0": Node("b", "mrt_mul", ("a", "a"), {"zeros": [0.5, 0], "multiplier": 1, "shift": 1}),

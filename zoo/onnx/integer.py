@@ -125,8 +125,9 @@ def _pool(writing: Writing, node: Node, x: str) -> str:
         raise formless(node)
     weight = torch.ones(channels, 1, *sides, dtype=torch.int8)
     exponent = torch.full((channels,), op.exponent)
-    window = {"strides": op.stride, "pads": [*op.padding] * 2, "group": channels}
-    return _convolved(writing, x, op, weight, torch.zeros(channels, dtype=torch.int32), exponent, window)
+    window = {"strides": op.stride, "pads": [*op.padding] * 2} if op.kernel_size else {}
+    bias = torch.zeros(channels, dtype=torch.int32)
+    return _convolved(writing, x, op, weight, bias, exponent, {**window, "group": channels})
 
 
 def _convolved(

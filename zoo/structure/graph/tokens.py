@@ -228,6 +228,7 @@ class QNorm(Quantized):
         high: int = BYTE,
     ) -> None:
         super().__init__(out_zero, low, high)
+        check_whole("channels", [channels], 1, 2**31 - 1)
         if groups is not None and (groups < 1 or channels % groups or axis != 1):
             raise ValueError(f"groups are {groups}, expected a divisor of the {channels} channels on axis 1")
         self.channels, self.axis, self.groups, self.centered = channels, axis, groups, centered
