@@ -161,6 +161,15 @@ def test_boxes_without_area_are_left_out_and_counted(tmp_path, caplog):
         ({"images": [{"id": 0, "file_name": "../../a.png"}], "annotations": []}, "'../../a.png' lies outside"),
         ({"annotations": [{"image_id": 77}]}, "expected images, annotations and categories as COCO has them: KeyError"),
         ({"annotations": None}, "expected images, annotations and categories"),
+        ({"annotations": [{"image_id": 0, "category_id": [1]}]}, "expected images, annotations and categories"),
+        (
+            {"annotations": [{"image_id": 0, "category_id": 1, "bbox": [1, 2, None, 3]}]},
+            "a.png has a box or an area that isn't of numbers",
+        ),
+        (
+            {"annotations": [{"image_id": 0, "category_id": 1, "bbox": [1, 2, 3, 4], "area": "big"}]},
+            "a.png has a box or an area that isn't of numbers",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_file_of_objects_is_told(tmp_path, changed, expected):
@@ -169,6 +178,16 @@ def test_what_is_wrong_with_a_file_of_objects_is_told(tmp_path, changed, expecte
 
     with pytest.raises(DataError, match=f"instances_train2017.json: .*{expected}"):
         dataset(folder, "train")
+
+
+def test_categories_of_one_name_are_one_class(tmp_path):
+    folder, written = coco_folder(tmp_path / "set"), coco()
+    file, alike = tmp_path / "set/annotations/instances_train2017.json", {"id": 0, "name": NAMES[0]}
+    file.write_text(json.dumps({**written, "categories": [*written["categories"], alike]}))
+    data = dataset(folder, "train")
+
+    assert data.features["label"]["labels"].feature.names == NAMES
+    assert [row["label"]["labels"] for row in data] == [labels for _, labels in EXPECTED]
 
 
 def test_a_split_that_there_is_not_is_told(tmp_path):

@@ -68,33 +68,38 @@ def _of_coco(file: Path, places: Sequence[Path]) -> "Dataset":
     try:
         content = json.loads(file.read_bytes())
         names = {each["id"]: str(each["name"]) for each in sorted(content["categories"], key=lambda each: each["id"])}
+        classes = list(dict.fromkeys(names.values()))  # several ids of one name are one class
+        numbers = {number: classes.index(name) for number, name in names.items()}
         objects: dict[Any, list[Any]] = {each["id"]: [] for each in content["images"]}
         for each in content["annotations"]:
-            objects[each["image_id"]].append(each)
+            objects[each["image_id"]].append((numbers.get(each.get("category_id")), each))
         images = {each["id"]: str(each["file_name"]) for each in content["images"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file}: expected images, annotations and categories as COCO has them: {error!r}") from None
-    numbers = {number: index for index, number in enumerate(names)}
     first = next(iter(images.values()), "")
     place = next((place for place in places if (place / first).is_file()), places[0])
     rows = []
     for number, name in images.items():
-        if unknown := [each for each in objects[number] if each.get("category_id") not in numbers]:
+        if unknown := [each for category, each in objects[number] if category is None]:
             found = unknown[0].get("category_id")
             raise DataError(f"{file}: {name} has an object of category {found!r}, which the file hasn't: mend it")
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise DataError(f"{file}: the image {name!r} lies outside of the folder: mend it")
-        rows.append((place / name, [_of_annotation(each, numbers) for each in objects[number]]))
-    return _table(rows, "xywh", datasets.ClassLabel(names=list(names.values())))
+        try:
+            rows.append((place / name, [_of_annotation(*each) for each in objects[number]]))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{file}: {name} has a box or an area that isn't of numbers: {error}; mend it") from None
+    return _table(rows, "xywh", datasets.ClassLabel(names=classes))
 
 
-def _of_annotation(each: Mapping[str, Any], numbers: Mapping[Any, int]) -> dict[str, Any]:
+def _of_annotation(category: int, each: Mapping[str, Any]) -> dict[str, Any]:
+    area = each.get("area")
     return {
-        "xywh": each.get("bbox") or [],
-        "category": numbers[each["category_id"]],
+        "xywh": [float(number) for number in each.get("bbox") or ()],
+        "category": category,
         "iscrowd": bool(each.get("iscrowd")),
         "difficult": False,
-        "area": each.get("area"),
+        "area": None if area is None else float(area),
     }
 
 
