@@ -128,6 +128,7 @@ def test_a_form_of_boxes_that_there_are_not_is_refused():
     ("box", "category", "expected"),
     [
         ([float("nan"), 1, 2, 3], 0, r"row 0: expected a box of four finite numbers, found \[nan"),
+        ([None, 1, 2, 3], 0, r"row 0: expected a box of four finite numbers, found \[nan"),
         ([1, 2, 3], 0, "row 0: expected a box of four finite numbers"),
         ([1, 2, -3, 4], 0, "row 0: a box .* ends before it begins, read as xywh"),
         ([1, 2, 3, 4], 3, "row 0: an object of class 3, which the data set hasn't"),
@@ -145,6 +146,14 @@ def test_what_is_wrong_with_an_object_is_told_with_its_row(tmp_path, box, catego
         dataset(data, "test")
     with pytest.raises(DataError, match=expected.replace("row 0", "one.png")):
         list(dataset(data.to_iterable_dataset(), "test"))
+
+
+@pytest.mark.parametrize("box", [None, [], [30, 20, None, 30]])
+def test_a_box_that_is_none_tells_nothing_of_what_boxes_are(tmp_path, box):
+    data = many(tmp_path / "set", [[30, 20, 35, 30], box])
+
+    with pytest.raises(DataError, match="row 0: expected a box of four finite numbers"):
+        dataset(data, "test")
 
 
 def test_boxes_without_area_are_left_out_and_counted(tmp_path, caplog):

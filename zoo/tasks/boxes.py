@@ -143,7 +143,7 @@ def _class(name: Any, how: Reading, numbers: Mapping[str, int] | None, place: st
 
 
 def _corners(box: Any, form: str, place: str) -> list[float]:
-    numbers = [float(number) for number in box or ()]
+    numbers = [math.nan if number is None else float(number) for number in box or ()]
     if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
         raise DataError(f"{place}: expected a box of four finite numbers, found {numbers[:8]}: mend it")
     x, y, *other = numbers
@@ -180,7 +180,7 @@ def _boxes(rows: Iterable[Mapping[str, Any]], keys: Mapping[str, str]) -> Iterat
     for row in rows:
         if boxes := _lists(row["label"], keys)["boxes"]:
             size = size_of(row["image"])
-            yield from ((box, size) for box in boxes)
+            yield from ((box, size) for box in boxes if box and len(box) == 4 and None not in box)
 
 
 def _fits(box: Sequence[float], size: tuple[int, int], form: str) -> bool:
