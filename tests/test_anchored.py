@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from normed import disturbed
 from torch import nn
 from torch.nn import functional as F
 
@@ -32,17 +33,6 @@ CONSTANTS = {
 
 def dense(name, **args):
     return skeleton(zoo.Base(f"zoo/{name}", args)).eval()
-
-
-def disturbed(name, **args):
-    """A model whose batch norms do something."""
-    model, generator = zoo.create(zoo.Base(f"zoo/{name}", args)), torch.Generator().manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in module.state_dict().values():
-                if tensor.is_floating_point():
-                    tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-    return model
 
 
 def images(side):
@@ -87,7 +77,7 @@ def test_what_mrt_calls_params_size_is_the_bytes_of_the_model_of_integers(name, 
 
 
 def test_an_ssd_halves_the_backbones_last_maps_four_times_and_reads_all_six():
-    model = disturbed("ssd_512_mobilenet1_0_voc")
+    model = disturbed("zoo/ssd_512_mobilenet1_0_voc")
     state, x = model.state_dict(), images(256)
     with torch.no_grad():
         maps = model.backbone.forward_intermediates(x, [3, 4], intermediates_only=True)
@@ -104,7 +94,7 @@ def test_an_ssd_halves_the_backbones_last_maps_four_times_and_reads_all_six():
 
 
 def test_a_yolov3_is_that_of_the_paper_from_image_to_heads():
-    model = disturbed("yolo3_darknet53_voc")
+    model = disturbed("zoo/yolo3_darknet53_voc")
     state, x = model.state_dict(), images(64)
 
     def conv(x, at, stride=1):  # of timm's backbone

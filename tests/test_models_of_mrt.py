@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from normed import disturbed
 from torch import nn
 from torch.nn import functional as F
 
@@ -62,17 +63,6 @@ def dense(name, **args):
 def counted(model, *kinds):
     modules = [module for module in model.modules() if isinstance(module, kinds)]
     return sum(parameter.numel() for module in modules for parameter in module.parameters(recurse=False))
-
-
-def disturbed(name):
-    """A model whose batch norms do something."""
-    model, generator = zoo.create(f"zoo/{name}"), torch.Generator().manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in module.state_dict().values():
-                if tensor.is_floating_point():
-                    tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-    return model
 
 
 def images(model, side, count=3):
@@ -140,7 +130,7 @@ def test_on_the_meta_device_a_batch_goes_in_and_logits_come_out_and_the_rest_is_
 
 @pytest.mark.parametrize(("name", "side"), SMALL.items())
 def test_a_network_becomes_a_graph_that_computes_the_same(name, side):
-    model = disturbed(name).eval()
+    model = disturbed(f"zoo/{name}").eval()
     x = images(model, side)
     made, graph = capture(model, x[:1])
     with torch.no_grad():
@@ -173,7 +163,7 @@ def preactivated(state, x, depths, layers):
 
 
 def test_a_preactivated_network_for_cifar_is_that_of_the_paper():
-    model = disturbed("cifar_resnet20_v2").double()
+    model = disturbed("zoo/cifar_resnet20_v2").double()
     state, x = model.state_dict(), images(model, 27).double()
     stem = F.conv2d(normed(state, x, "bn0"), state["stem.0.weight"], padding=1)
     with torch.no_grad():
@@ -181,7 +171,7 @@ def test_a_preactivated_network_for_cifar_is_that_of_the_paper():
 
 
 def test_a_preactivated_network_of_bottlenecks_strides_in_the_middle():
-    model = disturbed("resnet50_v2").double()
+    model = disturbed("zoo/resnet50_v2").double()
     state, x = model.state_dict(), images(model, 40, 2).double()
     stem = F.conv2d(normed(state, x, "bn0"), state["stem.0.weight"], stride=2, padding=3)
     stem = F.max_pool2d(normed(state, stem, "stem.1").relu(), 3, 2, 1)

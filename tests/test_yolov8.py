@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from normed import disturbed
 from torch.nn import functional as F
 
 import zoo
@@ -42,13 +43,9 @@ LAYERS = {
 TINY = zoo.Base("zoo/yolov8n", {"width": 0.125, "class_width": 32, "reg_max": 4, "num_classes": 10, "img_size": 128})
 
 
-def disturbed(base=TINY):
-    """A model whose batch norms do something."""
-    model, generator = zoo.create(base), torch.Generator().manual_seed(0)
-    for name, tensor in model.state_dict().items():
-        if ".bn." in name and tensor.is_floating_point():
-            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-    return model.double()
+def doubled(base=TINY):
+    """A model whose batch norms do something, in double precision."""
+    return disturbed(base).double()
 
 
 def images(*size):
@@ -132,7 +129,7 @@ def test_there_are_8400_points_of_the_published_channels():
 
 @pytest.mark.parametrize("size", [(128, 128), (64, 96)])
 def test_a_forward_pass_is_that_of_the_published_layers(size):
-    model = disturbed()
+    model = doubled()
     with torch.no_grad():
         expected, found = by_hand(published(model.state_dict()), images(*size)), model(images(*size))
     for one, other in zip(found, expected, strict=True):
@@ -140,7 +137,7 @@ def test_a_forward_pass_is_that_of_the_published_layers(size):
 
 
 def test_all_depths_and_widths_are_those_of_the_published_layers():
-    model = disturbed(zoo.Base("zoo/yolov8m", {"width": 0.125, "max_width": 512, "reg_max": 2}))
+    model = doubled(zoo.Base("zoo/yolov8m", {"width": 0.125, "max_width": 512, "reg_max": 2}))
     with torch.no_grad():
         expected, found = by_hand(published(model.state_dict()), images(64, 64)), model(images(64, 64))
     assert torch.allclose(found[2], expected[2], rtol=1e-9, atol=1e-9)
@@ -183,7 +180,7 @@ def test_a_c2f_whose_halves_are_cut_unequally_is_the_whole_one_without_those_cha
 
 
 def test_it_says_of_itself_what_timms_models_do():
-    model = disturbed()
+    model = doubled()
     x = images(128, 128)
     with torch.no_grad():
         maps, (last, wanted) = model.forward_features(x), model.forward_intermediates(x, indices=[0, 2])

@@ -13,12 +13,12 @@ from zoo.errors import DataError, require
 from zoo.measurement.divergence import as_one
 from zoo.measurement.macs import unchanged
 from zoo.measurement.passes import pass_sizes
+from zoo.models.targets import PAD
 from zoo.progress import bar
 from zoo.tasks import task_of
 from zoo.tasks.identity import identity, with_targets
 from zoo.tasks.task import Meaning, Task
 
-PAD = -1  # what rows of unequal length are filled up by
 BESIDE = ("agreement", "kl")  # figures that a model has beside a reference
 
 

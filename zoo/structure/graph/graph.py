@@ -147,13 +147,13 @@ class GraphModel(fx.GraphModule):
     def __deepcopy__(self, memo: Any) -> fx.GraphModule:
         copied = super().__deepcopy__(memo)
         for name in CARRIED & vars(self).keys():
-            setattr(copied, name, copy.deepcopy(vars(self)[name], memo))
+            setattr(copied, name, copy.copy(vars(self)[name]))
         return copied
 
     def __reduce__(self) -> Any:
         made, (held, imports) = super().__reduce__()
         carried = {name: held.pop(name) for name in CARRIED & held.keys()}
-        return _unpickled, (made, held, imports), carried  # which may hold the model itself
+        return _unpickled, (made, held, imports), carried
 
 
 def _unpickled(made: Callable[..., fx.GraphModule], held: dict[str, Any], imports: str) -> GraphModel:

@@ -1,0 +1,17 @@
+"""Networks whose batch norms do something: their weights, biases and statistics are random."""
+
+import torch
+from torch import nn
+
+import zoo
+
+
+def disturbed(base, seed=0):
+    """A model of a base with such batch norms."""
+    model, generator = zoo.create(base, seed=seed), torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in module.state_dict().values():
+                if tensor.is_floating_point():
+                    tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+    return model
