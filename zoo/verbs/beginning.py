@@ -234,18 +234,17 @@ def _base(entry: Entry, base: Base) -> nn.Module:
     model = initialised(base, entry.recipe.seed)
     attach_(model, Description(entry.name, base, task=entry.task))
     former = config_of(model)
-    scaled = (0.5,) * entry.input[0]  # what we train from scratch sees its images scaled to -1..1
-    config: dict[str, Any] = {
-        "input_size": entry.input,
+    scaled = (0.5,) * entry.input[0]  # a network of timm's that is trained from scratch sees images of -1..1
+    timms: dict[str, Any] = {
         "mean": scaled,
         "std": scaled,
         "crop_pct": 1.0,
         "interpolation": "bicubic",
         "num_classes": model.num_classes,
-        "license": entry.license,
         **{key: former[key] for key in ("first_conv", "classifier") if key in former},
     }
-    configure_(model, config)
+    own = former if base.source == "zoo" else timms
+    configure_(model, {**own, **entry.preprocessing, "input_size": entry.input, "license": entry.license})
     return model
 
 
