@@ -21,7 +21,10 @@ from zoo.tasks.evaluation import evaluate
 from zoo.training.detection import detector_distil_step, detector_step
 from zoo.training.distillation import Distil
 from zoo.training.schedule import Schedule
+from zoo.verbs.building import make
 from zoo.verbs.measuring import report_of
+from zoo.verbs.recipes import at_most
+from zoo.verbs.verification import results_of
 
 TINY = {"width": 0.0625, "class_width": 16, "reg_max": 4, "num_classes": 10, "img_size": 64}
 KIND = settings_of({"decode": "yolov8", "strides": [4], "reg_max": 4, "resize": "letterbox", "most": 5})
@@ -168,6 +171,18 @@ def test_boxes_teach_it_and_a_teacher_does(model, alpha):
     zoo.distil(student, teachers, scenes, how=how, schedule=Schedule(epochs=8, batch_size=8, lr=0.01), augment=PLAIN)
 
     assert step(student.train(), batch, 0.0).item() < 0.95 * before
+
+
+def test_a_recipe_makes_one_from_scratch_that_keeps_what_its_heads_mean(tmp_path):
+    entry = at_most(zoo.info("scenes_yolov8"), 1)
+
+    folder = make(entry, tmp_path / "scenes_yolov8", "digit_scenes[:16]")
+
+    made, base = zoo.load(folder), zoo.create(entry.base)
+    same = ("detector", "mean", "std", "interpolation", "input_size", "task")
+    kept, said = ({key: model.pretrained_cfg[key] for key in same} for model in (made, base))
+    assert kept == json.loads(json.dumps(said))
+    assert results_of(folder).measured["map"] >= 0
 
 
 def test_it_is_pruned_by_all_its_scales(model):

@@ -1,27 +1,27 @@
-"""mAP against macs of a small YOLOv8 on generated scenes: pruned in one shot, distilled, and from scratch.
+"""mAP against macs of small YOLOv8s: pruned in one shot, distilled, made of integers, and from scratch.
 
-    scripts/bench/run detection [--quick] [--seeds N] [--table]
+    scripts/bench/run detection [--quick] [NAME ...] [--data FOLDER] [--seeds N] [--table]
 
 | kind      | what it is                                                                           |
 |-----------|--------------------------------------------------------------------------------------|
-| dense     | 700,918 params, random weights, 16 epochs of 6,000 scenes                            |
+| dense     | random weights, trained on boxes                                                     |
 | one-shot  | `zoo.compress` of it, 512 images                                                     |
 | distilled | one-shot, then distilled from dense                                                  |
-| scratch   | the structure of one-shot, random weights, as many steps as distilled, on boxes alone|
-| all steps | the same with the steps of dense and distilled together                              |
+| scratch   | the structure of one-shot, random weights, the same distillation                     |
+| all steps | scratch, with the steps of dense and of the distillation together                    |
 | int8      | distilled, made of integers                                                          |
 
-All are evaluated on 1,000 scenes of other digits. The CPU seconds of a row are of its own step, on one thread where
-OMP_NUM_THREADS is 1. `assigned` is the share of the assigned points that each stride of dense has, on the first 512
-training images. Torch-Pruning, where it is installed, is tried on dense and what it says is printed. Models and rows
-lie under build/detection; an interrupted run goes on where it stopped.
+`scenes` are 6,000 generated ones, and 1,000 of other digits to evaluate on; `cells`, pictures of blood cells (BCCD),
+come as `--data`. The CPU seconds of a row are of its own step, on one thread where OMP_NUM_THREADS is 1. Below dense
+stands the share of the assigned points that each stride has, on the first 512 training images, and last what
+Torch-Pruning says of dense. Models and rows lie under build/detection; an interrupted run goes on where it stopped.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,68 +48,100 @@ from zoo.training.schedule import Schedule
 from zoo.verbs.measuring import report_of
 
 CACHE = Path("build/detection")
-DATA = "digit_scenes"
-BASE = Base("zoo/yolov8n", {"width": 0.125, "class_width": 32, "reg_max": 4, "num_classes": 10, "img_size": 128})
-STILL = {"mosaic": 0.0, "flip": 0.0, "scale": 0.0, "translate": 0.0, "hue": 0.0}
-DENSE = Schedule(epochs=16, batch_size=32, lr=2e-3, clip=10.0, ema=0.998)
-TUNE = {0.5: replace(DENSE, epochs=4, lr=1e-3, ema=0.99), 0.25: replace(DENSE, epochs=10, lr=2e-3, ema=0.99)}
-HOW = Distil(alpha=0.5)
 KINDS = ("one-shot", "distilled", "scratch", "all steps", "int8")
 """Of each budget, beside dense."""
 
 
-def stem(seed: int, budget: float, kind: str) -> Path:
+@dataclass(frozen=True)
+class Net:
+    """One network on one data set.
+
+    Args:
+        args: of `zoo/yolov8n`.
+        dense: how it is trained.
+        tune: budget → how what it leaves is distilled.
+        augment: of all training.
+        data: the data set; None where `--data` says it.
+        kinds: that are measured.
+    """
+
+    args: Mapping[str, Any]
+    dense: Schedule
+    tune: Mapping[float, Schedule]
+    augment: Mapping[str, float]
+    data: str | None = None
+    kinds: Sequence[str] = KINDS
+
+
+SCENES = Schedule(epochs=16, batch_size=32, lr=2e-3, clip=10.0, ema=0.998)
+CELLS = Schedule(epochs=90, batch_size=16, lr=2e-3, clip=10.0, ema=0.99)
+NETS = {
+    "scenes": Net(
+        {"width": 0.125, "class_width": 32, "reg_max": 4, "num_classes": 10, "img_size": 128},
+        SCENES,
+        {0.5: replace(SCENES, epochs=4, lr=1e-3, ema=0.99), 0.25: replace(SCENES, epochs=10, ema=0.99)},
+        {"mosaic": 0.0, "flip": 0.0, "scale": 0.0, "translate": 0.0, "hue": 0.0},
+        "digit_scenes",
+    ),
+    "cells": Net(
+        {"width": 0.125, "reg_max": 8, "num_classes": 3, "img_size": (256, 320)},
+        CELLS,
+        {0.5: replace(CELLS, epochs=30)},
+        {"hue": 0.0, "saturation": 0.3, "value": 0.3, "scale": 0.3},
+        kinds=("one-shot", "distilled", "int8"),
+    ),
+}
+HOW = Distil(alpha=0.5)
+
+
+def stem(name: str, seed: int, budget: float, kind: str) -> Path:
     """What the files of a row begin with."""
-    return CACHE / f"{kind.replace(' ', '-')}-{100 * budget:.0f}-{seed}"
+    return CACHE / f"{name}-{kind.replace(' ', '-')}-{100 * budget:.0f}-{seed}"
 
 
-def made(seed: int, budget: float, kind: str) -> nn.Module:
+def made(name: str, seed: int, budget: float, kind: str) -> nn.Module:
     """The model of a row, from the cache where it is."""
-    folder = stem(seed, budget, kind)
+    folder, net = stem(name, seed, budget, kind), NETS[name]
     if folder.is_dir():
         return zoo.load(folder)
-    start, state = time.process_time(), folder.with_suffix(".state")
+    train = {"augment": net.augment, "seed": seed, "state": folder.with_suffix(".state"), "how": HOW}
+    start = time.process_time()
     if kind == "dense":
-        model = random_net(Description("dense", BASE, task=OBJECT_DETECTION), {}, seed)
-        zoo.distil(model, [], DATA, schedule=DENSE, augment=STILL, seed=seed, state=state)
+        description = Description(name, Base("zoo/yolov8n", net.args), task=OBJECT_DETECTION)
+        model = zoo.distil(random_net(description, {}, seed), [], net.data, schedule=net.dense, **train)
     elif kind == "one-shot":
-        model = zoo.compress(made(seed, 1, "dense"), budget=budget, data=DATA, seed=seed, round_to=4)
-    elif kind == "distilled":
-        model, teachers = made(seed, budget, "one-shot"), [made(seed, 1, "dense")]
-        zoo.distil(model, teachers, DATA, how=HOW, schedule=TUNE[budget], augment=STILL, seed=seed, state=state)
+        model = zoo.compress(made(name, seed, 1, "dense"), budget=budget, data=net.data, seed=seed, round_to=4)
     elif kind == "int8":
-        model = zoo.compress(made(seed, budget, "distilled"), method="integer", data=DATA, seed=seed)
+        model = zoo.compress(made(name, seed, budget, "distilled"), method="integer", data=net.data, seed=seed)
     else:
-        like = made(seed, budget, "one-shot").zoo_entry
-        model = random_net(like, {}, 1000 + seed)
-        more = DENSE.epochs if kind == "all steps" else 0
-        schedule = replace(DENSE, epochs=TUNE[budget].epochs + more)
-        zoo.distil(model, [], DATA, schedule=schedule, augment=STILL, seed=seed, state=state)
-    seconds = time.process_time() - start
+        model, schedule = made(name, seed, budget, "one-shot"), net.tune[budget]
+        model = model if kind == "distilled" else random_net(model.zoo_entry, {}, 1000 + seed)
+        if kind == "all steps":
+            schedule = replace(schedule, epochs=schedule.epochs + net.dense.epochs)
+        zoo.distil(model, [made(name, seed, 1, "dense")], net.data, schedule=schedule, **train)
+    write_json(folder.with_suffix(".cpu.json"), {"cpu_seconds": time.process_time() - start})
     zoo.save(model, folder, name=folder.name)
-    write_json(folder.with_suffix(".cpu.json"), {"cpu_seconds": seconds})
-    state.unlink(missing_ok=True)
+    train["state"].unlink(missing_ok=True)
     return model
 
 
-def row(seed: int, budget: float, kind: str) -> dict[str, Any]:
+def row(name: str, seed: int, budget: float, kind: str) -> dict[str, Any]:
     """Figures and costs; measured once, then read from the cache."""
-    path = stem(seed, budget, kind).with_suffix(".json")
+    path, data = stem(name, seed, budget, kind).with_suffix(".json"), NETS[name].data
     if not path.exists():
-        found = dict(report_of(made(seed, budget, kind), DATA).measured)
-        found |= json.loads(path.with_suffix(".cpu.json").read_text())
-        found |= {"assigned": shares(made(seed, budget, kind))} if kind == "dense" else {}
-        write_json(path, found)
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+        model = made(name, seed, budget, kind)
+        found = dict(report_of(model, data).measured) | json.loads(path.with_suffix(".cpu.json").read_text())
+        write_json(path, found | ({"assigned": shares(model, data)} if kind == "dense" else {}))
+    known: dict[str, Any] = json.loads(path.read_text())
+    return known
 
 
 @torch.inference_mode()
-def shares(model: nn.Module) -> list[float]:
+def shares(model: nn.Module, data: str) -> list[float]:
     """Of the points that learn an object, the share that each stride has."""
     task, settings = task_of(model), settings_of(model.pretrained_cfg["detector"])
-    images = dataset(DATA, "train", limit=512)
     learn = torch.zeros(len(settings.strides), dtype=torch.long)
+    images = dataset(data, "train", limit=512)
     for x, targets in task.loader(images, task.evaluation_transform(model.pretrained_cfg), 32):
         heads = model(x)
         distances, classes = distributions(heads, settings)
@@ -131,40 +163,57 @@ def torch_pruning(model: nn.Module) -> str:
     return f"{zoo.measure(smaller).macs / zoo.measure(model).macs:.1%} of the macs"
 
 
-def table(seeds: Sequence[int]) -> list[str]:
+def rows_of(name: str, seeds: int) -> list[tuple[str, int, float, str]]:
+    """The rows of a network, those first that others need."""
+    net = NETS[name]
+    dense = [(name, seed, 1.0, "dense") for seed in range(seeds)]
+    return dense + [(name, seed, budget, kind) for seed in range(seeds) for budget in net.tune for kind in net.kinds]
+
+
+def table(name: str, seeds: int) -> list[str]:
     """The rows that are there, as means over seeds with the half width of 95 % intervals."""
-    lines = [f"{'macs':>6} {'kind':10} {'seeds':>5} {'params':>8} {'mAP50-95':>14} {'mAP50':>14} {'CPU s':>6}"]
-    for budget, kind in [(1, "dense"), *((budget, kind) for budget in TUNE for kind in KINDS)]:
-        paths = [stem(seed, budget, kind).with_suffix(".json") for seed in seeds]
-        rows = [json.loads(path.read_text()) for path in paths if path.exists()]
-        if rows:
-            mean = {key: interval([each[key] for each in rows]) for key in ("params", "map", "map50", "cpu_seconds")}
-            maps = " ".join(f"{mean[key][0]:.3f} ± {mean[key][1]:.3f}".rjust(14) for key in ("map", "map50"))
-            lines.append(
-                f"{budget:6.0%} {kind:10} {len(rows):5} {mean['params'][0]:8,.0f} {maps} {mean['cpu_seconds'][0]:6.0f}"
-            )
-            if kind == "dense":
-                lines.append(f"assigned by stride: {[[f'{s:.1%}' for s in each['assigned']] for each in rows]}")
+    lines = [f"{name:>6} {'kind':10} {'seeds':>5} {'params':>8} {'mAP50-95':>14} {'mAP50':>14} {'CPU s':>6}"]
+    known = [(each[2:], path) for each in rows_of(name, seeds) if (path := stem(*each).with_suffix(".json")).exists()]
+    for budget, kind in dict.fromkeys(what for what, _ in known):
+        found = [json.loads(path.read_text()) for what, path in known if what == (budget, kind)]
+        mean = {key: interval([each[key] for each in found]) for key in ("params", "map", "map50", "cpu_seconds")}
+        maps = " ".join(f"{mean[key][0]:.3f} ± {mean[key][1]:.3f}".rjust(14) for key in ("map", "map50"))
+        costs = f"{mean['params'][0]:8,.0f} {maps} {mean['cpu_seconds'][0]:6.0f}"
+        lines.append(f"{budget:6.0%} {kind:10} {len(found):5} {costs}")
+        if kind == "dense":
+            lines += [f"{'':17} assigned by stride: " + ", ".join(f"{s:.1%}" for s in r["assigned"]) for r in found]
     return lines
+
+
+def quick() -> None:
+    """One network, two steps of training, in a folder of its own."""
+    global CACHE
+    CACHE, net = Path("build/quick-detection"), NETS["scenes"]
+    NETS.clear()
+    NETS["scenes"] = replace(net, dense=replace(net.dense, steps=2), tune={0.5: replace(net.tune[0.5], steps=2)})
 
 
 def main() -> None:
     """Measure what isn't cached, then print the table."""
-    global CACHE, DENSE, TUNE
     parser = argparse.ArgumentParser(usage=(__doc__ or "").split("\n")[2].strip())
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NETS))
+    parser.add_argument("--data", help="of `cells`: a folder, or a data set of the Hub, of blood cells (BCCD)")
     parser.add_argument("--seeds", type=int, default=3)
     for option in ("quick", "table"):
         parser.add_argument(f"--{option}", action="store_true")
     how = parser.parse_args()
+    if how.data:
+        NETS["cells"] = replace(NETS["cells"], data=how.data)
     if how.quick:
-        CACHE, how.seeds = Path("build/quick-detection"), 1
-        DENSE, TUNE = replace(DENSE, steps=2), {0.5: replace(TUNE[0.5], steps=2)}
-    todo = [(seed, b, kind) for seed in range(how.seeds) for b in TUNE for kind in KINDS]
-    for each in tqdm([*((seed, 1, "dense") for seed in range(how.seeds)), *todo], disable=how.table, unit="row"):
+        quick()
+    names = [name for name in how.names or NETS if NETS[name].data or how.table]
+    todo = [each for name in names for each in rows_of(name, 1 if how.quick else how.seeds)]
+    for each in tqdm(todo, disable=how.table, unit="row"):
         if not how.table:
             row(*each)
-    print("\n".join(table(range(how.seeds))))
-    print(f"Torch-Pruning: {torch_pruning(made(0, 1, 'dense'))}")
+    print("\n".join(line for name in names for line in table(name, how.seeds)))
+    if "scenes" in names and stem("scenes", 0, 1, "dense").is_dir():
+        print(f"Torch-Pruning: {torch_pruning(made('scenes', 0, 1, 'dense'))}")
 
 
 if __name__ == "__main__":
