@@ -318,7 +318,6 @@ def test_swapped_classes_that_keep_all_their_heads_compute_what_they_did(network
     [
         ({"criterion": "luck"}, "no criterion 'luck', known are obs, activation, taylor, l1, l2"),
         ({"rounding": 4}, "prune has no option 'rounding', known are criterion, round_to, floor, ridge"),
-        ({"method": "magnitude"}, "no method 'magnitude': this version compresses by prune"),
         ({"method": "magic"}, "no method 'magic': this version compresses by prune"),
     ],
 )

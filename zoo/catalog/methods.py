@@ -53,8 +53,7 @@ class Method:
     """One way to make a model smaller.
 
     Args:
-        module: the file that runs it, with its `ALGORITHM`; None of a method whose published models are known, but
-            which this version can't run.
+        module: the file that runs it, with its `ALGORITHM`.
         title: of its paper or source.
         url: of the same.
         words: of what it does to a model, for the first sentence of a card.
@@ -71,7 +70,7 @@ class Method:
         quick: options with which it takes seconds on a few images, the result being of no use.
     """
 
-    module: str | None
+    module: str
     title: str
     url: str
     words: str
@@ -150,7 +149,7 @@ METHODS: dict[str, Method] = {
         advice="raise trade_off_factor, max_accepted_ppl_diff or nsr_final_threshold, or lower min_rank",
     ),
     "magnitude": Method(
-        None,
+        "zoo.compression.magnitude",
         "Learning both Weights and Connections for Efficient Neural Networks",
         "https://arxiv.org/abs/1506.02626",
         words="small weights set to zero",
@@ -172,8 +171,8 @@ METHODS: dict[str, Method] = {
 
 
 def available() -> list[str]:
-    """Names of the methods that this version can run."""
-    return [name for name, method in METHODS.items() if method.module]
+    """Names of the methods."""
+    return list(METHODS)
 
 
 def budgeted() -> list[str]:
@@ -182,10 +181,10 @@ def budgeted() -> list[str]:
 
 
 def runnable(name: str) -> Method:
-    """A method that this version can run.
+    """A method of that name.
 
     Raises:
-        UnknownName: it can't, or there is none of that name.
+        UnknownName: there is none.
     """
     if name not in available():
         raise UnknownName(f"no method {name!r}: this version compresses by {', '.join(available())}")
@@ -198,7 +197,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
     Raises:
         UnknownName: the method has no such option.
     """
-    known = _options_of(_file_of(str(METHODS[name].module)), "ALGORITHM")
+    known = _options_of(_file_of(METHODS[name].module), "ALGORITHM")
     for key in options:
         if known and key not in known and key not in Apart.__struct_fields__:
             raise unknown_option(name, key, known)

@@ -110,5 +110,5 @@ def algorithm(method: str) -> Algorithm:
     Raises:
         UnknownName: there is no such method here.
     """
-    loaded: Algorithm = importlib.import_module(str(runnable(method).module)).ALGORITHM
+    loaded: Algorithm = importlib.import_module(runnable(method).module).ALGORITHM
     return loaded
