@@ -164,10 +164,11 @@ def torch_pruning(model: nn.Module) -> str:
 
 
 def rows_of(name: str, seeds: int) -> list[tuple[str, int, float, str]]:
-    """The rows of a network, those first that others need."""
+    """The rows of a network, those first that others need, those last that take longest."""
     net = NETS[name]
     dense = [(name, seed, 1.0, "dense") for seed in range(seeds)]
-    return dense + [(name, seed, budget, kind) for seed in range(seeds) for budget in net.tune for kind in net.kinds]
+    rest = [(name, seed, budget, kind) for seed in range(seeds) for budget in net.tune for kind in net.kinds]
+    return dense + sorted(rest, key=lambda row: row[-1] == "all steps")
 
 
 def table(name: str, seeds: int) -> list[str]:
