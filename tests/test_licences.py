@@ -9,7 +9,10 @@ import zoo
 from zoo.catalog.entry import Base
 from zoo.errors import StructureError
 from zoo.files import read_json
+from zoo.structure.description import Description, attach_
 from zoo.verbs import licences
+from zoo.verbs.own_weights import with_weights
+from zoo.verbs.recipes import is_built
 
 TAGGED = "timm/test_resnet.r160_in1k"
 
@@ -36,6 +39,10 @@ def trained(model):
     with torch.no_grad():
         model.fc.bias += 0.1
     return model
+
+
+def weights_of(folder):
+    return folder / "model.safetensors"
 
 
 def claims(folder):
@@ -70,10 +77,47 @@ def test_weights_that_nothing_can_be_compared_with_have_neither(tmp_path):
     assert claims(zoo.save(net(), tmp_path / "it")) == (None, None, "timm/test_resnet", [])
 
 
-def test_weights_that_were_loaded_and_trained_lose_the_licence(tmp_path):
-    folder = zoo.save(net(), tmp_path / "mit", license="mit")
-    assert claims(zoo.save(zoo.load(folder), tmp_path / "same"))[0] == "mit"
-    assert claims(zoo.save(trained(zoo.load(folder, mmap=False)), tmp_path / "other"))[0] is None
+@pytest.mark.usefixtures("cached")
+def test_weights_that_were_loaded_and_trained_stay_under_their_licence_and_lose_the_tag(tmp_path):
+    license = "agpl-3.0"
+    folder = zoo.save(net(), tmp_path / "it", license=license)
+    assert claims(zoo.save(zoo.load(folder), tmp_path / "same"))[:2] == (license, "r160_in1k")
+    for model in (trained(zoo.load(folder, mmap=False)), zoo.load(folder, num_classes=37)):
+        told = zoo.save(model, tmp_path / "other")
+        said = license, None, TAGGED, [f"base_model: {TAGGED}", f"license: {license}"]
+        assert claims(told) == said
+        assert claims(zoo.save(zoo.load(told), tmp_path / "again")) == said
+
+
+def test_the_weights_of_a_tag_that_were_loaded_and_trained_stay_under_its_licence(monkeypatch, tmp_path):
+    """zoo.load says on the model what its weights come from; timm doesn't, whose own may be random."""
+    model = trained(net())
+    attach_(model, Description("test_resnet", Base(TAGGED)))
+    monkeypatch.setattr(licences, "pretrained", lambda base, access: net())
+    assert claims(zoo.save(model, tmp_path / "it"))[:3] == ("apache-2.0", None, TAGGED)
+
+
+@pytest.mark.parametrize(
+    "model", [lambda folder: zoo.create(folder), lambda folder: with_weights(str(folder), weights_of(folder))]
+)
+def test_a_structure_with_other_weights_inherits_no_licence(model, tmp_path):
+    folder = zoo.save(net(), tmp_path / "it", license="agpl-3.0")
+    assert claims(zoo.save(model(folder), tmp_path / "other"))[0] is None
+
+
+def test_beside_a_licence_that_is_named_the_card_notes_that_of_the_weights_it_comes_from(tmp_path, caplog):
+    folder = zoo.save(net(), tmp_path / "it", license="agpl-3.0")
+    other = zoo.save(zoo.load(folder), tmp_path / "other", license="mit")
+    note = "made of weights under agpl-3.0; that these are under mit is said by whoever saved them"
+    assert "the weights come from some under agpl-3.0: the card says so beside mit" in caplog.text
+    for each in (other, zoo.save(trained(zoo.load(other, mmap=False)), tmp_path / "again", license="MIT")):
+        assert claims(each)[3][-1] == "license: mit"
+        assert (each / "README.md").read_text().count(note) == 1
+
+
+def test_of_a_base_that_is_named_the_licence_is_noted_too(tmp_path):
+    folder = zoo.save(trained(net()), tmp_path / "it", base=TAGGED, license="mit")
+    assert "made of weights under apache-2.0; that these are under mit" in (folder / "README.md").read_text()
 
 
 def test_the_licence_of_a_base_that_is_named_stands_on_the_card_as_the_bases(tmp_path):
@@ -174,7 +218,7 @@ def test_what_is_not_the_models_is_refused_in_a_line(said, message, cnn, tmp_pat
     assert not (tmp_path / "it").exists()
 
 
-def test_what_a_recipe_made_has_no_licence_once_it_was_altered(tmp_path):
+def test_what_a_recipe_made_and_was_altered_claims_its_licence_and_nothing_else(tmp_path):
     model = zoo.load("digits_cnn_pruned_25")
     same = claims(zoo.save(model, tmp_path / "same"))
     with torch.no_grad():
@@ -183,5 +227,15 @@ def test_what_a_recipe_made_has_no_licence_once_it_was_altered(tmp_path):
     assert (same[0], same[3][-1]) == ("apache-2.0", "license: apache-2.0")
     smaller = zoo.compress(model, budget=0.8, data=[torch.randn(32, 1, 32, 32)])
     for said in (altered, claims(zoo.save(smaller, tmp_path / "smaller"))):
-        assert said[0] is None
-        assert not [line for line in said[3] if line.startswith("license")]
+        assert (said[0], said[3][-1]) == ("apache-2.0", "license: apache-2.0")
+    assert "zoo build digits_cnn_pruned_25" in (tmp_path / "same" / "README.md").read_text()
+    card = (zoo.save(zoo.load(tmp_path / "altered"), tmp_path / "again") / "README.md").read_text()
+    assert card == (tmp_path / "altered" / "README.md").read_text()
+    assert "altered since" in card
+    assert "zoo build" not in card
+    assert not is_built(zoo.catalog.info("digits_cnn_pruned_25"), tmp_path / "altered")
+
+
+def test_a_licence_that_is_named_for_a_model_of_the_catalog_is_that_of_its_card(tmp_path):
+    folder = zoo.save(zoo.load("digits_cnn_pruned_25"), tmp_path / "it", license="mit")
+    assert (claims(folder)[0], claims(folder)[3][-1]) == ("mit", "license: mit")

@@ -110,6 +110,7 @@ class _Recipe(Struct, frozen=True):
     distil: Mapping[str, Any] = {}
     augment: Mapping[str, Any] = {}
     converted_from: _Converted | None = None
+    altered: bool = False
 
 
 class _Saved(Struct, frozen=True, kw_only=True):

@@ -14,9 +14,12 @@ from zoo.structure.description import Description
 
 def sentence(entry: Entry, description: Description, recipe: Mapping[str, Any], report: Report) -> str:
     """The first sentence of a card."""
-    if came := recipe.get("converted_from"):
-        place = f" {came['repo']}" if came.get("repo") else ""
-        return f"{entry.architecture}, converted from the {came['format']} checkpoint{place}."
+    came, altered = "", ", altered since" if recipe.get("altered") else ""
+    if origin := recipe.get("converted_from"):
+        place = f" {origin['repo']}" if origin.get("repo") else ""
+        came = f"converted from the {origin['format']} checkpoint{place}"
+        if not recipe.get("method"):
+            return f"{entry.architecture}, {came}{altered}."
     dense = recipe.get("base") or front_matter.dense_id(entry.base) or "its base"
     budget, teachers = recipe.get("budget"), list(recipe.get("teachers", ()))
     how = _how(description, recipe)
@@ -25,7 +28,8 @@ def sentence(entry: Entry, description: Description, recipe: Mapping[str, Any], 
     if teachers:
         how += f" and distilled from {'it' if budget and teachers == [dense] else _listed(teachers)}"
     family = "" if entry.family == entry.architecture else f" ({entry.family})"
-    return f"{entry.architecture}{family}, {how}{_where(recipe, report)}."
+    first = f"{came}, then " if came else ""
+    return f"{entry.architecture}{family}, {first}{how}{altered}{_where(recipe, report)}."
 
 
 def _how(description: Description, recipe: Mapping[str, Any]) -> str:

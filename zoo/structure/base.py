@@ -34,7 +34,8 @@ MAX_REAL = 1_000_000  # 15,960; elements that are computed while it is built, wh
 MAX_ARGUMENT = 200_000  # the largest head has 115,217 classes
 MAX_SIZE = 4_096  # 4,096; of anything but classes: what is made of it may grow with its square
 MAX_VALUES = 1_000  # that arguments hold, however deep
-CLAIMS = ("license", "note", "tag")  # in `pretrained_cfg`, of its weights
+INHERITED = ("license", "note")  # in `pretrained_cfg`, of its weights and of whatever is made of them
+CLAIMS = (*INHERITED, "tag")  # in `pretrained_cfg`, of its weights
 ORIGINS = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load", "notes")
 """Where timm says that the weights lie; it holds for no others."""
 

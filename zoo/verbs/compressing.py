@@ -26,7 +26,6 @@ from zoo.measurement.divergence import as_one
 from zoo.measurement.latency import processor
 from zoo.measurement.macs import Counts, input_size, like_images, measure, unchanged, unwrapped
 from zoo.printable import logger, told
-from zoo.structure.base import without_claims
 from zoo.structure.changed import compared
 from zoo.structure.describing import describe, described
 from zoo.structure.description import Description, config_of, configure_, description_of
@@ -120,7 +119,8 @@ def compress(
     budget = checked_budget(method, budget, latency_ms, rounds)
     check_last(method, 0, calibrate_steps)
     original, dense = _checked(model, method, example)
-    dense, held = licences.judged(original, dense, description_of(unwrapped(model)) is not None)
+    carried = description_of(unwrapped(model)) is not None
+    dense, held = licences.judged(original, dense, carried)
     dense_model = original if own else single(original)
     about = _about(dense, dense_model, method, budget, apart, options)
     far = task_of(dense_model).meaning(dense_model, input_size(dense_model)).divergence
@@ -128,8 +128,7 @@ def compress(
     read: dict[str, Any] = {"skip_damaged": skip_damaged, "labels": labels}
     given = _learning(given, data, images, augment, read) if own else _looking(given, data, images, skip_damaged)
     smaller = alike_(_run(given, apart), original)
-    if not held:
-        configure_(smaller, without_claims(config_of(smaller)))
+    configure_(smaller, licences.claims(config_of(smaller), held, carried))
     return smaller
 
 
@@ -143,6 +142,7 @@ def _about(
     recipe: dict[str, Any] = {"method": method, "options": {**options, **unusual}}
     recipe |= {} if budget is None else {"budget": structs.asdict(budget)}
     recipe |= {"base_method": former} if (former := dense.recipe.get("method")) else {}
+    recipe |= {"converted_from": came} if (came := dense.recipe.get("converted_from")) else {}
     return replace(dense, name=f"{dense.name}_{suffix(method, budget, apart.latency_ms)}", recipe=recipe, source="")
 
 

@@ -1,6 +1,13 @@
-"""Licences: what is claimed of weights holds for them alone, so it goes where others took their place."""
+"""Licences: weights are under that of those they come from; a tag is of the very weights that it names.
 
+What `zoo.load` gave stays under its licence however it is trained, cut or given another head. Of a model that says
+nothing of where it was loaded, such as timm's own, nobody knows whether its weights are trained or random: it has the
+licence of its tag where its weights are that tag's, and else none.
+"""
+
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,11 +15,15 @@ from torch import Tensor, nn
 from zoo.catalog.entry import Base
 from zoo.errors import ZooError
 from zoo.hub import repository
+from zoo.hub.graph_view import Form
 from zoo.hub.remote import Access
-from zoo.structure.base import CLAIMS, skeleton, tag, untagged
+from zoo.printable import logger
+from zoo.structure.base import CLAIMS, INHERITED, skeleton, tag, untagged, without_claims
 from zoo.structure.description import Description, config_of
 from zoo.structure.tensors import tensors_of
 from zoo.verbs.loading import folder_of, pretrained
+
+log = logger(__name__)
 
 
 def license_of(base: Base) -> str | None:
@@ -32,6 +43,36 @@ def judged(model: nn.Module, description: Description, said: bool) -> tuple[Desc
     return description if held or said else without_tag(description), held
 
 
+def claims(config: Mapping[str, Any], held: bool, carried: bool) -> dict[str, Any]:
+    """`pretrained_cfg` without what it claims of other weights.
+
+    Args:
+        config: of the model.
+        held: from `hold`.
+        carried: the model says where its weights come from, as those that were loaded or compressed do.
+    """
+    if held:
+        return dict(config)
+    return {**without_claims(config), **{key: config[key] for key in INHERITED if carried and key in config}}
+
+
+def relicensed(config: Mapping[str, Any], license: str, base: Base | None) -> dict[str, Any]:
+    """`pretrained_cfg` of weights under another licence; that of those they come from is noted where it is another.
+
+    Args:
+        config: of the model.
+        license: as whoever saves it says.
+        base: of the model.
+    """
+    config, former = dict(config), config.get("license") or (license_of(base) if base else None)
+    if former and former.lower() != license.lower():
+        told = f"made of weights under {former}; that these are under {license} is said by whoever saved them"
+        notes = [config["note"]] if config.get("note") else []
+        config["note"] = " ".join(dict.fromkeys([*notes, told]))
+        log.warning("the weights come from some under %s: the card says so beside %s", former, license)
+    return {**config, "license": license}
+
+
 def without_tag(description: Description) -> Description:
     """The description of a model whose weights never were those of its base's tag."""
     base = description.base
@@ -39,17 +80,17 @@ def without_tag(description: Description) -> Description:
 
 
 def hold(model: nn.Module, description: Description) -> bool:
-    """Whether what `pretrained_cfg` claims of a model's weights holds.
+    """Whether a model's weights are those that its `pretrained_cfg` and its recipe tell of.
 
-    It does where they are, tensor by tensor, those that it was said of: in the folder that the model was loaded from,
-    or of its base's tag as they lie in the cache. What a recipe made in this process is under its base's.
+    They are where they are the same, tensor by tensor, in the folder that the model was loaded from, or of its base's
+    tag as they lie in the cache. What a recipe made in this process is what that made.
     """
-    made = description.recipe and not description.source
-    if made or not any(config_of(model).get(key) for key in CLAIMS):
+    if not description.source and (description.recipe or not any(config_of(model).get(key) for key in CLAIMS)):
         return True
     try:
         if description.source:
-            given = repository.rebuild(folder_of(description.source))
+            form: Form | None = "graph" if description.graph else None
+            given = repository.rebuild(folder_of(description.source), form=form)
         elif description.base is not None and description.base.source and tag(description.base):
             given = pretrained(description.base, access=Access(local_files_only=True))
         else:

@@ -22,7 +22,7 @@ from zoo.hub import remote, repository
 from zoo.measurement.macs import unwrapped
 from zoo.pages.card import published, render
 from zoo.pages.front_matter import eval_results
-from zoo.structure.base import skeleton, without_claims
+from zoo.structure.base import skeleton
 from zoo.structure.describing import described
 from zoo.structure.description import DEFAULT_TASK, Description, config_of, configure_, description_of
 from zoo.verbs import licences
@@ -56,8 +56,9 @@ def save(
         folder: where; an earlier repository there is replaced.
         name: of the model; None takes the one that it carries.
         base: the dense architecture; None reads it from what `compress`, `load` or timm left on the model.
-        license: of the weights, by the Hub's id of it. Where none is named, none is claimed but for weights that are
-            still those that were loaded, and for what was compressed, which is under the licence of its base.
+        license: of the weights, by the Hub's id of it. None takes that of what was loaded, which stays through training
+            and compression, and of weights that are those of a tag of timm's; of others none is claimed. Where
+            another is named, the card notes that of the weights they come from.
         labels: names of the model's classes in order.
         input: channels, height and width of its images; None takes what `model.pretrained_cfg` says.
         example: what it is traced with where it becomes a graph, such a size or images [B, C, H, W]; None takes input.
@@ -78,6 +79,7 @@ def save(
         StorageError: the disk is full or refuses.
     """
     base, model = Base(base) if isinstance(base, str) else base, unwrapped(model)
+    carried = description_of(model) is not None
     validated(Name | None, license, "license", StructureError)
     free(Path(folder))
     former = config_of(model) or (config_of(skeleton(base)) if base else {})
@@ -86,13 +88,14 @@ def save(
     if former:  # images of the new size are what the model is compared on
         configure_(model, seen_as(former, input, mean, std))
     model, description = described(model, base, input if example is None else example)
-    carried = description_of(model) is not None
     if name is not None:
         description = replace(description, name=name)
     config = named(seen_as(config_of(model), input, mean, std), labels, getattr(model, "num_classes", None))
     description, held = licences.judged(model, description, said=base is not None or carried)
-    config = config if held else without_claims(config)
-    config |= {"license": license} if license else {}
+    config = licences.claims(config, held, carried)
+    config = licences.relicensed(config, license, description.base) if license else config
+    if description.recipe and not held:
+        description = replace(description, recipe={**description.recipe, "altered": True})
     with _carrying(model, config):
         report = report or report_of(model, data, name=description.name)
         card = render(_entry(description, config, held), description, report, config, dense)
@@ -249,11 +252,12 @@ def push(
 
 
 def _entry(description: Description, config: Mapping[str, Any], held: bool) -> Entry:
-    """The catalog's entry, of whose licence what is claimed holds or not, or what can be said of another model."""
+    """The catalog's entry under the model's licence, or what can be said of a model that isn't there."""
     license = config.get("license")
     try:
         entry = catalog.info(description.name)
-        return entry if description.recipe and held else structs.replace(entry, license=license)
+        same = description.recipe and held
+        return structs.replace(entry, license=license or (entry.license if same else None))
     except UnknownName:
         channels, height, width = config["input_size"]
         architecture = description.base.architecture if description.base else description.name
