@@ -103,6 +103,33 @@ def test_what_is_compressed_of_it_is_under_its_licence_and_both_claims_stand_on_
         assert ENTRY.note in card
 
 
+def test_cards_of_what_is_made_of_a_checkpoint_name_it_and_what_was_done_since(read, tmp_path):
+    came = "converted from the torch-dag checkpoint TCLResearchEurope/yolov8n_pruned_43"
+    commit = "- checkpoint: TCLResearchEurope/yolov8n_pruned_43 at 58e9cdc (torch-dag)"
+    known = structs.replace(ENTRY, base=zoo.Base("zoo/yolov8n", SIZES), input=(3, 64, 64))
+    model = zoo.load(zoo.save(converted(tmp_path, ENTRY.name, known), tmp_path / ENTRY.name), mmap=False)
+    assert "reported" in (tmp_path / ENTRY.name / "README.md").read_text()
+    with torch.no_grad():
+        model.stem.conv.weight += 0.1
+    smaller = zoo.compress(model, budget=0.8, criterion="l2", data=[torch.randn(4, 3, 64, 64)])
+    pruned = f"{came}, then channels pruned to a budget of 80 % of the multiply-accumulates of its base."
+    for made, sentence in ((model, f"{came}, altered since."), (smaller, pruned)):
+        folder = zoo.save(made, tmp_path / "made", name=ENTRY.name)
+        card = (folder / "README.md").read_text()
+        assert sentence in card.split("\n\n")[2]
+        assert commit in card
+        assert "license: agpl-3.0\n" in card
+        assert "reported" not in card
+        assert card == (zoo.save(zoo.load(folder), tmp_path / "again") / "README.md").read_text()
+
+
+def test_a_checkpoint_of_the_hubs_cache_is_named_by_its_repository_and_commit(read, tmp_path):
+    folder = tmp_path / "models--org--net" / "snapshots" / ("ab" * 20)
+    folder.mkdir(parents=True)
+    came = converted(folder, "mine", structs.replace(ENTRY, base=zoo.Base("zoo/yolov8n", SIZES))).zoo_entry.recipe
+    assert (came["converted_from"]["repo"], came["converted_from"]["commit"]) == ("org/net", "ab" * 20)
+
+
 def test_one_that_is_no_narrowed_yolov8_stays_a_graph(read, tmp_path):
     other = structs.replace(ENTRY, base=zoo.Base("zoo/yolov8n", {**SIZES, "depth": 1.0}))
     model = converted(tmp_path, "mine", other)

@@ -136,6 +136,14 @@ def fetch_files(repo: str, revision: str | None, files: Sequence[str], *, access
     return paths[0].parent
 
 
+def place_of(folder: Path) -> dict[str, str]:
+    """`repo` and `commit` of a folder that `fetch_files` gave; nothing of another."""
+    kind, _, repo = folder.absolute().parents[1].name.partition("--")
+    if folder.parent.name != "snapshots" or kind != "models":
+        return {}
+    return {"repo": repo.replace("--", "/"), "commit": folder.name}
+
+
 def fetch_weights(repo: str, name: str, revision: str | None, *, access: Access = DEFAULT) -> Path | None:
     """Fetch a file of dense weights; None where the repository has none of that name.
 

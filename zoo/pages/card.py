@@ -50,8 +50,10 @@ def render(
     recipe = dict(description.recipe) or catalogued
     # A user's model can bear a name of the catalog: what is claimed there holds only for one that was made like it.
     came = recipe.get("converted_from") or {}
-    converted = entry.origin is not None and came.get("repo") == entry.origin.repo
-    alone = {key: value for key, value in recipe.items() if key not in ("base", "base_method")}
+    converted = (
+        entry.origin is not None and came.get("repo") == entry.origin.repo and recipe.keys() == {"converted_from"}
+    )
+    alone = {key: value for key, value in recipe.items() if key not in ("base", "base_method", "converted_from")}
     if not converted and json.dumps(alone, sort_keys=True) != json.dumps(catalogued, sort_keys=True):
         kept = {key: getattr(entry, key) for key in ("family", "base", "license")}
         entry = own(description.name, entry.architecture, description.task, **kept)

@@ -18,7 +18,7 @@ from zoo.catalog.entry import Base, Entry
 from zoo.deadline import deadline
 from zoo.errors import CheckpointError, StructureError, WeightsError
 from zoo.files import sha256_stamped
-from zoo.hub import weights
+from zoo.hub import remote, weights
 from zoo.hub.foreign import ptdeco, torch_dag
 from zoo.models.heads import heads_on_meta
 from zoo.structure.base import initialised, skeleton
@@ -56,7 +56,8 @@ def converted(
     base = base or (entry.base if entry else None)
     with deadline(str(folder), SECONDS):
         model, description = _READERS[format](folder, name, entry, base, probabilities)
-    origin = {"repo": entry.origin.repo, "commit": entry.origin.commit} if entry and entry.origin else {}
+    known = {"repo": entry.origin.repo, "commit": entry.origin.commit} if entry and entry.origin else {}
+    origin = remote.place_of(folder) or known
     came = {"format": format, **origin, "sha256": hashes, "changed": list(description.recipe.get("changed", ()))}
     task = entry.task if entry else description.task
     attach_(model, replace(description, recipe={"converted_from": came}, task=task))

@@ -25,7 +25,7 @@ from zoo.verbs.compressing import checked_budget, declarations, declared
 from zoo.verbs.loading import description_named
 from zoo.verbs.verification import results_of, weights_of
 
-MENDED = {"note": None, "base": None, "base_method": None}  # what makes no other model; weights have their hash
+MENDED = dict.fromkeys(("note", "base", "base_method", "converted_from"))  # no other model; weights have their hash
 
 
 def recipe_for(
@@ -222,6 +222,7 @@ def shown(entry: Entry, base: Description | None = None) -> dict[str, Any]:
     """
     said = {"base": model_told(entry.base.id)} if entry.base and entry.recipe.method else {}
     said |= {"base_method": base.recipe["method"]} if base and base.recipe.get("method") else {}
+    said |= {"converted_from": base.recipe["converted_from"]} if base and base.recipe.get("converted_from") else {}
     return _as_told({**plain(entry.recipe), **said})
 
 
