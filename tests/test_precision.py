@@ -70,8 +70,10 @@ def test_all_twelve_figures_of_coco_are_those_of_pycocotools(seed):
 
     assert [found[key] for key in COCO_FIGURES] == pytest.approx(oracle.stats, abs=1e-6)
     assert 0.1 < found["map"] < 0.9
-    per_class = oracle.eval["precision"][:, :, :, 0, -1].mean((0, 1))
-    assert found["per_class"] == pytest.approx(per_class, abs=1e-6)
+    precisions = oracle.eval["precision"][:, :, :, 0, -1]
+    assert found["per_class"] == pytest.approx(precisions.mean((0, 1)), abs=1e-6)
+    assert found["per_class50"] == pytest.approx(precisions[0].mean(0), abs=1e-6)
+    assert found["objects"] == [int(((targets[:, 1:, 4] == n) & (targets[:, 1:, 5] != CROWD)).sum()) for n in range(4)]
 
 
 def overlap(a, b):
@@ -176,7 +178,8 @@ def test_filling_and_the_order_of_images_change_nothing(precision):
     filled = [F.pad(each.flip(0), (0, 0, 0, 5), value=-1) for each in (detections, targets)]
 
     again = precision(*filled, CLASSES)
-    assert again.pop("per_class") == pytest.approx(whole.pop("per_class"))
+    for key in ("per_class", "per_class50", "objects"):
+        assert again.pop(key, None) == pytest.approx(whole.pop(key, None))
     assert again == pytest.approx(whole)
 
 

@@ -19,9 +19,11 @@ from zoo.declarations import (
 )
 from zoo.errors import RepositoryError
 
-COSTS = ("params", "macs", "kmapp")  # which need no images
+COSTS = ("params", "macs", "kmapp", "weights_bytes")  # which need no images
+OBJECTS = "objects"  # of a class, that its other figures are of
 MAX_LABELS = 200_000  # names that a report may have
 MAX_FIGURES = 100
+MAX_OF_CLASS = 10  # figures of one class
 Versions = Annotated[Mapping[Package, Version], Meta(max_length=100)]
 
 
@@ -35,6 +37,7 @@ class Row:
         measured: the figure as measured here, or None where it couldn't be.
         tolerance: the largest absolute difference that still agrees.
         note: why the two aren't held against each other, where they aren't.
+        of: the class that the figure is of; empty of all of them.
     """
 
     figure: str
@@ -42,6 +45,7 @@ class Row:
     measured: float | None
     tolerance: float = 0.0
     note: str = ""
+    of: str = ""
 
     @property
     def difference(self) -> float | None:
@@ -94,6 +98,8 @@ class Report(Struct, frozen=True, forbid_unknown_fields=True):
             preprocessing of the accuracy; empty if none was measured.
         versions: package → version.
         hardware: the machine that measured.
+        classes: class → its figures, of tasks that tell them apart: `objects`, how many of it there are in the data,
+            and others where there are any.
     """
 
     name: ModelName
@@ -102,10 +108,15 @@ class Report(Struct, frozen=True, forbid_unknown_fields=True):
     versions: Versions = {}
     hardware: Name = ""
     schema: Literal[1] = 1
+    classes: Annotated[
+        Mapping[Name, Annotated[Mapping[FigureName, Finite], Meta(max_length=MAX_OF_CLASS)]],
+        Meta(max_length=MAX_LABELS),
+    ] = {}
 
     def to_json(self) -> dict[str, Any]:
-        """The report as a JSON object."""
-        return {"schema": self.schema, **structs.asdict(self)}
+        """The report as a JSON object, which earlier versions read where it has no figures of classes."""
+        said = {"schema": self.schema, **structs.asdict(self)}
+        return {key: value for key, value in said.items() if key != "classes" or value}
 
     @classmethod
     def from_json(cls, data: Any, where: str = "report") -> "Report":

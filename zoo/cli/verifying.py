@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from zoo.catalog.report import Verification
+from zoo.catalog.report import OBJECTS, Row, Verification
 from zoo.cli.options import data_options
 from zoo.cli.tables import as_json, figure, say, say_json, table
 
@@ -71,18 +71,34 @@ def _print(verifications: list[Verification], as_json: bool) -> None:
         rows = [
             [row.figure, figure(row.reported), figure(row.measured), figure(row.difference), row.verdict]
             for row in verifications[0].rows
+            if not row.of
         ]
         table([verifications[0].name, "claimed", "measured", "difference", "verdict"], rows)
+        if verifications[0].report.classes:
+            _print_classes(verifications[0])
     else:
-        figures = list(dict.fromkeys(row.figure for each in verifications for row in each.rows))
+        figures = list(dict.fromkeys(row.figure for each in verifications for row in each.rows if not row.of))
         table(["name", *figures, "verdict"], [_summary(each, figures) for each in verifications])
+
+
+def _print_classes(verification: Verification) -> None:
+    """The figures of each class, claimed beside measured."""
+    rows, classes = {(row.of, row.figure): row for row in verification.rows}, verification.report.classes
+    keys = [key for key in dict.fromkeys(k for each in classes.values() for k in each) if key != OBJECTS]
+    lines = []
+    for name, measured in classes.items():
+        own = [rows.get((name, key), Row(key, None, None)) for key in keys]
+        cells = [figure(value) for row in own for value in (row.reported, row.measured)]
+        verdicts = dict.fromkeys(row.verdict for row in own if (name, row.figure) in rows)
+        lines.append([name, f"{measured.get(OBJECTS, 0):,}", *cells, ", ".join(verdicts) or "-"])
+    table(["class", OBJECTS, *(cell for key in keys for cell in (f"{key} claimed", "measured")), "verdict"], lines)
 
 
 def _summary(verification: Verification, figures: list[str]) -> list[str]:
     """One model in one row: what was measured, and what differs from the claim."""
-    measured = {row.figure: figure(row.measured) for row in verification.rows}
+    measured = {row.figure: figure(row.measured) for row in verification.rows if not row.of}
     wrong = [
-        f"{row.figure} {row.verdict}, claimed {figure(row.reported)}"
+        f"{row.figure}{f' of {row.of}' if row.of else ''} {row.verdict}, claimed {figure(row.reported)}"
         for row in verification.rows
         if row.verdict not in ("agrees", "measured", row.note)
     ]

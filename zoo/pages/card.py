@@ -20,7 +20,7 @@ from zoo.structure.description import Description
 from zoo.version import __version__
 
 INTEGER_LAYERS = ("qconv2d", "qlinear", "mrt_conv2d", "mrt_linear")
-LONG = 12  # layers; a longer table is collapsed
+LONG = 12  # layers or classes; a longer table is collapsed
 
 
 def render(
@@ -70,6 +70,8 @@ def render(
         outputs=figures.outputs(description.task),
         dense=dense,
         figures=figures.measured(report, base, description.task, dense),
+        classes=figures.by_class(report, base),
+        all_classes=len(report.classes),
         sha256=report.data.get("sha256") if local else None,
         preprocessing=figures.preparation(report, pretrained_cfg),
         conditions=figures.conditions(report),

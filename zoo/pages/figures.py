@@ -1,10 +1,11 @@
 """The tables of a card: what was measured, beside the dense base, and what the source reports."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from zoo.catalog.entry import Entry, Reported
-from zoo.catalog.report import Report
+from zoo.catalog.report import COSTS, OBJECTS, Report
 from zoo.pages import front_matter, words
 from zoo.tasks import TASKS
 
@@ -12,10 +13,12 @@ LABELS = {
     "params": "parameters",
     "macs": "multiply-accumulates",
     "kmapp": "kmapp = 2·macs/(1000·H·W)",
+    "weights_bytes": "bytes of the weights",
     "kl": "KL divergence from the {base}",
     "agreement": "agreement with the {base}",
 }
 SAME = ("dataset", "split", "images", "sha256")  # of the data of two accuracies that are compared
+MOST = 100  # classes of a table
 SOURCE_NAMES = {
     "top1": "top-1",
     "top5": "top-5",
@@ -44,13 +47,43 @@ def measured(report: Report, base: Report | None, task: str, word: str = "dense 
         leads = key == (leading and leading.figure)
         row = [labels.get(key, key).replace("{base}", word), _value(key, value, leads)]
         if base is not None:
-            apart = leads and any(
-                report.data.get(k) != base.data.get(k) for k in ("dataset", "split", "images", "sha256")
-            )
-            dense = None if apart else base.measured.get(key)
+            dense = None if leads and not _same_data(report, base) else base.measured.get(key)
             row += ["", ""] if dense is None else [_value(key, dense, leads), _against(key, value, dense, leads)]
         rows.append(row)
     return rows
+
+
+def by_class(report: Report, base: Report | None) -> tuple[list[str], list[list[str]]]:
+    """The head and the rows of the figures of each class, of many those that are worst, or farthest below the base.
+
+    Args:
+        report: of the model.
+        base: of its base; beside it if it was measured on the same images.
+    """
+    beside = base is not None and bool(base.classes) and _same_data(report, base)
+    others = base.classes if base is not None and beside else {}
+    keys = [key for key in dict.fromkeys(k for each in report.classes.values() for k in each) if key != OBJECTS]
+    named = [SOURCE_NAMES.get(key, key) for key in keys]
+    head = [
+        "class",
+        OBJECTS,
+        *(cell for name in named for cell in ((name, "base", "against it") if beside else (name,))),
+    ]
+    rows, worst = [], []
+    for name, own in report.classes.items():
+        row, dense = [name, f"{own.get(OBJECTS, 0):,}"], others.get(name, {})
+        for key in keys:
+            both = key in own and key in dense
+            row.append(_value(key, own[key], True) if key in own else "-")
+            row += [_value(key, dense[key], True) if key in dense else "-"] if beside else []
+            row += [_against(key, own[key], dense[key], True) if both else "-"] if beside else []
+        worst.append(own.get(keys[0], math.inf) - dense.get(keys[0], 0.0) if keys else 0.0)
+        rows.append(row)
+    return head, [rows[i] for i in sorted(sorted(range(len(rows)), key=lambda i: worst[i])[:MOST])]
+
+
+def _same_data(report: Report, base: Report) -> bool:
+    return all(report.data.get(key) == base.data.get(key) for key in SAME)
 
 
 def unit(task: str) -> str:
@@ -71,7 +104,7 @@ def _label(label: str, data: Mapping[str, Any], unit: str) -> str:
 
 
 def _value(key: str, value: float, leads: bool) -> str:
-    if key in ("params", "macs"):
+    if key in ("params", "macs", "weights_bytes"):
         return f"{words.short_count(value)} ({value:,})" if value >= 1000 else f"{value:,}"
     if leads or key == "agreement":
         return f"{100 * value:.2f} %"
@@ -81,7 +114,7 @@ def _value(key: str, value: float, leads: bool) -> str:
 def _against(key: str, value: float, dense: float, leads: bool) -> str:
     if leads:
         return f"{100 * (value - dense):+.2f} points"
-    return words.percent(value / dense) if key in ("params", "macs", "kmapp") and dense else ""
+    return words.percent(value / dense) if key in COSTS and dense else ""
 
 
 def preparation(report: Report, pretrained_cfg: Mapping[str, Any]) -> str:

@@ -41,13 +41,14 @@ class Meaning:
     Args:
         rows: outputs and targets of a batch → what evaluation keeps of each image, tensors [B, ...] by name; those of
             more than one dimension are filled up by -1 to the largest of all.
-        figures: rows of all images → figures by key.
+        figures: rows of all images → figures by key; `classes`, where there are such, are those of each class in order,
+            among them `objects`, how many of it there are.
         divergence: of outputs from those of a reference.
         agreement: of outputs with those of a reference, 0..1 for each image [B].
     """
 
     rows: Callable[[Tensor, Tensor], Mapping[str, Tensor]]
-    figures: Callable[[Mapping[str, Tensor]], Mapping[str, float]]
+    figures: Callable[[Mapping[str, Tensor]], Mapping[str, Any]]
     divergence: Divergence
     agreement: Callable[[Tensor, Tensor], Tensor]
 

@@ -15,8 +15,9 @@ from zoo.measurement.latency import processor
 from zoo.measurement.macs import forward_on_meta, measure, unwrapped
 from zoo.structure.describing import describe
 from zoo.structure.description import config_of
-from zoo.structure.tensors import tensors_of
+from zoo.structure.tensors import computable, tensors_of
 from zoo.tasks import task_of
+from zoo.tasks.classification.classes import label_names
 from zoo.tasks.columns import is_stream
 from zoo.tasks.datasets import dataset
 from zoo.tasks.draws import undamaged
@@ -63,14 +64,18 @@ def report_of(
         crop_pct: share of the shorter side that is cropped, 0..1; None takes the model's own.
 
     Returns:
-        The figures, with the data, preprocessing, versions and machine that they hold for.
+        The figures, with the data, preprocessing, versions and machine that they hold for; of a task that tells classes
+        apart also those of each class. `weights_bytes` are the bytes of the tensors that a file holds.
     """
     model = unwrapped(model)
     with deadline("counting its macs"):
         counts = measure(model)
     figures: dict[str, float] = {"params": counts.params, "macs": counts.macs, "kmapp": round(counts.kmapp, 4)}
+    tensors, computed = tensors_of(model), computable(model)
+    figures["weights_bytes"] = sum(each.nbytes for path, each in tensors.items() if path not in computed)
     where: dict[str, Any] = {}
-    device = next((held.device for held in tensors_of(model).values()), torch.device("cpu"))
+    classes: Mapping[str, Mapping[str, float]] = {}
+    device = next((held.device for held in tensors.values()), torch.device("cpu"))
     if data is not None:
         config = config_of(model)
         config["input_size"] = (counts.input[0], *2 * (size,)) if size else counts.input
@@ -86,8 +91,9 @@ def report_of(
         where = _where(data, config, measured.pop("images"), skip_damaged, left_out, labels)
         where |= {"sha256": measured.pop("sha256")}
         where |= {"against": describe(against).name} if against is not None else {}
+        classes = _by_name(measured.pop("classes", ()), model)
         figures.update(measured)
-    return Report(name or describe(model).name, figures, where, versions(), processor(device))
+    return Report(name or describe(model).name, figures, where, versions(), processor(device), classes=classes)
 
 
 def identity_of(model: nn.Module, data: Any, *, skip_damaged: bool = False, labels: Labels | None = None) -> str:
@@ -96,6 +102,14 @@ def identity_of(model: nn.Module, data: Any, *, skip_damaged: bool = False, labe
     rows = task.matched(_opened(data, None, skip_damaged)[0], model, data_name(data), labels)
     batches = task.loader(rows, Identified(task.evaluation_transform(config_of(model))), 256, workers=workers_for(rows))
     return identity(torch.cat([with_targets(digests, targets) for (_, digests), targets in batches]))
+
+
+def _by_name(rows: Sequence[Mapping[str, float]], model: nn.Module) -> dict[str, Mapping[str, float]]:
+    """Figures of each class by its name, or by its number where the names don't tell the classes apart."""
+    names = label_names(model) or []
+    if len({*names}) != len(rows):
+        names = [str(number) for number in range(len(rows))]
+    return dict(zip(names, rows, strict=True))
 
 
 def _batch(device: torch.device, input: Sequence[int]) -> int:

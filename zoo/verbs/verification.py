@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from zoo import catalog
 from zoo.catalog.data_names import HUB_ID, NAMED, data_name, limited, told
-from zoo.catalog.report import COSTS, Report, Row, Verification
+from zoo.catalog.report import COSTS, OBJECTS, Report, Row, Verification
 from zoo.errors import RepositoryError
 from zoo.files import read_json
 from zoo.hub import repository
@@ -56,13 +57,13 @@ def verify(
 
     The weights' sha256 is read from the disk. A model of integers gives, for images that are fixed, the very bytes that
     it gave where it was saved (`bytes`, 0 where they are the same). Where a graph lies beside the plan, both give the
-    same outputs. Params
-    and macs must agree exactly. The accuracy is that of the same weights on the same images, so only rounding may
-    differ: one image in the set may turn. The divergence from the dense base may differ by a hundredth of itself; it
-    has a row where that base is at hand, a model of the catalog with the weights that it was measured against. In
-    another precision, at another size or crop, on other images or against another base, a claim is shown and not
-    judged; a verification that judges none of those on images hasn't passed. Whether images are the same is told by the
-    hash of their pixels and classes (`zoo.tasks.identity`), wherever they lie, and never by the name of a folder.
+    same outputs. Params, macs and the bytes of the weights must agree exactly. The accuracy is that of the same weights
+    on the same images, so only rounding may differ: one image in the set may turn, and of a class of objects one of
+    these. The divergence from the dense base may differ by a hundredth of itself; it has a row where that base is at
+    hand, a model of the catalog with the weights that it was measured against. In another precision, at another size or
+    crop, on other images or against another base, a claim is shown and not judged; a verification that judges none of
+    those on images hasn't passed. Whether images are the same is told by the hash of their pixels and classes
+    (`zoo.tasks.identity`), wherever they lie, and never by the name of a folder.
 
     Args:
         name: of the catalog, `org/name` on the Hub, a repository's folder, or a timm id, of which nothing is claimed.
@@ -114,6 +115,8 @@ def verify(
     changed = _changed(size, crop_pct, dtype)
     others = _others(claimed, found, named, images) if spec is not None else ""
     rows = _compared(claimed, found, changed or others, _another(claimed, str(base)) if against else "")
+    rows = [replace(row, note=_changed(dtype=dtype)) if row.figure == "weights_bytes" else row for row in rows]
+    rows += _classes(claimed, found, changed or others)
     if folder and "view" in repository.read_config(folder)["zoo"]:
         rows.append(Row("graph", 0.0, views_apart(folder), CLOSE))
     if folder and is_integer(model):
@@ -141,6 +144,22 @@ def _compared(claimed: Report, found: Report, changed: str, another: str) -> lis
         Row(figure, claimed.measured.get(figure), value, tolerances.get(figure, image), notes.get(figure, changed))
         for figure, value in found.measured.items()
     ]
+
+
+def _classes(claimed: Report, found: Report, note: str) -> list[Row]:
+    """The figures of each class; one of its n objects may turn, which changes recall and precision by 1/n each.
+
+    Arguments are those of `_compared`.
+    """
+    rows = []
+    for name in dict.fromkeys((*found.classes, *claimed.classes)) if found.classes else ():
+        here, there = found.classes.get(name, {}), claimed.classes.get(name, {})
+        turned = 2 / max(here.get(OBJECTS, 0), 1)
+        for figure in dict.fromkeys((*here, *there)):
+            value, claim = here.get(figure), there.get(figure)
+            if figure != OBJECTS and (value is not None or not note):
+                rows.append(Row(figure, claim, value, turned, note, of=name))
+    return rows
 
 
 def _others(claimed: Report, found: Report, named: bool, drawn: int | None) -> str:
@@ -221,7 +240,7 @@ def _say_what_is_fetched(claimed: Report, spec: str | None, base: str | None) ->
         log.warning("%s: it is compared with %s of the catalog, whose weights are fetched", claimed.name, base)
 
 
-def _changed(size: int | None, crop_pct: float | None, dtype: torch.dtype | None) -> str:
+def _changed(size: int | None = None, crop_pct: float | None = None, dtype: torch.dtype | None = None) -> str:
     """What was asked for that a claim isn't of; nothing where everything is as claimed."""
     said = (size and f"at {size} px", crop_pct and f"crop {crop_pct:g}", dtype and f"in {dtype}".replace("torch.", ""))
     return ", ".join(each for each in said if each)

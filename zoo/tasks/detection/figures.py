@@ -5,6 +5,7 @@ A detector's outputs come as one tensor, the values of all heads end to end (`zo
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,11 +64,18 @@ class Detector:
         every = nn.functional.pad(every, (0, 0, 0, self.settings.most - every.shape[1]), value=PAD)
         return {"detections": every, "targets": targets}
 
-    def figures(self, rows: Mapping[str, Tensor]) -> dict[str, float]:
-        """COCO's `map`, `map50` and `map75`, 0..1, and `map50_voc07` where some objects are said to be difficult."""
+    def figures(self, rows: Mapping[str, Tensor]) -> dict[str, Any]:
+        """COCO's `map`, `map50` and `map75`, 0..1, and `map50_voc07` where some objects are said to be difficult.
+
+        `classes` are `objects`, how many a class has, and its `map` and `map50` where it has any.
+        """
         found, objects = rows["detections"], rows["targets"]
         precision = coco_precision(found, objects, self.classes)
-        figures = {key: precision[key] for key in FIGURES}
+        figures: dict[str, Any] = {key: precision[key] for key in FIGURES}
+        apart = zip(precision["objects"], precision["per_class"], precision["per_class50"], strict=True)
+        figures["classes"] = [
+            {"objects": count, "map": whole, "map50": half} if count else {"objects": 0} for count, whole, half in apart
+        ]
         if (objects[:, 1:, 5] == DIFFICULT).any():
             figures["map50_voc07"] = voc07_precision(found, objects, self.classes)["map50_voc07"]
         return figures

@@ -46,14 +46,14 @@ def coco_precision(detections: Tensor, targets: Tensor, classes: int) -> dict[st
 
     Returns:
         Those of `COCO_FIGURES` (0..1) that there are objects for: of all, of at most 32², 96² and more square pixels,
-        and of 1, 10 and 100 detections of a class and an image; and `per_class`, the `map` of each class, None where it
-        has no objects.
+        and of 1, 10 and 100 detections of a class and an image; and for each class in order `per_class`, its `map`, and
+        `per_class50`, its `map50`, None where it has no objects, and `objects`, how many it has.
 
     Raises:
         DataError: all objects are crowds, or there are none; a value isn't finite; a label is none of the classes.
     """
     found, objects = _checked(detections, targets, classes)
-    _count(objects, (ORDINARY, DIFFICULT), classes)
+    counts = _count(objects, (ORDINARY, DIFFICULT), classes)
     library = require("faster_coco_eval", "detect")
     truth = [
         _annotation(image, box, label, crowd=flag == CROWD, area=area)
@@ -65,8 +65,9 @@ def coco_precision(detections: Tensor, targets: Tensor, classes: int) -> dict[st
     evaluation.run()
     figures = {key: float(value) for key, value in zip(COCO_FIGURES, evaluation.stats, strict=True) if value >= 0}
     precisions = evaluation.eval["precision"][:, :, :, 0, -1]  # overlaps, recalls, classes
-    per_class = [float(each.mean()) if each.min() >= 0 else None for each in precisions.transpose(2, 0, 1)]
-    return {**figures, "per_class": per_class}
+    means = {"per_class": precisions.transpose(2, 0, 1), "per_class50": precisions[0].T}
+    apart = {key: [float(p.mean()) if p.min() >= 0 else None for p in each] for key, each in means.items()}
+    return {**figures, **apart, "objects": counts}
 
 
 def voc07_precision(detections: Tensor, targets: Tensor, classes: int) -> dict[str, Any]:
