@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import zoo
+from zoo import catalog
 from zoo.models.architectures import ARCHITECTURES
 from zoo.models.heads import check_detector
 from zoo.models.label_names import COCO, VOC
@@ -23,7 +24,8 @@ PARAMS = {  # GluonCV's layers, without what batch norms hold of the data
     "yolo3_mobilenet1_0_coco": 24_571_197,
 }
 POINTS = {"ssd": 6_132, "yol": 10_647}
-MRT_SIZES = {"ssd_512_resnet50_v1_voc": 36.4, "ssd_512_mobilenet1_0_coco": 23.2, "yolo3_darknet53_voc": 59.3}
+MRT = [catalog.info(name) for name in catalog.names(all=True, project="mrt")]
+SIZES = [(entry, row.figures["params_size"]) for entry in MRT for row in entry.reported if "params_size" in row.figures]
 # What GluonCV lays out beforehand: anchors of four numbers, of whose maps the sides halve; and cells of two.
 CONSTANTS = {
     "ssd": sum(4 * n * side**2 for n, side in zip((4, 6, 6, 6, 4, 4), (128, 64, 32, 16, 16, 16), strict=True)),
@@ -67,12 +69,12 @@ def test_it_has_gluoncvs_parameters_points_and_classes(name):
     assert model.get_submodule(model.pretrained_cfg["first_conv"]).in_channels == 3
 
 
-@pytest.mark.parametrize(("name", "mib"), MRT_SIZES.items())
-def test_what_mrt_calls_params_size_is_the_bytes_of_the_model_of_integers(name, mib):
-    """Weights of one byte; of four the biases that every convolution has once norms are folded, and constants."""
-    model = dense(name)
-    convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    total = sum(conv.weight.numel() + 4 * conv.out_channels for conv in convs) + 4 * CONSTANTS[name[:3]]
+@pytest.mark.parametrize(("entry", "mib"), SIZES, ids=[entry.name for entry, _ in SIZES])
+def test_what_mrt_calls_params_size_is_the_bytes_of_the_model_of_integers(entry, mib):
+    """Weights of one byte; of four the biases that every layer has once norms are folded, and constants."""
+    layers = [module for module in skeleton(entry.base).modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    total = sum(layer.weight.numel() + 4 * len(layer.weight) for layer in layers)
+    total += 4 * CONSTANTS.get(entry.name[:3], 0)
     assert total / 2**20 == pytest.approx(mib, abs=0.11)
 
 

@@ -14,7 +14,7 @@ LIBRARIES = ("timm", "torchvision", "zoo")  # of dense architectures; zoo.struct
 COUNTING_NAMES = ("ptdeco", "torch-dag")  # published ways of counting kmapp; zoo.measurement.conventions does them
 
 # Shares are 0..1. `map` is COCO's mAP50-95, `map50` VOC's; `speedup` is the share of the latency that is saved;
-# `params_size` is MRT's "Params Size" in the source's M, which it doesn't say are parameters or bytes.
+# `params_size` is MRT's "Params Size", MiB of its integer file: weights of one byte, biases and constants of four.
 FIGURES = (
     "top1",
     "top5",

@@ -28,7 +28,7 @@ SOURCE_NAMES = {
     "latency_ms": "latency in ms",
     "latency_std_ms": "its deviation",
     "speedup": "latency saved",
-    "params_size": "params size in M",
+    "params_size": "MiB of the integer file",
 }
 
 
