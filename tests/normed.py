@@ -7,8 +7,9 @@ import zoo
 
 
 def disturbed(base, seed=0):
-    """A model of a base with such batch norms."""
-    model, generator = zoo.create(base, seed=seed), torch.Generator().manual_seed(seed)
+    """A model, or one of a base, with such batch norms."""
+    model = base.eval() if isinstance(base, nn.Module) else zoo.create(base, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in module.state_dict().values():
