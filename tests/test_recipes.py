@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace as replace_field
 from pathlib import Path
 
 import click
@@ -14,9 +15,10 @@ import zoo
 from zoo.catalog.entry import Budget, Recipe
 from zoo.cli import building, making
 from zoo.errors import DataError, RepositoryError, StructureError, ZooError
+from zoo.structure.describing import describe
 from zoo.verbs import beginning
 from zoo.verbs.building import make
-from zoo.verbs.recipes import at_most, declarations_of, finished, recipe_for
+from zoo.verbs.recipes import at_most, declarations_of, finished, is_built, recipe_for, shown
 
 ROUGH = {"images": 16, "criterion": "l2", "ridge": 1.0}
 
@@ -165,6 +167,20 @@ def made(tmp_path_factory):
     """An entry and its repository."""
     entry = recipe_for("digits_cnn", "prune", Budget(0.9), "digits[:64]", 0, ROUGH)
     return entry, make(entry, tmp_path_factory.mktemp("made") / "model")
+
+
+def test_what_a_base_was_imported_from_is_told_and_makes_no_other_model(made, tmp_path):
+    entry, folder = made
+    came = {"format": "torch-dag", "repo": "org/net", "commit": "ab" * 20}
+    base = replace_field(describe(zoo.load("digits_cnn")), recipe={"converted_from": came})
+    assert shown(entry, base) == {**shown(entry), "converted_from": came}
+    config = json.loads((shutil.copytree(folder, tmp_path / "model") / "config.json").read_text())
+    config["zoo"]["recipe"]["converted_from"] = came
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    assert is_built(entry, tmp_path / "model")
+    config["zoo"]["recipe"]["altered"] = True
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    assert not is_built(entry, tmp_path / "model")
 
 
 @pytest.mark.parametrize(
