@@ -13,6 +13,7 @@ from zoo.errors import StructureError
 MAX_LEVELS = 8  # heads of a model
 MAX_ANCHORS = 16  # of one head
 MAX_PIXELS = 100_000
+SURE = 0.25  # the score of what counts as found, where no average precision is measured
 
 _levels, _anchors = Meta(min_length=1, max_length=MAX_LEVELS), Meta(min_length=1, max_length=MAX_ANCHORS)
 Stride = Annotated[int, Meta(ge=1, le=4_096)]

@@ -1,7 +1,7 @@
 """The one evaluation loop: whatever the task, every image counts once, however many processes share them."""
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from itertools import chain, zip_longest
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from zoo.models.targets import PAD
 from zoo.progress import bar
 from zoo.tasks import task_of
 from zoo.tasks.identity import identity, with_targets
+from zoo.tasks.loader import taking_turns
 from zoo.tasks.task import Meaning, Task
 
 BESIDE = ("agreement", "kl")  # figures that a model has beside a reference
@@ -55,12 +56,15 @@ def evaluate(
     require("evaluate", "eval")
     rows: list[Mapping[str, Tensor]] = []
     meaning: Meaning | None = None
+    size: torch.Size | None = None
     hidden = progress is None or not accelerator.is_main_process
-    batches = bar(progress or "", unit="batch", steps=accelerator.prepare_data_loader(data), hidden=hidden)
+    mine = taking_turns(data, accelerator.process_index, accelerator.num_processes)
+    batches = bar(progress or "", unit="batch", steps=mine, hidden=hidden)
     with unchanged(model, *([] if against is None else [against])), torch.inference_mode():
         for images, targets in batches:
             images, digests = images if isinstance(images, list) else (images, None)
-            meaning = meaning or task.meaning(model, images.shape[1:])
+            size = images.shape[1:]
+            meaning = meaning or task.meaning(model, size)
             outputs = _outputs(model, images)
             row = dict(meaning.rows(outputs, targets.to(outputs.device)))
             if digests is not None:
@@ -69,11 +73,11 @@ def evaluate(
                 reference = outputs if against is model else _outputs(against, images).to(outputs.device)
                 row["kl"] = meaning.divergence(outputs.double(), reference.double())
                 row["agreement"] = meaning.agreement(outputs, reference)
-            parts = {key: part.to(accelerator.device) for key, part in row.items()}
-            even = accelerator.pad_across_processes(parts, dim=1, pad_index=PAD)
-            rows.append({key: part.cpu() for key, part in accelerator.gather_for_metrics(even).items()})
-    if not rows or meaning is None:
+            rows.append({key: part.cpu() for key, part in row.items()})
+    size, rows = _gathered(size, rows)
+    if size is None:
         raise DataError("expected images to evaluate on, found none; check the data set and its limit")
+    meaning = meaning or task.meaning(model, size)
     kept = {key: _together([row[key] for row in rows]) for key in rows[0]}
     apart: dict[str, Any] = {} if against is None else {key: kept.pop(key).double().mean().item() for key in BESIDE}
     apart |= {"sha256": identity(kept.pop("sha256"))} if "sha256" in kept else {}
@@ -81,6 +85,15 @@ def evaluate(
     if not figures and against is None:
         raise DataError("the targets are hidden in this split, so nothing can be measured: use another")
     return {**figures, **apart, "images": len(next(iter(kept.values())))}
+
+
+def _gathered(
+    size: torch.Size | None, rows: Sequence[Mapping[str, Tensor]]
+) -> tuple[torch.Size | None, list[Mapping[str, Tensor]]]:
+    """The size of the images, and what all processes kept of each batch, in the order of one process."""
+    found = require("accelerate", "eval").utils.gather_object([(size, rows)])
+    turns = zip_longest(*(batches for _, batches in found))
+    return next((each for each, _ in found if each), None), [row for turn in turns for row in turn if row is not None]
 
 
 def _together(parts: Sequence[Tensor]) -> Tensor:

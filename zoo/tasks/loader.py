@@ -10,8 +10,9 @@ import random
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,20 +88,39 @@ def loader(
     elif isinstance(data, require("datasets", "eval").IterableDataset):
         if epoch is not None:
             raise DataError("a stream to train on needs the number of its images: zoo.tasks.lengths.counted finds it")
-        samples = _Stream(data if limit is None else data.take(limit), taken)
+        samples = _Stream(data if limit is None else data.take(limit), taken, batch_size)
     else:
         order = np.arange(len(data)) if epoch is None else np.random.default_rng([seed, epoch]).permutation(len(data))
         samples = _Samples(data, order[:limit], taken, seed, epoch)
+    return _loading(samples, workers, collate, batch_size=batch_size, drop_last=epoch is not None)
+
+
+def taking_turns(loader: DataLoader[Any], process: int, processes: int) -> DataLoader[Any]:
+    """The batches of a loader that one of several processes evaluates: of so many in turn, its own.
+
+    Of a stream each process reads all rows, but decodes those of its own batches alone.
+
+    Args:
+        loader: from `loader` without an epoch, or any that has a batch sampler.
+        process: which one, from 0.
+        processes: how many there are.
+    """
+    same = partial(_loading, workers=loader.num_workers, collate=loader.collate_fn)
+    if isinstance(loader.dataset, _Stream):
+        return same(replace(loader.dataset, turn=(process, processes)), batch_size=loader.batch_size)
+    return same(loader.dataset, batch_sampler=[*islice(loader.batch_sampler or (), process, None, processes)])
+
+
+def _loading(samples: Dataset[Any], workers: int, collate: Any, **batches: Any) -> DataLoader[Any]:
     return DataLoader(
         samples,
-        batch_size,
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
         pin_memory=torch.accelerator.is_available(),
-        drop_last=epoch is not None,
         collate_fn=collate,
         worker_init_fn=_deaf_to_ctrl_c,
         generator=torch.Generator(),  # without one of its own it draws from the caller's
+        **batches,
     )
 
 
@@ -168,10 +188,14 @@ class _Rows(Dataset[tuple[Tensor, Any]]):
 class _Stream(IterableDataset[tuple[Tensor, Any]]):
     data: Any
     taken: Taken
+    batch_size: int
+    turn: tuple[int, int] = 0, 1  # of so many batches which one is taken
 
     def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
-        worker = get_worker_info()
+        worker, (mine, every) = get_worker_info(), self.turn
         for index, row in enumerate(self.data):
+            if index // self.batch_size % every != mine:
+                continue
             which = f"{worker.id}/{index}" if worker else index  # each worker counts its own shards
             with generators_kept():
                 sample = _sample(self.taken, placed(row["image"], which), row["label"], 0, None, which)

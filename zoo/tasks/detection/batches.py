@@ -1,6 +1,5 @@
 """Data for detectors: whose classes are the model's, and in batches of images and targets."""
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +10,13 @@ from zoo.errors import DataError
 from zoo.models.targets import collated
 from zoo.tasks import features
 from zoo.tasks.classification.classes import check_same_classes, of_classes
-from zoo.tasks.columns import has_boxes, is_stream
+from zoo.tasks.columns import has_boxes
 from zoo.tasks.detection.mosaic import mosaics
 from zoo.tasks.loader import Transform, loader
-from zoo.tasks.streams import Stream
 
 if TYPE_CHECKING:
     from zoo.tasks.columns import Data
+    from zoo.tasks.streams import Stream
     from zoo.tasks.task import Labels
 
 
@@ -50,19 +49,9 @@ def collate(samples: Sequence[tuple[Any, Tensor]]) -> list[Any]:
     return [default_collate(list(images)), collated(targets)]
 
 
-def detection_loader(
-    data: "Data | Stream", transform: Transform, batch_size: int, *, epoch: int | None = None, **others: Any
-) -> DataLoader[Any]:
-    """Batches of images and targets; arguments as for `zoo.tasks.loader.loader`.
-
-    Raises:
-        DataError: several processes would measure a detector on a stream, whose batches one reads and joins for all:
-            they have different numbers of objects.
-    """
-    streamed = isinstance(data, Stream) or is_stream(data)
-    if epoch is None and streamed and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise DataError("a detector is measured on a stream by one process: use one, or data that isn't streamed")
-    return loader(data, transform, batch_size, epoch=epoch, pair=boxed, collate=collate, **others)
+def detection_loader(data: "Data | Stream", transform: Transform, batch_size: int, **others: Any) -> DataLoader[Any]:
+    """Batches of images and targets; arguments as for `zoo.tasks.loader.loader`."""
+    return loader(data, transform, batch_size, pair=boxed, collate=collate, **others)
 
 
 def views(transforms: Sequence[Transform]) -> Transform:

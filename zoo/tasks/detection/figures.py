@@ -13,14 +13,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from zoo.models.heads import detections, heads_on_meta
 from zoo.models.likeness import unlike
-from zoo.models.settings import Settings, settings_of
+from zoo.models.settings import SURE, Settings, settings_of
 from zoo.models.targets import DIFFICULT, PAD, upright
 from zoo.structure.description import config_of
 from zoo.tasks.detection.precision import coco_precision, voc07_precision
 from zoo.tasks.task import Meaning
 
 FIGURES = ("map", "map50", "map75")
-SURE = 0.25  # the score of what counts as found, where two models are compared
 SAME = 0.5  # the overlap of boxes that mean the same object
 
 
@@ -54,15 +53,13 @@ class Detector:
             targets: [B, 1 + M, 7], as `zoo.models.targets` says.
 
         Returns:
-            `detections` [B, most, 6], x1, y1, x2, y2 in pixels of the upright image, score and label, filled up by
-            rows of -1; `targets` as they were.
+            `detections` [B, K, 6], x1, y1, x2, y2 in pixels of the upright image, score and label, filled up by rows
+            of -1; `targets` as they were.
         """
         inside = detections(self.heads(outputs), self.settings, self.size)
         found = [upright(each, target[0]) for each, target in zip(inside, targets, strict=True)]
         kept = [torch.cat([each["boxes"], each["scores"][:, None], each["labels"][:, None]], 1) for each in found]
-        every = pad_sequence(kept, batch_first=True, padding_value=PAD)
-        every = nn.functional.pad(every, (0, 0, 0, self.settings.most - every.shape[1]), value=PAD)
-        return {"detections": every, "targets": targets}
+        return {"detections": pad_sequence(kept, batch_first=True, padding_value=PAD), "targets": targets}
 
     def figures(self, rows: Mapping[str, Tensor]) -> dict[str, Any]:
         """COCO's `map`, `map50` and `map75`, 0..1, and `map50_voc07` where some objects are said to be difficult.

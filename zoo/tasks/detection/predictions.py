@@ -8,7 +8,7 @@ from torch import Tensor
 
 from zoo.measurement.divergence import leaves
 from zoo.models.heads import detections
-from zoo.models.settings import settings_of
+from zoo.models.settings import SURE, settings_of
 from zoo.models.targets import upright
 from zoo.tasks.detection.transforms import Fitted
 from zoo.tasks.pixels import Pixels
@@ -20,7 +20,7 @@ def predictions(
     config: Mapping[str, Any],
     images: Sequence[Pixels],
     *,
-    score: float = 0.25,
+    score: float = SURE,
     iou: float = 0.7,
 ) -> list[dict[str, Tensor]]:
     """The objects of images.
