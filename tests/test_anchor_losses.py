@@ -91,7 +91,7 @@ def test_anchors_learn_the_objects_they_overlap_and_the_hardest_of_the_backgroun
         total += sum(others[: 3 * len(number)])
         learns += len(number)
 
-    assert ssd_loss(heads, SSD, objects, labels).item() == pytest.approx(total / learns, rel=1e-4)
+    assert ssd_loss(heads, SSD, objects, labels).of_batch().item() == pytest.approx(total / learns, rel=1e-4)
 
 
 @settings(max_examples=15, deadline=None)
@@ -126,7 +126,7 @@ def test_cells_learn_what_lies_in_them_by_the_anchor_of_its_shape(seed):
             near = any(overlap(box, objects[image, m].tolist()) > 0.7 for m in real)
             total += cross_entropy(said[4], float(a in there)) if a in there or not near else 0
 
-    assert yolo3_loss(heads, YOLO3, objects, labels).item() == pytest.approx(total / IMAGES, rel=1e-4)
+    assert yolo3_loss(heads, YOLO3, objects, labels).of_batch().item() == pytest.approx(total / IMAGES, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_images_without_objects_are_learnt_from_or_left(loss, kind, counts):
     heads = [each.requires_grad_() for each in heads]
 
     for boxes, names in ((objects, torch.full_like(labels, -1)), (objects[:, :0], labels[:, :0])):
-        found = loss(heads, kind, boxes, names)
+        found = loss(heads, kind, boxes, names).of_batch()
         found.backward()
         assert found.isfinite()
     assert all(each.grad.isfinite().all() for each in heads)

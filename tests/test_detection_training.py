@@ -128,7 +128,7 @@ def test_the_loss_is_its_formula(seed):
                 weights += w
             named -= sum(t * math.log(p) + (1 - t) * math.log(1 - p) for t, p in zip(wanted, each, strict=True))
 
-    found = yolov8_loss(heads, KIND, objects, labels).item()
+    found = yolov8_loss(heads, KIND, objects, labels).of_batch().item()
 
     assert found == pytest.approx((located + BCE * named) / max(1.0, weights), rel=1e-4)
 
@@ -153,7 +153,7 @@ def test_images_without_objects_teach_that_there_are_none():
     none = BCE * torch.nn.functional.softplus(classes).sum()
 
     for boxes, names in ((objects, torch.full_like(labels, -1)), (objects[:, :0], labels[:, :0])):
-        loss = yolov8_loss(heads, KIND, boxes, names)
+        loss = yolov8_loss(heads, KIND, boxes, names).of_batch()
         loss.backward()
         assert loss.item() == pytest.approx(none.item(), rel=1e-5)
     assert all(each.grad.isfinite().all() for each in heads)

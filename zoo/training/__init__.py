@@ -2,9 +2,9 @@
 
 Read `trainer`, the loop, with `schedule` (how long, how fast, and how on this machine), then `distillation` (the steps)
 and `losses` (what they minimise); `detection` is both of detectors, with `distances` (by `assignment`), `multibox` and
-`cells` for each kind of heads. Beside the loop: `accelerated`, `checkpoint`, `ema`, `interruption`, and `frozen_zeros`
-of pruned weights. STEPS has a row for each task of `zoo.tasks.TASKS`; it stands apart from those, as
-loading may reach no training.
+`cells` for each kind of heads, whose losses are `weighed`. Beside the loop: `accelerated`, `checkpoint`, `ema`,
+`interruption`, and `frozen_zeros` of pruned weights. STEPS has a row for each task of `zoo.tasks.TASKS`; it stands
+apart from those, as loading may reach no training.
 """
 
 from collections.abc import Callable

@@ -19,11 +19,12 @@ from torch.nn import functional as F
 from zoo.models.heads import anchored, yolo3
 from zoo.models.settings import YoloV3
 from zoo.training.assignment import iou
+from zoo.training.weighed import Weighed
 
 IGNORED = 0.7
 
 
-def yolo3_loss(heads: Sequence[Tensor], settings: YoloV3, objects: Tensor, labels: Tensor) -> Tensor:
+def yolo3_loss(heads: Sequence[Tensor], settings: YoloV3, objects: Tensor, labels: Tensor) -> Weighed:
     """The loss of a batch.
 
     Args:
@@ -50,8 +51,8 @@ def yolo3_loss(heads: Sequence[Tensor], settings: YoloV3, objects: Tensor, label
     there[batch, anchor] = 1
     counts = (there > 0) | ~_near(yolo3([head.detach() for head in heads], settings)[0], objects, labels)
     found = F.binary_cross_entropy_with_logits(values[..., 4], there, reduction="none") * counts
-    loss: Tensor = (placed.sum() + sized.sum() + named.sum() + found.sum()) / len(values)
-    return loss
+    images = values.new_tensor(len(values))
+    return Weighed(placed.sum() + sized.sum() + named.sum() + found.sum(), images)
 
 
 def responsible(centre: Tensor, sides: Tensor, corners: Tensor, strides: Tensor, anchors: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ with D what `zoo.models.likeness` measures, so that a box of the teacher's teach
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,16 +23,17 @@ from zoo.training.cells import yolo3_loss
 from zoo.training.distances import yolov8_loss
 from zoo.training.distillation import Batch, Distil, Step, distil_step
 from zoo.training.multibox import ssd_loss
+from zoo.training.weighed import Weighed
 
-LOSSES: dict[str, Callable[[Sequence[Tensor], Any, Tensor, Tensor], Tensor]] = {
+LOSSES: dict[str, Callable[[Sequence[Tensor], Any, Tensor, Tensor], Weighed]] = {
     "yolov8": yolov8_loss,
     "ssd": ssd_loss,
     "yolo3": yolo3_loss,
 }
-"""By `decode` of a detector's settings: heads, settings, objects [B, M, 4] and their labels [B, M] → the mean loss."""
+"""By `decode` of a detector's settings: heads, settings, objects [B, M, 4] and their labels [B, M] → the loss."""
 
 
-def detector_step(model: nn.Module, batch: Batch, progress: float) -> Tensor:
+def detector_step(model: nn.Module, batch: Batch, progress: float) -> Weighed:
     """The training step of a detector without teachers."""
     images, targets = batch
     return _loss(model(images), settings_of(config_of(unwrapped(model))["detector"]), targets)
@@ -46,10 +48,12 @@ def detector_distil_step(
 
 def _taught(
     settings: Settings, heads: Sequence[Tensor], target: Sequence[Tensor], targets: Tensor, alpha: float, *_: Any
-) -> Tensor:
+) -> Tensor | Weighed:
     taught = unlike(heads, target, settings).mean()
-    return taught if alpha == 1 else alpha * taught + (1 - alpha) * _loss(heads, settings, targets)
+    if alpha == 1:
+        return taught
+    return replace(_loss(heads, settings, targets), mean=alpha * taught, factor=1 - alpha)
 
 
-def _loss(heads: Sequence[Tensor], settings: Settings, targets: Tensor) -> Tensor:
+def _loss(heads: Sequence[Tensor], settings: Settings, targets: Tensor) -> Weighed:
     return LOSSES[settings.decode](heads, settings, *input_boxes(targets))

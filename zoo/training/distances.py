@@ -21,12 +21,13 @@ from torchvision.ops import complete_box_iou_loss
 from zoo.models.heads import boxes_at, cells, distributions
 from zoo.models.settings import YoloV8
 from zoo.training.assignment import assigned
+from zoo.training.weighed import Weighed
 
 CIOU, DFL, BCE = 7.5, 1.5, 0.5
 SHORT = 0.01  # of the last bin, so that there is one above every distance
 
 
-def yolov8_loss(heads: Sequence[Tensor], settings: YoloV8, objects: Tensor, labels: Tensor) -> Tensor:
+def yolov8_loss(heads: Sequence[Tensor], settings: YoloV8, objects: Tensor, labels: Tensor) -> Weighed:
     """The loss of a batch.
 
     Args:
@@ -39,22 +40,17 @@ def yolov8_loss(heads: Sequence[Tensor], settings: YoloV8, objects: Tensor, labe
     centres, strides = cells(heads, settings)
     boxes = boxes_at(distances, centres, strides)
     learned = assigned(classes.detach().sigmoid(), boxes.detach(), centres * strides, labels, objects)
-    wanted, image = torch.zeros_like(classes), learned.object >= 0
-    total = learned.score.sum().clamp(min=1)
-    if image.any():
-        batch, point = image.nonzero(as_tuple=True)
-        number = learned.object[batch, point]
-        w, box = learned.score[batch, point], objects[batch, number]
-        wanted[batch, point, labels[batch, number]] = w
-        ciou = complete_box_iou_loss(boxes[batch, point], box)
-        at, stride = centres[point], strides[point]
-        sides = torch.cat([at - box[:, :2] / stride, box[:, 2:] / stride - at], 1)
-        located = CIOU * ciou + DFL * distribution_focal(distances[batch, point], sides)
-    else:
-        w, located = classes.new_zeros(0), classes.new_zeros(0)
+    wanted = torch.zeros_like(classes)
+    batch, point = (learned.object >= 0).nonzero(as_tuple=True)
+    number = learned.object[batch, point]
+    w, box = learned.score[batch, point], objects[batch, number]
+    wanted[batch, point, labels[batch, number]] = w
+    ciou = complete_box_iou_loss(boxes[batch, point], box)
+    at, stride = centres[point], strides[point]
+    sides = torch.cat([at - box[:, :2] / stride, box[:, 2:] / stride - at], 1)
+    located = CIOU * ciou + DFL * distribution_focal(distances[batch, point], sides)
     named = F.binary_cross_entropy_with_logits(classes, wanted, reduction="sum")
-    loss: Tensor = ((w * located).sum() + BCE * named) / total
-    return loss
+    return Weighed((w * located).sum() + BCE * named, learned.score.sum())
 
 
 def distribution_focal(logits: Tensor, distances: Tensor) -> Tensor:

@@ -22,11 +22,12 @@ from zoo.declarations import Positive, validate
 from zoo.errors import DataError
 from zoo.structure.description import config_of
 from zoo.training.losses import DivergenceName, distillation
+from zoo.training.weighed import Weighed
 
 Batch = tuple[Any, Tensor]
 SHARES = "one above 0 for each teacher, together 1"
-Step = Callable[[nn.Module, Batch, float], Tensor]
-Loss = Callable[[Tensor, Tensor, Tensor, float, float, DivergenceName], Tensor]
+Step = Callable[[nn.Module, Batch, float], Tensor | Weighed]
+Loss = Callable[[Tensor, Tensor, Tensor, float, float, DivergenceName], Tensor | Weighed]
 """Outputs, the teacher's, targets, and of the declaration alpha, temperature and divergence → the mean loss."""
 
 
@@ -99,7 +100,7 @@ def distil_step(
     """
     shares = shares_of(len(teachers), how)
 
-    def step(model: nn.Module, batch: Batch, progress: float) -> Tensor:
+    def step(model: nn.Module, batch: Batch, progress: float) -> Tensor | Weighed:
         images, targets = batch
         every = images if isinstance(images, list | tuple) else [images]
         index = teacher_at(progress, shares)

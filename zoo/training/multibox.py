@@ -17,12 +17,13 @@ from torch.nn import functional as F
 from zoo.models.heads import anchored, ssd_anchors
 from zoo.models.settings import Ssd
 from zoo.training.assignment import iou
+from zoo.training.weighed import Weighed
 
 OVERLAP = 0.5
 NEGATIVES = 3  # for each anchor that learns an object
 
 
-def ssd_loss(heads: Sequence[Tensor], settings: Ssd, objects: Tensor, labels: Tensor) -> Tensor:
+def ssd_loss(heads: Sequence[Tensor], settings: Ssd, objects: Tensor, labels: Tensor) -> Weighed:
     """The loss of a batch.
 
     Args:
@@ -46,8 +47,7 @@ def ssd_loss(heads: Sequence[Tensor], settings: Ssd, objects: Tensor, labels: Te
     nats = F.cross_entropy(values[..., 4:].mT, classes, reduction="none")
     others = nats.detach().masked_fill(learns, -1).argsort(1, descending=True).argsort(1)
     seen = learns | (others < NEGATIVES * learns.sum(1, keepdim=True))
-    loss: Tensor = (located + (nats * seen).sum()) / learns.sum().clamp(min=1)
-    return loss
+    return Weighed(located + (nats * seen).sum(), learns.sum())
 
 
 def learned(anchors: Tensor, objects: Tensor, labels: Tensor) -> Tensor:

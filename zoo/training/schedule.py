@@ -52,7 +52,8 @@ class Machine:
 
     Args:
         precision: `no`, `fp16` or `bf16`; None takes what `accelerate launch --mixed_precision` said.
-        accumulation: parts that a process's share of a batch is computed in, where memory is scarce.
+        accumulation: parts that a process's share of a batch is computed in, where memory is scarce. Of a detector's
+            all but the first are seen twice, as the batch's weight must be known before gradients are taken.
         channels_last: keep images and convolutions in that order, which tensor cores want.
         compile: `torch.compile` the model.
         workers: processes that load images for each training process; None takes a core each where it is worth it.

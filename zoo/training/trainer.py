@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from zoo.progress import bar
 from zoo.training import accelerated, checkpoint, ema, interruption
 from zoo.training.distillation import Batch, Step
 from zoo.training.schedule import Machine, Schedule, check_shares, learning_rate
+from zoo.training.weighed import Weighed
 
 LOG_STEPS = 20  # between two lines of a tracker
 
@@ -44,7 +45,7 @@ def train(
 
     Args:
         model: its parameters that require gradients are trained.
-        step: (model, batch, progress 0..1) → mean loss of the batch.
+        step: (model, batch, progress 0..1) → mean loss over the batch's images, or a `Weighed` one.
         data: epoch → loader of that epoch, in the schedule's batches, of which each process takes its share; the same
             epoch always gives the same batches.
         schedule: how long and how fast.
@@ -148,14 +149,43 @@ def _backward(
 ) -> float:
     """Add a batch's gradients, part by part; the mean loss."""
     wrapped.train()
-    loss = 0.0
-    for part, share, last in _parts(batch, machine):
+    loss, weight = 0.0, None
+    parts = list(_parts(batch, machine))
+    for part, share, last in parts:
         with contextlib.nullcontext() if last else accelerator.no_sync(wrapped):
             with accelerator.autocast():
-                mean = step(wrapped, part, progress)
-            loss += share * mean.item()
-            accelerator.backward(share * mean)
+                found = step(wrapped, part, progress)
+            if isinstance(found, Weighed):
+                if weight is None:
+                    others = _weights(accelerator, wrapped, step, parts[1:], progress)
+                    weight = accelerator.reduce(sum(others, found.weight), "sum")
+                mean = found.of_batch(weight, share, accelerator.num_processes)
+            else:
+                mean = share * found
+            loss += mean.item()
+            accelerator.backward(mean)
     return loss
+
+
+def _weights(
+    accelerator: Any, wrapped: nn.Module, step: Step, parts: Sequence[tuple[Batch, float, bool]], progress: float
+) -> list[Any]:
+    """The weights of parts before their turn, when they draw the same random numbers; buffers stay as they are."""
+    if not parts:
+        return []
+    device = accelerator.device
+    drawing = torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)
+    buffers = [module._buffers for module in wrapped.modules()]
+    before = [dict(held) for held in buffers]
+    try:
+        for held in buffers:  # the first part's gradients need what it was given, untouched
+            held.update({name: buffer.clone() for name, buffer in held.items() if buffer is not None})
+        with torch.no_grad(), drawing, accelerator.autocast():
+            found: list[Any] = [step(wrapped, part, progress) for part, *_ in parts]
+    finally:
+        for held, was in zip(buffers, before, strict=True):
+            held.update(was)
+    return [each.weight for each in found]
 
 
 def _update_(accelerator: Any, wrapped: nn.Module, optimizer: Any, lr: float, clip: float) -> None:
