@@ -2,20 +2,28 @@
 
 import io
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import prepare_data_loader
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from zoo.errors import DataError
 from zoo.models.targets import collated, input_boxes, restored, target_of
+from zoo.tasks.boxes import label_features
 from zoo.tasks.datasets import dataset
+from zoo.tasks.detection import DETECTION
 from zoo.tasks.detection.batches import detection_loader
+from zoo.tasks.detection.mosaic import mosaic
 from zoo.tasks.detection.transforms import RESIZES, evaluation_transform, letterbox, training_transform
 from zoo.tasks.identity import Identified, with_targets
+from zoo.tasks.loader import Mixed
 from zoo.tasks.streams import Stream
+from zoo.training.schedule import Machine, Schedule
+from zoo.verbs.distilling import epochs
 
 CONFIG = {"input_size": [3, 64, 96], "mean": [0, 0, 0], "std": [1, 1, 1], "interpolation": "bilinear"}
 STILL = {"hue": 0, "saturation": 0, "value": 0, "flip": 0, "scale": 0, "translate": 0, "mosaic": 0}
@@ -201,10 +209,6 @@ def test_an_object_of_which_a_tenth_is_left_in_view_is_learnt_and_one_with_less_
 
 
 def rows(images, labels):
-    import datasets
-
-    from zoo.tasks.boxes import label_features
-
     features = {"image": datasets.Image(), "label": label_features(datasets.ClassLabel(num_classes=10))}
     data = datasets.Dataset.from_dict({"image": images, "label": labels}, datasets.Features(features))
     return dataset(data, "train")
@@ -222,16 +226,45 @@ def test_training_batches_depend_neither_on_workers_nor_on_what_was_drawn_before
         assert torch.equal(targets, their_targets)
 
 
-def test_mosaics_of_a_share_are_those_of_the_whole_batch():
-    from zoo.tasks.detection.batches import collate
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(("batch", "processes"), [(8, 4), (6, 2), (6, 6)])
+def test_mosaics_are_the_same_whoever_makes_them(batch, processes, streamed):
+    """Also where a process's share is no whole group of four, and where the batch isn't."""
+    drawn = dataset("digit_scenes", "train", limit=12)
+    data = Stream(datasets.IterableDataset.from_generator(lambda: iter(drawn)), 12, (12,)) if streamed else drawn
+    transform, plain = (training_transform(CONFIG, {"mosaic": each}) for each in (1, 0))
+    whole, alone = (next(iter(detection_loader(data, how, batch, epoch=0))) for how in (transform, plain))
+    loaders = [
+        prepare_data_loader(detection_loader(data, transform, batch, epoch=0), None, processes, rank, True)
+        for rank in range(processes)
+    ]
+    images, targets = zip(*(next(iter(loader)) for loader in loaders), strict=True)
 
-    data, transform = dataset("digit_scenes", "train", limit=8), training_transform(CONFIG, {})
-    loader = detection_loader(data, transform, 8, epoch=0)
-    samples = loader.dataset.__getitems__(list(range(8)))
-    whole, halves = collate(samples)[0], [collate(samples[:4])[0], collate(samples[4:])[0]]
+    assert torch.equal(torch.cat(images), whole[0])
+    assert torch.equal(collated([each for share in targets for each in share]), whole[1])
+    assert not any(torch.equal(*pair) for pair in zip(whole[0], alone[0], strict=True))
 
-    assert torch.equal(whole, torch.cat(halves))
-    assert not torch.equal(whole, torch.stack([image for image, _ in samples]))
+
+def test_a_mosaic_is_of_images_of_its_group_alone():
+    plain = [(torch.full((1, 8, 8), float(value)), torch.tensor([[1, 1, 0, 0, 8, 8, 5.0]])) for value in range(4)]
+
+    assert mosaic(plain, 1)[0].round().unique().tolist() == [0, 1, 2, 3]
+    assert mosaic(plain[:2], 1)[0].round().unique().tolist() == [0, 1]
+    groups = [Mixed(4, mosaic).group(position, 6) for position in (0, 3, 5, 6, 11)]
+    assert groups == [range(4), range(4), range(4, 6), range(6, 10), range(10, 12)]
+
+
+@pytest.mark.parametrize(("how", "begun"), [({"epochs": 4}, 4), ({"epochs": 9, "steps": 5}, 3)])
+def test_the_last_epochs_have_no_mosaics(how, begun):
+    """Two batches are an epoch; of five, three epochs begin."""
+    data = dataset("digit_scenes", "train", limit=8)
+    transforms = [training_transform(CONFIG, each) for each in ({"close_mosaic": 2}, {}, {"mosaic": 0})]
+    schedule, machine = Schedule(batch_size=4, **how), Machine(workers=0)
+    closing, always, never = (epochs(DETECTION, data, each, schedule, 0, machine) for each in transforms)
+    for number in range(begun):
+        expected = always if number < begun - 2 else never
+        assert torch.equal(next(iter(closing(number)))[0], next(iter(expected(number)))[0])
+    assert not torch.equal(next(iter(always(0)))[0], next(iter(never(0)))[0])
 
 
 def test_streams_have_the_same_targets():

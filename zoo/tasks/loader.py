@@ -8,7 +8,7 @@ it would change the pixels that figures were measured on. What helps is workers.
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,6 +35,25 @@ SINGLE_PROCESS = 10_000  # images that one process loads before workers would ha
 PREFETCH = 4  # batches per worker
 
 
+@dataclass(frozen=True)
+class Mixed:
+    """Samples that are made of several.
+
+    Args:
+        size: of the groups that a batch is cut into; its last one may be smaller.
+        made: a picklable function from the samples of a group, and the number of one of them, to what that one becomes.
+    """
+
+    size: int
+    made: Callable[[Sequence[Any], int], Any]
+
+    def group(self, position: int, batch_size: int) -> range:
+        """The positions in an epoch of the group that a position is of."""
+        slot = position % batch_size
+        start = slot - slot % self.size
+        return range(position - slot + start, position - slot + min(start + self.size, batch_size))
+
+
 def labelled(transform: Transform, image: Any, label: Any) -> tuple[Any, Any]:
     """What a transform makes of an image, with the image's label."""
     if isinstance(image, Tensor) and not isinstance(transform, Identified):  # of a torch data set that preprocesses
@@ -53,6 +72,7 @@ def loader(
     limit_batches: int | None = None,
     pair: Pair = labelled,
     collate: Callable[[list[Any]], Any] | None = None,
+    mixed: Mixed | None = None,
 ) -> DataLoader[tuple[Tensor, Any]]:
     """Batches of images [B, C, H, W] (float32) and labels [B] (int64), the same on every process and machine.
 
@@ -72,6 +92,7 @@ def loader(
         pair: a picklable function from the transform, an image and its label to a sample, where the transform changes
             what the label means.
         collate: a picklable function from samples to a batch; None is torch's.
+        mixed: how samples of a training batch are made of several of it.
 
     Raises:
         DataError: there are fewer images than one training batch needs.
@@ -84,14 +105,14 @@ def loader(
     if isinstance(data, Stream) and epoch is None:
         data = data.data
     if isinstance(data, Stream):
-        samples = _Rows(Epoch(data, batch_size, seed, epoch or 0), taken, limit)
+        samples = _Rows(batch_size, mixed, Epoch(data, batch_size, seed, epoch or 0), taken, limit)
     elif isinstance(data, require("datasets", "eval").IterableDataset):
         if epoch is not None:
             raise DataError("a stream to train on needs the number of its images: zoo.tasks.lengths.counted finds it")
         samples = _Stream(data if limit is None else data.take(limit), taken, batch_size)
     else:
         order = np.arange(len(data)) if epoch is None else np.random.default_rng([seed, epoch]).permutation(len(data))
-        samples = _Samples(data, order[:limit], taken, seed, epoch)
+        samples = _Samples(batch_size, mixed, data, order[:limit], taken, seed, epoch)
     return _loading(samples, workers, collate, batch_size=batch_size, drop_last=epoch is not None)
 
 
@@ -138,9 +159,30 @@ def workers_for(data: "Data | Stream") -> int:
 
 
 # The order lies in the data, not in a sampler: accelerate then shards and skips batches of it as of any other data,
-# and counts the images of a shortened one right. Neither class may have a `set_epoch`, which accelerate would call.
+# and counts the images of a shortened one right. No class may have a `set_epoch`, which accelerate would call.
 @dataclass(frozen=True)
-class _Samples(Dataset[tuple[Tensor, Any]]):
+class _Positions(Dataset[tuple[Tensor, Any]]):
+    batch_size: int
+    mixed: Mixed | None
+
+    def __getitem__(self, position: int) -> tuple[Tensor, Any]:
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: list[int]) -> list[tuple[Tensor, Any]]:
+        if self.mixed is None:
+            return self.samples(positions)
+        groups = [self.mixed.group(position, self.batch_size) for position in positions]
+        wanted = sorted(set().union(*groups))  # also what other processes have of a group
+        found = dict(zip(wanted, self.samples(wanted), strict=True))
+        pairs = zip(groups, positions, strict=True)
+        return [self.mixed.made([found[each] for each in group], group.index(position)) for group, position in pairs]
+
+    def samples(self, positions: list[int]) -> list[tuple[Tensor, Any]]:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class _Samples(_Positions):
     data: Any
     order: "np.ndarray[Any, np.dtype[np.int64]]"
     taken: Taken
@@ -150,7 +192,7 @@ class _Samples(Dataset[tuple[Tensor, Any]]):
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitems__(self, positions: list[int]) -> list[tuple[Tensor, Any]]:
+    def samples(self, positions: list[int]) -> list[tuple[Tensor, Any]]:
         indices = self.order[positions].tolist()
         rows = self.data[indices]
         with generators_kept():
@@ -159,12 +201,9 @@ class _Samples(Dataset[tuple[Tensor, Any]]):
                 for index, image, label in zip(indices, rows["image"], rows["label"], strict=True)
             ]
 
-    def __getitem__(self, position: int) -> tuple[Tensor, Any]:
-        return self.__getitems__([position])[0]
-
 
 @dataclass(frozen=True)
-class _Rows(Dataset[tuple[Tensor, Any]]):
+class _Rows(_Positions):
     rows: Epoch
     taken: Taken
     limit: int | None
@@ -172,12 +211,9 @@ class _Rows(Dataset[tuple[Tensor, Any]]):
     def __len__(self) -> int:
         return len(self.rows) if self.limit is None else min(self.limit, len(self.rows))
 
-    def __getitems__(self, positions: list[int]) -> list[tuple[Tensor, Any]]:
+    def samples(self, positions: list[int]) -> list[tuple[Tensor, Any]]:
         with generators_kept():
             return [self._sample(*self.rows.row(position)) for position in positions]
-
-    def __getitem__(self, position: int) -> tuple[Tensor, Any]:
-        return self.__getitems__([position])[0]
 
     def _sample(self, number: int, row: Mapping[str, Any]) -> tuple[Tensor, Any]:
         image, label = placed(row["image"], number), row["label"]

@@ -53,6 +53,11 @@ class Meaning:
     agreement: Callable[[Tensor, Tensor], Tensor]
 
 
+def unvaried(transform: Transform, left: int) -> Transform:
+    """The same transform in every epoch."""
+    return transform
+
+
 @dataclass(frozen=True)
 class Task:
     """What models are for; another task is another row of `TASKS`, and one of `zoo.training.STEPS`.
@@ -74,6 +79,7 @@ class Task:
         leading: the figure that cards lead with.
         unit: what a model is given, in the plural.
         outputs: what it returns, in the plural.
+        in_epoch: a training transform, and how many epochs are left, the one that begins included → that epoch's.
     """
 
     evaluation_transform: Callable[[Mapping[str, Any]], Transform]
@@ -88,3 +94,4 @@ class Task:
     leading: Leading
     unit: str = "images"
     outputs: str = "logits"
+    in_epoch: Callable[[Any, int], Transform] = unvaried

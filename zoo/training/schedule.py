@@ -88,6 +88,12 @@ def check_shares(schedule: Schedule, processes: int) -> None:
         )
 
 
+def steps_of_epochs(schedule: Schedule, per_epoch: int) -> int:
+    """The steps of a training, of so many an epoch."""
+    total = schedule.epochs * per_epoch
+    return min(total, schedule.steps or total)
+
+
 def learning_rate(schedule: Schedule, step: int, total: int) -> float:
     """The learning rate of a step: linear warm-up, then a cosine to zero.
 

@@ -22,7 +22,7 @@ from zoo.errors import DataError
 from zoo.progress import bar
 from zoo.training import accelerated, checkpoint, ema, interruption
 from zoo.training.distillation import Batch, Step
-from zoo.training.schedule import Machine, Schedule, check_shares, learning_rate
+from zoo.training.schedule import Machine, Schedule, check_shares, learning_rate, steps_of_epochs
 from zoo.training.weighed import Weighed
 
 LOG_STEPS = 20  # between two lines of a tracker
@@ -235,8 +235,7 @@ def _length(accelerator: Any, data: Callable[[int], Any], schedule: Schedule) ->
         return schedule.steps, schedule.steps
     if per_epoch == 0:
         raise DataError(f"train: not one whole batch of {schedule.batch_size} images; lower the batch size")
-    total = schedule.epochs * per_epoch
-    return min(total, schedule.steps or total), per_epoch
+    return steps_of_epochs(schedule, per_epoch), per_epoch
 
 
 def _batches(accelerator: Any, data: Callable[[int], Any], done: int, total: int, per_epoch: int) -> Iterator[Any]:

@@ -1,6 +1,7 @@
 """`distil`: a model in, a better model out."""
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from zoo.tasks.task import Labels, Task
 from zoo.training import Steps, frozen_zeros, steps_of
 from zoo.training import checkpoint as states
 from zoo.training.distillation import Distil, shares_of
-from zoo.training.schedule import Machine, Schedule
+from zoo.training.schedule import Machine, Schedule, steps_of_epochs
 from zoo.training.trainer import train
 
 log = logger(__name__)
@@ -199,8 +200,12 @@ def epochs(
     """Epoch → its loader."""
     workers = workers_for(images) if machine.workers is None else machine.workers
 
+    per_epoch = max(1, len(images) // schedule.batch_size)
+    begun = math.ceil(steps_of_epochs(schedule, per_epoch) / per_epoch)
+
     def epoch(number: int) -> Any:
-        return task.loader(images, transform, schedule.batch_size, seed=seed, epoch=number, workers=workers)
+        seen = task.in_epoch(transform, begun - number)
+        return task.loader(images, seen, schedule.batch_size, seed=seed, epoch=number, workers=workers)
 
     return epoch
 

@@ -8,7 +8,7 @@ from zoo.tasks.classification.classes import name_classes_
 from zoo.tasks.detection.batches import check_same, detection_loader, matched, views
 from zoo.tasks.detection.figures import meaning
 from zoo.tasks.detection.predictions import predictions
-from zoo.tasks.detection.transforms import evaluation_transform, training_transform
+from zoo.tasks.detection.transforms import evaluation_transform, in_epoch, training_transform
 from zoo.tasks.task import Leading, Task
 
 DETECTION = Task(
@@ -23,4 +23,5 @@ DETECTION = Task(
     meaning=meaning,
     leading=Leading("map", "mAP", "map", "mAP50-95"),
     outputs="heads",
+    in_epoch=in_epoch,
 )

@@ -11,8 +11,9 @@ from zoo.models.targets import collated
 from zoo.tasks import features
 from zoo.tasks.classification.classes import check_same_classes, of_classes
 from zoo.tasks.columns import has_boxes
-from zoo.tasks.detection.mosaic import mosaics
-from zoo.tasks.loader import Transform, loader
+from zoo.tasks.detection.mosaic import GROUP, mosaic
+from zoo.tasks.detection.transforms import Augmented
+from zoo.tasks.loader import Mixed, Transform, loader
 
 if TYPE_CHECKING:
     from zoo.tasks.columns import Data
@@ -44,14 +45,15 @@ def boxed(transform: Any, image: Any, label: Mapping[str, Sequence[Any]]) -> tup
 
 
 def collate(samples: Sequence[tuple[Any, Tensor]]) -> list[Any]:
-    """Samples → images [B, C, H, W] (of `Identified` with digests) and targets [B, 1 + M, 7], mosaics made."""
-    images, targets = zip(*mosaics(samples), strict=True)
+    """Samples → images [B, C, H, W] (of `Identified` with digests) and targets [B, 1 + M, 7]."""
+    images, targets = zip(*samples, strict=True)
     return [default_collate(list(images)), collated(targets)]
 
 
 def detection_loader(data: "Data | Stream", transform: Transform, batch_size: int, **others: Any) -> DataLoader[Any]:
     """Batches of images and targets; arguments as for `zoo.tasks.loader.loader`."""
-    return loader(data, transform, batch_size, pair=boxed, collate=collate, **others)
+    mixed = Mixed(GROUP, mosaic) if isinstance(transform, Augmented) and transform.mosaic else None
+    return loader(data, transform, batch_size, pair=boxed, collate=collate, mixed=mixed, **others)
 
 
 def views(transforms: Sequence[Transform]) -> Transform:

@@ -1,7 +1,7 @@
 """Mosaic: an image becomes four crops in one, of images of its batch, around a centre that is drawn.
 
 Four images in a row of a batch are a group, and a mosaic has one crop of each of its group. So nothing is decoded for
-it, streams have it too, and it depends neither on workers nor on processes whose shares of a batch are whole groups.
+it but what a group has in the shares of other processes, and streams have it too.
 
 Source: A. Bochkovskiy, C.-Y. Wang, H.-Y. M. Liao, "YOLOv4: Optimal Speed and Accuracy of Object Detection",
 arXiv:2004.10934, figure 3.
@@ -24,18 +24,16 @@ Sample: TypeAlias = tuple[Tensor, Tensor]
 Window: TypeAlias = tuple[int, int, int, int]  # x1, y1, x2, y2
 
 
-def mosaics(samples: Sequence[Sample]) -> list[Sample]:
-    """Samples of a batch, those whose target has the seed of a mosaic as mosaics.
+def mosaic(group: Sequence[Sample], number: int) -> Sample:
+    """What a sample becomes: a mosaic, where its target has the seed of one.
 
     Args:
-        samples: images [C, H, W], and targets [1 + M, 7] whose boxes are in pixels of the input.
+        group: images [C, H, W], and targets [1 + M, 7] whose boxes are in pixels of the input.
+        number: of the sample in its group.
     """
-    groups = [samples[start : start + GROUP] for start in range(0, len(samples), GROUP)]
-    return [_mosaic(group, sample) if sample[1][0, 6] > 0 else sample for group in groups for sample in group]
-
-
-def _mosaic(group: Sequence[Sample], sample: Sample) -> Sample:
-    image, target = sample
+    image, target = group[number]
+    if target[0, 6] <= 0:
+        return image, target
     rng = np.random.default_rng(int(target[0, 6]))
     _, height, width = image.shape
     across, down = (round(rng.uniform(*CENTRE) * side) for side in (width, height))

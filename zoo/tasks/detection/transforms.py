@@ -10,7 +10,7 @@ the scales are those of these whole pixels, so the way back is exact:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from msgspec import Meta, Struct
 from PIL import Image
 from torch import Tensor
 
-from zoo.declarations import validated
+from zoo.declarations import Whole, validated
 from zoo.errors import DataError
 from zoo.models.targets import clipped, target_of
 from zoo.tasks.loader import Transform
@@ -46,6 +46,7 @@ class Augment(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         scale: largest relative change of size.
         translate: largest shift, of the image's width and height.
         mosaic: probability that an image becomes one of four crops in one.
+        close_mosaic: the last epochs, so many, have none.
     """
 
     hue: Annotated[float, Meta(ge=0, le=0.5)] = 0.015
@@ -55,6 +56,7 @@ class Augment(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     scale: Annotated[float, Meta(ge=0, le=0.9)] = 0.5
     translate: Unit = 0.1
     mosaic: Unit = 1.0
+    close_mosaic: Whole = 0
 
 
 def letterbox(width: int, height: int, to: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -134,11 +136,13 @@ class Augmented:
         fitted: where the image lies before it is varied.
         vary: of torchvision: image and boxes → image and boxes.
         mosaic: probability that a mosaic is made with the image.
+        close_mosaic: the last epochs, so many, have none.
     """
 
     fitted: Fitted
     vary: Any
     mosaic: float
+    close_mosaic: int
 
     @property
     def mode(self) -> str:
@@ -228,4 +232,9 @@ def training_transform(pretrained_cfg: Mapping[str, Any], augment: Mapping[str, 
     if how.scale or how.translate:
         ways = {"translate": (how.translate, how.translate), "scale": (1 - how.scale, 1 + how.scale)}
         steps.append(v2.RandomAffine(0, **ways, interpolation=v2.InterpolationMode.BILINEAR, fill=GREY))
-    return Augmented(fitted, v2.Compose(steps), how.mosaic)
+    return Augmented(fitted, v2.Compose(steps), how.mosaic, how.close_mosaic)
+
+
+def in_epoch(transform: Augmented, left: int) -> Augmented:
+    """A training transform as it is when so many epochs are left, the one that begins included."""
+    return transform if left > transform.close_mosaic else replace(transform, mosaic=0.0)
