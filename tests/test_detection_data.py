@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import datasets
 import pytest
-import torch
 from annotated import (
     CLASSES,
     CONFIG,
@@ -96,19 +95,6 @@ def test_a_detectors_transform_gives_tensors_and_boxes():
 
     assert tensor.shape == transform(Image.new("L", (1, 4000))).shape == (3, 64, 64)
     assert target[0].tolist() == pytest.approx([64 / 60, 43 / 40, 0, 10, 60, 40, 0])
-
-
-@pytest.mark.parametrize("target", [{"boxes": [[0, 0, 1, 1]], "labels": [1]}, [{"bbox": [0, 0, 1, 1]}]])
-def test_boxes_of_a_torch_data_set_are_refused_in_one_line(target):
-    class Pairs(torch.utils.data.Dataset):
-        def __len__(self):
-            return 1
-
-        def __getitem__(self, number):
-            return Image.new("RGB", SIZE), target
-
-    with pytest.raises(DataError, match="data with boxes is passed as a folder, a Hub id or a Dataset of datasets"):
-        dataset(Pairs(), "train")[0]
 
 
 def test_features_are_compared_on_images_that_have_boxes_as_on_any():

@@ -136,9 +136,13 @@ def _flags(values: Sequence[Any] | None, count: int) -> list[bool]:
 
 
 def _class(name: Any, how: Reading, numbers: Mapping[str, int] | None, place: str) -> int:
-    known = range(getattr(how.kind, "num_classes", None) or 2**31) if numbers is None else numbers
+    count = getattr(how.kind, "num_classes", None)
+    known = range(count or 2**31) if numbers is None else numbers
     if name is None or name not in known:
-        raise DataError(f"{place}: an object of class {name!r}, which the data set hasn't: mend it, or leave it out")
+        expected = f", expected 0 to {count - 1}" if count and numbers is None else ""
+        raise DataError(
+            f"{place}: an object of class {name!r}, which the data set hasn't{expected}: mend it, or leave it out"
+        )
     return int(name) if numbers is None else numbers[name]
 
 

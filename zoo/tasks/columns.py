@@ -75,6 +75,8 @@ def class_numbers(data: "Dataset") -> NDArray[Any] | None:
     """The classes of all images of map-style data, or of all objects; None where only reading tells."""
     if not has_boxes(data):
         return labels_of(data)
+    if data.data.column("label").null_count:
+        return None
     if data.format["type"] == "custom":  # a transform may renumber them
         return np.array([number for label in data.select_columns("label")[:]["label"] for number in label["labels"]])
     arrow = require("pyarrow.compute", "eval")
@@ -255,7 +257,8 @@ def _number(label: Any, numbers: Mapping[Any, int]) -> Any:
     if label is None or label == HIDDEN:
         return HIDDEN
     if label not in numbers:
-        raise DataError(f"found label {label!r}, none of the data set's {len(numbers)} classes: use other data")
+        known = "" if isinstance(label, str) else f", which are 0 to {len(numbers) - 1}"
+        raise DataError(f"found label {label!r}, none of {len(numbers)} classes{known}: use other data")
     return numbers[label]
 
 

@@ -69,7 +69,7 @@ def dataset(
     if isinstance(spec, str) and spec in RENDERED:
         return RENDERED[spec](split, limit)
     name = data_name(spec)
-    opened = _opened(spec, split)
+    opened = _opened(spec, split, form)
     if columns.is_stream(opened):
         hub = spec if isinstance(spec, str) else None
         labels = partial(_labels_alone, spec, split) if hub else _unknown
@@ -80,10 +80,10 @@ def dataset(
     return draws.undamaged(data, name) if skip_damaged else data
 
 
-def _opened(spec: Any, split: str) -> Any:
+def _opened(spec: Any, split: str, form: str | None) -> Any:
     """A data set as its library gives it."""
     if not isinstance(spec, str):
-        return objects.opened(spec, split)
+        return objects.opened(spec, split, form)
     if spec == "digits":
         return digits(split)
     if spec == "noise":

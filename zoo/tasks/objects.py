@@ -3,7 +3,7 @@
 Arrays and batches are made a data set of torch first.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler, TensorDataset
 
 from zoo.errors import DataError, require
+from zoo.tasks import boxes, torch_boxes
 from zoo.tasks.columns import HIDDEN
 from zoo.tasks.folders import split_of
 
@@ -23,23 +24,25 @@ def is_set(data: Any) -> bool:
     return isinstance(data, (datasets.Dataset, datasets.IterableDataset, Mapping, Dataset)) or _are_arrays(data)
 
 
-def opened(data: Any, split: str) -> Any:
+def opened(data: Any, split: str, form: str | None = None) -> Any:
     """An object as a data set.
 
     Args:
         data: a Dataset or IterableDataset of `datasets`; a Dataset of (image, label) of torch, or a DataLoader of one,
-            whose batches and order aren't taken over, but a subset that it draws from; arrays (images [N, H, W] or
+            whose batches and order aren't taken over, but a subset that it draws from, or one of (image, target) with
+            boxes as torchvision's detectors take them (`zoo.tasks.torch_boxes`); arrays (images [N, H, W] or
             [N, H, W, C] of 0..255, labels [N]); or a list of batches (images [B, C, H, W], labels [B]). An
             image that is a tensor, or an array of floats [C, H, W], is taken for preprocessed. Or a dictionary of any
             of these by split.
         split: `train` or `test`, of a dictionary.
+        form: of torch's boxes that don't say it, `xywh` or `xyxy`; None is `xyxy`.
 
     Raises:
         DataError: it is something else.
     """
     datasets = require("datasets", "eval")
     if isinstance(data, Mapping):
-        return opened(split_of("the dictionary", data, split), split)
+        return opened(split_of("the dictionary", data, split), split, form)
     if isinstance(data, datasets.Dataset | datasets.IterableDataset):
         return data
     if isinstance(data, DataLoader):
@@ -47,7 +50,7 @@ def opened(data: Any, split: str) -> Any:
         if isinstance(drawn, SubsetRandomSampler):
             chosen = list(drawn.indices)
             rows = rows.select(chosen) if isinstance(rows, datasets.Dataset) else Subset(rows, chosen)
-        return opened(rows, split)
+        return opened(rows, split, form)
     if _are_arrays(data):
         return _of_torch(_of_arrays(*data))
     if isinstance(data, list | tuple):
@@ -58,7 +61,7 @@ def opened(data: Any, split: str) -> Any:
             "datasets, a torch Dataset of (image, label) that has a length, arrays (images, labels), or a list of "
             "batches, as list(loader) gives"
         )
-    return _of_torch(data)
+    return _of_torch(data, form)
 
 
 def _are_arrays(data: Any) -> bool:
@@ -104,7 +107,7 @@ def _of_batches(batches: Any) -> Dataset[Any]:
     return TensorDataset(*parts)
 
 
-def _of_torch(data: Any) -> Any:
+def _of_torch(data: Any, form: str | None = None) -> Any:
     datasets = require("datasets", "eval")
     count, (names, labels) = len(data), _told(data)
     unknown = labels is None or len(labels) != count
@@ -117,9 +120,15 @@ def _of_torch(data: Any) -> Any:
         if wrong:
             what = f"the {type(data).__name__} has label {wrong[0]}"
             raise DataError(f"{what}, expected 0 to {len(names) - 1} as it has {len(names)} classes: use other data")
-    features = datasets.Features({"image": datasets.Value("int64"), "label": kind})
+    first = torch_boxes.first_target(data) if unknown else None
+    with_boxes = torch_boxes.is_target(first)
+    if not with_boxes:
+        _check_number(first, 0)
+    label = boxes.label_features(kind) if with_boxes else kind
+    features = datasets.Features({"image": datasets.Value("int64"), "label": label})
     table = datasets.Dataset.from_dict({"image": list(range(count)), "label": numbers}, features)
-    return table.with_transform(partial(_read, data=_Shared(data)))
+    made = partial(torch_boxes.label_of, kind=kind, form=form or "xyxy") if with_boxes else _number
+    return table.with_transform(partial(_read, data=_Shared(data), made=made))
 
 
 def _told(data: Any) -> tuple[list[str] | None, Any]:
@@ -162,20 +171,30 @@ class _Shared:
         return self
 
 
-def _read(batch: dict[str, list[Any]], *, data: _Shared) -> dict[str, list[Any]]:
+def _read(batch: dict[str, list[Any]], *, data: _Shared, made: Callable[[Any, int], Any]) -> dict[str, list[Any]]:
+    """The rows of some numbers, their labels made of the target and the number of each."""
     if "image" not in batch:
         return batch
     rows = [data.held[number] for number in batch["image"]]
-    for target in (row[1] for row in rows):
-        if isinstance(target, Mapping | list):
-            raise DataError(
-                "an image's label isn't the number of its class: data with boxes is passed as a folder, a Hub id or a "
-                "Dataset of datasets with a column objects"
-            )
     for image in (row[0] for row in rows):
         if isinstance(image, torch.Tensor) and not image.is_floating_point():
             raise DataError(
                 f"an image is a tensor of {image.dtype}: expected floats as the model takes them, or an image of PIL, "
                 "such as torchvision.transforms.functional.to_pil_image makes of it"
             )
-    return {"image": [row[0] for row in rows], "label": [int(row[1]) for row in rows]}
+    labels = [made(row[1], number) for row, number in zip(rows, batch["image"], strict=True)]
+    return {"image": [row[0] for row in rows], "label": labels}
+
+
+def _number(target: Any, row: int) -> int:
+    _check_number(target, row)
+    return int(target)
+
+
+def _check_number(target: Any, row: int) -> None:
+    if isinstance(target, Mapping | list):
+        raise DataError(
+            f"row {row}: expected the number of a class, found a {type(target).__name__}: data with boxes has a target "
+            "{boxes [N, 4], labels [N]}, as torchvision.datasets.wrap_dataset_for_transforms_v2 makes of torchvision's "
+            "own, or is passed as a folder, a Hub id or a Dataset of datasets with a column objects"
+        )

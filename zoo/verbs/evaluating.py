@@ -25,9 +25,10 @@ def evaluate(
 
     Args:
         model: from `load`, `compress` or timm, where its parameters are.
-        data: a data set as `--data` takes it, of which the test split is used; a Dataset of `datasets` or torch, or a
-            DataLoader of one; arrays (images [N, H, W, C] of 0..255, labels [N]); a list of batches (images
-            [B, C, H, W] as the model takes them, labels [B]); or a dictionary of these by split.
+        data: a data set as `--data` takes it, of which the test split is used; a Dataset of `datasets` or torch, whose
+            images may have boxes as torchvision's detectors take them, or a DataLoader of one; arrays (images
+            [N, H, W, C] of 0..255, labels [N]); a list of batches (images [B, C, H, W] as the model takes them, labels
+            [B]); or a dictionary of these by split.
         against: a reference, mostly the dense model, that the outputs are compared with.
         labels: {class of the data: class of the model}, or the names of the model's classes in order.
         skip_damaged: leave out images that can't be decoded.

@@ -182,6 +182,8 @@ def _by_order(data: "Data", count: int | None, own: list[str] | None, spec: str)
         labels = class_numbers(data)
         if labels is not None and len(labels) and labels.max() >= count:
             raise DataError(f"{spec} has labels up to {labels.max()}, the model {count} classes: choose other data")
+        if labels is None and has_boxes(data):  # they are held against the classes as they are read
+            return relabelled(data, dict(enumerate(range(count))), class_kind(data))
     if own and not _numbers(own):
         log.info("%s has numbers for classes: 0 is taken for %s, 1 for %s, and so on", spec, own[0], own[1 % len(own)])
     return data

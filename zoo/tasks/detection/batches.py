@@ -7,12 +7,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
 from zoo.errors import DataError
-from zoo.models.targets import collated
+from zoo.models.targets import collated, target_of
 from zoo.tasks import features
 from zoo.tasks.classification.classes import check_same_classes, of_classes
 from zoo.tasks.columns import has_boxes
 from zoo.tasks.detection.mosaic import GROUP, mosaic
 from zoo.tasks.detection.transforms import Augmented
+from zoo.tasks.identity import Identified, digest
 from zoo.tasks.loader import Mixed, Transform, loader
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ def check_same(model: nn.Module, other: nn.Module, what: str) -> None:
 
 def boxed(transform: Any, image: Any, label: Mapping[str, Sequence[Any]]) -> tuple[Any, Tensor]:
     """An image and its target, as a transform of this task, or `Identified` of one, makes them."""
+    if isinstance(image, Tensor):  # of a torch data set that preprocesses
+        target = target_of(label, (1, 1, 0, 0, image.shape[2], image.shape[1]))
+        return [image, digest(image)] if isinstance(transform, Identified) else image, target
     pair: tuple[Any, Tensor] = transform.boxed(image, label)
     return pair
 
