@@ -104,7 +104,9 @@ DISTILLATION = (
     click.option("--alpha", type=float, help="The teacher's share of the loss; labels have the rest.  [default: 0.9]"),
     click.option("--temperature", type=float, help="Of the teacher's term.  [default: 2]"),
     click.option("--divergence", type=click.Choice(("kl", "symmetric")), help="The teacher's term.  [default: kl]"),
-    click.option("--augment", help="Of timm's training transform, e.g. hflip=0.", **SETTING),
+    click.option(
+        "--augment", help="Of timm's training transform, e.g. hflip=0; of a detector's, close_mosaic=10.", **SETTING
+    ),
 )
 
 

@@ -126,6 +126,8 @@ def taking_turns(loader: DataLoader[Any], process: int, processes: int) -> DataL
         process: which one, from 0.
         processes: how many there are.
     """
+    if processes == 1:
+        return loader
     same = partial(_loading, workers=loader.num_workers, collate=loader.collate_fn)
     if isinstance(loader.dataset, _Stream):
         return same(replace(loader.dataset, turn=(process, processes)), batch_size=loader.batch_size)

@@ -83,7 +83,8 @@ def distil(
         labels: {class of the data: class of the model}, or the names of the model's classes in order.
         how: the declaration of the loss.
         schedule: how long and how fast. Batches that are larger than the data are made smaller.
-        augment: keyword arguments of timm's training transform.
+        augment: keyword arguments of timm's training transform; of a detector's, the fields of
+            `zoo.tasks.detection.transforms.Augment`.
         seed: of order and augmentation.
         state: a file to resume from; one of another model, other teachers, data, augmentation or schedule is refused.
         machine: how it runs here.
