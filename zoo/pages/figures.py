@@ -19,6 +19,7 @@ LABELS = {
 }
 SAME = ("dataset", "split", "images", "sha256")  # of the data of two accuracies that are compared
 MOST = 100  # classes of a table
+SHARES = ("top5", "map50", "map75", "map50_voc07")  # beside the figure that leads
 SOURCE_NAMES = {
     "top1": "top-1",
     "top5": "top-5",
@@ -44,7 +45,7 @@ def measured(report: Report, base: Report | None, task: str, word: str = "dense 
     rows, leading = [], front_matter.leading_of(report, task)
     labels = {**LABELS, leading.figure: _label(leading.label, report.data, unit(task))} if leading else LABELS
     for key, value in report.measured.items():
-        leads = key == (leading and leading.figure)
+        leads = key == (leading and leading.figure) or key in SHARES
         row = [labels.get(key, key).replace("{base}", word), _value(key, value, leads)]
         if base is not None:
             dense = None if leads and not _same_data(report, base) else base.measured.get(key)
