@@ -13,9 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import zoo
+from zoo.compression.integer.quotients import divided
 from zoo.errors import StructureError
 from zoo.structure.graph.certificate import certificate
-from zoo.structure.graph.graph import Node
+from zoo.structure.graph.graph import Graph, Node, check_graph, graph_module
 from zoo.structure.graph.quotients import EXACT, QDiv, QMeanPool2d, QRoot
 from zoo.structure.graph.tokens import DOUBLE, WORD
 
@@ -181,3 +182,49 @@ def test_what_is_divided_by_less_than_0_is_refused_by_its_node():
     said = r"node 'div' divides by '\w+', of which the calibration images make -1: a quotient has a twin where all"
     with pytest.raises(StructureError, match=said):
         zoo.compress(model, data=torch.rand(8, 3, 4, 4), method="integer", example=(3, 4, 4))
+
+
+@pytest.mark.parametrize("held", [0.0, [0.5, 0.0]])
+def test_what_is_divided_by_a_constant_0_is_refused_by_its_name(held):
+    divided_by = {"attributes": {"other": held}} if held == 0.0 else {"inputs": ("x", "c")}
+    constant = [] if held == 0.0 else [Node("c", "parameter", (), {"shape": [2]})]
+    graph = Graph(("x",), (*constant, Node("share", "div", **{"inputs": ("x",), **divided_by})), ("share",))
+    with pytest.raises(StructureError, match="node 'share' divides by a constant 0"):
+        divided(graph, {"c": torch.tensor(held)})
+
+
+WINDOW = {"kernel_size": [3, 3], "stride": [1, 1], "padding": [1, 1]}
+CONVOLVED = {"in_channels": 4, "out_channels": 4, **WINDOW}
+MEAN = {**WINDOW, "multiplier": 1, "exponent": 0}
+
+
+@pytest.mark.parametrize(
+    ("op", "told", "message"),
+    [
+        ("qconv2d", {**CONVOLVED, "dilation": [0, 1]}, "dilation: found 0, 1, expected whole numbers, 1 to"),
+        ("qconv2d", {**CONVOLVED, "stride": [1, 1, 1]}, "stride is .1, 1, 1., expected two sizes"),
+        ("qconv2d", {**CONVOLVED, "kernel_size": [3]}, "kernel_size is .3., expected two sizes"),
+        ("qconv2d", {**CONVOLVED, "groups": 0}, "groups: found 0"),
+        ("qavg_pool2d", {**WINDOW, "stride": [0, 1]}, "stride: found 0, 1"),
+        (
+            "qavg_pool2d",
+            {**WINDOW, "padding": [2, 1]},
+            "padding is .2, 1., expected at most half",
+        ),
+        ("qmean_pool2d", {**MEAN, "stride": [1]}, "stride is .1., expected two sizes"),
+        ("qmean_pool2d", {**MEAN, "padding": [-1, 0]}, "padding: found -1, 0"),
+    ],
+)
+def test_windows_that_torch_could_not_run_are_refused_when_a_graph_is_built(op, told, message):
+    graph = Graph(("x",), (Node("pooled", op, ("x",), told),), ("pooled",))
+    with pytest.raises(StructureError, match=f"node 'pooled'.*{message}") as caught:
+        graph_module(graph)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("op", ["int_floordiv", "int_mod"])
+def test_a_size_that_is_divided_by_0_is_refused_by_its_name(op):
+    nodes = Node("height", "size", ("x",), {"dim": 2}), Node("half", op, ("height",), {"b": 0})
+    flat = Node("flat", "reshape", ("x", "half"), {"shape": ["$1", -1]})
+    with pytest.raises(StructureError, match=f"half.*{op} by 0"):
+        check_graph(Graph(("x",), (*nodes, flat), ("flat",)))

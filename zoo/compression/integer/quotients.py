@@ -31,6 +31,9 @@ def divided(graph: Graph, tensors: Mapping[str, Tensor]) -> tuple[Graph, dict[st
 
     Returns:
         A graph that gives the same, and its tensors.
+
+    Raises:
+        StructureError: a constant that something is divided by is 0; the node is named.
     """
     held = dict(tensors)
     taken = {node.name for node in graph.nodes} | set(graph.inputs)
@@ -41,8 +44,10 @@ def divided(graph: Graph, tensors: Mapping[str, Tensor]) -> tuple[Graph, dict[st
             product = _fresh(f"{node.name}_product", taken)
             nodes += [Node(product, "mul", tuple(factors)), Node(node.name, "add", (product, bias))]
         elif node.op in _DIVIDING and isinstance(node.attributes.get("other"), int | float):
+            _check_constant(node, node.attributes["other"])
             nodes.append(Node(node.name, "scale", node.inputs, {"other": 1 / node.attributes["other"]}))
         elif node.op in _DIVIDING and node.inputs[-1] in held and not node.attributes:
+            _check_constant(node, float(held[node.inputs[-1]].abs().min()))
             value = held[node.inputs[-1]].reciprocal()
             constant = _fresh(f"{node.name}_reciprocal", taken)
             held[constant] = value
@@ -77,6 +82,11 @@ def check_divisors(graph: Graph, seen: Mapping[str, Seen]) -> None:
                 f"integer: node {node.name!r} divides by {node.inputs[1]!r}, of which the calibration images make "
                 f"{least:.3g}: a quotient has a twin where all that it divides by is above 0"
             )
+
+
+def _check_constant(node: Node, value: float) -> None:
+    if not value:
+        raise StructureError(f"integer: node {node.name!r} divides by a constant 0, of which nothing is a quotient")
 
 
 def _fresh(name: str, taken: set[str]) -> str:

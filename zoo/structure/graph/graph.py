@@ -261,6 +261,8 @@ def _int(node: Node, first: Sequence[str], ints: Mapping[str, float], here: str)
     if len(sides) != 2:
         raise StructureError(f"{here}: {node.op} takes two sizes, found {len(sides)}")
     a, b = sides
+    if node.op in ("int_floordiv", "int_mod") and type(given[-1]) is int and not b:
+        raise StructureError(f"{here}: {node.op} by 0")
     bound = {"int_mul": a * b, "int_floordiv": a}.get(node.op, a + b)
     if bound > MAX_PRODUCT:
         raise StructureError(f"{here}: a size of more than {MAX_PRODUCT:.0e} is refused")

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.structure.graph.checks import check_bytes, check_whole, check_windows, check_words
 from zoo.structure.graph.ops import Op
 
 BYTE = 255  # the largest magnitude that an activation less its zero point has
@@ -124,6 +125,8 @@ class QConv2d(QLayer):
         low: int = 0,
         high: int = BYTE,
     ) -> None:
+        check_windows(kernel_size, stride, padding, dilation)
+        check_whole("groups", [groups], 1, in_channels)
         super().__init__([out_channels, in_channels // groups, *kernel_size], zero, out_zero, low, high)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.stride, self.padding, self.dilation = tuple(stride), tuple(padding), tuple(dilation)
@@ -216,6 +219,8 @@ class QAvgPool2d(Quantized):
         super().__init__(out_zero, low, high)
         check_whole("zero", [zero], 0, BYTE)
         check_whole("exponent", [exponent], -MAX_POWER, MAX_POWER)
+        if kernel_size is not None:
+            check_windows(kernel_size, stride, padding)
         self.kernel_size = None if kernel_size is None else tuple(kernel_size)
         self.stride, self.padding, self.zero, self.exponent = tuple(stride), tuple(padding), zero, exponent
 
@@ -314,25 +319,6 @@ def _holding(*activations: Tensor) -> torch.dtype:
     """Single precision for bytes, double for words."""
     check_words(*activations)
     return torch.float32 if all(each.dtype == torch.uint8 for each in activations) else torch.float64
-
-
-def check_words(*activations: Tensor) -> None:
-    """Raise ValueError, unless activations are of bytes or words."""
-    for each in activations:
-        if each.dtype not in (torch.uint8, torch.int16, torch.int32):
-            raise ValueError(f"what is read is {each.dtype}, expected bytes or words")
-
-
-def check_bytes(x: Tensor) -> None:
-    """Raise ValueError, unless an activation is of bytes, of which the bounds of accumulators are."""
-    if x.dtype != torch.uint8:
-        raise ValueError(f"what is read is {x.dtype}, expected bytes")
-
-
-def check_whole(name: str, values: Sequence[int], low: int, high: int) -> None:
-    """Raise ValueError, unless all values are whole numbers from low to high."""
-    if not all(type(each) is int and low <= each <= high for each in values):
-        raise ValueError(f"{name}: found {', '.join(map(str, values))}, expected whole numbers, {low} to {high}")
 
 
 def powers(exponent: Tensor, dtype: torch.dtype) -> Tensor:

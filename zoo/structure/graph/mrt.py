@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.structure.graph.integer import BYTE, QConv2d, QLayer, QLinear, Quantized, check_whole, check_words, exact
+from zoo.structure.graph.checks import check_whole, check_words
+from zoo.structure.graph.integer import BYTE, QConv2d, QLayer, QLinear, Quantized, exact
 from zoo.structure.graph.ops import Op
 from zoo.structure.graph.tokens import MAX_MULTIPLIER
 

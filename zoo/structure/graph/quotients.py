@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.structure.graph.integer import BYTE, check_whole, check_words
+from zoo.structure.graph.checks import check_whole, check_windows, check_words
+from zoo.structure.graph.integer import BYTE
 from zoo.structure.graph.ops import Op
 from zoo.structure.graph.tokens import DOUBLE, MAX_TERMS, ROOT, WORD, Reduced, Scaled, isqrt
 
@@ -104,8 +105,7 @@ class QMeanPool2d(_Divided):
         super().__init__(multiplier, exponent, out_zero, low, high)
         check_whole("zero", [zero], 0, BYTE)
         check_whole("kernel_size", kernel_size, 1, 181)  # MAX_TERMS at most
-        if not len(kernel_size) == len(stride) == len(padding) == 2:
-            raise ValueError(f"windows are {kernel_size}, {stride} and {padding}, expected two sizes each")
+        check_windows(kernel_size, stride, padding)
         self.kernel_size, self.stride, self.padding = tuple(kernel_size), tuple(stride), tuple(padding)
         self.ceil_mode, self.zero = ceil_mode, zero
 

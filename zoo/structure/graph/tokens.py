@@ -20,7 +20,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from zoo.structure.graph.integer import BYTE, Quantized, check_whole, check_words, exact, is_traced, powers
+from zoo.structure.graph.checks import check_whole, check_words
+from zoo.structure.graph.integer import BYTE, Quantized, exact, is_traced, powers
 from zoo.structure.graph.ops import Op
 
 WORD = 2**15 - 1  # the largest magnitude of a word
