@@ -12,6 +12,7 @@ from zoo.catalog.entry import Budget
 from zoo.compression.low_rank.fisher import _probes, spectra
 from zoo.compression.low_rank.kfac import mean_divergence
 from zoo.compression.low_rank.low_rank import LowRank, _nearer_, low_rank
+from zoo.measurement.curvature import CLASSES
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -23,7 +24,7 @@ def test_the_loss_charges_errors_for_what_an_image_has_in_common_and_for_the_res
     for number, x in enumerate(held):  # the same random signs
         y = model.layer(x).detach().requires_grad_()
         logits = model.head(y.tanh().flatten(2).mean(2) if isinstance(layer, nn.Conv2d) else y.tanh().mean(1))
-        for u in _probes(logits.detach().float(), 0.1, 4, number):
+        for u in _probes(CLASSES, logits.detach().float(), 0.1, 4, number):
             g = torch.autograd.grad(logits, y, u.double(), retain_graph=True)[0]
             gradients.append(flat(g, layer).view(len(x), -1, len(layer.weight)))
     for rank in (1, 3):

@@ -111,7 +111,7 @@ METHODS: dict[str, Method] = {
         suffix="lowrank",
         budgeted=True,
         passes=(10, 20),
-        tasks=("image-classification",),  # the Fisher information is that of classes
+        tasks=("image-classification", "object-detection"),  # of whose divergence it is told how it bends
     ),
     "falor": Method(
         "zoo.compression.low_rank.falor",

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from zoo.catalog.entry import Budget
 from zoo.catalog.methods import runnable
+from zoo.measurement.curvature import CLASSES, Fisher
 from zoo.measurement.divergence import Divergence, divergence
 from zoo.structure.description import Description
 from zoo.structure.plan import Edit, Plan
@@ -41,6 +42,7 @@ class Given:
         seed: of what is random.
         state: a file to resume from.
         divergence: of outputs from the dense model's, as the task measures it.
+        fisher: how that bends.
         labels: of each batch its classes [B]; these and what follows are for a method that trains.
         epoch: its number → loader of training batches.
         schedule: of the training.
@@ -55,6 +57,7 @@ class Given:
     seed: int = 0
     state: Path | None = None
     divergence: Divergence = divergence
+    fisher: Fisher = CLASSES
     labels: Sequence[Tensor] = ()
     epoch: Any = None
     schedule: Schedule | None = None

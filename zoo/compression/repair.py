@@ -270,7 +270,7 @@ def calling(model: nn.Module, places: Mapping[str, Place]) -> Run:
         outputs: list[Tensor] = []
 
         def call(batch: Tensor) -> None:
-            outputs.append(functional_call(model, dict(tensors), (batch,)))
+            outputs.append(as_one(functional_call(model, dict(tensors), (batch,))))
 
         observe(call, modules, [batch], before=norm, after=layer)
         return outputs[0]

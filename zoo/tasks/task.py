@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from zoo.measurement.curvature import CLASSES, Fisher
 from zoo.measurement.divergence import Divergence
 from zoo.tasks.loader import Transform
 
@@ -45,12 +46,14 @@ class Meaning:
             among them `objects`, how many of it there are.
         divergence: of outputs from those of a reference.
         agreement: of outputs with those of a reference, 0..1 for each image [B].
+        fisher: how the divergence bends, for what works by that.
     """
 
     rows: Callable[[Tensor, Tensor], Mapping[str, Tensor]]
     figures: Callable[[Mapping[str, Tensor]], Mapping[str, Any]]
     divergence: Divergence
     agreement: Callable[[Tensor, Tensor], Tensor]
+    fisher: Fisher = CLASSES
 
 
 def unvaried(transform: Transform, left: int) -> Transform:

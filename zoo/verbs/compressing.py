@@ -123,8 +123,9 @@ def compress(
     dense, held = licences.judged(original, dense, carried)
     dense_model = original if own else single(original)
     about = _about(dense, dense_model, method, budget, apart, options)
-    far = task_of(dense_model).meaning(dense_model, input_size(dense_model)).divergence
-    given = Given(dense_model, about, how, (), budget, seed, state, far, schedule=own, machine=machine)
+    meaning = task_of(dense_model).meaning(dense_model, input_size(dense_model))
+    far = meaning.divergence, meaning.fisher
+    given = Given(dense_model, about, how, (), budget, seed, state, *far, schedule=own, machine=machine)
     read: dict[str, Any] = {"skip_damaged": skip_damaged, "labels": labels}
     given = _learning(given, data, images, augment, read) if own else _looking(given, data, images, skip_damaged)
     smaller = alike_(_run(given, apart), original)

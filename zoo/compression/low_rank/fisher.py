@@ -3,7 +3,7 @@
 Of a layer y = W x + b the smaller side z is watched: z = x where a linear layer (or 1 x 1 convolution) has more outputs
 than inputs, else z = W x. With the covariance C of z and the Fisher information G of the model's prediction about z,
 
-    C = E[(z−μ)(z−μ)ᵀ],   G = Σ_positions E[g gᵀ],   g = Jᵀ u,   J = ∂logits/∂z,   E[u uᵀ] = diag(p) − p pᵀ
+    C = E[(z−μ)(z−μ)ᵀ],   G = Σ_positions E[g gᵀ],   g = Jᵀ u,   J = ∂logits/∂z,   E[u uᵀ] = F = diag(p) − p pᵀ
 
 an error δ at z costs about ½ tr(G E[δ δᵀ]) nats. With G = L Lᵀ, of all maps of rank k the cheapest is
 
@@ -17,15 +17,15 @@ is pooled adds up. So of an error δ its mean over an image and the rest of it a
 
 with Ḡ = E[(Σ g)(Σ g)ᵀ] and G̃ = E[Σ (g − ḡ)(g − ḡ)ᵀ]: the parts between images and within them.
 
-One backward pass gives G for all layers: u = √p∘v − p (√p·v) with random signs v has the covariance asked for, so
-labels need not be enumerated, and where the model is sure it varies far less than the gradient at a drawn label does.
+One backward pass gives G for all layers: u of that covariance is made of random signs (`zoo.measurement.curvature`), so
+labels need not be enumerated. Of outputs that aren't logits F is what their task's divergence bends by.
 
 Sources: Yu, Wu, "Compressing Transformers: Features Are Low-Rank, but Weights Are Not!" (AAAI 2023), for C alone;
 Martens, "New Insights and Perspectives on the Natural Gradient Method" (JMLR 2020), section 9, for G and its factors.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -36,7 +36,9 @@ from torch import Tensor, nn
 
 from zoo.compression.activations import Draw, observe, portions, rows, thinned
 from zoo.compression.calibration import HELD_BACK
-from zoo.errors import DataError, StructureError
+from zoo.errors import DataError
+from zoo.measurement.curvature import CLASSES, Fisher
+from zoo.measurement.divergence import as_one
 
 LEAST = 1e-3  # of its loss on the images it is made of, that a rank costs: more of it is always worth something
 STILL = 1e-12  # share of a mean square, or of the largest variance, that a variance must exceed
@@ -92,11 +94,12 @@ def spectra(
     draws: int,
     seed: int,
     max_bytes: int = MAX_STATISTICS,
+    fisher: Fisher = CLASSES,
 ) -> dict[str, Spectrum]:
     """Collect the spectra of layers.
 
     Args:
-        model: a classifier in eval mode; left as it was.
+        model: in eval mode; left as it was.
         layers: path → layer, those of `factorable`.
         batches: images [B, C, H, W].
         held: others, which tell the loss.
@@ -105,6 +108,7 @@ def spectra(
         draws: of random signs for each batch, one backward pass each; of those held back four times as many.
         seed: of the random signs.
         max_bytes: of statistics held at once.
+        fisher: the information of its outputs.
 
     Returns:
         Path → spectrum, in double precision on the CPU; without the layers whose signal doesn't vary or doesn't reach
@@ -112,21 +116,23 @@ def spectra(
 
     Raises:
         DataError: an activation isn't finite.
-        StructureError: the model doesn't give logits [B, classes].
+        StructureError: the model's outputs aren't those that the information is of.
     """
     sides = {path: layer.weight.shape[1 if reads_inputs(layer) else 0] for path, layer in layers.items()}
     paths, size = list(layers), {path: 4 * 8 * side**2 for path, side in sides.items()}
     known: dict[str, Spectrum] = {}
+    probes = partial(_probes, fisher, smoothing=smoothing)
     for portion in portions([[path] for path in paths], size, max_bytes):
         those = {path: layers[path] for path in paths[portion]}
         found = {
             path: _spectrum(path, layers[path], sums, sum(map(len, batches)), draws, ridge)
-            for path, sums in _collect(model, those, batches, smoothing, draws, seed).items()
+            for path, sums in _collect(model, those, batches, partial(probes, draws=draws), seed).items()
         }
         alive = {path: spectrum for path, spectrum in found.items() if spectrum is not None}
         means = {path: spectrum.mean for path, spectrum in alive.items()}
         those = {path: layers[path] for path in alive}
-        for path, sums in _collect(model, those, held, smoothing, HELD_BACK * draws, seed, means).items():
+        more = partial(probes, draws=HELD_BACK * draws)
+        for path, sums in _collect(model, those, held, more, seed, means).items():
             known[path] = replace(alive[path], loss=_loss(alive[path], sums, HELD_BACK * draws * sum(map(len, held))))
     return {path: known[path] for path in paths if path in known}
 
@@ -149,8 +155,7 @@ def _collect(
     model: nn.Module,
     layers: Mapping[str, nn.Linear | nn.Conv2d],
     batches: Sequence[Tensor],
-    smoothing: float,
-    draws: int,
+    probes: Callable[..., Iterator[Tensor]],
     seed: int,
     origins: Mapping[str, Tensor] | None = None,
 ) -> dict[str, _Sums]:
@@ -180,13 +185,10 @@ def _collect(
 
     def run(batch: Tensor) -> None:
         images = batch.detach().clone().requires_grad_()
-        logits = model(images)
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(batch):
-            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise StructureError(f"low_rank: expected logits [{len(batch)}, classes], found {shape}; use a classifier")
-        for u in _probes(logits.detach().float(), smoothing, draws, 1_000_003 * seed + next(numbers)):
-            if logits.requires_grad:
-                torch.autograd.grad(logits, images, u.to(logits.dtype), retain_graph=True, allow_unused=True)
+        outputs = as_one(model(images))
+        for u in probes(outputs.detach().float(), seed=1_000_003 * seed + next(numbers)):
+            if outputs.requires_grad:
+                torch.autograd.grad(outputs, images, u.to(outputs.dtype), retain_graph=True, allow_unused=True)
 
     with torch.enable_grad():
         observe(run, layers, batches, before=before, after=after)
@@ -224,19 +226,11 @@ def _parted(every: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
     return means, thinned((each - means[:, None]).flatten(0, 1), draw)
 
 
-def _probes(logits: Tensor, smoothing: float, draws: int, seed: int) -> Iterator[Tensor]:
-    """Random u [B, classes] at the smoothed prediction; the same for every pass over the batches."""
-    p = (1 - smoothing) * logits.softmax(1) + smoothing / logits.shape[1]
+def _probes(fisher: Fisher, outputs: Tensor, smoothing: float, draws: int, seed: int) -> Iterator[Tensor]:
+    """Random u at the smoothed prediction; the same for every pass over the batches."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(draws):
-        yield probe(p, generator)
-
-
-def probe(p: Tensor, generator: torch.Generator) -> Tensor:
-    """Random u = √p∘v − p (√p·v) with E[u uᵀ] = diag(p) − p pᵀ of predictions p [B, classes], v random signs."""
-    root = p.sqrt()
-    v = (torch.randint(0, 2, p.shape, generator=generator) * 2 - 1).to(p)
-    return root * v - p * (root * v).sum(1, keepdim=True)
+        yield fisher.probe(outputs, outputs, smoothing, generator)
 
 
 def _spectrum(

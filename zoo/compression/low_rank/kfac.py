@@ -4,7 +4,7 @@ What is fitted layer by layer costs nats that no layer sees. Of the mean diverge
 from the dense model's p,  J = E[KL(p ‖ q)],  a pass with a backward pass gives for each second factor B, b, of which z
 is the input with a one behind it and g the gradient at the output,
 
-    ∇ = E[Σ_positions g zᵀ] with g from u = q − p,   D = −diag(h)⁻¹ ∇ (A + γ diag(A))⁻¹,
+    ∇ = E[Σ_positions g zᵀ] with g from u = ∂J/∂logits,  D = −diag(h)⁻¹ ∇ (A + γ diag(A))⁻¹,
     A = E[z zᵀ],   h = E[Σ_positions g²] with g from random u of covariance F = diag(p̄) − p̄ p̄ᵀ,
 
 Newton's step, were layers and outputs independent (the curvature of K-FAC, its second factor a diagonal). They aren't,
@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo.compression.activations import Draw, observe, outputs_of, rows
-from zoo.compression.low_rank.fisher import probe
-from zoo.measurement.divergence import Divergence, kl
+from zoo.measurement.curvature import CLASSES, Fisher
+from zoo.measurement.divergence import Divergence, as_one, kl
 
 PROBED = 2e-3  # of the step that independent layers would take: logits are close to linear in it
 SMOOTHING = 0.1  # s: larger than where signals are compared, as predictions disagree on few images
@@ -53,6 +53,8 @@ def newton_(
     wanted: Sequence[Tensor],
     damping: float,
     seed: int = 0,
+    divergence: Divergence = kl,
+    fisher: Fisher = CLASSES,
 ) -> None:
     """Take one step of layers of a factored model; none where the divergence doesn't fall, or doesn't bend up.
 
@@ -60,11 +62,13 @@ def newton_(
         factored: in eval mode.
         layers: its second factors, linear layers or 1 x 1 convolutions.
         batches: images [B, C, H, W].
-        wanted: the dense model's logits for each batch [B, classes].
+        wanted: the dense model's outputs for each batch, as one tensor each.
         damping: γ.
         seed: of the random u.
+        divergence: of outputs from those wanted.
+        fisher: how it bends.
     """
-    sums, logits, weights = _collect(factored, layers, batches, wanted, seed)
+    sums, outputs = _collect(factored, layers, batches, wanted, seed, divergence, fisher)
     images = sum(map(len, batches))
     steps = {layer: _direction(of, images, damping) for layer, of in sums.items()}
     slope = sum(float((of.gradient.cpu() / images * steps[layer]).sum()) for layer, of in sums.items())
@@ -74,24 +78,32 @@ def newton_(
     old = {parameter: parameter.detach().clone() for layer in steps for parameter in layer.parameters()}
     length = PROBED * -slope / bends
     _move_(steps, length)
-    curvature = _bend(logits, weights, list(outputs_of(factored, batches)), length)
+    moved = outputs_of(factored, batches)
+    bent = sum(float(fisher.bend(*each, SMOOTHING).sum()) for each in zip(outputs, wanted, moved, strict=True))
+    curvature = bent / (images * length**2)
     _restore_(old)
     if 0 < curvature < float("inf"):
         _move_(steps, -slope / curvature)
 
 
-def mean_divergence(wanted: Sequence[Tensor], logits: Iterable[Tensor], divergence: Divergence = kl) -> float:
-    """The mean divergence in nats of logits from those wanted, both in batches [B, classes]."""
+def mean_divergence(wanted: Sequence[Tensor], outputs: Iterable[Tensor], divergence: Divergence = kl) -> float:
+    """The mean divergence in nats of outputs from those wanted, both in batches."""
     total = 0.0
-    for p, q in zip(wanted, logits, strict=True):
+    for p, q in zip(wanted, outputs, strict=True):
         total += divergence(q.double(), p.double()).sum().item()
     return total / sum(map(len, wanted))
 
 
 def _collect(
-    factored: nn.Module, layers: Sequence[nn.Module], batches: Sequence[Tensor], wanted: Sequence[Tensor], seed: int
-) -> tuple[dict[nn.Module, _Sums], list[Tensor], list[Tensor]]:
-    """The sums of each layer, and of each batch the logits and p̄."""
+    factored: nn.Module,
+    layers: Sequence[nn.Module],
+    batches: Sequence[Tensor],
+    wanted: Sequence[Tensor],
+    seed: int,
+    divergence: Divergence,
+    fisher: Fisher,
+) -> tuple[dict[nn.Module, _Sums], list[Tensor]]:
+    """The sums of each layer, and the outputs of each batch."""
     sums: dict[nn.Module, _Sums] = {}
     towards = True  # the dense prediction; else a random direction
 
@@ -116,26 +128,25 @@ def _collect(
         else:
             sums[layer].information += g.square().sum(0).double()
 
-    logits: list[Tensor] = []
-    weights: list[Tensor] = []
+    outputs: list[Tensor] = []
 
     def run(batch: Tensor) -> None:
         nonlocal towards
-        number, images = len(logits), batch.detach().clone().requires_grad_()
-        y = factored(images)
-        p, q = wanted[number].double().softmax(1), y.detach().double().softmax(1)
-        even = (1 - SMOOTHING) * (p + q) / 2 + SMOOTHING / p.shape[1]
+        number, images = len(outputs), batch.detach().clone().requires_grad_()
+        y = as_one(factored(images))
+        own, target = y.detach().double().requires_grad_(), wanted[number].double()
+        (slope,) = torch.autograd.grad(divergence(own, target).sum(), own)
         towards = True
-        torch.autograd.grad(y, images, (q - p).to(y), retain_graph=True, allow_unused=True)
+        torch.autograd.grad(y, images, slope.to(y), retain_graph=True, allow_unused=True)
         towards = False
-        u = probe(even, torch.Generator().manual_seed(1_000_003 * seed + number))
+        own = own.detach()
+        u = fisher.probe(own, target, SMOOTHING, torch.Generator().manual_seed(1_000_003 * seed + number))
         torch.autograd.grad(y, images, u.to(y), allow_unused=True)
-        logits.append(y.detach().double())
-        weights.append(even)
+        outputs.append(own)
 
     with torch.enable_grad():
         observe(run, {str(number): layer for number, layer in enumerate(layers)}, batches, after=look)
-    return sums, logits, weights
+    return sums, outputs
 
 
 def _direction(of: _Sums, images: int, damping: float) -> Tensor:
@@ -166,12 +177,3 @@ def _restore_(old: Mapping[nn.Parameter, Tensor]) -> None:
     with torch.no_grad():
         for parameter, value in old.items():
             parameter.copy_(value)
-
-
-def _bend(logits: Sequence[Tensor], weights: Sequence[Tensor], moved: Sequence[Tensor], length: float) -> float:
-    """E[δᵀ F δ] where the logits were moved by length · δ."""
-    total = 0.0
-    for lo, p, there in zip(logits, weights, moved, strict=True):
-        δ = (there - lo) / length
-        total += float(((p * δ * δ).sum(1) - (p * δ).sum(1).square()).sum())
-    return total / sum(map(len, logits))

@@ -50,6 +50,7 @@ from zoo.compression.low_rank.kfac import mean_divergence, newton_
 from zoo.compression.repair import REPAIRED, calling, located, repaired, watch
 from zoo.declarations import Count, Whole, validate
 from zoo.errors import BudgetError, DataError, StructureError
+from zoo.measurement.curvature import CLASSES, Fisher
 from zoo.measurement.divergence import Divergence, kl
 from zoo.measurement.macs import measure
 from zoo.measurement.parts import macs_of
@@ -103,6 +104,7 @@ def low_rank(
     budget: Budget,
     how: LowRank | None = None,
     divergence: Divergence = kl,
+    fisher: Fisher = CLASSES,
 ) -> tuple[Factor, dict[str, Tensor]]:
     """Factor the layers of a model to a budget.
 
@@ -110,11 +112,12 @@ def low_rank(
     vary or doesn't reach the prediction.
 
     Args:
-        model: a classifier in eval mode; left as it was.
+        model: in eval mode; left as it was.
         batches: calibration images [B, C, H, W]; some hundred images are enough. Of fewer than 16 none are held back.
         budget: shares of its macs, and of its params where given, that stay.
         how: the declaration; None takes its defaults.
-        divergence: of logits from the dense model's, by which changes are taken or left; it is logged in the end.
+        divergence: of outputs from the dense model's, by which changes are taken or left; it is logged in the end.
+        fisher: how it bends; both are of classes where nothing else is said.
 
     Returns:
         The edit, and path → tensor of the factored model, on the CPU.
@@ -122,7 +125,7 @@ def low_rank(
     Raises:
         BudgetError: the budget can't be met.
         DataError: the calibration images can't be used.
-        StructureError: the model doesn't give logits, or is in train mode.
+        StructureError: the model's outputs aren't those that these are of, or it is in train mode.
         UnknownName: `exclude` or `only` names no layer.
     """
     how = how or LowRank()
@@ -135,14 +138,14 @@ def low_rank(
     normalised = _normalised(model, paths, shown[0][:2])
     dense = _biased(model, normalised)
     layers: dict[str, nn.Linear | nn.Conv2d] = {path: dense.get_submodule(path) for path in paths}  # type: ignore[misc]
-    known = _spectra(dense, layers, shown, held, how)
+    known = _spectra(dense, layers, shown, held, how, fisher)
     choices = {path: choice(layers[path], spectrum, how.round_to) for path, spectrum in known.items()}
     counts = measure(model, tuple(shown[0].shape[1:]))
     ranks = allocate_ranks(choices, counts.macs, counts.params, budget)
     edit = Factor({path: Rank(rank) for path, rank in ranks.items() if rank})
     factored = _factored(dense, edit, known)
     if edit.layers:
-        nats = _mended_(dense, factored, list(edit.layers), shown, held, how, divergence)
+        nats = _mended_(dense, factored, list(edit.layers), shown, held, how, divergence, fisher)
         images = f"{sum(map(len, held))} images {'it was made by' if held is shown else 'held back'}"
         log.info("low_rank: %d layers factored, kl to dense %.4g nats on %s", len(edit.layers), nats, images)
     tensors = {path: tensor.detach().to("cpu", copy=True) for path, tensor in tensors_of(factored).items()}
@@ -158,6 +161,7 @@ def _spectra(
     shown: Sequence[Tensor],
     held: Sequence[Tensor],
     how: LowRank,
+    fisher: Fisher,
 ) -> dict[str, Spectrum]:
     known = spectra(
         dense,
@@ -169,6 +173,7 @@ def _spectra(
         draws=how.draws,
         seed=how.seed,
         max_bytes=how.max_bytes,
+        fisher=fisher,
     )
     if layers and not known:
         raise DataError("calibration: no layer's signal varies and reaches the prediction; pass images that differ")
@@ -244,6 +249,7 @@ def _mended_(
     held: Sequence[Tensor],
     how: LowRank,
     divergence: Divergence,
+    fisher: Fisher,
 ) -> float:
     """Change the factored model as far as it comes nearer to the dense one; the divergence on images held back."""
     wanted = list(outputs_of(model, held))
@@ -252,19 +258,25 @@ def _mended_(
         return mean_divergence(wanted, outputs_of(factored, held), divergence)
 
     left = nats()
-    for change_ in _changes(model, factored, paths, shown, how):
+    newton = partial(newton_, divergence=divergence, fisher=fisher)
+    for change_ in _changes(model, factored, paths, shown, how, newton):
         left = _nearer_(factored, change_, nats, left)
     return left
 
 
 def _changes(
-    model: nn.Module, factored: nn.Module, paths: Sequence[str], batches: Sequence[Tensor], how: LowRank
+    model: nn.Module,
+    factored: nn.Module,
+    paths: Sequence[str],
+    batches: Sequence[Tensor],
+    how: LowRank,
+    newton: Callable[..., None],
 ) -> Iterator[Callable[[], None]]:
     """What is tried in turn, each from where the one before has left the factored model."""
     yield partial(_repair_, model, factored, paths, batches[:REPAIRED])
     wanted, seconds = list(outputs_of(model, batches)), [factored.get_submodule(f"{path}.1") for path in paths]
     for _ in range(how.steps):
-        yield partial(newton_, factored, seconds, batches, wanted, how.damping, how.seed)
+        yield partial(newton, factored, seconds, batches, wanted, how.damping, how.seed)
 
 
 def _nearer_(model: nn.Module, change_: Callable[[], None], nats: Callable[[], float], least: float) -> float:
@@ -303,7 +315,7 @@ def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:
     """What `zoo.compress` calls."""
     assert given.budget is not None
     how = replace(given.how, seed=given.seed)
-    edit, tensors = low_rank(given.model, given.batches, given.budget, how, given.divergence)
+    edit, tensors = low_rank(given.model, given.batches, given.budget, how, given.divergence, given.fisher)
     return given.edited(edit), tensors
 
 

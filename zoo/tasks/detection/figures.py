@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from zoo.measurement.curvature import Fisher, signs
 from zoo.models.heads import detections, heads_on_meta
-from zoo.models.likeness import unlike
+from zoo.models.likeness import coordinates, unlike
 from zoo.models.settings import SURE, Settings, settings_of
 from zoo.models.targets import DIFFICULT, PAD, upright
 from zoo.structure.description import config_of
@@ -89,6 +90,22 @@ class Detector:
         pairs = zip(*(self._found(each) for each in (outputs, target)), strict=True)
         return torch.tensor([_shared(mine, its) for mine, its in pairs], dtype=torch.float64, device=outputs.device)
 
+    def probe(self, outputs: Tensor, target: Tensor, smoothing: float, generator: torch.Generator) -> Tensor:
+        """Random u = Jᵀ v of random signs v, J of the coordinates in which the divergence is a square; no smoothing."""
+        with torch.enable_grad():
+            moved = outputs.detach().requires_grad_()
+            z = self._coordinates(moved, outputs, target)
+            return torch.autograd.grad(z, moved, signs(z.detach(), generator))[0]
+
+    def bend(self, outputs: Tensor, target: Tensor, moved: Tensor, smoothing: float) -> Tensor:
+        """The square of how far outputs were moved, in the same coordinates [B]."""
+        before, after = (self._coordinates(each, outputs, target) for each in (outputs, moved))
+        return (after.double() - before.double()).square().sum(1)
+
+    def _coordinates(self, moved: Tensor, outputs: Tensor, target: Tensor) -> Tensor:
+        heads, own, its = (self.heads(each) for each in (moved, outputs.detach(), target.detach()))
+        return coordinates(heads, own, its, self.settings)
+
     def _found(self, outputs: Tensor) -> list[dict[str, Tensor]]:
         return detections(self.heads(outputs), self.settings, self.size, score=SURE)
 
@@ -98,7 +115,7 @@ def meaning(model: nn.Module, size: Sequence[int]) -> Meaning:
     config = config_of(model)
     shapes = [tuple(head.shape[1:]) for head in heads_on_meta(model, size)]
     found = Detector(settings_of(config.get("detector")), shapes, (size[1], size[2]), config["num_classes"])
-    return Meaning(found.rows, found.figures, found.divergence, found.agreement)
+    return Meaning(found.rows, found.figures, found.divergence, found.agreement, Fisher(found.probe, found.bend))
 
 
 def _shared(mine: Mapping[str, Tensor], its: Mapping[str, Tensor]) -> float:
