@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from cocos import by_pycocotools
 from torch.nn import functional as F
 
 from zoo.errors import DataError
@@ -43,30 +42,10 @@ def one_image(found, objects):
     return torch.tensor(found, dtype=torch.float32).reshape(1, -1, 6), targets[None]
 
 
-def by_pycocotools(detections, targets):
-    truth, results = COCO(), []
-    numbers = range(len(targets))
-    truth.dataset = {"images": [{"id": n} for n in numbers], "categories": [{"id": n} for n in range(CLASSES)]}
-    truth.dataset["annotations"] = annotations = []
-    for number, (found, objects) in enumerate(zip(detections.double(), targets.double(), strict=True)):
-        for x1, y1, x2, y2, label, flag, area in objects[1:][objects[1:, 4] >= 0].tolist():
-            row = {"image_id": number, "category_id": int(label), "bbox": [x1, y1, x2 - x1, y2 - y1], "area": area}
-            annotations.append({**row, "iscrowd": int(flag == CROWD), "id": len(annotations) + 1})
-        for x1, y1, x2, y2, score, label in found[found[:, 5] >= 0].tolist():
-            row = {"image_id": number, "category_id": int(label), "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
-            results.append(row)
-    truth.createIndex()
-    oracle = COCOeval(truth, truth.loadRes(results), "bbox")
-    oracle.evaluate()
-    oracle.accumulate()
-    oracle.summarize()
-    return oracle
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_all_twelve_figures_of_coco_are_those_of_pycocotools(seed):
     detections, targets = scenes(seed)
-    found, oracle = coco_precision(detections, targets, CLASSES), by_pycocotools(detections, targets)
+    found, oracle = coco_precision(detections, targets, CLASSES), by_pycocotools(detections, targets, CLASSES)
 
     assert [found[key] for key in COCO_FIGURES] == pytest.approx(oracle.stats, abs=1e-6)
     assert 0.1 < found["map"] < 0.9
