@@ -119,26 +119,31 @@ def test_a_machine_that_is_slower_for_a_while_is_told_apart(monkeypatch):
 # The clock.
 
 
-def ticking(*spans):
-    """A clock of which every second reading comes so many seconds after the one before."""
-    given, now, within = itertools.cycle(spans), [0.0], itertools.cycle([False, True])
+class Ticking(nn.Module):
+    """A model that moves a clock on, by one span after the other."""
 
-    def clock():
-        now[0] += next(given) if next(within) else 1.0
-        return now[0]
+    def __init__(self, clock, *spans):
+        super().__init__()
+        self.clock, self.spans = clock, itertools.cycle(spans)
 
-    return clock
+    def forward(self, images):
+        self.clock[0] += next(self.spans)
+        return images
 
 
 def test_models_take_turns_and_what_is_rarely_slow_is_left_out():
-    models = [nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)]
-    assert milliseconds(models, (1, 2, 2), ticking(0.004, 0.002)) == [pytest.approx(4.0), pytest.approx(2.0)]
-    assert milliseconds(models[:1], (1, 2, 2), ticking(0.004, 0.004, 0.5)) == [pytest.approx(4.0)]
+    now = [0.0]
+    models = [Ticking(now, 0.004), Ticking(now, 0.004, 0.004, 0.004, 0.004, 0.5), Ticking(now, 0.002)]
+    found = milliseconds(models, (1, 2, 2), lambda: now[0])
+    assert found == [pytest.approx(4.0), pytest.approx(4.0), pytest.approx(2.0)]
 
 
 def test_a_machine_that_is_too_noisy_says_so():
+    now = [0.0]
+    slow = itertools.cycle([0.002, 0.002, 0.004, 0.004])  # two calls a turn: every other turn is slow
+    model = Ticking(now, *[0.002] * 4, *itertools.islice(slow, 4 * 400))
     with pytest.raises(BudgetError, match=r"^this machine is too noisy to tell: the same model took 2 ms and 4 ms"):
-        milliseconds([nn.Conv2d(1, 1, 1)], (1, 2, 2), ticking(0.004, 0.002))
+        milliseconds([model], (1, 2, 2), lambda: now[0])
 
 
 # Whole methods: with a machine that takes a nanosecond for each multiply-accumulate.

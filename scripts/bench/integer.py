@@ -1,4 +1,4 @@
-"""Speed of integer models beside floats and onnxruntime's own 8 bits: interleaved minima, sizes, what making one costs.
+"""Speed of integer models beside floats and onnxruntime's own 8 bits, in turns; sizes, what making one costs.
 
 scripts/bench/run integer [--quick] [--rounds 15] [--batch 1 16] [--images 32] [MODEL ...]
 
@@ -8,6 +8,7 @@ them, the others normalised floats.
 """
 
 import argparse
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,12 +17,12 @@ from typing import Any
 
 import torch
 from integer_accuracy import onnxruntimes_own
-from interleaved import milliseconds
 from torch import Tensor, nn
 
 import zoo
 from zoo.catalog.entry import Base
 from zoo.hub.repository import WEIGHTS
+from zoo.measurement.latency import turns
 from zoo.measurement.macs import input_size
 from zoo.onnx.backend import accelerated
 from zoo.onnx.export import onnx_program
@@ -101,7 +102,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.quick:
         asked.names, asked.rounds, asked.batch, asked.images = ["digits_cnn"], 1, [1], 8
-    print(f"milliseconds, least of {asked.rounds} interleaved rounds, {torch.get_num_threads()} threads")
+    print(f"milliseconds, median of {asked.rounds} interleaved rounds, {torch.get_num_threads()} threads")
     print(f"{'':24}{'batch':>6}" + "".join(f"{way:>10}" for way in WAYS) + f"{'of fp32':>10}{'of int8':>10}")
     for name in asked.names or DEFAULT:
         model = network(name)
@@ -111,9 +112,9 @@ def main() -> None:
         for batch in asked.batch:
             images = torch.cat([*batches, *batches, *batches])[:batch]
             timed = calls(model, whole, own, images)
-            least = [min(times) for times in milliseconds(asked.rounds, *timed, clock=time.perf_counter)]
-            ratios = f"{least[2] / least[4]:9.2f}x{least[3] / least[4]:9.2f}x"
-            print(f"{name[-23:]:24}{batch:6}" + "".join(f"{each:10.2f}" for each in least) + ratios, flush=True)
+            middle = [statistics.median(times) for times in turns(timed, asked.rounds)]
+            ratios = f"{middle[2] / middle[4]:9.2f}x{middle[3] / middle[4]:9.2f}x"
+            print(f"{name[-23:]:24}{batch:6}" + "".join(f"{each:10.2f}" for each in middle) + ratios, flush=True)
         print(f"{'':24}{cost(model, whole)}; quantized by {asked.images} images in {spent:.1f} CPU s", flush=True)
 
 

@@ -6,24 +6,25 @@ scripts/bench/run load [--quick] [--rounds 15]
 import argparse
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import timm
 import torch
-from interleaved import milliseconds
 from safetensors.torch import save_file
 from torch import nn
 
 import zoo
 from zoo.hub import weights
+from zoo.measurement.latency import turns
 
 MODELS = ("resnet50d", "beit_base_patch16_224")
 
 
 def medians(rounds: int, *calls: Callable[[], object]) -> list[float]:
     """Median CPU milliseconds of each call, taking turns."""
-    return [statistics.median(times) for times in milliseconds(rounds, *calls)]
+    return [statistics.median(times) for times in turns(calls, rounds, time.process_time)]
 
 
 def bit_equal(ours: nn.Module, theirs: nn.Module) -> bool:
