@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from zoo.catalog import info, names
     from zoo.catalog.entry import Base
     from zoo.measurement.macs import measure
+    from zoo.verbs.benching import bench
     from zoo.verbs.building import build
     from zoo.verbs.changing import changes
     from zoo.verbs.compressing import compress
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from zoo.verbs.verification import verify
 
 _ROOMS = {
+    "zoo.verbs.benching": ("bench",),
     "zoo.verbs.building": ("build",),
     "zoo.catalog": ("info", "names"),
     "zoo.catalog.entry": ("Base",),
@@ -48,6 +50,7 @@ _ROOM = {verb: room for room, verbs in _ROOMS.items() for verb in verbs}
 
 __all__ = [
     "Base",
+    "bench",
     "build",
     "changes",
     "compress",

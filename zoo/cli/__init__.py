@@ -1,8 +1,8 @@
 """The command line: arguments in, functions called, results printed. Nothing else prints or sets an exit code.
 
-A file for each kind of command: `listing`, `predicting`, `making`, `building`, `saving`, `publishing`, `verifying`,
-`exchanging`, `covering`; what several of them take is `options`, how all of them print `tables`. Of `making` also
-`checks` (what is wrong can be said early), `method_help`, and what `sweeping` and `planning` print.
+A file for each kind of command: `listing`, `benching`, `predicting`, `making`, `building`, `saving`, `publishing`,
+`verifying`, `exchanging`, `covering`; what several of them take is `options`, how all of them print `tables`. Of
+`making` also `checks` (what is wrong can be said early), `method_help`, and what `sweeping` and `planning` print.
 """
 
 import atexit
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from zoo.cli import building, covering, exchanging, listing, making, predicting, publishing, saving, verifying
+from zoo.cli import benching, building, covering, exchanging, listing, making, predicting, publishing, saving, verifying
 from zoo.cli.tables import say
 from zoo.errors import ZooError
 from zoo.printable import logger
@@ -79,6 +79,7 @@ def cli() -> None:
 for command in (
     listing.list_models,
     listing.show,
+    benching.bench,
     predicting.predict,
     making.compress,
     building.build,

@@ -54,6 +54,19 @@ class Numbers(click.ParamType[Any]):
             return self.fail(f"{value!r} isn't a number or several with commas between them.", param, ctx)
 
 
+class Counts(click.ParamType[Any]):
+    """Whole numbers from 1 on, with commas between them."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """`1,16` → (1, 16)."""
+        counts = value.split(",")
+        if not all(count.strip().isdecimal() and int(count) for count in counts):
+            self.fail(f"{value!r} isn't a number from 1 on, or several with commas between them.", param, ctx)
+        return tuple(map(int, counts))
+
+
 class Size(click.ParamType[Any]):
     """Channels, height and width of an image."""
 

@@ -89,6 +89,14 @@ def compared_bytes(program: bytes, model: nn.Module, size: tuple[int, int, int])
 def session(program: bytes, name: str, threads: int = 0, *, optimised: bool = True) -> Any:
     """A function that runs a program on the CPU: names of outputs or None, {name: array} → arrays.
 
+    Arguments and errors are those of `loaded`.
+    """
+    return loaded(program, name, threads, optimised=optimised).run
+
+
+def loaded(program: bytes, name: str, threads: int = 0, *, optimised: bool = True) -> Any:
+    """An InferenceSession of onnxruntime on the CPU.
+
     Args:
         program: what a file holds.
         name: of the model, for messages.
@@ -106,6 +114,6 @@ def session(program: bytes, name: str, threads: int = 0, *, optimised: bool = Tr
     if not optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"]).run
+        return onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its classes are of its compiled part
         raise StructureError(f"{name}: onnxruntime refuses it: {first_line(error)}") from None

@@ -6,5 +6,6 @@ new head by `adaptation`), `compressing` and `distilling`, `saving` (save, whose
 `evaluating` (by `measuring`), `predicting`. A model of the catalog
 is made by `beginning` and `building`, whose `recipes` say how and whose `training_costs` say how long; `sweeping` makes
 several, `changing` tells what became of layers; `coverage` tells what can be pruned.
-`exporting` writes files for other programs, `viewing` the graph of a plan.
+`exporting` writes files for other programs, `viewing` the graph of a plan. `benching` times `candidates`, by `backends`
+and in `cold_starts`, before any weights are there.
 """

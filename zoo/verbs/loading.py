@@ -1,7 +1,7 @@
 """Names in, models out: `create` and `load`, each readable from top to bottom."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -142,7 +142,11 @@ def create(name: str | os.PathLike[str] | Base, *, seed: int = 0) -> nn.Module:
     Raises:
         UnknownName, RepositoryError, StructureError: as for `load`.
     """
-    description, config = description_named(name)
+    return drawn(*description_named(name), seed)
+
+
+def drawn(description: Description, config: Mapping[str, Any], seed: int = 0) -> nn.Module:
+    """The same of what `description_named` gives."""
     if description.graph is not None and any(node.op == "qoutput" for node in description.graph.nodes):
         made_of = description.recipe.get("base", "its base")
         raise StructureError(
@@ -223,10 +227,19 @@ def _check_options(device: Any, dtype: Any, backend: Any, **counts: Any) -> None
         validated(Annotated[int, Meta(ge=0, le=MAX_ARGUMENT)] | None, value, f"load: {option}", StructureError)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise StructureError(f"load: dtype is {dtype!r}, expected a floating-point torch.dtype such as torch.float16")
+    check_device(device, "load")
+
+
+def check_device(device: Any, verb: str) -> None:
+    """Check that torch computes there.
+
+    Raises:
+        StructureError: it can't, and why.
+    """
     try:
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        raise StructureError(f"load: device {device!r} can't be used here: {first_line(error)}") from None
+        raise StructureError(f"{verb}: device {device!r} can't be used here: {first_line(error)}") from None
 
 
 def _is_path(name: str | os.PathLike[str]) -> bool:
