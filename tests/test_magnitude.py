@@ -9,6 +9,7 @@ from zoo.compression.magnitude import CRITERIA, Magnitude, magnitude
 from zoo.errors import DataError, UnknownName
 from zoo.structure.plan import Mask
 from zoo.training.schedule import Schedule
+from zoo.verbs.verification import results_of
 
 IMAGES = torch.rand(32, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -95,11 +96,15 @@ def sparse():
 
 
 def test_a_masked_model_costs_what_it_did_and_is_saved_with_its_zeros(sparse, tmp_path):
-    loaded = zoo.load(zoo.save(sparse, tmp_path / "sparse", name="sparse"))
+    folder = zoo.save(sparse, tmp_path / "sparse", name="sparse")
+    loaded = zoo.load(folder)
 
     assert zoo.measure(loaded) == zoo.measure(net(), (1, 16, 16))
     zeros = sum(int(held.eq(0).sum()) for held in weights(loaded.state_dict()).values())
     assert zeros == round(0.7 * sum(held.numel() for held in weights(net().state_dict()).values()))
+    assert results_of(folder).measured["nonzero"] == sum(each.numel() for each in loaded.parameters()) - zeros - 8
+    assert "of them not zero" in (folder / "README.md").read_text()
+    assert zoo.verify(folder).passed
 
 
 def test_zeros_stay_while_it_is_trained(sparse):

@@ -19,7 +19,7 @@ from zoo.declarations import (
 )
 from zoo.errors import RepositoryError
 
-COSTS = ("params", "macs", "kmapp", "weights_bytes")  # which need no images
+COSTS = ("params", "nonzero", "macs", "kmapp", "weights_bytes")  # which need no images
 OBJECTS = "objects"  # of a class, that its other figures are of
 MAX_LABELS = 200_000  # names that a report may have
 MAX_FIGURES = 100

@@ -11,6 +11,7 @@ from zoo.tasks import TASKS
 
 LABELS = {
     "params": "parameters",
+    "nonzero": "of them not zero; all are stored and computed with",
     "macs": "multiply-accumulates",
     "kmapp": "kmapp = 2·macs/(1000·H·W)",
     "weights_bytes": "bytes of the weights",
@@ -105,7 +106,7 @@ def _label(label: str, data: Mapping[str, Any], unit: str) -> str:
 
 
 def _value(key: str, value: float, leads: bool) -> str:
-    if key in ("params", "macs", "weights_bytes"):
+    if key in ("params", "nonzero", "macs", "weights_bytes"):
         return f"{words.short_count(value)} ({value:,})" if value >= 1000 else f"{value:,}"
     if leads or key == "agreement":
         return f"{100 * value:.2f} %"

@@ -12,9 +12,10 @@ from zoo.catalog.report import Report
 from zoo.deadline import deadline
 from zoo.hub.repository import versions
 from zoo.measurement.latency import processor
-from zoo.measurement.macs import forward_on_meta, measure, unwrapped
+from zoo.measurement.macs import forward_on_meta, measure, unwrapped, weights_of
 from zoo.structure.describing import describe
-from zoo.structure.description import config_of
+from zoo.structure.description import config_of, description_of
+from zoo.structure.plan import Mask
 from zoo.structure.tensors import computable, tensors_of
 from zoo.tasks import task_of
 from zoo.tasks.classification.classes import label_names
@@ -65,12 +66,14 @@ def report_of(
 
     Returns:
         The figures, with the data, preprocessing, versions and machine that they hold for; of a task that tells classes
-        apart also those of each class. `weights_bytes` are the bytes of the tensors that a file holds.
+        apart also those of each class. `weights_bytes` are the bytes of the tensors that a file holds; `nonzero`, where
+        weights are masked, the params that aren't zero.
     """
     model = unwrapped(model)
     with deadline("counting its macs"):
         counts = measure(model)
-    figures: dict[str, float] = {"params": counts.params, "macs": counts.macs, "kmapp": round(counts.kmapp, 4)}
+    figures: dict[str, float] = {"params": counts.params, **_nonzero(model)}
+    figures |= {"macs": counts.macs, "kmapp": round(counts.kmapp, 4)}
     tensors, computed = tensors_of(model), computable(model)
     figures["weights_bytes"] = sum(each.nbytes for path, each in tensors.items() if path not in computed)
     where: dict[str, Any] = {}
@@ -94,6 +97,14 @@ def report_of(
         classes = _by_name(measured.pop("classes", ()), model)
         figures.update(measured)
     return Report(name or describe(model).name, figures, where, versions(), processor(device), classes=classes)
+
+
+def _nonzero(model: nn.Module) -> dict[str, int]:
+    """The params that aren't zero, of a model whose zeros are its method's."""
+    description = description_of(model)
+    if description is None or not any(isinstance(edit, Mask) for edit in description.plan.edits):
+        return {}
+    return {"nonzero": sum(int(held.count_nonzero()) for held in weights_of(model).values())}
 
 
 def identity_of(model: nn.Module, data: Any, *, skip_damaged: bool = False, labels: Labels | None = None) -> str:
