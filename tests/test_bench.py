@@ -3,6 +3,8 @@
 import itertools
 import json
 import random
+import sys
+from dataclasses import replace
 from math import comb
 
 import pytest
@@ -16,6 +18,7 @@ from zoo.cli import cli
 from zoo.errors import RepositoryError, StructureError
 from zoo.measurement import latency
 from zoo.measurement.latency import Timing, compare, interval, turns
+from zoo.structure.description import attach_
 from zoo.verbs import benching, candidates, cold_starts
 from zoo.verbs.backends import BACKENDS, Backend
 
@@ -223,6 +226,13 @@ def test_what_all_are_compared_with_can_be_said_and_left_out(by_macs):
     assert [(row.name, row.base, row.timing.ratio) for row in alone] == [("digits_cnn_pruned_25", None, None)]
 
 
+def test_a_model_that_is_named_as_its_base_is_told_apart_by_a_number(by_macs):
+    smaller = zoo.load("digits_cnn_pruned_25")
+    attach_(smaller, replace(smaller.zoo_entry, name="digits_cnn"))
+    rows = zoo.bench(smaller, rounds=15).rows
+    assert [(row.name, row.base) for row in rows] == [("digits_cnn", None), ("digits_cnn (2)", "digits_cnn")]
+
+
 def test_nothing_is_fetched_and_a_graph_without_weights_is_built_with_zeros(monkeypatch):
     reference = zoo.load("digits_cnn_int8")
     described = reference.zoo_entry, dict(reference.pretrained_cfg)
@@ -349,12 +359,13 @@ def test_what_is_spelt_wrong_is_told_as_usage(line, expected):
     assert expected in said
 
 
-def test_an_extra_that_is_missing_is_named_before_anything_is_built(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    monkeypatch.setattr(benching, "candidate", None)
-    code, _, error = run("digits_cnn", "--backend", "onnxruntime")
-    assert code == 1
-    assert str(error).startswith("onnxruntime isn't installed; it comes with: pip install 'compressed-zoo[")
+def test_an_extra_that_is_missing_is_named_before_anything_is_built(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    (tmp_path / "some.onnx").write_bytes(b"program")
+    for line in (["digits_cnn", "--backend", "onnxruntime"], [str(tmp_path / "some.onnx")]):
+        code, _, error = run(*line)
+        assert code == 1
+        assert str(error).startswith("onnxruntime isn't installed; it comes with: pip install 'compressed-zoo[")
 
 
 def test_backends_of_the_command_line_are_those_of_the_table():

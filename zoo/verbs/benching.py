@@ -150,26 +150,27 @@ def bench(
     where: dict[str, Any] = {"device": device, "dtype": dtype}
     with _threads(threads):
         groups = _groups([candidate(each, input=input, **where) for each in several], base, where)
+        sources = {each.name: each.source for group in groups for each in _all(group)}
+        if cold and None in sources.values():
+            module = next(name for name, source in sources.items() if source is None)
+            raise StructureError(f"{module} is a module of this process, which no fresh one has: leave cold out")
         begun, before = time.perf_counter(), waited()
         rows = [row for size in batches for group in groups for row in _rows(group, size, backend, rounds, clock)]
         after, spent = waited(), time.perf_counter() - begun
         if cold:
-            sources = {each.name: each.source for group in groups for each in _all(group)}
             rows = [_started(row, sources[row.name], str(device), dtype) for row in rows]
         machine, count = processor(torch.device(device)), torch.get_num_threads()
-    share = None if before is None or after is None else (after - before) / spent / count
-    named = str(dtype).removeprefix("torch.") if dtype else None
     return Bench(
-        machine,
-        str(device),
-        count,
-        named,
-        {key: str(each) for key, each in versions().items()},
-        rounds,
-        clock,
-        ONE_IN,
-        share,
-        rows,
+        machine=machine,
+        device=str(device),
+        threads=count,
+        dtype=str(dtype).removeprefix("torch.") if dtype else None,
+        versions={key: str(each) for key, each in versions().items()},
+        rounds=rounds,
+        clock=clock,
+        one_in=ONE_IN,
+        waited=None if before is None or after is None else (after - before) / spent / count,
+        rows=rows,
     )
 
 
@@ -216,7 +217,7 @@ def _groups(models: Sequence[Candidate], base: Named | bool, where: Mapping[str,
         groups[key].models.append(each)
     bases = {id(group.base) for group in groups.values()}
     for group in groups.values():
-        group.models = _distinct([each for each in group.models if id(each) not in bases])
+        group.models = _distinct([each for each in group.models if id(each) not in bases], group.base)
     return [group for group in groups.values() if group.models]
 
 
@@ -237,9 +238,9 @@ def _all(group: _Group) -> list[Candidate]:
     return [*([group.base] if group.base else []), *group.models]
 
 
-def _distinct(models: Sequence[Candidate]) -> list[Candidate]:
-    """Models whose names differ: of those that are alike a further one has its number."""
-    seen: Counter[str] = Counter()
+def _distinct(models: Sequence[Candidate], base: Candidate | None) -> list[Candidate]:
+    """Models whose names differ, from their base's too: of those that are alike a further one has its number."""
+    seen = Counter([base.name] if base else [])
     found = []
     for each in models:
         seen[each.name] += 1
@@ -276,6 +277,5 @@ def _rows(group: _Group, batch: int, backend: str | None, rounds: int, clock: st
 
 def _started(row: Row, source: str | Base | None, device: str, dtype: torch.dtype | None) -> Row:
     """A row with what a fresh process shows."""
-    if source is None:
-        raise StructureError(f"{row.name} is a module of this process, which no fresh one has: leave cold out")
+    assert source is not None
     return replace_struct(row, cold=cold_start(source, row.backend, row.batch, row.input, device, dtype))
