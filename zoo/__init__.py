@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from zoo.verbs.evaluating import evaluate
     from zoo.verbs.exporting import export
     from zoo.verbs.loading import create, load, transform
+    from zoo.verbs.picking import pick
     from zoo.verbs.predicting import predict
     from zoo.verbs.saving import convert, push, save
     from zoo.verbs.verification import verify
@@ -42,6 +43,7 @@ _ROOMS = {
     "zoo.verbs.exporting": ("export",),
     "zoo.verbs.loading": ("create", "load", "transform"),
     "zoo.measurement.macs": ("measure",),
+    "zoo.verbs.picking": ("pick",),
     "zoo.verbs.predicting": ("predict",),
     "zoo.verbs.saving": ("convert", "push", "save"),
     "zoo.verbs.verification": ("verify",),
@@ -63,6 +65,7 @@ __all__ = [
     "load",
     "measure",
     "names",
+    "pick",
     "predict",
     "push",
     "save",

@@ -1,8 +1,9 @@
 """The command line: arguments in, functions called, results printed. Nothing else prints or sets an exit code.
 
-A file for each kind of command: `listing`, `benching`, `predicting`, `making`, `building`, `saving`, `publishing`,
-`verifying`, `exchanging`, `covering`; what several of them take is `options`, how all of them print `tables`. Of
-`making` also `checks` (what is wrong can be said early), `method_help`, and what `sweeping` and `planning` print.
+A file for each kind of command: `listing`, `benching`, `picking`, `predicting`, `making`, `building`, `saving`,
+`publishing`, `verifying`, `exchanging`, `covering`; what several of them take is `options`, how all of them print
+`tables`. Of `making` also `checks` (what is wrong can be said early), `method_help`, and what `sweeping` and `planning`
+print.
 """
 
 import atexit
@@ -16,7 +17,19 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from zoo.cli import benching, building, covering, exchanging, listing, making, predicting, publishing, saving, verifying
+from zoo.cli import (
+    benching,
+    building,
+    covering,
+    exchanging,
+    listing,
+    making,
+    picking,
+    predicting,
+    publishing,
+    saving,
+    verifying,
+)
 from zoo.cli.tables import say
 from zoo.errors import ZooError
 from zoo.printable import logger
@@ -80,6 +93,7 @@ for command in (
     listing.list_models,
     listing.show,
     benching.bench,
+    picking.pick,
     predicting.predict,
     making.compress,
     building.build,

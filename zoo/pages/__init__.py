@@ -2,5 +2,6 @@
 
 `card` fills `card.md.j2`, a repository's README: its head by `front_matter`, its tables by `figures`, what a plan does
 by `edits`, how the model came to be by `history`; how values read is `words`. `changed` draws
-what became of a model's layers, `latency_bars` how long models take.
+what became of a model's layers, `latency_bars` how long models take, `front_plot` accuracy against
+that.
 """

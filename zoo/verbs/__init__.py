@@ -7,5 +7,6 @@ new head by `adaptation`), `compressing` and `distilling`, `saving` (save, whose
 is made by `beginning` and `building`, whose `recipes` say how and whose `training_costs` say how long; `sweeping` makes
 several, `changing` tells what became of layers; `coverage` tells what can be pruned.
 `exporting` writes files for other programs, `viewing` the graph of a plan. `benching` times `candidates`, by `backends`
-and in `cold_starts`, before any weights are there.
+and in `cold_starts`, before any weights are there; `picking` says which to take of `contenders`, that a `watch` times
+and `halving` chooses among; `timings` keeps what they took.
 """

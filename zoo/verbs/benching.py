@@ -146,9 +146,9 @@ def bench(
     several = [models] if isinstance(models, str | os.PathLike | Base | nn.Module) else list(models)
     batches = [batch] if isinstance(batch, int) else list(batch)
     _check(several, batches, threads, rounds)
-    _check_backend(backend, clock, device, dtype)
+    check_backend("bench", backend, clock, device, dtype)
     where: dict[str, Any] = {"device": device, "dtype": dtype}
-    with _threads(threads):
+    with threaded(threads):
         groups = _groups([candidate(each, input=input, **where) for each in several], base, where)
         sources = {each.name: each.source for group in groups for each in _all(group)}
         if cold and None in sources.values():
@@ -181,22 +181,28 @@ def _check(models: Sequence[Named], batches: Sequence[int], threads: int | None,
         raise StructureError("bench: nothing to time: name a model, and the images of a batch")
 
 
-def _check_backend(backend: str | None, clock: str, device: Any, dtype: Any) -> None:
+def check_backend(verb: str, backend: str | None, clock: str, device: Any, dtype: Any) -> None:
+    """Check that what shall compute does so here.
+
+    Raises:
+        StructureError: it doesn't, or isn't known.
+        MissingExtra: its package isn't installed.
+    """
     for option, value, table in (("backend", backend or "eager", BACKENDS), ("clock", clock, CLOCKS)):
         if value not in table:
-            raise StructureError(f"bench: {option} {value!r} isn't known, expected {' or '.join(table)}")
-    check_device(device, "bench")
+            raise StructureError(f"{verb}: {option} {value!r} isn't known, expected {' or '.join(table)}")
+    check_device(device, verb)
     if backend == "onnxruntime":
         for package in ("onnx", "onnxruntime"):
             require(package, "onnx")
         if torch.device(device).type != "cpu":
-            raise StructureError(f"bench: onnxruntime computes on the CPU here, device is {str(device)!r}")
+            raise StructureError(f"{verb}: onnxruntime computes on the CPU here, device is {str(device)!r}")
         if dtype not in (None, torch.float32):
-            raise StructureError(f"bench: onnxruntime computes in float32 here, dtype is {dtype}: leave it out")
+            raise StructureError(f"{verb}: onnxruntime computes in float32 here, dtype is {dtype}: leave it out")
 
 
 @contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def threaded(count: int | None) -> Iterator[None]:
     """Let torch compute with so many threads, then with as many as before."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
