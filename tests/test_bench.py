@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import re
 import sys
 from dataclasses import replace
 from math import comb
@@ -340,6 +341,21 @@ def test_what_cannot_be_is_one_line(line, expected):
     assert code == 1
     assert expected in str(error)
     assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"batch": 1.5}, "bench: batch is 1.5, expected a whole number from 1"),
+        ({"batch": []}, "bench: nothing to time"),
+        ({"threads": 0}, "bench: threads is 0, expected a whole number from 1"),
+        ({"dtype": torch.int8}, "bench: dtype is torch.int8, expected a floating-point torch.dtype"),
+        ({"input": (16, 16)}, "input is (16, 16), expected (channels, height, width)"),
+    ],
+)
+def test_what_python_can_ask_and_cannot_be_is_one_line(options, expected):
+    with pytest.raises(StructureError, match=re.escape(expected)):
+        zoo.bench("digits_cnn", **options)
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,14 @@ def test_a_file_of_timings_that_cannot_be_read_is_as_none(glances, damage):
         ({"max_latency_ms": 1, "dataset": "dogs"}, DataError, "by its accuracy on dogs; known are"),
         ({"max_latency_ms": 1, "backend": "abacus"}, StructureError, "backend 'abacus'"),
         ({"max_latency_ms": 1, "device": "meta"}, StructureError, "device 'meta'"),
+        ({"max_latency_ms": 1, "batch": 0}, StructureError, "pick: batch is 0, expected a whole number from 1"),
+        ({"max_latency_ms": 1, "threads": 0}, StructureError, "pick: threads is 0, expected a whole number from 1"),
+        ({"max_latency_ms": 1, "dtype": torch.int8}, StructureError, "pick: dtype is torch.int8, expected a floating"),
+        (
+            {"max_latency_ms": 1, "dataset": DATA, "task": "object-detection"},
+            DataError,
+            "no model for object-detection",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_line(glances, options, error, message):

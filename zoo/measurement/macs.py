@@ -147,6 +147,8 @@ def forward_on_meta(
         if not config or config.get("input_size") is None:
             raise StructureError("measure: the model names no input size; pass input=(channels, height, width)")
         input = config["input_size"]
+    if len(input) != 3:
+        raise StructureError(f"measure: input is {tuple(input)}, expected (channels, height, width)")
     channels, height, width = (int(size) for size in input)
     on_meta = meta_tensors(model) if on_meta is None else on_meta
     image = torch.empty(1, channels, height, width, device="meta", dtype=like_images(model).dtype)

@@ -144,8 +144,10 @@ def bench(
             print(row.name, row.batch, row.timing.ms, row.verdict)
     """
     several = [models] if isinstance(models, str | os.PathLike | Base | nn.Module) else list(models)
-    batches = [batch] if isinstance(batch, int) else list(batch)
-    _check(several, batches, threads, rounds)
+    batches = list(batch) if isinstance(batch, Sequence) else [batch]
+    check_counts("bench", [*(("batch", each) for each in batches), ("rounds", rounds), ("threads", threads)])
+    if not several or not batches:
+        raise StructureError("bench: nothing to time: name a model, and the images of a batch")
     check_backend("bench", backend, clock, device, dtype)
     where: dict[str, Any] = {"device": device, "dtype": dtype}
     with threaded(threads):
@@ -174,11 +176,15 @@ def bench(
     )
 
 
-def _check(models: Sequence[Named], batches: Sequence[int], threads: int | None, rounds: int) -> None:
-    for option, count in (*(("batch", each) for each in batches), ("rounds", rounds), ("threads", threads or 1)):
-        validated(Annotated[int, Meta(ge=1, le=MAX_ARGUMENT)], count, f"bench: {option}", StructureError)
-    if not models or not batches:
-        raise StructureError("bench: nothing to time: name a model, and the images of a batch")
+def check_counts(verb: str, counts: Sequence[tuple[str, Any]]) -> None:
+    """Check that what is counted, an option and its value each, is a number from 1 on; None is left alone.
+
+    Raises:
+        StructureError: it is none.
+    """
+    for option, count in counts:
+        if count is not None:
+            validated(Annotated[int, Meta(ge=1, le=MAX_ARGUMENT)], count, f"{verb}: {option}", StructureError)
 
 
 def check_backend(verb: str, backend: str | None, clock: str, device: Any, dtype: Any) -> None:
@@ -192,6 +198,10 @@ def check_backend(verb: str, backend: str | None, clock: str, device: Any, dtype
         if value not in table:
             raise StructureError(f"{verb}: {option} {value!r} isn't known, expected {' or '.join(table)}")
     check_device(device, verb)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise StructureError(
+            f"{verb}: dtype is {dtype!r}, expected a floating-point torch.dtype such as torch.bfloat16"
+        )
     if backend == "onnxruntime":
         for package in ("onnx", "onnxruntime"):
             require(package, "onnx")

@@ -17,6 +17,7 @@ from zoo.catalog.dense import DATA, Dense, dense
 from zoo.catalog.entry import Entry
 from zoo.errors import DataError
 from zoo.measurement.expectation import Cost
+from zoo.structure.description import DEFAULT_TASK
 from zoo.structure.sources import SOURCES
 from zoo.verbs.conversions import converted_before
 
@@ -99,7 +100,7 @@ def contenders(dataset: str, task: str, limits: Limits) -> tuple[list[Contender]
         DataError: nothing is known of such a data set.
     """
     left: Counter[str] = Counter()
-    known = [*_of_catalog(dataset, task, left), *(_of_timm() if dataset == DATA else ())]
+    known = [*_of_catalog(dataset, task, left), *(_of_timm() if (dataset, task) == (DATA, DEFAULT_TASK) else ())]
     if not known and not left:
         sets = sorted({entry.dataset for entry in _entries() if entry.dataset and entry.task == task})
         raise DataError(f"no model for {task} is known by its accuracy on {dataset}; known are {', '.join(sets)}")

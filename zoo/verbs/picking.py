@@ -15,7 +15,7 @@ from zoo.measurement.latency import processor
 from zoo.printable import logger
 from zoo.progress import bar
 from zoo.structure.description import DEFAULT_TASK
-from zoo.verbs.benching import check_backend, threaded
+from zoo.verbs.benching import check_backend, check_counts, threaded
 from zoo.verbs.contenders import Contender, Limits, contenders, load_lines
 from zoo.verbs.halving import Found, bests, front, search
 from zoo.verbs.timings import known
@@ -141,13 +141,14 @@ def pick(
     Raises:
         BudgetError: nothing is asked, or no model is as fast; the message says which is the fastest.
         DataError: of no such data set an accuracy is known.
-        StructureError: the device, or the backend, isn't here.
+        StructureError: the device, or the backend, isn't here; or an option can't be.
 
     Example:
         zoo.pick(8, licenses=["apache-2.0"]).winner.name
     """
     begun = time.monotonic()
-    _check(max_latency_ms, min_top1, batch)
+    _check(max_latency_ms, min_top1)
+    check_counts("pick", [("batch", batch), ("threads", threads)])
     check_backend("pick", backend, clock, device, dtype)
     limits = Limits(max_params, max_macs, min_top1, max_memory_mb, tuple(licenses))
     all, left_out = contenders(dataset, task, limits)
@@ -193,15 +194,13 @@ def pick(
     )
 
 
-def _check(limit: float | None, min_top1: float | None, batch: int) -> None:
+def _check(limit: float | None, min_top1: float | None) -> None:
     if limit is None and min_top1 is None:
         raise BudgetError("pick: say how fast it must be, or how accurate: max_latency_ms=8, or min_top1=0.8")
     if limit is not None and not limit > 0:
         raise BudgetError(f"pick: max_latency_ms is {limit!r}, expected milliseconds above 0")
     if min_top1 is not None and not 0 < min_top1 <= 1:
         raise BudgetError(f"pick: min_top1 is {min_top1!r}, expected a share above 0, at most 1, such as 0.8")
-    if batch < 1:
-        raise BudgetError(f"pick: batch is {batch!r}, expected one image or more")
 
 
 def _computing(backend: str) -> dict[str, str]:
