@@ -140,6 +140,14 @@ def test_without_a_limit_the_fastest_wins():
     assert fastest in (found.winner, *found.ties)
 
 
+def test_without_a_limit_the_front_is_told_near_the_fastest():
+    contenders, ms = line(*((0.5 + place / 100, 10.0 * 1.3**place) for place in range(30)))
+    machine = Machine(ms, 0, noise=0.02)
+    found = machine.search(contenders, None)
+    assert max(found.ms(each) for each in front(contenders, None, found)) <= 3.2 * found.ms(found.winner)
+    assert max(ms[name] for _, names in machine.turned for name in names) <= 32
+
+
 def test_what_cannot_be_built_is_told_and_left_out():
     contenders, ms = line((0.8, 9.0), (0.7, 5.0))
     found = Machine(ms, 0, broken={"m0"}).search(contenders, 10)
@@ -153,6 +161,7 @@ def test_when_the_time_is_spent_it_says_how_many_may_be_better():
     found = machine.search(contenders, 60, enough=lambda: len(machine.glanced) >= 5)
     assert len(machine.glanced) == 5
     assert found.open > 0
+    assert {rounds for rounds, _ in machine.turned} <= {15}  # and no more turns than an interval needs
 
 
 def test_what_is_known_is_not_looked_at_again():

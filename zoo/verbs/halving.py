@@ -20,6 +20,7 @@ from zoo.verbs.contenders import Contender
 
 SLIGHT = 0.02  # a chance that isn't taken
 NEAR = 1.3  # by which a glance may be off, as a factor
+WIDE = 3  # times the fastest: how far the front is told where there is no limit
 FRONT = 10  # models of the front that are timed with the winner
 GLANCES = 10  # at models that may be on the front, once the winner is known
 ROUNDS = (FEWEST, 2 * FEWEST, 4 * FEWEST)
@@ -70,7 +71,7 @@ def search(
         limit: milliseconds.
         glance: looks at one.
         together: times several.
-        enough: whether the time for glances is spent.
+        enough: whether the time is spent: then nothing more is looked at, and what takes turns does so once.
         found: what is known already; it is filled.
     """
     before = len(found.glances)
@@ -79,7 +80,7 @@ def search(
         while (following := _following(group, limit, found, contenders)) and not enough():
             _look(following[0], glance, found)
         found.open = len(following) if group is contenders else found.open
-    _decide(contenders, limit, together, found)
+    _decide(contenders, limit, together, enough, found)
     if found.winner is not None:
         for _ in range(GLANCES if len(found.glances) > before else 0):  # what is asked again costs nothing
             if enough() or not (following := _on_front(contenders, limit, found)):
@@ -92,12 +93,14 @@ def search(
 
 def front(contenders: Iterable[Contender], limit: float | None, found: Found) -> list[Contender]:
     """The models of which none that is as fast is more accurate, from the slowest that is within the limit on."""
+    known = sorted(_known(contenders, found), key=lambda each: (found.ms(each), -each.top1))
+    most = limit if limit is not None else WIDE * found.ms(known[0]) if known else 0.0
     best, chosen = -math.inf, []
-    for each in sorted(contenders, key=lambda each: (found.ms(each), -each.top1)):
-        if each.top1 > best and found.ms(each) < math.inf and found.ms(each) <= (limit or math.inf):
+    for each in known:
+        if each.top1 > best and found.ms(each) <= most:
             best = each.top1
             chosen.append(each)
-    return chosen[::-1][:FRONT]
+    return chosen[::-1][:FRONT] if limit is not None else chosen[:FRONT][::-1]
 
 
 def bests(contenders: Iterable[Contender], limit: float | None, found: Found) -> list[Contender]:
@@ -114,7 +117,7 @@ def _untimed(contenders: Sequence[Contender], limit: float | None, found: Found)
 
 def _best(contenders: Iterable[Contender], limit: float | None, found: Found, slack: float = 1.0) -> Contender | None:
     """The most accurate that is within the limit, or the fastest of all; of equals the faster."""
-    known = [each for each in contenders if found.ms(each) < math.inf]
+    known = _known(contenders, found)
     if limit is None:
         return min(known, key=found.ms, default=None)
     within = [each for each in known if found.ms(each) * slack <= limit]
@@ -128,6 +131,10 @@ def _look(contender: Contender, glance: Glance, found: Found) -> None:
         found.refused[contender.name] = str(error)
 
 
+def _known(contenders: Iterable[Contender], found: Found) -> list[Contender]:
+    return [each for each in contenders if found.ms(each) < math.inf]
+
+
 def _unknown(contenders: Iterable[Contender], found: Found) -> list[Contender]:
     return [each for each in contenders if found.ms(each) == math.inf and each.name not in found.refused]
 
@@ -136,7 +143,7 @@ def _chances(
     unknown: Sequence[Contender], below: Sequence[float], found: Found, all: Sequence[Contender]
 ) -> list[float]:
     """How likely each takes less than so many milliseconds."""
-    timed = [(each.cost, found.ms(each)) for each in all if found.ms(each) < math.inf]
+    timed = [(each.cost, found.ms(each)) for each in _known(all, found)]
     if not timed:  # that which costs least comes first
         least = min(each.cost.macs for each in unknown)
         return [float(each.cost.macs == least) for each in unknown]
@@ -168,7 +175,7 @@ def _following(
 
 def _on_front(contenders: Sequence[Contender], limit: float | None, found: Found) -> list[Contender]:
     """Those that are rather faster than whatever known is as accurate, the likeliest first."""
-    known = [each for each in contenders if found.ms(each) < math.inf]
+    known = _known(contenders, found)
     unknown = _unknown(contenders, found)
     below = [min([limit or math.inf, *(found.ms(one) for one in known if one.top1 >= each.top1)]) for each in unknown]
     pairs = [(each, most) for each, most in zip(unknown, below, strict=True) if most < math.inf]
@@ -184,9 +191,15 @@ def _time(contenders: Sequence[Contender], rounds: int, together: Together, foun
         found.timings.update(together(contenders, rounds))
 
 
-def _decide(contenders: Sequence[Contender], limit: float | None, together: Together, found: Found) -> None:
+def _decide(
+    contenders: Sequence[Contender],
+    limit: float | None,
+    together: Together,
+    enough: Callable[[], bool],
+    found: Found,
+) -> None:
     """Let those that a glance can't tell apart take turns until they can be told."""
-    known = sorted((each for each in contenders if found.ms(each) < math.inf), key=found.ms)
+    known = sorted(_known(contenders, found), key=found.ms)
     while found.winner is None:
         left = [each for each in known if each.structure not in found.timings]
         if limit is None:
@@ -198,7 +211,7 @@ def _decide(contenders: Sequence[Contender], limit: float | None, together: Toge
         for rounds in ROUNDS if near else ():
             _time(undecided, rounds, together, found)
             undecided = _undecided(undecided, limit, found)
-            if len(undecided) < 2:
+            if len(undecided) < 2 or enough():
                 break
         found.winner = _best([each for each in known if each.structure in found.timings], limit, found)
         if not near:
