@@ -313,6 +313,14 @@ def test_the_table_says_what_is_told_and_where_it_holds(by_macs):
     assert all(word in said for word in words)
 
 
+def test_of_a_busy_machine_it_is_said_what_can_not_be_told():
+    from zoo.cli.benching import busy
+
+    assert busy(None, "wall") == busy(0.04, "wall") == ""
+    assert re.search("for 80% .* can't be told so: use a free one, or --threads 1 --clock cpu$", busy(0.8, "wall"))
+    assert busy(0.8, "cpu").endswith(", which isn't counted")
+
+
 def test_json_has_every_figure_by_its_name(by_macs, tmp_path):
     code, said, _ = run("digits_cnn", "--base", "digits_cnn", "--json", "--plot", str(tmp_path / "bench.png"))
     assert code == 0

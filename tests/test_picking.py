@@ -225,6 +225,14 @@ def test_the_command_line_says_what_to_load_and_whether_compression_pays(glances
     assert "picked" in said
 
 
+def test_a_busy_machine_is_told_and_that_none_of_a_kind_was_timed_is_not_that_there_is_none(glances, monkeypatch):
+    told = iter([0.0, 1e9])
+    monkeypatch.setattr(picking, "waited", lambda: next(told))
+    said = run("--max-latency-ms", "0.5").output
+    assert "this machine is busy: for" in said
+    assert "\nof those that were timed, no dense model is as asked\n" in said
+
+
 def test_json_is_the_whole_pick(glances):
     found = json.loads(run("--max-latency-ms", "0.6", "--json").stdout)
     assert found["winner"] == json.loads(json.dumps(zoo.pick(0.6, dataset="digits").to_json()["winner"]))

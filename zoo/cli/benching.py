@@ -80,7 +80,8 @@ def bench(
     if plot:
         from zoo.pages.latency_bars import draw
 
-        draw(f"{found.machine}, {found.clock} time", [_bar(row) for row in found.rows], plot)
+        title = f"{found.machine}, {found.clock} time" + ", a busy machine" * bool(busy(found.waited, found.clock))
+        draw(title, [_bar(row) for row in found.rows], plot)
     if as_json:
         say_json(found.to_json())
     else:
@@ -105,9 +106,19 @@ def _print(found: "Bench") -> None:
     ]
     cold = ["first output s", "memory MB"] if any(row.cold for row in found.rows) else []
     table([*heads, *cold], [_cells(row) for row in found.rows])
-    if found.waited is not None and found.waited > BUSY:
-        busy = f"this machine is busy: for {found.waited:.0%} of the time models were ready, and others had the cores"
-        say(busy + "; on a free one they take fewer milliseconds, and more can be told" * (found.clock == "wall"))
+    if said := busy(found.waited, found.clock):
+        say(said)
+
+
+def busy(waited: float | None, clock: str) -> str:
+    """What is said where others had the cores for a share of the time, and milliseconds are of that clock."""
+    if waited is None or waited <= BUSY:
+        return ""
+    said = f"this machine is busy: for {waited:.0%} of the time models were ready, and others had the cores"
+    if clock == "cpu":
+        return f"{said}, which isn't counted"
+    advice = "use a free one, or --threads 1 --clock cpu"
+    return f"{said}; how many milliseconds a model takes, or by how much one is faster, can't be told so: {advice}"
 
 
 def _cells(row: "Row") -> list[str]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from zoo.catalog.dense import DATA
-from zoo.cli.benching import BACKENDS, CLOCKS, DTYPES
+from zoo.cli.benching import BACKENDS, CLOCKS, DTYPES, busy
 from zoo.cli.listing import Count
 from zoo.cli.options import Range, Share
 from zoo.cli.tables import as_json, say, say_json, table, three_digits
@@ -116,6 +116,8 @@ def _lines(found: "Pick", limit: float | None) -> list[str]:
         )
     if found.open:
         lines.append(f"{found.open} that may be better weren't looked at for want of time: --seconds gives more")
+    if said := busy(found.waited, found.conditions["clock"]):
+        lines.append(said)
     left = [f"{count} {reason}" for reason, count in found.left_out.items()]
     lines += [f"left out: {'; '.join(left)}"] if left else []
     lines += [f"not timed: {name}: {why}" for name, why in found.refused.items()]
@@ -125,7 +127,7 @@ def _lines(found: "Pick", limit: float | None) -> list[str]:
 def _against(smaller: "Choice | None", dense: "Choice | None", limit: float | None) -> str:
     """Whether compression pays."""
     if smaller is None or dense is None:
-        return f"no {'compressed' if smaller is None else 'dense'} model is as asked"
+        return f"of those that were timed, no {'compressed' if smaller is None else 'dense'} model is as asked"
     one, other = map(_figures, (smaller, dense))
     if limit is None:
         return f"the fastest compressed model is {one}, the fastest dense one {other}"

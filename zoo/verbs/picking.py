@@ -11,7 +11,7 @@ from msgspec import Struct, to_builtins
 from zoo.catalog.dense import DATA
 from zoo.errors import BudgetError
 from zoo.hub.repository import versions
-from zoo.measurement.latency import processor
+from zoo.measurement.latency import processor, waited
 from zoo.printable import logger
 from zoo.progress import bar
 from zoo.structure.description import DEFAULT_TASK
@@ -75,6 +75,7 @@ class Pick(Struct, frozen=True):
         refused: name → why it couldn't be timed.
         conditions: machine, versions and whatever else timings hold for.
         seconds: that it took.
+        waited: share of it for which the threads were ready and others had the cores; None where no Linux tells.
     """
 
     winner: Choice
@@ -89,6 +90,7 @@ class Pick(Struct, frozen=True):
     refused: dict[str, str]
     conditions: dict[str, Any]
     seconds: float
+    waited: float | None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -146,7 +148,7 @@ def pick(
     Example:
         zoo.pick(8, licenses=["apache-2.0"]).winner.name
     """
-    begun = time.monotonic()
+    begun, before = time.monotonic(), waited()
     _check(max_latency_ms, min_top1)
     check_counts("pick", [("batch", batch), ("threads", threads)])
     check_backend("pick", backend, clock, device, dtype)
@@ -155,6 +157,7 @@ def pick(
     if not all:
         raise BudgetError(f"pick: no model is as asked ({_told(left_out)}); ask for less")
     with threaded(threads):
+        count = torch.get_num_threads()
         conditions = {
             "machine": processor(torch.device(device)),
             "device": str(device),
@@ -165,10 +168,10 @@ def pick(
             "versions": {package: str(version) for package, version in versions().items()} | _computing(backend),
         }
         found = Found({}, {}) if fresh else Found(*known(conditions))
-        before = sum(found.ms(each) < float("inf") for each in all)
+        known_before = sum(found.ms(each) < float("inf") for each in all)
         log.info(
             "%d structures may do, %d were timed here before; glances at others that may be the best take %g s at most",
-            *(len(all), before, seconds),
+            *(len(all), known_before, seconds),
         )
         with bar("glances", unit="model") as shown:
             watch = Watch(torch.device(device), batch, backend, dtype, clock, max_latency_ms, conditions, shown)
@@ -178,6 +181,7 @@ def pick(
         raise BudgetError(_nothing(max_latency_ms, timed, found))
     turned = [each for each in all if each.structure in found.timings]
     best = {each.compressed: _choice(each, found) for each in bests(turned, max_latency_ms, found)}
+    after, spent = waited(), time.monotonic() - begun
     return Pick(
         _choice(found.winner, found),
         [each.name for each in found.ties],
@@ -190,7 +194,8 @@ def pick(
         left_out,
         found.refused,
         conditions,
-        time.monotonic() - begun,
+        spent,
+        None if before is None or after is None else (after - before) / spent / count,
     )
 
 
