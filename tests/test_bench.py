@@ -271,6 +271,8 @@ def test_an_onnx_file_is_computed_by_onnxruntime_and_by_nothing_else(tmp_path):
         ("digits_cnn (base)", "eager", (1, 32, 32)),
         (str(file), "onnxruntime", (1, 32, 32)),
     ]
+    said = run(str(file), "--base", "digits_cnn", "--rounds", "15")[1]
+    assert f"{file}: computed by another backend than the base" in said.replace("\n", "")
     with pytest.raises(StructureError, match="torch doesn't compute an ONNX file: leave --backend out"):
         zoo.bench(str(file), backend="eager")
     with pytest.raises(RepositoryError, match=r"no file nowhere\.onnx: zoo export MODEL --onnx"):

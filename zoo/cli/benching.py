@@ -21,7 +21,7 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 @click.command(
     epilog="\b\nzoo bench resnet50d_pruned_25 resnet50d_pruned_56 --batch 1,16\n"
     "zoo bench digits_cnn_int8 --backend onnxruntime --threads 1\n"
-    "zoo bench mine.onnx ./build/mine --base timm/resnet18 --plot bench.png\n",
+    "zoo bench mine.onnx ./build/mine --base timm/resnet18 --backend onnxruntime --plot bench.png\n",
 )
 @click.argument("names", nargs=-1, required=True)
 @click.option("--base", metavar="NAME", help="Compare with this one.  [each one's own dense base]")
@@ -106,6 +106,11 @@ def _print(found: "Bench") -> None:
     ]
     cold = ["first output s", "memory MB"] if any(row.cold for row in found.rows) else []
     table([*heads, *cold], [_cells(row) for row in found.rows])
+    computing = {(row.name, row.batch): row.backend for row in found.rows}
+    others = [row.name for row in found.rows if row.base and computing[row.base, row.batch] != row.backend]
+    if others:
+        names = ", ".join(dict.fromkeys(others))
+        say(f"{names}: computed by another backend than the base, and compared with that too: --backend onnxruntime")
     if said := busy(found.waited, found.clock):
         say(said)
 

@@ -9,9 +9,10 @@
 | `ln_structured`       | ‖w_j‖₂ of the weights of an output j, in each layer: whole outputs become zero    |
 | `two_of_four`         | abs(w), two of each four in a row that an output reads, which sparse kernels want |
 
-Layers are linear and convolutions; biases and norms stay. Zeros take part in products like all numbers, so nothing is
-faster for them where no kernel knows them. What `ln_structured` leaves can be narrowed for real: `prune` by `l2` takes
-the outputs that are zero first.
+Layers are linear and convolutions, the head among them, whose outputs `ln_structured` makes zero as any, so whole
+classes: `exclude="head"` keeps these. Biases and norms stay. Zeros take part in products like all numbers, so nothing
+is faster for them where no kernel knows them. What `ln_structured` leaves can be narrowed for real: `prune` by `l2`
+takes the outputs that are zero first.
 
 Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks" (NeurIPS 2015), section 3; the
 first three as in `torch.nn.utils.prune`, which computes them.

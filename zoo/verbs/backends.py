@@ -94,7 +94,7 @@ BACKENDS: Mapping[str, Backend] = {
 }
 
 
-def input_of(program: bytes) -> list[Any]:
-    """Sizes of what a program takes: numbers, or names of those that are left open."""
-    shape: list[Any] = loaded(program, "the file").get_inputs()[0].shape
+def input_of(program: bytes, name: str) -> list[Any]:
+    """Sizes of what a program of that name takes: numbers, or names of those that are left open."""
+    shape: list[Any] = loaded(program, name).get_inputs()[0].shape
     return shape

@@ -138,7 +138,7 @@ def _file(path: Path, input: Sequence[int] | None, dtype: torch.dtype | None) ->
     if dtype is not None:
         raise StructureError(f"{path} computes in what it was written in: leave dtype out")
     program = path.read_bytes()
-    size = list(input_of(program)[1:]) if input is None else list(input)
+    size = list(input_of(program, str(path))[1:]) if input is None else list(input)
     if len(size) != 3 or not all(isinstance(each, int) for each in size):
         raise StructureError(f"{path} takes images of {size}: say input=(CHANNELS, HEIGHT, WIDTH)")
     channels, height, width = size
