@@ -1,6 +1,7 @@
-"""What pruning is compared with in `scripts/bench/quality`: one share for all, and Torch-Pruning."""
+"""What the benches compare: one share for all, and Torch-Pruning; models of one base, data and training alone."""
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 from zoo.catalog.entry import Base, Budget
 from zoo.compression.prune.prune import Prune
+from zoo.training.schedule import Schedule
 
 BENCH = Path(__file__).parents[1] / "scripts" / "bench"
 RESNET = Base("timm/resnet18", {"layers": [1, 1, 1, 1], "channels": [16, 32, 48, 64], "num_classes": 5})
@@ -48,3 +50,16 @@ def test_norms_that_were_folded_say_again_what_their_inputs_are_and_the_function
     torch.testing.assert_close(again, expected, rtol=1e-3, atol=1e-3 * float(expected.std()))
     rows.recalibrate_(found, images)
     torch.testing.assert_close(found(images[0]), expected, rtol=0.05, atol=0.05 * float(expected.std()))
+
+
+def test_models_that_were_made_of_other_data_or_in_other_steps_are_never_taken_for_these(bench, tmp_path, monkeypatch):
+    which = bench("which")
+    monkeypatch.setattr(which, "CACHE", tmp_path / "which")
+    asked = which.Asked("digits_cnn", "digits", ("a/small", "tiny"), 3, Schedule(steps=5), 1)
+    which.same(asked)
+    which.same(replace(asked, seeds=1, batch=16, smaller=()))
+    for other in ({"data": "others"}, {"training": None}, {"training": Schedule(steps=6)}, {"base": "digits_vit"}):
+        with pytest.raises(SystemExit, match=r"holds models of .* move it away"):
+            which.same(replace(asked, **other))
+    with pytest.raises(SystemExit, match="small, small: names must differ"):
+        which.same(replace(asked, smaller=("a/small", "b/small")))

@@ -15,7 +15,7 @@ All are distilled from the base by the same images, as many steps, each seed wit
 order; without `--steps` nothing is trained. They are evaluated on the whole test split. Then those of the first seed
 take turns in onnxruntime, floats and integers alike, on one thread, whose own time is counted; what each route reaches
 at a latency is read between the two of its models next to it. Models and figures lie under build/which, and an
-interrupted run goes on where it stopped.
+interrupted run goes on where it stopped; one that asks for other data, steps or another base is refused.
 """
 
 import argparse
@@ -100,6 +100,22 @@ class Cell:
     def name(self) -> str:
         """The route that it is of."""
         return self.route + INT8 * self.int8
+
+
+def same(asked: Asked) -> None:
+    """Check that what lies under build/which was made as is asked now, and keep that.
+
+    Raises:
+        SystemExit: it was made of another base, with other data or steps, or two smaller networks have one name.
+    """
+    names = [Path(each).name for each in asked.smaller]
+    if len({*names}) < len(names):
+        raise SystemExit(f"--smaller: {', '.join(names)}: names must differ")
+    now = {"base": asked.base, "data": asked.data, "steps": asked.training.steps if asked.training else 0}
+    path = CACHE / "asked.json"
+    if path.exists() and (before := json.loads(path.read_text())) != now:
+        raise SystemExit(f"{CACHE} holds models of {before}, asked is {now}: move it away")
+    write_json(path, now)
 
 
 def cells(asked: Asked) -> list[Cell]:
@@ -236,6 +252,7 @@ def main() -> None:
         CACHE, SHARES, how.seeds, how.steps = Path("build/quick-which"), (0.5,), 1, 2
     training = Schedule(epochs=1000, steps=how.steps, batch_size=128, lr=1e-3) if how.steps else None
     asked = Asked(how.base, how.data, tuple(how.smaller), how.seeds, training, how.batch)
+    same(asked)
     for cell in tqdm(cells(asked), unit="model"):
         figures(cell, asked)
     ms = latencies(asked)
