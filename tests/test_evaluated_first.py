@@ -149,5 +149,5 @@ def test_a_model_whose_outputs_have_no_labels_is_compared_with_its_base_and_its_
     assert said[-1].count("agreement") == 1
     found = zoo.verify("./out")
     assert found.passed
-    assert {row.figure for row in found.rows} == {"params", "macs", "kmapp"}
+    assert {row.figure for row in found.rows} == {"params", "macs", "kmapp", "weights_bytes"}
     assert "can be compared with its base's alone" in caplog.text

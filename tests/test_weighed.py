@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from zoo.training import trainer
+from zoo.structure.description import OTHER_TASK
+from zoo.training import steps_of, trainer
 from zoo.training.detection import detector_distil_step, detector_step
 from zoo.training.distillation import Distil
 from zoo.training.schedule import Machine, Schedule
@@ -108,6 +109,17 @@ def test_the_mean_of_its_parts_is_another(kind):
         return detector_step(model, batch, progress).of_batch()
 
     assert apart(gradients(kind, "boxes", Machine(accumulation=4), mean), whole(kind, "boxes")) > 0.01
+
+
+def test_outputs_that_are_no_logits_are_learned_alike_in_parts_of_any_size():
+    student, teacher, (images, _) = Tiny("yolov8"), Tiny("yolov8", 1), scenes()
+    y, t = student(images)[0].flatten(1), teacher(images)[0].detach().flatten(1)
+    ((y - t).square().sum(1) / t.square().sum(1)).mean().backward()
+    expected = {name: each.grad for name, each in student.named_parameters()}
+    step = steps_of(OTHER_TASK).distil([teacher], Distil())
+
+    for parts in (1, 3, 8):
+        assert apart(gradients("yolov8", "a teacher", Machine(accumulation=parts), step), expected) < 1e-5
 
 
 def test_a_part_that_is_seen_twice_draws_the_same_and_leaves_running_statistics_as_one_that_is_seen_once():

@@ -105,19 +105,20 @@ def as_one(outputs: Any) -> Tensor:
 def divergence(outputs: Tensor, target: Tensor) -> Tensor:
     """The divergence `kl` of logits [B, classes]; of outputs that are none, such as maps, their noise to signal.
 
-    Formula: of other outputs y and target t, of image i: |yᵢ − tᵢ|² / meanⱼ |tⱼ − t̄|².
+    Formula: of other outputs y and target t, of image i: |yᵢ − tᵢ|² / |tᵢ|². No other image of the batch makes a
+    difference.
 
     Args:
         outputs: of any shape that begins with the batch.
         target: of the same shape.
 
     Returns:
-        [B], whose mean is that of the batch.
+        [B].
     """
     if target.ndim == 2:
         return kl(outputs, target)
-    noise, signal = (each.square().flatten(1).sum(1) for each in (outputs - target, target - target.mean(0)))
-    return noise / signal.mean().clamp(min=1e-12)
+    noise, signal = (each.square().flatten(1).sum(1) for each in (outputs - target, target))
+    return noise / signal.clamp(min=1e-12)
 
 
 def _log_p(logits: Tensor, temperature: float) -> Tensor:
