@@ -55,6 +55,18 @@ def test_what_timm_has_compressed_is_compressed():
     assert found["ecaresnet50d_pruned_58"].top1 == row.top1  # at 224 pixels, which is what is timed
 
 
+def test_an_entry_of_ones_own_that_says_it_is_embedded_and_is_not_leaves_the_others_to_be_picked(tmp_path, monkeypatch):
+    family = '[family]\ntask = "image-classification"\narchitecture = "resnet18"\nbase = "timm/resnet18"\n'
+    family += 'input = [3, 64, 64]\ndataset = "pets"\nlicense = "mit"\n'
+    said = 'reported = [{source = "https://example.com", top1 = 0.9}]\n'
+    mine = f'[[model]]\nname = "a"\nstatus = "embedded"\n{said}[[model]]\nname = "b"\nrepo = "me/b"\n{said}'
+    (tmp_path / "mine.toml").write_text(family + mine)
+    monkeypatch.setenv("ZOO_CATALOG", str(tmp_path))
+    found, left = contenders("pets", TASK, NONE)
+    assert [each.name for each in found] == ["b"]
+    assert list(left.values()) == [1]
+
+
 def test_measured_and_reported_are_told_apart():
     assert not any(each.reported for each in contenders("digits", TASK, NONE)[0])
     assert all(each.reported for each in contenders(DATA, TASK, NONE)[0] if each.name.startswith("timm/"))

@@ -189,7 +189,8 @@ def _structure(entry: Entry) -> str | None:
     if plan := catalog.stand_in(entry):
         return _hashed(json.dumps(plan, sort_keys=True).encode())
     if entry.status == "embedded":
-        return _hashed((catalog.EMBEDDED / entry.name / "config.json").read_bytes())
+        config = catalog.EMBEDDED / entry.name / "config.json"
+        return _hashed(config.read_bytes()) if config.is_file() else None  # a user's own says so, and isn't there
     return None if entry.status == "origin" else _hashed(repr(to_builtins(entry)).encode())
 
 
