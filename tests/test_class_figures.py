@@ -157,7 +157,7 @@ def test_every_share_is_in_percent_and_beside_the_base_on_the_same_images_alone(
         base = Report("dense", {"map": 0.7, "map50": 0.6}, data)
         description = Description("tiny", zoo.Base("zoo/yolov8n", TINY), task=TASK)
         report = Report("tiny", {"map": 0.5, "map50": 0.4}, HERE)
-        assert f"| map50 | 40.00 % {beside}" in render(own("tiny", "yolov8n", TASK), description, report, {}, base)
+        assert f"| mAP 50 | 40.00 % {beside}" in render(own("tiny", "yolov8n", TASK), description, report, {}, base)
 
 
 def test_of_many_classes_a_card_shows_those_that_fell_farthest_below_the_base():

@@ -1,6 +1,7 @@
 """The repositories in the wheel: small, accurate by a count of our own, within their budgets, and verified."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,6 +73,16 @@ def test_the_average_precision_that_a_card_claims_is_found_in_what_it_predicts()
     assert by_pycocotools(filled, targets, 10).stats[:3] == pytest.approx(
         [claimed[key] for key in ("map", "map50", "map75")], abs=1e-6
     )
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_detectors_card_tells_its_precisions_as_percentages(name):
+    folder = catalog.EMBEDDED / name
+    claimed = json.loads((folder / "results.json").read_text())["measured"]
+
+    for card in (folder / "README.md", Path(__file__).parents[1] / "model_cards" / f"{name}.md"):
+        for overlap in ("50", "75"):
+            assert f"| mAP {overlap} | {100 * claimed[f'map{overlap}']:.2f} % |" in card.read_text()
 
 
 def _rows(found):

@@ -15,6 +15,9 @@ LABELS = {
     "macs": "multiply-accumulates",
     "kmapp": "kmapp = 2·macs/(1000·H·W)",
     "weights_bytes": "bytes of the weights",
+    "map50": "mAP 50",
+    "map75": "mAP 75",
+    "map50_voc07": "mAP 50 as VOC 2007 measured it",
     "kl": "KL divergence from the {base}",
     "agreement": "agreement with the {base}",
 }
