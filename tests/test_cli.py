@@ -120,8 +120,8 @@ def test_verify_prints_json(run):
 
     assert code == 0
     assert [(each["name"], each["passed"]) for each in found] == [("digits_vit", True), ("digits_cnn_pruned_25", True)]
-    assert [row["figure"] for row in found[0]["rows"]] == ["params", "macs", "kmapp"]
-    assert [row["difference"] for row in found[0]["rows"]] == [0, 0, 0]
+    assert [row["figure"] for row in found[0]["rows"]] == ["params", "macs", "kmapp", "weights_bytes"]
+    assert [row["difference"] for row in found[0]["rows"]] == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("name", cli.commands)
@@ -284,7 +284,7 @@ def test_verify_of_altered_results_says_what_differs_and_exits_with_1(run, repos
     assert code == 1
     assert err == "digits_cnn_pruned_25: these 450 images are those that its figures are of\n"
     verdicts.pop("digits_cnn_pruned_25")  # the table's head
-    agree = dict.fromkeys(("macs", "kmapp", "agreement", "kl"), "agrees")
+    agree = dict.fromkeys(("macs", "kmapp", "weights_bytes", "agreement", "kl"), "agrees")
     assert verdicts == {"params": "differs", "top1": "differs", **agree}
 
 
