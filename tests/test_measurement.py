@@ -12,6 +12,7 @@ from zoo.measurement.divergence import apart, divergence
 from zoo.measurement.macs import Counts, measure
 from zoo.structure.base import skeleton
 from zoo.structure.plan import Heads, Narrow, Plan, Swap, Width, apply_
+from zoo.tasks.classification.figures import rows
 
 TINY_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 7}
 MODELS = {
@@ -145,6 +146,11 @@ def test_outputs_that_are_no_logits_differ_by_their_noise_to_signal_in_batches_o
     for size in (1, 2, 5):
         found = torch.cat([divergence(*each) for each in zip(outputs.split(size), target.split(size), strict=True)])
         assert found.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_maps_are_no_logits_that_a_classifier_is_measured_by():
+    with pytest.raises(StructureError, match=r"^expected logits .* the model gives \[2, 5, 8, 8\]: .*load"):
+        rows(torch.zeros(2, 5, 8, 8), torch.zeros(2))
 
 
 INF, NAN = float("inf"), float("nan")

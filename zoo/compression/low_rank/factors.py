@@ -104,7 +104,8 @@ def dense_logits(model: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
     for y in logits:
         if not isinstance(y, Tensor) or y.ndim != 2:
             shape = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
-            raise StructureError(f"{type(model).__name__}: the outputs are {shape}, expected logits [B, classes]")
+            found = f"{type(model).__name__}: the outputs are {shape}, expected logits [B, classes]"
+            raise StructureError(f"{found}: use another method, such as prune")
         if not torch.isfinite(y).all():
             raise DataError("calibration: the model's outputs aren't finite; check the images and the model")
     everything = torch.cat(logits)

@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
-from zoo.errors import DataError
+from zoo.errors import DataError, StructureError
 
 MANY = 100  # classes, below which the right one is easily among five
 
@@ -22,7 +22,11 @@ def rows(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
     Raises:
         DataError: a label is none of the model's classes.
+        StructureError: they are no logits.
     """
+    if logits.ndim != 2:
+        found = f"expected logits [B, classes], the model gives {[*logits.shape]}"
+        raise StructureError(f"{found}: zoo.save it and zoo.load that, which knows that they are none")
     if len(labels) and labels.max() >= logits.shape[1]:
         raise DataError(f"found label {labels.max()}, the model has {logits.shape[1]} classes: use other data")
     row = {"predictions": logits.argmax(1), "references": labels}
