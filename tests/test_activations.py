@@ -49,7 +49,7 @@ def test_no_stage_takes_the_divergence_up_and_what_is_told_is_that_on_images_hel
     found = {"all": factored()}
     told = float(caplog.text.split("kl to dense ")[-1].split()[0])
     assert told == pytest.approx(found["all"], rel=1e-3)
-    monkeypatch.setattr(low_rank, "newton_", lambda *rest: None)
+    monkeypatch.setattr(low_rank, "newton_", lambda *rest, **more: None)
     found["without the step"] = factored()
     monkeypatch.setattr(low_rank, "_repair_", lambda *rest: None)
     found["factors alone"] = factored()

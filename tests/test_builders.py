@@ -29,9 +29,8 @@ from zoo.verbs.training_costs import TrainingCost, cost, cost_of_learning
 
 FOLDER = Path(family.__file__).parent
 IMAGENET = [name for name in FAMILIES if name not in ("digits", "cifar_resnet20", "int8", "yolov8n")]
-SCRIPTS = {
-    path.stem: path for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "__main__", "family", "smoke")
-}
+OTHERS = ("__init__", "__main__", "family", "smoke", "magnitude_benchmark")  # that make no family of the catalog
+SCRIPTS = {path.stem: path for path in FOLDER.glob("*.py") if path.stem not in OTHERS}
 MINI = """
 [family]
 architecture = "test_resnet"

@@ -28,6 +28,7 @@ from zoo.measurement.conventions import COUNTINGS
 from zoo.measurement.macs import measure
 from zoo.models.architectures import ARCHITECTURES
 from zoo.structure.base import skeleton
+from zoo.tasks import task_named
 from zoo.training.distillation import Distil
 from zoo.training.schedule import Schedule
 from zoo.verbs.compressing import declared
@@ -274,7 +275,7 @@ def test_an_embedded_entry_has_a_card_and_a_measured_accuracy(entry):
 
     assert entry.name == results["name"]
     assert entry.dataset == results["data"]["dataset"]
-    assert 0.5 < results["measured"]["top1"] <= 1
+    assert 0.4 < results["measured"][task_named(entry.task).leading.figure] <= 1
     assert all(math.isfinite(figure) for figure in results["measured"].values())
     assert f"# {entry.name}" in (catalog.EMBEDDED / entry.name / "README.md").read_text().splitlines()
 

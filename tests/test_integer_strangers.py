@@ -76,7 +76,7 @@ ABSURD = {
     "exponent: found 1.5": Node("b", "qdiv", ("a", "a"), {"zeros": [0, 0], "multiplier": 1, "exponent": 1.5}),
     r"channels: found \[1\]": Node("b", "qnorm", ("a",), {"channels": [1]}),
     "dim is empty": Node("b", "qsum", ("a",), {"dim": []}),
-    "windows are": Node("b", "qmean_pool2d", ("a",), {"kernel_size": [2], "stride": [2]}),
+    r"kernel_size is \[2\]": Node("b", "qmean_pool2d", ("a",), {"kernel_size": [2], "stride": [2]}),
     "zeros: found 0.5, 0": Node("b", "mrt_mul", ("a", "a"), {"zeros": [0.5, 0], "multiplier": 1, "shift": 1}),
     "shift: found 1.5": Node("b", "mrt_mul", ("a", "a"), {"zeros": [0, 0], "multiplier": 1, "shift": 1.5}),
     "zero: found True": Node("b", "qlinear", ("a",), {**LINEAR, "zero": True}),

@@ -140,6 +140,9 @@ def pick(
         seconds: after which no other model is looked at.
         fresh: time again what was timed before.
 
+    Returns:
+        What was timed, the front and its winner.
+
     Raises:
         BudgetError: nothing is asked, or no model is as fast; the message says which is the fastest.
         DataError: of no such data set an accuracy is known.
