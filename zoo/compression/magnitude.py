@@ -21,7 +21,7 @@ first three as in `torch.nn.utils.prune`, which computes them.
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from msgspec import Meta
@@ -138,7 +138,8 @@ def magnitude(model: nn.Module, how: Magnitude | None = None) -> tuple[Mask, dic
     CRITERIA[how.criterion](layers, how.sparsity)
     for layer in layers:
         prune.remove(layer, "weight")
-    zero, every = (sum(map(of, layers)) for of in (_zeros, _numbers))
+    weights = [layer.get_parameter("weight") for layer in layers]
+    zero, every = sum(int((weight == 0).sum()) for weight in weights), sum(weight.numel() for weight in weights)
     log.info("magnitude: %s of %s weights are zero, %.1f %%", f"{zero:,}", f"{every:,}", 100 * zero / every)
     return Mask(tuple(paths)), tensors_of(masked)
 
@@ -153,14 +154,6 @@ def weighted(model: nn.Module, exclude: Patterns = (), only: Patterns = ()) -> l
                 found.append(path)
             seen.add(id(module.weight))
     return found
-
-
-def _zeros(layer: Any) -> int:
-    return int((layer.weight == 0).sum())
-
-
-def _numbers(layer: Any) -> int:
-    return int(layer.weight.numel())
 
 
 def run(given: Given) -> tuple[Description, Mapping[str, Tensor]]:

@@ -81,10 +81,10 @@ def candidate(
         check_floats(model, "given another dtype")
     model = model.to(device=device, dtype=dtype)
     description = description_of(model)
-    name = description.name if description else type(model).__name__
     source = None if isinstance(given, nn.Module) else given if isinstance(given, Base) else str(given)
     counts = measure(model, input)
-    name = source if isinstance(source, str) else name
+    own = description.name if description else type(model).__name__
+    name = source if isinstance(source, str) else own
     found = Candidate(name, model, counts.input, macs=counts.macs, source=source)
     if description is None:
         return found
