@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from zoo import catalog
 from zoo.catalog.dense import DATA, dense
 from zoo.cli import cli
 from zoo.errors import BudgetError, DataError, StructureError
+from zoo.measurement import latency
 from zoo.measurement.latency import Timing
-from zoo.verbs import picking, timings
+from zoo.verbs import picking, timings, watch
 from zoo.verbs.contenders import Limits, contenders, family, load_lines, refused
 
 TASK = "image-classification"
@@ -238,10 +240,9 @@ def test_the_command_line_says_what_to_load_and_whether_compression_pays(glances
 
 
 def test_a_busy_machine_is_told_and_that_none_of_a_kind_was_timed_is_not_that_there_is_none(glances, monkeypatch):
-    told = iter([0.0, 1e9])
-    monkeypatch.setattr(picking, "waited", lambda: next(told))
+    monkeypatch.setattr(picking, "waiting", lambda threads: lambda: 0.5)
     said = run("--max-latency-ms", "0.5").output
-    assert "this machine is busy: for" in said
+    assert "this machine is busy: for 50% of the time" in said
     assert "\nof those that were timed, no dense model is as asked\n" in said
 
 
@@ -255,6 +256,22 @@ def test_json_is_the_whole_pick(glances):
 def test_the_plot_appears_whole(glances, tmp_path):
     run("--max-latency-ms", "2", "--plot", str(tmp_path / "pick.png"))
     assert (tmp_path / "pick.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("clock", "share", "kept"), [("wall", 0.5, False), ("wall", 0.01, True), ("cpu", 0.5, True)])
+def test_what_was_timed_while_others_had_the_cores_is_not_kept(clock, share, kept, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    monkeypatch.setattr(watch, "waiting", lambda threads: lambda: share)
+    found = zoo.pick(1e4, dataset="digits", max_params=53_000, clock=clock)
+    assert [bool(each) for each in timings.known(found.conditions)] == [kept, kept]
+
+
+def test_waiting_is_the_share_of_the_time_that_threads_were_ready_and_others_had_the_cores(monkeypatch):
+    monkeypatch.setattr(latency, "waited", iter([2.0, 5.0, None]).__next__)
+    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=iter([10.0, 20.0, 30.0]).__next__))
+    share = latency.waiting(2)
+    assert share() == 3 / 10 / 2
+    assert share() is None
 
 
 def test_three_models_are_really_timed(tmp_path, monkeypatch):

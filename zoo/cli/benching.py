@@ -12,7 +12,6 @@ from zoo.cli.tables import as_json, say, say_json, table, three_digits
 if TYPE_CHECKING:
     from zoo.verbs.benching import Bench, Row
 
-BUSY = 0.05  # share of the time that others had the cores, from which on it is said
 CLOCKS = ("wall", "cpu")
 BACKENDS = ("eager", "compile", "onnxruntime")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -117,6 +116,8 @@ def _print(found: "Bench") -> None:
 
 def busy(waited: float | None, clock: str) -> str:
     """What is said where others had the cores for a share of the time, and milliseconds are of that clock."""
+    from zoo.measurement.latency import BUSY
+
     if waited is None or waited <= BUSY:
         return ""
     said = f"this machine is busy: for {waited:.0%} of the time models were ready, and others had the cores"

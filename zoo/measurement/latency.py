@@ -35,6 +35,7 @@ LEAST = 0.03  # by which models differ at least, as a share; copies of a small o
 NEAR = 0.1  # within which models are told to be alike
 FEWEST = 15  # rounds that an interval needs
 ROUNDS = 20  # of a timing
+BUSY = 0.05  # share of the time that others had the cores, from which on times tell of them too
 TRIES = 3  # each with twice the rounds
 STEADY = 0.1  # by which every other round may differ, as a share
 SETTLED, WARMING = 3, 30  # calls that are no faster than those before, and most calls until then
@@ -208,6 +209,17 @@ def waited() -> float | None:
         except (OSError, IndexError):  # a thread that has ended
             continue
     return told if files else None
+
+
+def waiting(threads: int) -> Callable[[], float | None]:
+    """From now on: the share of the time for which so many threads were ready and others had the cores, as `waited`."""
+    begun, before = time.perf_counter(), waited()
+
+    def share() -> float | None:
+        after, spent = waited(), time.perf_counter() - begun
+        return None if before is None or after is None else (after - before) / spent / threads
+
+    return share
 
 
 def processor(device: torch.device | None = None) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ from zoo.catalog.entry import Base
 from zoo.declarations import validated
 from zoo.errors import StructureError, in_one_line, require
 from zoo.hub.repository import versions
-from zoo.measurement.latency import CLOCKS, ONE_IN, Call, Timing, compare, processor, waited
+from zoo.measurement.latency import CLOCKS, ONE_IN, Call, Timing, compare, processor, waiting
 from zoo.printable import logger
 from zoo.structure.base import MAX_ARGUMENT
 from zoo.verbs.backends import BACKENDS
@@ -156,9 +155,9 @@ def bench(
         if cold and None in sources.values():
             module = next(name for name, source in sources.items() if source is None)
             raise StructureError(f"{module} is a module of this process, which no fresh one has: leave cold out")
-        begun, before = time.perf_counter(), waited()
+        waited = waiting(torch.get_num_threads())
         rows = [row for size in batches for group in groups for row in _rows(group, size, backend, rounds, clock)]
-        after, spent = waited(), time.perf_counter() - begun
+        share = waited()
         if cold:
             rows = [_started(row, sources[row.name], str(device), dtype) for row in rows]
         machine, count = processor(torch.device(device)), torch.get_num_threads()
@@ -171,7 +170,7 @@ def bench(
         rounds=rounds,
         clock=clock,
         one_in=ONE_IN,
-        waited=None if before is None or after is None else (after - before) / spent / count,
+        waited=share,
         rows=rows,
     )
 

@@ -11,7 +11,7 @@ from msgspec import Struct, to_builtins
 from zoo.catalog.dense import DATA
 from zoo.errors import BudgetError
 from zoo.hub.repository import versions
-from zoo.measurement.latency import processor, waited
+from zoo.measurement.latency import processor, waiting
 from zoo.printable import logger
 from zoo.progress import bar
 from zoo.structure.description import DEFAULT_TASK
@@ -120,7 +120,7 @@ def pick(
     """Pick the most accurate model that is fast enough on this machine; no weights are fetched.
 
     Contenders are the catalog's models and timm's dense classifiers whose accuracy is known. Few of them are timed: see
-    `zoo.verbs.halving`. What was timed is kept under the cache of this machine.
+    `zoo.verbs.halving`. What was timed is kept under the cache of this machine, unless others had the cores meanwhile.
 
     Args:
         max_latency_ms: milliseconds of one call at most; None picks the fastest of what else is asked.
@@ -151,7 +151,7 @@ def pick(
     Example:
         zoo.pick(8, licenses=["apache-2.0"]).winner.name
     """
-    begun, before = time.monotonic(), waited()
+    begun = time.monotonic()
     _check(max_latency_ms, min_top1)
     check_counts("pick", [("batch", batch), ("threads", threads)])
     check_backend("pick", backend, clock, device, dtype)
@@ -160,7 +160,7 @@ def pick(
     if not all:
         raise BudgetError(f"pick: no model is as asked ({_told(left_out)}); ask for less")
     with threaded(threads):
-        count = torch.get_num_threads()
+        waited = waiting(torch.get_num_threads())
         conditions = {
             "machine": processor(torch.device(device)),
             "device": str(device),
@@ -184,7 +184,6 @@ def pick(
         raise BudgetError(_nothing(max_latency_ms, timed, found))
     turned = [each for each in all if each.structure in found.timings]
     best = {each.compressed: _choice(each, found) for each in bests(turned, max_latency_ms, found)}
-    after, spent = waited(), time.monotonic() - begun
     return Pick(
         _choice(found.winner, found),
         [each.name for each in found.ties],
@@ -197,8 +196,8 @@ def pick(
         left_out,
         found.refused,
         conditions,
-        spent,
-        None if before is None or after is None else (after - before) / spent / count,
+        time.monotonic() - begun,
+        waited(),
     )
 
 

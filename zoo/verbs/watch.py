@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from zoo.catalog.entry import Base
 from zoo.errors import in_one_line
-from zoo.measurement.latency import CLOCKS, Call, Timing, compare
+from zoo.measurement.latency import BUSY, CLOCKS, Call, Timing, compare, waiting
 from zoo.measurement.macs import input_size
 from zoo.printable import logger
 from zoo.structure.base import initialised
@@ -58,7 +58,7 @@ class Watch:
 
     def glance(self, contender: Contender) -> float:
         """About how long a model takes: the least of a few calls, as the machine was, on the whole, for the first."""
-        call = self._started(contender)
+        call, waited = self._started(contender), self._waiting()
         self.beside = self.beside or call
         own, others = [], []
         for _ in range(CALLS):
@@ -69,7 +69,7 @@ class Watch:
         self.usual += others
         ms = max(min(own) / min(others) * statistics.median(self.usual), 1e-6)
         log.info("%s: about %.3g ms", contender.name, ms)
-        remember(self.conditions, {contender.structure: ms}, {})
+        self._remember(waited, {contender.structure: ms}, {})
         self.bar.update()
         return ms
 
@@ -77,8 +77,9 @@ class Watch:
         """How long models take that take turns."""
         log.info("%d models take turns in %d rounds", len(contenders), rounds)
         calls = {each.structure: self._started(each) for each in contenders}
+        waited = self._waiting()
         timings = compare(calls, rounds=rounds, clock=CLOCKS[self.clock])
-        remember(self.conditions, {}, timings)
+        self._remember(waited, {}, timings)
         return timings
 
     def _started(self, contender: Contender) -> Call:
@@ -93,6 +94,16 @@ class Watch:
             call = backend.started(backend.prepared(model, images), images)
             call()  # the first is slower
         return call
+
+    def _waiting(self) -> Callable[[], float | None]:
+        return waiting(torch.get_num_threads())
+
+    def _remember(
+        self, waited: Callable[[], float | None], glances: Mapping[str, float], timings: Mapping[str, Timing]
+    ) -> None:
+        """Keep them, unless they tell of others' work too."""
+        if self.clock == "cpu" or (waited() or 0.0) <= BUSY:
+            remember(self.conditions, glances, timings)
 
     def _spent(self, call: Call) -> float:
         clock = CLOCKS[self.clock]
