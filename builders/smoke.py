@@ -74,7 +74,7 @@ def mark_(folder: Path) -> None:
 
 def _standing(base: Base, entry: Entry) -> Base:
     """The base of an entry's, where that isn't built yet; of a detector, one that finds digits."""
-    if base.id in catalog.names(all=True) and catalog.obstacle(known := catalog.info(base.id)) and known.base:
+    if (known := catalog.known(base.id)) and catalog.obstacle(known) and known.base:
         base = known.base
     return Base(base.id, {**base.args, "num_classes": DIGITS}) if entry.task in OF_SCENES else base
 

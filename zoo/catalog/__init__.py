@@ -1,14 +1,15 @@
 """The catalog: every model that is known, what is claimed of it and how it is made. Imports no torch.
 
 `entry` says what is known of one model, `methods` how models are made smaller, `papers` what they come from. `reader`
-reads `<project>/<family>.toml`, this file looks models up. What was measured here is a Report
-(`report`), what became of a model's layers are Changes (`changes`); `data_names` tells how data sets are named.
-`dense` holds what timm reports of its dense classifiers.
+reads `<project>/<family>.toml`, `index` keeps what a large one says, this file looks models up. What was measured here
+is a Report (`report`), what became of a model's layers are Changes (`changes`); `data_names` tells how data sets are
+named. `dense` holds what timm reports of its dense classifiers.
 """
 
 import difflib
 import fnmatch
 import functools
+import heapq
 import math
 import os
 from collections import ChainMap
@@ -26,6 +27,7 @@ from zoo.files import read_json
 _HERE = Path(__file__).parent
 EMBEDDED = _HERE / "embedded"
 PLANS = _HERE / "plans"
+COMPARED = 1_000  # names that a wrong one is held against in full
 DIVISORS = {None: 1000, "torch-dag": 1000, "ptdeco": 1024}  # counting → what its kmapp divide 2·macs/(H·W) by
 
 
@@ -123,12 +125,23 @@ def info(name: str) -> Entry:
     Raises:
         UnknownName: no such model; the message names near ones.
     """
-    entry = _entries().get(name)
+    entry = known(name)
     if entry is None:
-        near = difflib.get_close_matches(name, _entries(), n=3, cutoff=0.5)
+        near = difflib.get_close_matches(name, _likely(name), n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "zoo list --all shows all of them"
         raise UnknownName(f"no model {name!r} in the catalog; {hint}")
     return entry
+
+
+def known(name: str) -> Entry | None:
+    """A model's entry; None where the catalog has none of that name."""
+    return _entries().get(name)
+
+
+def _likely(name: str) -> list[str]:
+    """Names that share most with a wrong one, as comparing it with each of many in full takes seconds."""
+    parts = {name[at : at + 3] for at in range(max(1, len(name) - 2))}
+    return heapq.nlargest(COMPARED, _entries(), key=lambda each: sum(part in each for part in parts))
 
 
 def obstacle(entry: Entry) -> str | None:
@@ -207,4 +220,7 @@ def matches(name: str, pattern: str) -> bool:
 
 def _entries() -> Mapping[str, Entry]:
     own = os.environ.get("ZOO_CATALOG")
-    return read_catalog(_HERE) if not own else ChainMap(read_catalog(Path(own)), read_catalog(_HERE))
+    return read_catalog(_HERE) if not own else ChainMap(read_catalog(_path(own)), read_catalog(_HERE))  # type: ignore[arg-type]  # none is changed
+
+
+_path = functools.cache(Path)  # which remembers its hash

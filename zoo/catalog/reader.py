@@ -7,8 +7,9 @@ from pathlib import Path
 from types import GenericAlias
 from typing import Any
 
-from msgspec import Struct, defstruct, structs, to_builtins
+from msgspec import Raw, Struct, defstruct, structs, to_builtins
 
+from zoo.catalog import index
 from zoo.catalog.entry import FIGURES, Entry, Preprocessing, Reported
 from zoo.declarations import Finite, validated
 from zoo.errors import CatalogError, ZooError
@@ -24,8 +25,11 @@ class _Family(Struct, forbid_unknown_fields=True):
     model: list[dict[str, Any]] = []
 
 
+INDEXED = 1_000  # models; fewer are read in a tenth of a second
+
+
 @functools.cache
-def read_catalog(folder: Path) -> dict[str, Entry]:
+def read_catalog(folder: Path) -> Mapping[str, Entry]:
     """Read a catalog.
 
     Args:
@@ -39,14 +43,23 @@ def read_catalog(folder: Path) -> dict[str, Entry]:
     """
     if not folder.is_dir():
         raise CatalogError(f"catalog folder {folder} isn't there; unset ZOO_CATALOG or create it")
-    seen: dict[str, Entry] = {}
+    place = index.place(folder)
+    known, parts = index.taken(place), {}
+    found: dict[str, Entry | Raw] = {}
     for file in sorted(folder.rglob("*.toml")):
-        for entry in _family(file):
-            if entry.name in seen:
-                where = f"{seen[entry.name].project}/{seen[entry.name].family}"
-                raise CatalogError(f"{folder}: {entry.name} stands in {where} and in {entry.project}/{entry.family}")
-            seen[entry.name] = entry
-    return seen
+        key = str(file.relative_to(folder))
+        part, models = _part(file, known.get(key))
+        for name in models:
+            if name in found:
+                one, other = (index.Entries(each, place)[name] for each in (found, models))
+                where = f"{one.project}/{one.family} and in {other.project}/{other.family}"
+                raise CatalogError(f"{folder}: {name} stands in {where}")
+        found |= models
+        if part is not None:
+            parts[key] = part
+    if len(found) >= INDEXED and parts != known:
+        index.keep(place, parts)
+    return index.Entries(found, place)
 
 
 def read_recipes(file: Path, of_base: Callable[[str], Mapping[str, Any]]) -> list[Entry]:
@@ -83,8 +96,25 @@ def read_recipes(file: Path, of_base: Callable[[str], Mapping[str, Any]]) -> lis
     return found
 
 
-def _family(file: Path) -> list[Entry]:
-    return entries(file, _toml(file))
+def _part(file: Path, known: index.Part | None) -> tuple[index.Part | None, Mapping[str, Entry | Raw]]:
+    """What an index says of a file, if it can, and the file's models: read if the index doesn't know this state."""
+    try:
+        state = index.state(file)
+    except OSError as error:
+        raise CatalogError(f"{file}: {error.strerror}") from None
+    if known is not None and known.state == state:
+        return known, known.models
+    models: dict[str, Entry | Raw] = {}
+    packed: dict[str, Raw] = {}
+    for told in _merged(file, _toml(file)):
+        entry = _entry(file, told)
+        if entry.name in models:
+            where = f"{entry.project}/{entry.family}"
+            raise CatalogError(f"{file.parent}: {entry.name} stands in {where} and in {where}")
+        models[entry.name] = entry
+        if (fields := index.packed(told, entry)) is not None:
+            packed[entry.name] = fields
+    return (index.Part(state, packed) if len(packed) == len(models) else None), models
 
 
 def _toml(file: Path) -> Any:
@@ -98,8 +128,12 @@ def _toml(file: Path) -> Any:
 
 def entries(file: Path, data: Any) -> list[Entry]:
     """The models of one file: what a family shares, each with what differs from it."""
+    return [_entry(file, told) for told in _merged(file, data)]
+
+
+def _merged(file: Path, data: Any) -> list[dict[str, Any]]:
     table = validated(_Family, data, f"{file}:", CatalogError)
-    return [_entry(file, _merge(table.family, model)) for model in table.model]
+    return [_merge(table.family, model) for model in table.model]
 
 
 def _merge(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,6 +147,7 @@ def _merge(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _entry(file: Path, data: dict[str, Any]) -> Entry:
+    """The entry of a model's fields, which are completed in place."""
     name = str(data.get("name", "model without a name"))
     where = f"{file.name}: {name if name.isprintable() else repr(name)}"
     for key in ("family", "project"):

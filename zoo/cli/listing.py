@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -212,15 +212,17 @@ def _place(listed: "Listed", sort: str) -> float:
 
 def _counts(entries: Sequence[Entry]) -> dict[str, dict[str, int]]:
     """Project → status → models."""
-    projects = sorted({entry.project for entry in entries})
-    return {project: dict(Counter(e.status for e in entries if e.project == project)) for project in projects}
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for entry in entries:
+        counts[entry.project][entry.status] += 1
+    return {project: dict(counts[project]) for project in sorted(counts)}
 
 
 def _listed(entry: Entry) -> dict[str, Any]:
     keys = ("name", "project", "family", "task", "status", "license", "source")
     recipe, base = to_builtins(entry.recipe), entry.base.id if entry.base else None
     plain = {**{key: getattr(entry, key) for key in keys}, "base": base}
-    return {**plain, "method": recipe["method"], "budget": recipe["budget"], **asdict(catalog.size(entry))}
+    return {**plain, "method": recipe["method"], "budget": recipe["budget"], **vars(catalog.size(entry))}
 
 
 def _row(entry: Entry) -> list[str]:
@@ -228,7 +230,7 @@ def _row(entry: Entry) -> list[str]:
     share = f"{entry.recipe.budget.macs:.0%}" if entry.recipe.budget else ""
     mean = size.map or size.map50
     accuracy = f"{size.top1:.2%}" if size.top1 else f"{mean:.1%} mAP" if mean else "-"
-    known = {key for key, value in asdict(size).items() if value is not None} - {"reported"}
+    known = {key for key, value in vars(size).items() if value is not None} - {"reported"}
     figures = (
         "reported" if known == set(size.reported) else ", ".join(size.reported) + " reported" * bool(size.reported)
     )

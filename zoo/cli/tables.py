@@ -9,6 +9,7 @@ import click
 
 from zoo.printable import MAX_LINE, printable
 
+LONG = 1_000  # rows; a longer table isn't broken to the terminal's width, which takes half a millisecond a row
 MAX_NAME = 100  # characters of a table's first column, which takes its place from the others
 UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 _begun: list[str] = []  # what stands on stderr without an end
@@ -63,12 +64,15 @@ def _above_bars(err: bool) -> AbstractContextManager[Any]:
 
 def say_json(data: Any) -> None:
     """Print JSON in ASCII, which has null for what is no number."""
-    finite = json.loads(json.dumps(data), parse_constant=lambda _: None)
-    click.echo(json.dumps(finite, indent=2).replace("\x7f", "\\u007f"))  # noqa: TID251
+    try:
+        text = json.dumps(data, indent=2, allow_nan=False)
+    except ValueError:
+        text = json.dumps(json.loads(json.dumps(data), parse_constant=lambda _: None), indent=2)
+    click.echo(text.replace("\x7f", "\\u007f"))  # noqa: TID251
 
 
 def table(head: list[str], rows: list[list[Any]]) -> None:
-    """Print a table; a narrow terminal breaks the other columns before it cuts the first."""
+    """Print a table; a narrow terminal breaks the other columns before it cuts the first, a long table is as it is."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -76,6 +80,9 @@ def table(head: list[str], rows: list[list[Any]]) -> None:
 
     longest = [MAX_NAME, *[MAX_LINE] * (len(head) - 1)]
     titles, *cells = [[*map(printable, map(str, row), longest)] for row in (head, *rows)]
+    if len(cells) > LONG:
+        _say_columns([titles, *cells])
+        return
     widest = max((len(row[0]) for row in cells), default=0)
     grid = Table(box=box.SIMPLE, show_header=any(titles), pad_edge=False)
     for number, title in enumerate(titles):
@@ -85,3 +92,12 @@ def table(head: list[str], rows: list[list[Any]]) -> None:
         grid.add_row(*map(Text, row))
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(grid)
+
+
+def _say_columns(rows: list[list[str]]) -> None:
+    """Lines of cells below one another, and one under the first."""
+    from rich.cells import cell_len, set_cell_size
+
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    head, *lines = ("   ".join(map(set_cell_size, row, widths)).rstrip() for row in rows)
+    click.echo("\n".join([head, "─" * (sum(widths) + 3 * len(widths) - 3), *lines]))  # noqa: TID251  # cells are printable

@@ -98,7 +98,8 @@ def built(name: str | os.PathLike[str] | Base) -> nn.Module:
     Raises:
         UnknownName, RepositoryError, StructureError: as for `create`.
     """
-    if not isinstance(name, Base) and (Path(name).is_dir() or str(name) in catalog.names(status="embedded")):
+    entry = None if isinstance(name, Base) else catalog.known(str(name))
+    if not isinstance(name, Base) and (Path(name).is_dir() or (entry is not None and entry.status == "embedded")):
         return load(name, mmap=False)
     description, config = description_named(name)
     return drawn(description, config) if description.graph is None else _zeros(description, config)

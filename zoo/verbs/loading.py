@@ -287,9 +287,8 @@ def folder_of(
 
 def _origin_entry(name: str, namespace: str | None) -> Entry | None:
     """The entry of a name whose weights lie in another project's repository, unless a namespace is to be asked."""
-    if namespace or name not in catalog.names(status="origin"):
-        return None
-    return catalog.info(name)
+    entry = None if namespace else catalog.known(name)
+    return entry if entry is not None and entry.status == "origin" else None
 
 
 def _check_revision(name: str | os.PathLike[str], revision: str | None) -> None:
@@ -314,8 +313,9 @@ def origin_of(
         if not Path(source).is_dir():
             raise RepositoryError(f"no folder {source}: expected a checkpoint, a name of the catalog, or org/name")
         return None, Path(source)
-    known = (catalog.info(name) for name in catalog.names(all=True))
-    entry = next((each for each in known if source in (each.name, each.origin and each.origin.repo)), None)
+    every = (catalog.info(name) for name in catalog.names(all=True))
+    converted = (each for each in every if each.origin and each.origin.repo == source)
+    entry = catalog.known(str(source)) or next(converted, None)
     if entry is None and "/" not in str(source):
         raise RepositoryError(f"{_entry(str(source)).name} has no origin to be converted from")
     origin = entry.origin if entry else Origin(str(source), "torch-dag")
@@ -333,7 +333,7 @@ def _place(name: str, namespace: str | None) -> tuple[str | None, str | None]:
     if namespace:
         return f"{namespace}/{name}", None
     own = os.environ.get("ZOO_NAMESPACE")
-    if own and (name not in catalog.names(all=True) or catalog.obstacle(catalog.info(name))):
+    if own and ((there := catalog.known(name)) is None or catalog.obstacle(there)):
         return f"{own}/{name}", None
     entry = _entry(name)
     if obstacle := catalog.obstacle(entry):

@@ -95,7 +95,8 @@ def verify(
     given = data is not None
     spec = None if structure_only else data if given else _named(claimed, name)
     base = claimed.data.get("against")
-    base = base if spec is not None and base in catalog.names() else None
+    known = catalog.known(base) if spec is not None and base else None
+    base = base if known is not None and catalog.obstacle(known) is None else None
     _say_what_is_fetched(claimed, None if given else spec, base)
     model = load(folder or name, revision=None if folder else revision, device=device, dtype=dtype)
     if folder:
@@ -271,9 +272,10 @@ def _reported(
     name: str | os.PathLike[str], model: nn.Module, found: Report, images: int | None, changed: str
 ) -> list[Row]:
     """What the entry's source reports: costs in its own counting, accuracy where it was measured on the same data."""
-    if not isinstance(name, str) or name not in catalog.names(all=True):
+    entry = catalog.known(name) if isinstance(name, str) else None
+    if entry is None:
         return []
-    entry, rows = catalog.info(name), []
+    rows = []
     same = found.data.get("dataset", "") in (entry.dataset, entry.recipe.data) and not _is_local(found.data)
     for claim in entry.reported:
         if claim.runtime or claim.device:  # of another program or machine
