@@ -59,7 +59,7 @@ the macs are left, and so they are where layers are factored."""
 
 
 def _masked(criterion: str, sparsity: float, model: nn.Module, images: Tensor) -> nn.Module:
-    return zoo.compress(model, method="magnitude", criterion=criterion, sparsity=sparsity, data=[images])
+    return zoo.compress(model, method="magnitude", criterion=criterion, sparsity=sparsity)
 
 
 def _rough(method: str, model: nn.Module, images: Tensor) -> nn.Module:

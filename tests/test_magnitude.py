@@ -6,7 +6,7 @@ from torch import nn
 
 import zoo
 from zoo.compression.magnitude import CRITERIA, Magnitude, magnitude
-from zoo.errors import DataError, UnknownName
+from zoo.errors import BudgetError, DataError, UnknownName
 from zoo.structure.plan import Mask
 from zoo.training.schedule import Schedule
 from zoo.verbs.verification import results_of
@@ -92,7 +92,7 @@ def test_a_weight_that_two_layers_share_is_masked_once():
 
 @pytest.fixture(scope="module")
 def sparse():
-    return zoo.compress(net(), method="magnitude", sparsity=0.7, data=IMAGES, example=(1, 16, 16))
+    return zoo.compress(net(), method="magnitude", sparsity=0.7, example=(1, 16, 16))
 
 
 def test_a_masked_model_costs_what_it_did_and_is_saved_with_its_zeros(sparse, tmp_path):
@@ -118,7 +118,7 @@ def test_zeros_stay_while_it_is_trained(sparse):
 
 def test_outputs_that_are_zero_are_the_first_to_go_when_it_is_pruned():
     half = {"criterion": "ln_structured", "sparsity": 0.5, "exclude": "head"}
-    model = zoo.compress(net(), method="magnitude", data=IMAGES, example=(1, 16, 16), **half)
+    model = zoo.compress(net(), method="magnitude", example=(1, 16, 16), **half)
 
     narrowed = zoo.compress(model, budget=0.3, criterion="l2", round_to=1, data=IMAGES)
 
@@ -142,3 +142,16 @@ def test_outputs_that_are_zero_are_the_first_to_go_when_it_is_pruned():
 def test_what_cannot_be_masked_is_told(how, error, message):
     with pytest.raises(error, match=message):
         magnitude(net(), Magnitude(**how))
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ({"method": "prune", "budget": 0.5}, DataError, "prune looks at images: pass data, such as a folder"),
+        ({"method": "magnitude", "calibrate_steps": 1}, DataError, "calibrate looks at images: pass data"),
+        ({"method": "magnitude", "budget": 0.5}, BudgetError, "as it has thresholds: set criterion, sparsity,"),
+    ],
+)
+def test_only_what_looks_at_no_images_does_without_any(how, error, message):
+    with pytest.raises(error, match=message):
+        zoo.compress(net(), example=(1, 16, 16), **how)

@@ -65,6 +65,7 @@ class Method:
         tasks: that it can compress for; empty where it asks the task for all that it needs.
         passes: over all calibration images, forward, that take as long as the method does: as few and as many; None
             where that depends on thresholds or layers.
+        looks: whether it sees images.
         trains: whatever follows, it trains the structure that it looks for.
         final: nothing can be trained, or compressed, after it.
         quick: options with which it takes seconds on a few images, the result being of no use.
@@ -81,6 +82,7 @@ class Method:
     relation: str = "finetune"
     tasks: tuple[str, ...] = ()
     passes: tuple[int, int] | None = None
+    looks: bool = True
     trains: bool = False
     final: bool = False
     quick: Mapping[str, Any] = field(default_factory=dict)
@@ -155,6 +157,7 @@ METHODS: dict[str, Method] = {
         words="small weights set to zero",
         tags=("pruned", "unstructured"),
         suffix="sparse",
+        looks=False,
     ),
     "integer": Method(
         "zoo.compression.integer.integer",

@@ -52,7 +52,7 @@ def compress(
     model: nn.Module,
     *,
     budget: float | Budget | None = None,
-    data: Any,
+    data: Any = None,
     skip_damaged: bool = False,
     labels: Labels | None = None,
     method: str = "prune",
@@ -78,7 +78,7 @@ def compress(
             (`prune`, `low_rank`); the others have thresholds instead.
         data: calibration images: a data set as `--data` takes it, a Dataset of `datasets` or torch, arrays (images,
             labels), or batches [B, C, H, W] of the model's input size, with labels or without, or one such batch. A
-            method that trains (`lockd`, `dwain`) needs a data set, or batches with labels.
+            method that trains (`lockd`, `dwain`) needs a data set, or batches with labels; `magnitude` looks at none.
         skip_damaged: leave out images that can't be decoded.
         labels: {class of the data: class of the model}, or the names of the model's classes in order.
         method: one of `zoo.catalog.methods.available()`.
@@ -118,6 +118,10 @@ def compress(
     how, own = declarations(method, {**options, **structs.asdict(apart)})
     budget = checked_budget(method, budget, latency_ms, rounds)
     check_last(method, 0, calibrate_steps)
+    if data is None and (METHODS[method].looks or calibrate_steps):
+        raise DataError(
+            f"{method if METHODS[method].looks else 'calibrate'} looks at images: pass data, such as a folder"
+        )
     original, dense = _checked(model, method, example)
     carried = description_of(unwrapped(model)) is not None
     dense, held = licences.judged(original, dense, carried)
@@ -127,7 +131,10 @@ def compress(
     far = meaning.divergence, meaning.fisher
     given = Given(dense_model, about, how, (), budget, seed, state, *far, schedule=own, machine=machine)
     read: dict[str, Any] = {"skip_damaged": skip_damaged, "labels": labels}
-    given = _learning(given, data, images, augment, read) if own else _looking(given, data, images, skip_damaged)
+    if own:
+        given = _learning(given, data, images, augment, read)
+    elif data is not None:
+        given = _looking(given, data, images, skip_damaged)
     smaller = alike_(_run(given, apart), original)
     configure_(smaller, licences.claims(config_of(smaller), held, carried))
     return smaller
@@ -214,7 +221,8 @@ def checked_budget(
     if METHODS[method].budgeted and budget is None and latency_ms is None:
         raise BudgetError(f"{method} needs a budget: the share of the macs that stays")
     if not METHODS[method].budgeted and budget is not None:
-        raise BudgetError(f"{method} takes no budget, as it has thresholds: set them by its options")
+        own = [field.name for field in dataclasses.fields(algorithm(method).declaration)]
+        raise BudgetError(f"{method} takes no budget, as it has thresholds: set {', '.join(own)}")
     return budget if budget is None or isinstance(budget, Budget) else Budget(budget)
 
 
@@ -276,9 +284,9 @@ def _smaller(given: Given) -> nn.Module:
 def _say_cost(given: Given, rounds: int) -> None:
     """Say how long a method takes here, by what one pass over some images does."""
     method, images = given.description.recipe["method"], sum(map(len, given.batches))
-    passes, some = METHODS[method].passes, given.batches[0][:COSTED]
-    if passes is None:
+    if (passes := METHODS[method].passes) is None:
         return
+    some = given.batches[0][:COSTED]
     with torch.no_grad():
         given.model(some)  # pays for what is set up once
         begun = time.perf_counter()
