@@ -13,7 +13,7 @@ from hub import ask, batch, commit, create, regular, serving
 from served import address, card, folder
 
 from zoo.errors import MissingExtra, StorageError, ZooError
-from zoo.server import blobs, changes, info, listening, serve, store
+from zoo.server import blobs, changes, info, listening, listings, serve, store
 from zoo.server.names import repo_id
 from zoo.server.values import Change, File, git_oid
 
@@ -106,27 +106,61 @@ def test_a_listing_shows_as_much_as_is_asked_for(many):
         assert ask(many, "GET", f"/api/models?{wrong}").status == 400
 
 
-def test_a_listing_reads_no_repository_twice_that_it_does_not_show(tmp_path, monkeypatch):
+def test_a_listing_reads_what_the_server_holds_once_and_again_what_changed(tmp_path, monkeypatch):
     root, reads = tmp_path / ".hub", []
-    made = [changes.create(root, repo_id("model", f"org/{number}"), private=False) for number in range(5)]
+    made = [changes.create(root, repo_id("model", f"org/{number}"), private=False) for number in range(6)]
     read = info.summary
     monkeypatch.setattr(info, "summary", lambda *given: reads.append(given[1].name.id) or read(*given))
-    looked = [[info.listed(root, each) for each in store.repositories(root, "model")] for _ in range(2)]
-    assert sorted(reads) == [f"org/{number}" for number in range(5)]
-    assert looked[0] == looked[1]
+    looked = [listings.ordered(root, "model", "lastModified") for _ in range(2)]
+    assert [row["id"] for row in looked[0]] == [f"org/{number}" for number in (5, 4, 3, 2, 1, 0)]
+    assert sorted(reads) == [f"org/{number}" for number in range(6)]
+    assert looked[0] is looked[1]
 
-    new = regular_file(root, "---\ntags: [new]\n---\n")
-    changes.commit(root, made[3].name, "main", [Change("README.md", new)], "t")
+    reads.clear()
+    changes.commit(
+        root, made[3].name, "main", [Change("README.md", regular_file(root, "---\ntags: [new]\n---\n"))], "t"
+    )
     changes.delete(root, made[4].name)
-    changes.create(root, made[4].name, private=False)
-    again = {row["id"]: row for row in (info.listed(root, each) for each in store.repositories(root, "model"))}
-    assert sorted(reads[5:]) == ["org/3", "org/4"]
+    changes.create(root, made[4].name, private=True)
+    changes.delete(root, made[5].name)
+    changes.move(root, made[0].name, repo_id("model", "org/moved"))
+    again = {row["id"]: row for row in listings.ordered(root, "model", "lastModified")}
+    assert sorted(reads) == ["org/3", "org/4", "org/moved"]
+    assert list(again) == ["org/4", "org/3", "org/2", "org/1", "org/moved"]
     assert again["org/3"]["tags"] == ["new"]
-    assert again["org/4"]["lastModified"] > looked[0][4]["lastModified"]
+    assert again["org/4"]["private"]
     for row in again.values():
         repository = store.find(root, repo_id("model", row["id"]))
-        full = read(root, repository, store.resolved(repository, "main"))
-        assert row.items() <= full.items()
+        assert row.items() <= read(root, repository, store.resolved(repository, "main")).items()
+
+
+def test_a_plain_folder_is_as_it_lies_whenever_a_listing_begins(tmp_path):
+    root = tmp_path / ".hub"
+
+    def listed(begins=True):
+        return [row["id"] for row in listings.ordered(root, "model", "likes", begins)]
+
+    for name in ("a", "b"):
+        (tmp_path / "org" / name).mkdir(parents=True)
+        (tmp_path / "org" / name / "config.json").write_text("{}")
+    changes.create(root, repo_id("model", "org/c"), private=False)
+    assert listed(begins=False) == ["org/a", "org/b", "org/c"]
+
+    (tmp_path / "org" / "a").rename(tmp_path / "org" / "d")
+    assert listed(begins=False) == ["org/a", "org/b", "org/c"]
+    assert listed() == ["org/b", "org/c", "org/d"]
+
+
+def test_a_damaged_repository_is_listed_again_when_it_is_mended(tmp_path):
+    root = tmp_path / ".hub"
+    made = [changes.create(root, repo_id("model", f"org/{number}"), private=False) for number in range(2)]
+    path = made[0].folder / "repository.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:20])
+    assert [row["id"] for row in listings.ordered(root, "model", "likes")] == ["org/1"]
+
+    path.write_bytes(whole)
+    assert [row["id"] for row in listings.ordered(root, "model", "likes")] == ["org/0", "org/1"]
 
 
 def regular_file(root, text):

@@ -9,7 +9,8 @@ Clients of the Hub work with it unmodified: HF_ENDPOINT=http://127.0.0.1:8080 HF
     pages           what a browser sees
     listening       two ports, one process             receiving      bodies, uploads
     connections     how many, how long, how large      naming         which server is meant
-    info, metadata  repositories as JSON               names          what may be called how
+    info, metadata  repositories as JSON               listings       all of them, in order
+    names           what may be called how
     errors          what is refused                    refusing, log  how it reads, and how what the server says does
     store, changes, blobs, plain, values               what is on the disk: read, written; bytes; foreign folders; terms
 

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from zoo.errors import StorageError
-from zoo.server import access, cdn, pages, refusing, routes_read, routes_repos, routes_write
+from zoo.server import access, cdn, listings, pages, refusing, routes_read, routes_repos, routes_write
 from zoo.server.errors import Refusal
 from zoo.server.hub import Hub
 from zoo.server.names import KINDS
@@ -113,6 +113,7 @@ def app(folder: Path, *, token: str | None = None, origin: str, cdn: str, **limi
         An ASGI application for both: the port that a connection came in by decides.
     """
     root = folder / OWN
+    listings.begin(root)
     hub = Hub(root, token, origin, cdn, access.key(root), **limits)
     apps = {urlsplit(origin).port: _application(hub, API), urlsplit(cdn).port: _application(hub, CDN)}
 

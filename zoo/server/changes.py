@@ -21,7 +21,7 @@ from typing import Any
 from zoo.atomic import writing
 from zoo.errors import RepositoryError
 from zoo.files import read_json, write_json
-from zoo.server import blobs
+from zoo.server import blobs, listings
 from zoo.server.errors import BadRequest, Conflict, Forbidden, RepoNotFound, RevisionNotFound, StaleParent, TooLarge
 from zoo.server.log import say_once
 from zoo.server.names import KINDS, RepoId, ref
@@ -46,7 +46,7 @@ def create(root: Path, name: RepoId, private: bool) -> Repository:
         files = {".gitattributes": File(git_oid(ATTRIBUTES), len(ATTRIBUTES), sha256, False)}
         folder = home(root, name)
         first = _write(folder, Commit("", None, "initial commit", "", _now(), files))
-        return _put(Repository(name, folder, first.date, private, branches={"main": first.id}))
+        return _put(root, Repository(name, folder, first.date, private, branches={"main": first.id}))
 
 
 def delete(root: Path, name: RepoId) -> None:
@@ -57,6 +57,7 @@ def delete(root: Path, name: RepoId) -> None:
         trash.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(dir=trash))
         os.rename(folder, aside / "repository")
+        listings.forget(root, name)
     shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -75,12 +76,14 @@ def move(root: Path, name: RepoId, to: RepoId) -> None:
         shutil.rmtree(target, ignore_errors=True)  # what an interrupted creation left
         target.parent.mkdir(parents=True, exist_ok=True)
         os.rename(folder, target)
+        for each in (name, to):
+            listings.forget(root, each)
 
 
 def configure(root: Path, name: RepoId, **settings: Any) -> None:
     """Change whether a repository is private or gated."""
     with _one:
-        _put(replace(_stored(root, name), **settings))
+        _put(root, replace(_stored(root, name), **settings))
 
 
 def commit(
@@ -121,7 +124,7 @@ def commit(
             raise StaleParent(f"the parent is to be {parent}, {branch} is at {head.id}: fetch it and commit again")
         new = Commit("", head.id, title, message, _now(), changed(head, changes))
         new = _write(repository.folder, new)
-        _put(replace(repository, branches={**repository.branches, branch: new.id}))
+        _put(root, replace(repository, branches={**repository.branches, branch: new.id}))
         return new
 
 
@@ -147,7 +150,7 @@ def add_ref(root: Path, name: RepoId, kind: str, new: str, revision: str) -> Non
             raise Conflict(f"{name.kind} {name.id}: {new!r} is among its {kind} already")
         if len(refs) >= REFS:
             raise TooLarge(f"{name.kind} {name.id} has {REFS} {kind}: remove some")
-        _put(_with(repository, kind, {**refs, new: commit.id}))
+        _put(root, _with(repository, kind, {**refs, new: commit.id}))
 
 
 def remove_ref(root: Path, name: RepoId, kind: str, old: str) -> None:
@@ -159,7 +162,7 @@ def remove_ref(root: Path, name: RepoId, kind: str, old: str) -> None:
             raise RevisionNotFound(f"{name.kind} {name.id} has no {old!r} among its {kind}")
         if kind == "branches" and old == "main":
             raise Forbidden("the branch main can't be deleted")
-        _put(_with(repository, kind, {each: to for each, to in refs.items() if each != old}))
+        _put(root, _with(repository, kind, {each: to for each, to in refs.items() if each != old}))
 
 
 def sweep(root: Path) -> None:
@@ -189,9 +192,10 @@ def _with(repository: Repository, kind: str, refs: Mapping[str, str]) -> Reposit
     return replace(repository, branches=refs) if kind == "branches" else replace(repository, tags=refs)
 
 
-def _put(repository: Repository) -> Repository:
+def _put(root: Path, repository: Repository) -> Repository:
     kept = {key: getattr(repository, key) for key in ("created", "private", "gated", "branches", "tags")}
     write_json(repository.folder / "repository.json", kept)
+    listings.forget(root, repository.name)
     return repository
 
 

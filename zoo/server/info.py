@@ -2,19 +2,19 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from zoo.server import metadata
-from zoo.server.names import RepoId
-from zoo.server.store import Repository, history, home, location, resolved
+from zoo.server.store import Repository, history, location, resolved
 from zoo.server.values import Commit, File, parents, pointer
 
 Json = dict[str, Any]
 LOOKED_AT = 200_000  # files of all commits, for the last that changed one
 BRIEF = {"id", "author", "private", "gated", "downloads", "likes", "tags", "pipeline_tag", "library_name", "createdAt"}
 BRIEF |= {"lastModified", "sdk"}
+LISTED = {"author", "private", "gated", "lastModified", "createdAt", "downloads", "likes", "trendingScore"}
+LISTED |= {"tags", "pipeline_tag"}
 
 
 def summary(root: Path, repository: Repository, commit: Commit) -> Json:
@@ -56,35 +56,13 @@ def summary(root: Path, repository: Repository, commit: Commit) -> Json:
 
 
 def listed(root: Path, repository: Repository) -> Json:
-    """What a listing looks for and sorts by: of a head seen before, nothing is read.
+    """What a listing looks for and sorts by.
 
     Args:
         root: the server's own folder.
         repository: which.
     """
-    if repository.tree:
-        return summary(root, repository, repository.tree)
-    last_modified, tags, task = _head(root, repository.name, repository.branches["main"])
-    return {
-        "id": repository.name.id,
-        "author": repository.name.author,
-        "lastModified": last_modified,
-        "createdAt": repository.created,
-        "gated": repository.gated,
-        "downloads": 0,
-        "likes": 0,
-        "trendingScore": 0,
-        "tags": tags,
-        "pipeline_tag": task,
-    }
-
-
-@lru_cache(maxsize=1 << 14)
-def _head(root: Path, name: RepoId, commit: str) -> tuple[str, list[str], str | None]:
-    """Date, tags and task; commits and the files in them are found by their hashes, so that they never change."""
-    repository = Repository(name, home(root, name), created="")
-    data = summary(root, repository, resolved(repository, commit))
-    return data["lastModified"], data["tags"], data.get("pipeline_tag")
+    return picked(summary(root, repository, resolved(repository, "main")), LISTED)
 
 
 def siblings(commit: Commit) -> list[Json]:

@@ -1,6 +1,8 @@
 """Reading: listings, repositories, revisions, trees, and the files themselves."""
 
+import contextlib
 import json
+from bisect import bisect_left
 from collections.abc import Iterable
 from itertools import islice
 from typing import Any
@@ -11,10 +13,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from zoo.errors import RepositoryError
-from zoo.server import access, info, receiving, store
+from zoo.server import access, info, listings, receiving, store
 from zoo.server.errors import BadRequest, EntryNotFound, RevisionNotFound
 from zoo.server.hub import OWNER, cdn_path, hub, owner, parameter, readable, revision, seen
-from zoo.server.log import say_once
 from zoo.server.sending import FileAnswer
 
 PAGE = 4 << 20  # bytes
@@ -27,33 +28,28 @@ def listing(request: Request) -> Response:
     sort = query.get("sort", ["lastModified"])[0]
     if sort not in SORTS:
         raise BadRequest(f"can't sort by {sort!r}, known are {sorted(SORTS)}")
-    root, asking = hub(request).root, owner(request)
-    rows, by_id, fits = [], {}, info.asked_for(query)
-    for repository in store.repositories(root, request.path_params["kind"]):
-        if asking or not repository.private:
-            try:
-                row = info.listed(root, repository)
-            except (RevisionNotFound, RepositoryError) as error:  # it went away meanwhile, or is damaged
-                say_once(f"{repository.name.kind} {repository.name.id} is left out: {error}")
-                continue
-            if fits(row):
-                rows.append(row)
-                by_id[row["id"]] = repository
-    rows.sort(key=lambda row: row[sort], reverse=True)
+    root, asking, kind = hub(request).root, owner(request), request.path_params["kind"]
+    every = listings.ordered(root, kind, sort, begins="cursor" not in query)
     if "cursor" in query:
-        value, after = _cursor(query["cursor"][0])
-        rows = [row for row in rows if type(row[sort]) is type(value) and isinstance(after, str)]
-        rows = [row for row in rows if (row[sort] < value) or (row[sort] == value and row["id"] > after)]
-    fields = set(query.get("expand", [])) or _fields(request.path_params["kind"], query)
+        every = every[_after(every, sort, *_cursor(query["cursor"][0])) :]
+    fits = info.asked_for(query)
+    left = (row for row in every if (asking or not row["private"]) and fits(row))
+    fields = set(query.get("expand", [])) or _fields(kind, query)
 
     def whole(row: dict[str, Any]) -> dict[str, Any] | None:
-        repository = by_id[row["id"]]
-        try:
-            return info.picked(info.summary(root, repository, store.resolved(repository, "main")), fields)
-        except (RevisionNotFound, RepositoryError):
-            return None
+        for repository in store.named(root, kind, [row["id"]]):
+            with contextlib.suppress(RevisionNotFound, RepositoryError):
+                return info.picked(info.summary(root, repository, store.resolved(repository, "main")), fields)
+        return None
 
-    return _page(request, rows, 1000, lambda row: json.dumps([row[sort], row["id"]]), whole)
+    return _page(request, left, 1000, lambda row: json.dumps([row[sort], row["id"]]), whole)
+
+
+def _after(ordered: list[dict[str, Any]], sort: str, value: Any, name: str) -> int:
+    """Where the rows begin that come after a place in the order, whether or not a row is still there."""
+    if ordered and type(ordered[0][sort]) is not type(value):
+        return len(ordered)
+    return bisect_left(ordered, True, key=lambda row: (row[sort] < value) or (row[sort] == value and row["id"] > name))
 
 
 def _fields(kind: str, query: dict[str, list[str]]) -> set[str]:

@@ -11,7 +11,7 @@
 A repository is there as soon as, and as long as, it has its repository.json. This module reads; `changes` writes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -73,13 +73,26 @@ def find(root: Path, name: RepoId) -> Repository:
     raise RepoNotFound(f"no {name.kind} {name.id!r}")
 
 
-def repositories(root: Path, kind: str) -> Iterator[Repository]:
-    """Every repository of a kind; one that is damaged is left out."""
+def names(root: Path, kind: str) -> set[str]:
+    """The ids of what the server holds of a kind."""
     stored = [path.parent.relative_to(root / f"{kind}s") for path in root.glob(f"{kind}s/*/*/repository.json")]
-    names = {path.as_posix() for path in stored}
-    if kind == "model":
-        names |= set(plain.repository_names(root.parent))
-    for name in sorted(names):
+    return {path.as_posix() for path in stored}
+
+
+def is_stored(root: Path, name: RepoId) -> bool:
+    """Whether the server holds a repository of that name."""
+    return (home(root, name) / "repository.json").exists()
+
+
+def repositories(root: Path, kind: str) -> Iterator[Repository]:
+    """Every repository of a kind, by name; one that is damaged is left out."""
+    plains = plain.repository_names(root.parent) if kind == "model" else ()
+    return named(root, kind, sorted({*names(root, kind), *plains}))
+
+
+def named(root: Path, kind: str, ids: Iterable[str]) -> Iterator[Repository]:
+    """The repositories of some names; one that is damaged is left out."""
+    for name in ids:
         try:
             yield find(root, repo_id(kind, name))
         except RepoNotFound:  # it went away meanwhile
