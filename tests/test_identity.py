@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 import zoo
+from zoo import catalog
 from zoo.cli import verifying
 from zoo.tasks.identity import Identified
 from zoo.tasks.loader import loader
-from zoo.verbs import verification
+from zoo.verbs import judging
 from zoo.verbs.measuring import report_of
 
 CLASSES = ["truck", "cat", "ship"]  # in no alphabetical order
@@ -199,7 +200,7 @@ def test_what_a_source_reports_is_of_no_images_but_those_of_a_public_name(datase
     monkeypatch.setenv("ZOO_CATALOG", str(tmp_path / "catalog"))
     place = in_folders(rows, tmp_path / "pictures")
     for data in (place, table(rows)):
-        assert verification._reported("mine", model, report_of(model, data), None, "") == []
+        assert judging.reported(catalog.info("mine"), model, report_of(model, data), None, "") == []
 
 
 LETTERS = ["a", "b", "c"]  # what the classes are called in the folder

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct, structs
+from msgspec import Meta, Struct, structs, to_builtins
 
 from zoo.declarations import (
     Count,
@@ -40,12 +40,12 @@ class Row:
         of: the class that the figure is of; empty of all of them.
     """
 
-    figure: str
-    reported: float | None
-    measured: float | None
-    tolerance: float = 0.0
-    note: str = ""
-    of: str = ""
+    figure: Name
+    reported: Finite | None
+    measured: Finite | None
+    tolerance: Finite = 0.0
+    note: Name = ""
+    of: Name = ""
 
     @property
     def difference(self) -> float | None:
@@ -88,6 +88,18 @@ class Reading(Struct):
     ) = None
 
 
+class Verified(Struct, frozen=True, forbid_unknown_fields=True):
+    """How a report's figures stood to what was claimed when they were measured.
+
+    Args:
+        rows: claimed beside measured.
+        asked: sha256 of the weights, the data's name and the settings that it was measured by.
+    """
+
+    rows: Annotated[tuple[Row, ...], Meta(max_length=MAX_OF_CLASS * MAX_LABELS)]
+    asked: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z", description="64 hexadecimal digits")]
+
+
 class Report(Struct, frozen=True, forbid_unknown_fields=True):
     """The measurements of one model, with what is needed to repeat them.
 
@@ -100,6 +112,7 @@ class Report(Struct, frozen=True, forbid_unknown_fields=True):
         hardware: the machine that measured.
         classes: class → its figures, of tasks that tell them apart: `objects`, how many of it there are in the data,
             and others where there are any.
+        verified: what they were held against, where `zoo verify --save` wrote them.
     """
 
     name: ModelName
@@ -112,11 +125,13 @@ class Report(Struct, frozen=True, forbid_unknown_fields=True):
         Mapping[Name, Annotated[Mapping[FigureName, Finite], Meta(max_length=MAX_OF_CLASS)]],
         Meta(max_length=MAX_LABELS),
     ] = {}
+    verified: Verified | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The report as a JSON object, which earlier versions read where it has no figures of classes."""
+        """The report as a JSON object, which earlier versions read where it has no figures of classes, nor rows."""
         said = {"schema": self.schema, **structs.asdict(self)}
-        return {key: value for key, value in said.items() if key != "classes" or value}
+        said["verified"] = to_builtins(self.verified)
+        return {key: value for key, value in said.items() if key not in ("classes", "verified") or value}
 
     @classmethod
     def from_json(cls, data: Any, where: str = "report") -> "Report":

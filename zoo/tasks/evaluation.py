@@ -1,8 +1,11 @@
 """The one evaluation loop: whatever the task, every image counts once, however many processes share them."""
 
-from collections.abc import Mapping, Sequence
-from itertools import chain, zip_longest
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import zip_longest
+from math import fsum
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +13,13 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from zoo.errors import DataError, require
-from zoo.measurement.divergence import as_one
 from zoo.measurement.macs import unchanged
-from zoo.measurement.passes import pass_sizes
 from zoo.models.targets import PAD
 from zoo.progress import bar
 from zoo.tasks import task_of
 from zoo.tasks.identity import identity, with_targets
-from zoo.tasks.loader import taking_turns
+from zoo.tasks.loader import images_of, taking_turns
+from zoo.tasks.outputs import AS_IT_IS, Computing
 from zoo.tasks.task import Meaning, Task
 
 BESIDE = ("agreement", "kl")  # figures that a model has beside a reference
@@ -31,7 +33,7 @@ def evaluate(
     against: nn.Module | None = None,
     progress: str | None = None,
 ) -> dict[str, Any]:
-    """Measure a model where its parameters are; across processes, every image counts once.
+    """Measure a model where its parameters are; arguments, result and errors of `evaluate_together`.
 
     Args:
         model: images [B, C, H, W] to outputs [B, ...]; evaluated in eval mode, left as it was.
@@ -40,60 +42,128 @@ def evaluate(
         task: whose rows and figures are taken; None is the model's own.
         against: a reference for the same task.
         progress: the title of a progress bar on a terminal; None for no bar.
+    """
+    return evaluate_together([Seen(model, against)], data, task=task, progress=progress)[0]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A model, and what it sees of the images of a batch.
+
+    Args:
+        model: images [B, C, H, W] to outputs [B, ...].
+        against: a reference for the same task, of the same images; None for none.
+        view: the number of the transform that made its images.
+    """
+
+    model: nn.Module
+    against: nn.Module | None = None
+    view: int = 0
+
+
+def evaluate_together(
+    seen: Sequence[Seen],
+    data: DataLoader[Any],
+    *,
+    task: Task | None = None,
+    computing: Computing = AS_IT_IS,
+    progress: str | None = None,
+) -> list[dict[str, Any]]:
+    """Measure models of one task in one pass over images; across processes, every image counts once.
+
+    Args:
+        seen: the models, whose classes are the same; evaluated in eval mode, left as they were.
+        data: batches of images and targets, as the task's loader gives them; of images, once for each view, and their
+            digests, where its transform was `Identified`.
+        task: whose rows and figures are taken; None is that of the first model.
+        computing: how outputs are computed.
+        progress: the title of a progress bar on a terminal; None for no bar.
 
     Returns:
-        The task's figures, none where the targets are hidden; with `against` also `kl`, the mean divergence from it
-        (nats), and `agreement` (0..1); `images`, how many there were; and of digests `sha256`, which tells these images
-        and targets from others.
+        Of each model the task's figures, none where the targets are hidden; with `against` also `kl`, the mean
+        divergence from it (nats), and `agreement` (0..1); `images`, how many there were; and of digests `sha256`, which
+        tells these images and targets from others.
 
     Raises:
         DataError: there are no images, their targets are none that the model can meet, or they are hidden and there is
             nothing else to compare it with.
     """
-    task = task or task_of(model)
+    task = task or task_of(seen[0].model)
     # Without cpu=True accelerate takes several processes on a machine without an accelerator for several runs.
     accelerator = require("accelerate", "eval").Accelerator(cpu=not torch.accelerator.is_available())
     require("evaluate", "eval")
-    rows: list[Mapping[str, Tensor]] = []
-    meaning: Meaning | None = None
-    size: torch.Size | None = None
+    place, meaning = (accelerator.process_index, accelerator.num_processes), cache(task.meaning)
     hidden = progress is None or not accelerator.is_main_process
-    mine = taking_turns(data, accelerator.process_index, accelerator.num_processes)
-    batches = bar(progress or "", unit="batch", steps=mine, hidden=hidden)
-    with unchanged(model, *([] if against is None else [against])), torch.inference_mode():
-        for images, targets in batches:
-            images, digests = images if isinstance(images, list) else (images, None)
-            size = images.shape[1:]
-            meaning = meaning or task.meaning(model, size)
-            outputs = _outputs(model, images)
-            row = dict(meaning.rows(outputs, targets.to(outputs.device)))
-            if digests is not None:
-                row["sha256"] = with_targets(digests, targets)
-            if against is not None:
-                reference = outputs if against is model else _outputs(against, images).to(outputs.device)
-                row["kl"] = meaning.divergence(outputs.double(), reference.double())
-                row["agreement"] = meaning.agreement(outputs, reference)
-            rows.append({key: part.cpu() for key, part in row.items()})
-    size, rows = _gathered(size, rows)
-    if size is None:
+    networks = {id(each): each for one in seen for each in (one.model, one.against) if each is not None}
+    kept: list[Batch] = []
+    with unchanged(*networks.values()), torch.inference_mode():
+        forward = {each: computing.forward(network) for each, network in networks.items()}
+        with bar(progress or "", images_of(data), "image", hidden=hidden) as shown:
+            for images, targets in taking_turns(data, *place):
+                *views, digests = images if isinstance(images, list) else (images, None)
+                kept.append(_batch(seen, forward, meaning, views, targets, digests))
+                shown.update(len(targets) * place[1])
+    kept = _gathered(kept)
+    if not kept:
         raise DataError("expected images to evaluate on, found none; check the data set and its limit")
-    meaning = meaning or task.meaning(model, size)
+    hashes = [digests for _, _, digests in kept if digests is not None]
+    same = {"sha256": identity(torch.cat(hashes))} if hashes else {}
+    return [
+        {**_figures(one, meaning, kept[0][0][one.view], [rows[number] for _, rows, _ in kept]), **same}
+        for number, one in enumerate(seen)
+    ]
+
+
+# Of each view the images' size, of each model its rows, and the digests of images with targets.
+Batch: TypeAlias = tuple[Sequence[torch.Size], Sequence[Mapping[str, Tensor]], Tensor | None]
+
+
+def _batch(
+    seen: Sequence[Seen],
+    forward: Mapping[int, Callable[[Tensor], Tensor]],
+    meaning: Callable[[nn.Module, torch.Size], Meaning],
+    views: Sequence[Tensor],
+    targets: Tensor,
+    digests: Tensor | None,
+) -> Batch:
+    """What is kept of a batch; a model that is another one's reference computes it once."""
+    outputs = cache(lambda network, view: forward[network](views[view]))
+    rows = []
+    for one in seen:
+        meant, found = meaning(one.model, views[one.view].shape[1:]), outputs(id(one.model), one.view)
+        row = dict(meant.rows(found, targets.to(found.device)))
+        if one.against is not None:
+            reference = outputs(id(one.against), one.view).to(found.device)
+            row["kl"] = meant.divergence(found.double(), reference.double())
+            row["agreement"] = meant.agreement(found, reference)
+        rows.append({key: part.cpu() for key, part in row.items()})
+    sizes = [view.shape[1:] for view in views]
+    return sizes, rows, None if digests is None else with_targets(digests, targets)
+
+
+def _figures(
+    one: Seen,
+    meaning: Callable[[nn.Module, torch.Size], Meaning],
+    size: torch.Size,
+    rows: Sequence[Mapping[str, Tensor]],
+) -> dict[str, Any]:
+    """The figures of a model from the rows of all batches; means of what doesn't depend on the order of these."""
     kept = {key: _together([row[key] for row in rows]) for key in rows[0]}
-    apart: dict[str, Any] = {} if against is None else {key: kept.pop(key).double().mean().item() for key in BESIDE}
-    apart |= {"sha256": identity(kept.pop("sha256"))} if "sha256" in kept else {}
-    figures = meaning.figures(kept)
-    if not figures and against is None:
+    apart = {key: _mean(kept.pop(key)) for key in BESIDE if key in kept}
+    figures = meaning(one.model, size).figures(kept)
+    if not figures and one.against is None:
         raise DataError("the targets are hidden in this split, so nothing can be measured: use another")
     return {**figures, **apart, "images": len(next(iter(kept.values())))}
 
 
-def _gathered(
-    size: torch.Size | None, rows: Sequence[Mapping[str, Tensor]]
-) -> tuple[torch.Size | None, list[Mapping[str, Tensor]]]:
-    """The size of the images, and what all processes kept of each batch, in the order of one process."""
-    found = require("accelerate", "eval").utils.gather_object([(size, rows)])
-    turns = zip_longest(*(batches for _, batches in found))
-    return next((each for each, _ in found if each), None), [row for turn in turns for row in turn if row is not None]
+def _mean(values: Tensor) -> float:
+    return fsum(values.double().tolist()) / len(values)
+
+
+def _gathered(kept: list[Batch]) -> list[Batch]:
+    """What all processes kept, in the order of one process."""
+    found = require("accelerate", "eval").utils.gather_object([kept])
+    return [batch for turn in zip_longest(*found) for batch in turn if batch is not None]
 
 
 def _together(parts: Sequence[Tensor]) -> Tensor:
@@ -101,11 +171,3 @@ def _together(parts: Sequence[Tensor]) -> Tensor:
     if len({part.shape[1:] for part in parts}) == 1:
         return torch.cat([*parts])
     return pad_sequence([row for part in parts for row in part], batch_first=True, padding_value=PAD)
-
-
-def _outputs(model: nn.Module, images: Tensor) -> Tensor:
-    where = next(chain(model.parameters(), model.buffers()), images)
-    whole = images.dtype == torch.int64 or not where.is_floating_point()  # token ids, or an integer model's pixels
-    images = images.to(where.device, images.dtype if whole else where.dtype)
-    sizes = pass_sizes(len(images), images.shape[-2:].numel()) if where.device.type == "cpu" else len(images)
-    return torch.cat([as_one(model(part)).float() for part in images.split(sizes)])

@@ -37,27 +37,37 @@ class Identified:
 
     Args:
         transform: of an image.
+        others: more transforms, of the same image, which is decoded once for all of a mode.
     """
 
     transform: Any
+    others: tuple[Any, ...] = ()
 
     def __call__(self, image: Any) -> list[Tensor]:
-        """Image → what the transform makes of it, and its digest."""
+        """Image → what each transform makes of it, and its digest."""
+        every = (self.transform, *self.others)
         if isinstance(image, Tensor):  # of a data set that preprocesses
-            return [image, digest(image)]
+            return [*[image] * len(every), digest(image)]
         if text_of(image) is not None:
-            return [self.transform(image), digest(image)]
-        decoded = decode(image)
-        return [self.transform(self._taken(image, decoded)), digest(decoded)]
+            return [*(transform(image) for transform in every), digest(image)]
+        decoded = {"RGB": decode(image)}
+        return [*(transform(_taken(transform, image, decoded)) for transform in every), digest(decoded["RGB"])]
 
     def boxed(self, image: Any, label: Any) -> tuple[list[Tensor], Tensor]:
-        """Image and label of boxes → what the transform makes of the image, and its digest; the target."""
-        decoded = decode(image)
-        tensor, target = self.transform.boxed(self._taken(image, decoded), label)
-        return [tensor, digest(decoded)], target
+        """Image and label of boxes → what the first transform makes of the image, and its digest; the target."""
+        decoded = {"RGB": decode(image)}
+        tensor, target = self.transform.boxed(_taken(self.transform, image, decoded), label)
+        return [tensor, digest(decoded["RGB"])], target
 
-    def _taken(self, image: Any, decoded: Any) -> Any:
-        return decoded if mode_of(self.transform) == decoded.mode else image
+
+def _taken(transform: Any, image: Any, decoded: dict[str, Any]) -> Any:
+    """What a transform is given: the image of its mode, decoded by the first that wants it."""
+    mode = mode_of(transform)
+    if mode is None:
+        return image
+    if mode not in decoded:
+        decoded[mode] = decode(image, mode)
+    return decoded[mode]
 
 
 def with_targets(digests: Tensor, targets: Tensor) -> Tensor:

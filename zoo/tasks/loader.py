@@ -134,6 +134,15 @@ def taking_turns(loader: DataLoader[Any], process: int, processes: int) -> DataL
     return same(loader.dataset, batch_sampler=[*islice(loader.batch_sampler or (), process, None, processes)])
 
 
+def images_of(loader: DataLoader[Any]) -> int | None:
+    """How many images a loader without an epoch gives, where that is known."""
+    data: Any = loader.dataset
+    if hasattr(data, "__len__"):
+        return len(data)
+    told = data.data.info.splits if isinstance(data, _Stream) else None
+    return (told or {})[str(data.data.split)].num_examples if told and str(data.data.split) in told else None
+
+
 def _loading(samples: Dataset[Any], workers: int, collate: Any, **batches: Any) -> DataLoader[Any]:
     return DataLoader(
         samples,

@@ -1,7 +1,8 @@
 """Reports: what a model costs and what it is good for, measured here."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,9 +11,10 @@ from torch import nn
 from zoo.catalog.data_names import data_name, told
 from zoo.catalog.report import Report
 from zoo.deadline import deadline
+from zoo.errors import ZooError, require
 from zoo.hub.repository import versions
 from zoo.measurement.latency import processor
-from zoo.measurement.macs import forward_on_meta, measure, unwrapped, weights_of
+from zoo.measurement.macs import Counts, forward_on_meta, measure, unwrapped, weights_of
 from zoo.structure.describing import describe
 from zoo.structure.description import config_of, description_of
 from zoo.structure.plan import Mask
@@ -22,9 +24,10 @@ from zoo.tasks.classification.classes import label_names
 from zoo.tasks.columns import is_stream
 from zoo.tasks.datasets import dataset
 from zoo.tasks.draws import undamaged
-from zoo.tasks.evaluation import evaluate
+from zoo.tasks.evaluation import Seen, evaluate_together
 from zoo.tasks.identity import Identified, identity, with_targets
-from zoo.tasks.loader import workers_for
+from zoo.tasks.loader import Transform, workers_for
+from zoo.tasks.outputs import AS_IT_IS, Computing
 from zoo.tasks.task import Labels
 
 if TYPE_CHECKING:
@@ -33,19 +36,31 @@ if TYPE_CHECKING:
 MAX_BATCH = 2**28  # numbers in one batch of images, a gigabyte
 
 
+@dataclass(frozen=True)
+class Subject:
+    """A model to measure.
+
+    Args:
+        model: from `load`, `compress` or timm.
+        against: the dense model that the outputs are compared with (`kl`, in nats, and `agreement`, 0..1).
+        name: of the model; empty takes the one that it carries.
+        labels: {class of the data: class of the model}, or the names of the model's classes in order.
+    """
+
+    model: nn.Module
+    against: nn.Module | None = None
+    name: str = ""
+    labels: Labels | None = None
+
+
 def report_of(
     model: nn.Module,
     data: Any = None,
     *,
-    skip_damaged: bool = False,
     labels: Labels | None = None,
     against: nn.Module | None = None,
     name: str | None = None,
-    images: int | None = None,
-    workers: int | None = None,
-    batch_size: int | None = None,
-    size: int | None = None,
-    crop_pct: float | None = None,
+    **how: Any,
 ) -> Report:
     """Measure a model.
 
@@ -53,50 +68,153 @@ def report_of(
         model: from `load`, `compress` or timm.
         data: the data set, as `zoo.tasks.datasets.dataset` takes it; its test split is evaluated. None counts params
             and macs only.
-        skip_damaged: leave out images that can't be decoded.
         labels: {class of the data: class of the model}, or the names of the model's classes in order.
         against: the dense model that the outputs are compared with (`kl`, in nats, and `agreement`, 0..1).
         name: of the model; None takes the one that it carries.
-        images: evaluate on at most so many.
-        workers: processes that load images; None takes a core each where it is worth it.
-        batch_size: images of one batch, of which a CPU computes some at a time; None takes 32 there, else 256, and
-            fewer of large images.
-        size: side in pixels of the square images to evaluate on; None takes the model's own.
-        crop_pct: share of the shorter side that is cropped, 0..1; None takes the model's own.
+        how: as for `reports_of`: `skip_damaged`, `images`, `workers`, `batch_size`, `size`, `crop_pct`, `computing`.
 
     Returns:
         The figures, with the data, preprocessing, versions and machine that they hold for; of a task that tells classes
         apart also those of each class. `weights_bytes` are the bytes of the tensors that a file holds; `nonzero`, where
         weights are masked, the params that aren't zero.
     """
-    model = unwrapped(model)
-    with deadline("counting its macs"):
-        counts = measure(model)
-    figures: dict[str, float] = {"params": counts.params, **_nonzero(model)}
+    report: Report
+    (report,) = reports_of([Subject(model, against, name or "", labels)], data, **how)
+    return report
+
+
+def reports_of(
+    subjects: Sequence[Subject],
+    data: Any = None,
+    *,
+    skip_damaged: bool = False,
+    images: int | None = None,
+    workers: int | None = None,
+    batch_size: int | None = None,
+    size: int | None = None,
+    crop_pct: float | None = None,
+    computing: Computing = AS_IT_IS,
+    refused: Callable[[int, ZooError], None] | None = None,
+) -> list[Any]:
+    """Measure models, those that agree on what a batch is in one pass over the images, each as it would be alone.
+
+    Args:
+        subjects: the models.
+        data: as for `report_of`.
+        skip_damaged: leave out images that can't be decoded.
+        images: evaluate on at most so many.
+        workers: processes that load images; None takes a core each where it is worth it.
+        batch_size: images of one batch, of which a CPU computes some at a time; None takes 32 there, else 256, and
+            fewer of large images.
+        size: side in pixels of the square images to evaluate on; None takes the model's own.
+        crop_pct: share of the shorter side that is cropped, 0..1; None takes the model's own.
+        computing: how outputs are computed.
+        refused: is told the number of a model that the data or a size doesn't fit, and why; None raises it.
+
+    Returns:
+        The Report of each; None of those that were refused.
+    """
+    subjects = [replace(each, model=unwrapped(each.model)) for each in subjects]
+    rows, left_out = (None, None) if data is None else _opened(data, images, skip_damaged)
+    passes: dict[Any, _Pass] = {}
+    counted: dict[int, Counts] = {}
+    configs: dict[int, dict[str, Any]] = {}
+    found: dict[int, dict[str, Any]] = {}
+    where: dict[int, dict[str, Any]] = {}
+    for number, one in enumerate(subjects):
+        try:
+            counted[number] = _counted(one.model)
+            if rows is not None:
+                configs[number] = _config(one.model, counted[number], size, crop_pct)
+                _join(passes, number, one, configs[number], rows, data_name(data), batch_size)
+        except ZooError as error:
+            if refused is None:
+                raise
+            counted.pop(number, None)
+            refused(number, error)
+    for group in passes.values():
+        for number, measured in zip(group.members, group.evaluated(subjects, workers, computing), strict=True):
+            one, found[number] = subjects[number], measured
+            there = _where(data, configs[number], measured.pop("images"), skip_damaged, left_out, one.labels)
+            there |= {"sha256": measured.pop("sha256")}
+            there |= {"precision": computing.precision} if computing.precision else {}
+            where[number] = there | ({"against": describe(one.against).name} if one.against is not None else {})
+    return [
+        _report(one, counted[number], found.get(number, {}), where.get(number, {})) if number in counted else None
+        for number, one in enumerate(subjects)
+    ]
+
+
+def _report(one: Subject, counts: Counts, measured: dict[str, Any], where: Mapping[str, Any]) -> Report:
+    tensors, computed = tensors_of(one.model), computable(one.model)
+    figures: dict[str, float] = {"params": counts.params, **_nonzero(one.model)}
     figures |= {"macs": counts.macs, "kmapp": round(counts.kmapp, 4)}
-    tensors, computed = tensors_of(model), computable(model)
     figures["weights_bytes"] = sum(each.nbytes for path, each in tensors.items() if path not in computed)
-    where: dict[str, Any] = {}
-    classes: Mapping[str, Mapping[str, float]] = {}
-    device = next((held.device for held in tensors.values()), torch.device("cpu"))
-    if data is not None:
-        config = config_of(model)
-        config["input_size"] = (counts.input[0], *2 * (size,)) if size else counts.input
-        config |= {"crop_pct": crop_pct} if crop_pct else {}
-        forward_on_meta(model, config["input_size"])  # it may refuse another size
-        task = task_of(model)
-        rows, left_out = _opened(data, images, skip_damaged)
-        rows = task.matched(rows, model, data_name(data), labels)
-        workers = workers_for(rows) if workers is None else workers
-        batch_size = batch_size or _batch(device, config["input_size"])
-        batches = task.loader(rows, Identified(task.evaluation_transform(config)), batch_size, workers=workers)
-        measured = evaluate(model, batches, task=task, against=against, progress="evaluate")
-        where = _where(data, config, measured.pop("images"), skip_damaged, left_out, labels)
-        where |= {"sha256": measured.pop("sha256")}
-        where |= {"against": describe(against).name} if against is not None else {}
-        classes = _by_name(measured.pop("classes", ()), model)
-        figures.update(measured)
-    return Report(name or describe(model).name, figures, where, versions(), processor(device), classes=classes)
+    classes = _by_name(measured.pop("classes", ()), one.model)
+    name = one.name or describe(one.model).name
+    return Report(name, figures | measured, where, versions(), processor(_device(one.model)), classes=classes)
+
+
+def _counted(model: nn.Module) -> Counts:
+    with deadline("counting its macs"):
+        return measure(model)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((held.device for held in tensors_of(model).values()), torch.device("cpu"))
+
+
+def _config(model: nn.Module, counts: Counts, size: int | None, crop_pct: float | None) -> dict[str, Any]:
+    """The preprocessing that a model is evaluated with."""
+    config = config_of(model)
+    config["input_size"] = (counts.input[0], *2 * (size,)) if size else counts.input
+    config |= {"crop_pct": crop_pct} if crop_pct else {}
+    forward_on_meta(model, config["input_size"])  # it may refuse another size
+    return config
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One pass over images: the same task, classes and batches, so that each figure is that of a pass of its own."""
+
+    rows: "Data"
+    batch_size: int
+    members: list[int]
+    transforms: dict[str, Transform]
+    views: list[int]
+
+    def evaluated(self, subjects: Sequence[Subject], workers: int | None, computing: Computing) -> list[dict[str, Any]]:
+        """The figures of each member."""
+        ours = [subjects[number] for number in self.members]
+        task, workers = task_of(ours[0].model), workers_for(self.rows) if workers is None else workers
+        first, *others = self.transforms.values()
+        batches = task.loader(self.rows, Identified(first, tuple(others)), self.batch_size, workers=workers)
+        seen = [Seen(each.model, each.against, view) for each, view in zip(ours, self.views, strict=True)]
+        what = "evaluate" if len(seen) == 1 else f"evaluate {len(seen)} models"
+        return evaluate_together(seen, batches, task=task, computing=computing, progress=what)
+
+
+def _join(
+    passes: dict[Any, _Pass],
+    number: int,
+    one: Subject,
+    config: Mapping[str, Any],
+    rows: "Data",
+    spec: str,
+    batch_size: int | None,
+) -> None:
+    """Let a model take part in the pass of others that see the same rows in the same batches, or in one of its own."""
+    task = task_of(one.model)
+    mine = task.matched(rows, one.model, spec, one.labels)
+    transform = task.evaluation_transform(config)
+    seen = require("datasets", "eval").fingerprint.Hasher.hash(transform)
+    size = batch_size or _batch(_device(one.model), config["input_size"])
+    classes = None if mine is rows else (one.model.num_classes, label_names(one.model), one.labels)
+    alone = seen if hasattr(transform, "boxed") else None  # boxes move with the image
+    group = passes.setdefault((id(task), size, repr(classes), alone), _Pass(mine, size, [], {}, []))
+    group.members.append(number)
+    group.transforms.setdefault(seen, transform)
+    group.views.append([*group.transforms].index(seen))
 
 
 def _nonzero(model: nn.Module) -> dict[str, int]:

@@ -1,0 +1,119 @@
+"""Many models verified: in one pass over the images, into a file each, going on after whatever stopped it."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import zoo
+from zoo import catalog
+from zoo.cli import main
+from zoo.errors import DataError, UnknownName
+from zoo.verbs import recorded
+from zoo.verbs.recorded import verify_list, verify_to
+from zoo.verbs.verification import verify_together
+
+NAMES = ["digits_cnn", "digits_cnn_pruned_50", "digits_vit", "digits_cnn_lowrank_50"]
+SETTINGS = {"data": "digits", "images": 60}
+
+
+@pytest.fixture
+def run(capsys):
+    """A function that runs the command line in this process: arguments → (exit code, stdout, stderr)."""
+
+    def command(*arguments):
+        with pytest.raises(SystemExit) as end:
+            main([*arguments])
+        return end.value.code, *capsys.readouterr()
+
+    return command
+
+
+def said(verifications):
+    return [each.to_json() for each in verifications]
+
+
+def test_models_in_one_pass_have_the_figures_of_passes_of_their_own_and_images_are_decoded_once(monkeypatch):
+    alone = [zoo.verify(name, **SETTINGS) for name in NAMES]
+    decoded, opened = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda file: decoded.append(file) or opened(file))
+
+    assert said(verify_together(NAMES, **SETTINGS).values()) == said(alone)
+    assert len(decoded) == 2 * 60  # in grey for the models, in colour for the hash
+
+
+def test_one_model_is_verified_into_one_file_that_reads_back_as_it_was(tmp_path):
+    path = verify_to("digits_cnn", SETTINGS, tmp_path)
+
+    assert path == tmp_path / "digits_cnn.json"
+    assert recorded.recorded("digits_cnn", SETTINGS, tmp_path) == zoo.verify("digits_cnn", **SETTINGS)
+    assert recorded.recorded("digits_cnn", {**SETTINGS, "images": 59}, tmp_path) is None
+    assert recorded.recorded("digits_cnn", {**SETTINGS, "workers": 1}, tmp_path) is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("digits_vit", "digits_vit"), ("me/mine", "me--mine"), ("./build/mine", "build--mine"), ("/a/b", "a--b")],
+)
+def test_a_file_is_called_like_its_model(name, file):
+    assert recorded.file_of(name, Path("results")) == Path("results") / f"{file}.json"
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".json"}
+
+
+@pytest.mark.parametrize("written", [1, 3])
+def test_a_list_that_was_killed_measures_what_is_missing_and_ends_with_the_same_files(written, tmp_path, monkeypatch):
+    monkeypatch.setattr(recorded, "MODELS", 1)
+    whole = [*verify_list(NAMES, SETTINGS, tmp_path / "whole")]
+    if not (child := os.fork()):
+        left, write = [None] * written, recorded.write_json
+        recorded.write_json = lambda *given: write(*given) if left and not left.pop() else os.kill(os.getpid(), 9)
+        [*verify_list(NAMES, SETTINGS, tmp_path / "killed")]
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert sorted(files_of(tmp_path / "killed")) == sorted(f"{name}.json" for name in NAMES[:written])
+    measured, together = [], recorded.verify_together
+    monkeypatch.setattr(
+        recorded, "verify_together", lambda names, **how: measured.extend(names) or together(names, **how)
+    )
+
+    again = [*verify_list(NAMES, SETTINGS, tmp_path / "killed")]
+
+    assert measured == NAMES[written:]
+    assert said(again) == said(whole)
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
+
+
+def test_a_model_that_cant_be_verified_is_told_and_the_others_go_on(tmp_path):
+    refused = {}
+    names = ["digits_cnn", "nothing_like_it", "scenes_yolov8"]
+    found = [*verify_list(names, SETTINGS, refused=lambda name, error: refused.update({name: error}))]
+
+    assert [each.name for each in found] == ["digits_cnn"]
+    assert {name: type(error) for name, error in refused.items()} == {
+        "nothing_like_it": UnknownName,
+        "scenes_yolov8": DataError,
+    }
+
+
+def test_patterns_and_all_mean_models_of_the_list_that_can_be_loaded(run, tmp_path, monkeypatch):
+    names = catalog.names
+    code, out, _ = run("verify", "digits_vit*", "digits_vit", "--structure", "--json")
+    assert (code, [each["name"] for each in json.loads(out)]) == (0, zoo.names("digits_vit*"))
+    monkeypatch.setattr(catalog, "names", lambda *_, **how: names("digits_cnn*", **how))
+    code, out, _ = run("verify", "--all", "--structure", "--save", str(tmp_path), "--json")
+    assert sorted(path.stem for path in tmp_path.glob("*.json")) == sorted(catalog.names())
+    assert run("verify", "--all", "--structure", "--save", str(tmp_path), "--json")[:2] == (code, out)
+
+
+@pytest.mark.parametrize("words", [(), ("--all", "digits_cnn"), ("nothing*",)])
+def test_no_models_are_refused_in_a_line(words, run):
+    code, out, err = run("verify", *words)
+
+    assert (code > 0, out) == (True, "")
+    assert "--all" in err or "no model that can be loaded fits 'nothing*'; zoo list shows them" in err

@@ -1,0 +1,139 @@
+"""Verifications as files, one a model, as `model_cards/results` has them: a list of models that was cut off goes on.
+
+A file has the Report, the rows that it was judged by, and the hash of what was asked; where that is the same again, the
+model isn't measured again. It appears whole when its model is done, and says nothing of when that was: whatever stopped
+the list, the files are the same in the end.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from zoo.catalog.data_names import NAMED, data_name, limited, on_hub
+from zoo.catalog.report import Report, Verification, Verified
+from zoo.errors import RepositoryError, ZooError
+from zoo.files import read_json, write_json
+from zoo.hub import repository
+from zoo.structure.sources import is_base_id
+from zoo.verbs.loading import folder_of
+from zoo.verbs.verification import verify_together
+
+MODELS, WEIGHTS = 8, 2**32  # models of one pass, which a kill loses, and bytes of their weights
+
+
+def verify_to(name: str, settings: Mapping[str, Any], folder: Path) -> Path:
+    """Verify one model and write its file, unless it is there; what it needs can be pickled.
+
+    Args:
+        name: as for `verify`.
+        settings: the other arguments of `verify`; its data is named, no object.
+        folder: where the files are.
+
+    Returns:
+        The file, from which `recorded` reads the Verification.
+
+    Raises:
+        ZooError: as for `verify`.
+    """
+    for _ in verify_list([name], settings, folder):
+        pass
+    return file_of(name, folder)
+
+
+def verify_list(
+    names: Sequence[str],
+    settings: Mapping[str, Any],
+    folder: Path | None = None,
+    *,
+    again: bool = False,
+    refused: Callable[[str, ZooError], None] | None = None,
+) -> Iterator[Verification]:
+    """Verify models, as many in one pass over the images as memory may hold, and write a file for each.
+
+    Args:
+        names: as for `verify`.
+        settings: the other arguments of `verify`.
+        folder: where the files are, and those that are there aren't measured again; None writes none.
+        again: measure them again.
+        refused: is told the name of a model that can't be verified, and why, and the others go on; None raises it.
+
+    Yields:
+        The Verification of each, those that were there first.
+    """
+    done = {name: recorded(name, settings, folder) for name in names if folder and not again}
+    yield from (each for each in done.values() if each)
+    for group in _groups([name for name in dict.fromkeys(names) if not done.get(name)], settings):
+        for name, found in verify_together(group, refused=refused, **settings).items():
+            if folder and os.environ.get("RANK", "0") == "0":  # of several processes one writes
+                verified = Verified(found.rows, _asked(name, settings))
+                write_json(file_of(name, folder), replace(found.report, verified=verified).to_json())
+            yield found
+
+
+def recorded(name: str, settings: Mapping[str, Any], folder: Path) -> Verification | None:
+    """What a model's file says; None where there is none, or it was asked something else.
+
+    Raises:
+        RepositoryError: the file can't be read, or data is an object, which no file can tell from another.
+    """
+    path = file_of(name, folder)
+    if not path.exists():
+        return None
+    report = Report.from_json(read_json(path), str(path))
+    if report.verified is None or report.verified.asked != _asked(name, settings):
+        return None
+    return Verification(report.name, report.verified.rows, replace(report, verified=None))
+
+
+def file_of(name: str, folder: Path) -> Path:
+    """Where a model's file is: `digits_vit.json`, of `org/name` and folders `org--name.json`."""
+    return folder / f"{'--'.join(part for part in Path(name).parts if part not in ('/', '..', '.'))}.json"
+
+
+def _asked(name: str, settings: Mapping[str, Any]) -> str:
+    """The hash of the weights and of whatever figures depend on."""
+    said = {key: value for key, value in settings.items() if key != "workers" and value not in (None, False, "")}
+    if (data := said.get("data")) is not None:
+        if not isinstance(data, str):
+            raise RepositoryError(f"{name}: results are written of data that has a name, found {data_name(data)}")
+        place, _ = limited(data)
+        said["data"] = data if place in NAMED or on_hub(place) else os.path.abspath(os.path.expanduser(data))
+    text = json.dumps([_weights(name, settings), said], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _weights(name: str, settings: Mapping[str, Any]) -> str:
+    """The sha256 of a model's weights; of a base its id."""
+    if is_base_id(name):
+        return name
+    folder = folder_of(name, settings.get("revision"), settings.get("namespace"))
+    return str(repository.read_config(folder)["zoo"]["weights_sha256"])
+
+
+def _groups(names: Sequence[str], settings: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Models in their order, as many as one pass takes."""
+    group: list[str] = []
+    held = 0
+    for name in names:
+        size = _bytes(name, settings)
+        if group and (len(group) == MODELS or held + size > WEIGHTS):
+            yield group
+            group, held = [], 0
+        group.append(name)
+        held += size
+    if group:
+        yield group
+
+
+def _bytes(name: str, settings: Mapping[str, Any]) -> int:
+    """How large a model's weights are; nothing of one that can't be had, which whoever loads it says."""
+    try:
+        folder = folder_of(name, settings.get("revision"), settings.get("namespace"))
+        return (folder / repository.WEIGHTS).stat().st_size
+    except (ZooError, OSError):
+        return 0
