@@ -1,6 +1,6 @@
 """Which compression: every method, and what they make together, at the latency that was measured of it.
 
-scripts/bench/run which [--quick] [--base FOLDER --data DATA] [--smaller FOLDER ...] [--seeds 3] [--steps N] [--batch N]
+scripts/bench/run which [--quick] [--base FOLDER --data DATA] [--smaller FOLDER ...] [--first N] [--steps N] [--seeds 3]
 
 | route            | what it is                                                             |
 |------------------|------------------------------------------------------------------------|
@@ -11,7 +11,8 @@ scripts/bench/run which [--quick] [--base FOLDER --data DATA] [--smaller FOLDER 
 | prune + low_rank | the first to the square root of the share, the second to the rest      |
 | ... + int8       | the same network once it is trained, made of integers                  |
 
-All are distilled from the base by the same images, as many steps, each seed with other calibration images and another
+With `--first` the base and the smaller ones are trained by labels so many steps, before anything is made of them. All
+are then distilled from the base by the same images, as many steps, each seed with other calibration images and another
 order; without `--steps` nothing is trained. They are evaluated on the whole test split. Then those of the first seed
 take turns in onnxruntime, floats and integers alike, on one thread, whose own time is counted; what each route reaches
 at a latency is read between the two of its models next to it. Models and figures lie under build/which, and an
@@ -32,12 +33,14 @@ from tqdm import tqdm
 
 import zoo
 from zoo.files import write_json
-from zoo.training.schedule import Schedule
+from zoo.training.distillation import Distil
+from zoo.training.schedule import Machine, Schedule
 from zoo.verbs.measuring import report_of
 
 CACHE = Path("build/which")
-SHARES = (0.75, 0.5, 0.35, 0.25)
+SHARES = (0.7, 0.45, 0.25)
 AT = (0.75, 0.5, 0.33, 0.25)  # of the dense latency, at which routes are compared
+AUGMENT = {"scale": [0.6, 1.0], "color_jitter": 0.0}
 INT8 = " + int8"
 MARKS = dict(zip(("dense", "smaller", "magnitude", "prune", "low_rank", "prune + low_rank"), "sdPovX", strict=True))
 Make = Callable[[nn.Module, float, dict[str, Any]], nn.Module]
@@ -76,6 +79,7 @@ class Asked:
     data: str
     smaller: tuple[str, ...]
     seeds: int
+    first: Schedule | None
     training: Schedule | None
     batch: int
 
@@ -111,7 +115,8 @@ def same(asked: Asked) -> None:
     names = [Path(each).name for each in asked.smaller]
     if len({*names}) < len(names):
         raise SystemExit(f"--smaller: {', '.join(names)}: names must differ")
-    now = {"base": asked.base, "data": asked.data, "steps": asked.training.steps if asked.training else 0}
+    first, steps = (each.steps if each else 0 for each in (asked.first, asked.training))
+    now = {"base": asked.base, "data": asked.data, "first": first, "steps": steps}
     path = CACHE / "asked.json"
     if path.exists() and (before := json.loads(path.read_text())) != now:
         raise SystemExit(f"{CACHE} holds models of {before}, asked is {now}: move it away")
@@ -126,6 +131,24 @@ def cells(asked: Asked) -> list[Cell]:
     return [Cell(r, share, seed, int8, source) for r, share, source, seed in every for int8 in (False, True)]
 
 
+def taught(model: nn.Module, teacher: nn.Module, schedule: Schedule, asked: Asked, path: Path, **how: Any) -> None:
+    """Train a model, in place; what is interrupted goes on from the state beside its folder."""
+    state = path.with_suffix(".state")
+    machine = Machine(channels_last=True)
+    zoo.distil(model, [teacher], asked.data, schedule=schedule, augment=AUGMENT, machine=machine, state=state, **how)
+    state.unlink(missing_ok=True)
+
+
+def begun(source: str, asked: Asked) -> nn.Module:
+    """What models are made of: the network that was named, trained by labels first where that was asked."""
+    path = CACHE / f"{Path(source).name}-begun"
+    if asked.first and not path.is_dir():
+        model = zoo.load(source)
+        taught(model, zoo.load(source), asked.first, asked, path, how=Distil(alpha=0))
+        zoo.save(model, path, name=path.name)
+    return zoo.load(path if asked.first else source)
+
+
 def made(cell: Cell, asked: Asked) -> nn.Module:
     """The model, from the cache where it is there."""
     path = cell.path(asked)
@@ -136,13 +159,10 @@ def made(cell: Cell, asked: Asked) -> nn.Module:
         floats = Cell(cell.route, cell.share, cell.seed, source=cell.source)
         model = zoo.compress(made(floats, asked), method="integer", **how)
     else:
-        model = zoo.load(cell.source)
+        model = begun(cell.source, asked)
         model = ROUTES[cell.route](model, cell.share, how) if cell.route in ROUTES else model
         if asked.training:
-            state = path.with_suffix(".state")
-            teacher = [zoo.load(asked.base)]
-            zoo.distil(model, teacher, asked.data, schedule=asked.training, seed=cell.seed, state=state)
-            state.unlink(missing_ok=True)
+            taught(model, begun(asked.base, asked), asked.training, asked, path, seed=cell.seed)
     zoo.save(model, path, name=path.name)
     return model
 
@@ -243,15 +263,19 @@ def main() -> None:
     parser.add_argument("--base", default="digits_cnn", help="what zoo.load takes")
     parser.add_argument("--data", default="digits", help="what zoo verify takes")
     parser.add_argument("--smaller", nargs="*", default=[], help="dense networks, as --base")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="steps of 128 images by labels, before all else")
     parser.add_argument("--steps", type=int, default=0, help="of 128 images, that each is distilled for")
-    parser.add_argument("--batch", type=int, default=1, help="images of one call")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=1, help="images of one call in the latency run")
     parser.add_argument("--quick", action="store_true")
     how = parser.parse_args()
     if how.quick:
-        CACHE, SHARES, how.seeds, how.steps = Path("build/quick-which"), (0.5,), 1, 2
-    training = Schedule(epochs=1000, steps=how.steps, batch_size=128, lr=1e-3) if how.steps else None
-    asked = Asked(how.base, how.data, tuple(how.smaller), how.seeds, training, how.batch)
+        CACHE, SHARES, how.seeds, how.first, how.steps = Path("build/quick-which"), (0.5,), 1, 1, 2
+    first, training = (
+        Schedule(epochs=1000, steps=steps, batch_size=128, lr=1e-3) if steps else None
+        for steps in (how.first, how.steps)
+    )
+    asked = Asked(how.base, how.data, tuple(how.smaller), how.seeds, first, training, how.batch)
     same(asked)
     for cell in tqdm(cells(asked), unit="model"):
         figures(cell, asked)
