@@ -250,6 +250,9 @@ def plot(asked: Asked, ms: Mapping[Cell, float], path: Path) -> Path:
         errors = [0 if math.isnan(each) else each for each in half]
         axis.errorbar(took, mean, errors, label=name, markerfacecolor="none" if int8 else colors[route], **look)
     axis.set(xscale="log", xlabel=f"milliseconds of one thread, batch {asked.batch}, onnxruntime", ylabel="top-1, %")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter("{x:g}")
+    axis.tick_params(which="minor", labelsize=7)
     axis.grid(alpha=0.3, which="both")
     axis.legend(fontsize=8, ncols=2, frameon=False)
     figure.savefig(path, dpi=130)
