@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import yaml
-from client import OTHER, SMALL, command, environment, faults, point, publish, requests, same
+from client import FILES, OTHER, SMALL, command, environment, faults, point, publish, requests, same
 from conftest import CNN, disturbed
 from hub import ask, commit, content, create, regular, serving
 from huggingface_hub import ModelCard, constants
@@ -239,6 +239,23 @@ def test_the_front_matter_on_the_hub_tells_base_relation_tags_and_accuracy(endpo
     assert (result.metric_type, result.metric_value) == ("accuracy", 0.75)
     (entry,) = yaml.safe_load(published(endpoint)[".eval_results/cifar10.yaml"])
     assert (entry["dataset"]["id"], entry["value"]) == ("uoft-cs/cifar10", 0.75)
+
+
+def test_a_push_takes_pictures_along_and_leaves_nothing_of_an_earlier_one_that_is_stale(endpoint, tmp_path):
+    base = Base("timm/resnet18.a1_in1k", CNN.args)
+    for data in ("uoft-cs/cifar10", "uoft-cs/cifar100"):
+        where = {"dataset": data, "split": "test", "images": 100}
+        report = Report("small", {"params": 5, "top1": 0.75}, where)
+        folder = saving.save(disturbed(base, 32), tmp_path / "small", base=base, report=report)
+        if data.endswith("cifar10"):
+            (folder / "widths.png").write_bytes(b"drawn")
+            (folder / "model.onnx").write_bytes(b"exported")
+        saving.push(folder, NAME)
+        if data.endswith("cifar10"):
+            assert {"widths.png", "model.onnx", ".eval_results/cifar10.yaml"} <= published(endpoint).keys()
+
+    assert published(endpoint).keys() == {*FILES, ".eval_results/cifar100.yaml"}
+    assert [*titles(endpoint)] == ["Publish small", "Publish small", "initial commit"]
 
 
 # Listing.

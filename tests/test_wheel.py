@@ -85,7 +85,7 @@ def test_a_model_can_be_loaded_saved_pushed_and_loaded_back(unpacked, tmp_path):
     journey = run(unpacked, tmp_path, "-c", JOURNEY, str(unpacked))
 
     assert journey.returncode == 0, journey.stderr
-    assert journey.stdout.split() == ["README.md", "config.json", "model.safetensors", "results.json"]
+    assert journey.stdout.split() == ["README.md", "config.json", "model.safetensors", "results.json", "widths.png"]
 
 
 def test_the_command_line_runs_from_the_wheel(unpacked, tmp_path):

@@ -13,9 +13,11 @@ import msgspec
 from zoo import atomic
 from zoo.errors import RepositoryError, StorageError
 
+PICTURES = ("front.png", "widths.png", "classes.png")  # of a card
 REPOSITORY = {
     *("config.json", "model.safetensors", "README.md", "results.json"),
     *("graph.json", "graph.safetensors", "model.onnx"),
+    *PICTURES,
 }
 MAX_JSON = 8 * 2**20  # bytes; the largest plans are kilobytes, the names of 22,000 classes one megabyte
 MAX_DEPTH = 32  # lists and objects within each other; another project's graphs, within each other too, have 20

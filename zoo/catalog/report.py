@@ -1,6 +1,6 @@
 """What was measured of a model, beside what was reported of it: values only."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
@@ -100,6 +100,26 @@ class Verified(Struct, frozen=True, forbid_unknown_fields=True):
     asked: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z", description="64 hexadecimal digits")]
 
 
+class Forgotten(Struct, frozen=True, forbid_unknown_fields=True, rename={"name": "class"}):
+    """A class of which a model knows significantly fewer images than its reference.
+
+    Args:
+        name: of the class.
+        images: how many there are of it.
+        before: how many of them the reference knew.
+        lost: how many of those the model doesn't.
+        won: how many others it does.
+        taken_for: class → how many of the lost ones are taken for it; those it is most.
+    """
+
+    name: Name
+    images: Count
+    before: Whole
+    lost: Whole
+    won: Whole
+    taken_for: Annotated[Mapping[Name, Count], Meta(max_length=MAX_OF_CLASS)]
+
+
 class Report(Struct, frozen=True, forbid_unknown_fields=True):
     """The measurements of one model, with what is needed to repeat them.
 
@@ -113,6 +133,7 @@ class Report(Struct, frozen=True, forbid_unknown_fields=True):
         classes: class → its figures, of tasks that tell them apart: `objects`, how many of it there are in the data,
             and others where there are any.
         verified: what they were held against, where `zoo verify --save` wrote them.
+        forgotten: the classes that it forgot of what its reference knew; None where it forgot none, or had none.
     """
 
     name: ModelName
@@ -126,12 +147,14 @@ class Report(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(max_length=MAX_LABELS),
     ] = {}
     verified: Verified | None = None
+    forgotten: Annotated[Sequence[Forgotten], Meta(max_length=MAX_FIGURES)] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The report as a JSON object, which earlier versions read where it has no figures of classes, nor rows."""
+        """The report as a JSON object, which earlier versions read where it says nothing of classes, nor rows."""
         said = {"schema": self.schema, **structs.asdict(self)}
-        said["verified"] = to_builtins(self.verified)
-        return {key: value for key, value in said.items() if key not in ("classes", "verified") or value}
+        late = ("classes", "verified", "forgotten")
+        said |= {key: to_builtins(said[key]) for key in late}
+        return {key: value for key, value in said.items() if key not in late or value}
 
     @classmethod
     def from_json(cls, data: Any, where: str = "report") -> "Report":

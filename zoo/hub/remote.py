@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from huggingface_hub import (
@@ -32,7 +33,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from zoo.errors import HubError, RepositoryError, UnknownName, WeightsError
-from zoo.files import MAX_JSON, sha256_stamped
+from zoo.files import MAX_JSON, REPOSITORY, sha256_stamped
 from zoo.hub.errors import explained, refused, unreachable
 from zoo.hub.graph_view import CONSTANTS, GRAPH, files_of
 from zoo.hub.repository import CONFIG, FILES, WEIGHTS, read_config
@@ -42,6 +43,7 @@ from zoo.printable import logger
 # fails on changed widths.
 LIBRARY = "compressed-zoo"
 ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+EVALUATED = ".eval_results/*.yaml"  # what was measured on data sets of the Hub
 TIMEOUT = 10.0  # seconds for the first answer
 _COMMIT = re.compile("[0-9a-f]{40}")
 _SHORT = re.compile("[0-9a-f]{7,39}")
@@ -188,7 +190,8 @@ def publish(
         raise HubError(f"{repo} can't be published: HF_HUB_OFFLINE is set, unset it")
     api = HfApi()
     files = files or {}
-    add = [CommitOperationAdd(name, folder / name) for name in FILES if (folder / name).is_file() and name not in files]
+    own = [name for name in sorted(REPOSITORY) if (folder / name).is_file() and name not in files]
+    add = [CommitOperationAdd(name, folder / name) for name in own]
     add += [CommitOperationAdd(name, text.encode()) for name, text in files.items()]
     with explained(repo, None):
         page = api.create_repo(repo, private=private or None, exist_ok=True)
@@ -196,7 +199,8 @@ def publish(
         if private and not head.private:
             raise HubError(f"{repo} is there already and public: make it private in its settings on {page}")
         there = {sibling.rfilename for sibling in head.siblings or []}
-        gone = (there & set(FILES)) - {operation.path_in_repo for operation in add}
+        ours = {name for name in there if name in REPOSITORY or fnmatchcase(name, EVALUATED)}
+        gone = ours - {operation.path_in_repo for operation in add}
         with _transfer(repo):
             commit = api.create_commit(
                 repo,

@@ -150,14 +150,16 @@ def versions() -> dict[str, str]:
     }
 
 
-def write_repository(folder: Path, model: nn.Module, description: Description, files: Mapping[str, str]) -> None:
+def write_repository(
+    folder: Path, model: nn.Module, description: Description, files: Mapping[str, str | bytes]
+) -> None:
     """Write a repository; it appears whole or not at all.
 
     Args:
         folder: where; an earlier repository there is replaced.
         model: the weights and `pretrained_cfg`.
         description: what the model is; rebuilt here and compared, so that what is written can be read.
-        files: further files by name (card, results).
+        files: further files by name (card, results, pictures).
 
     Raises:
         StructureError: the base can't be built or a plan's edit doesn't fit it.
@@ -175,8 +177,8 @@ def write_repository(folder: Path, model: nn.Module, description: Description, f
     names = config.pop("label_names", None)  # where timm keeps them too
     with writing_folder(folder) as new:
         digest = weights.save_weights(new / WEIGHTS, dict(stored(rebuilt, values)))
-        for name, text in files.items():
-            (new / name).write_text(text, encoding="utf-8")
+        for name, content in files.items():
+            (new / name).write_bytes(content if isinstance(content, bytes) else content.encode())
         if description.graph is not None:
             write_json(new / GRAPH, description.graph.to_json())
         write_json(
@@ -206,9 +208,16 @@ def _structure(description: Description) -> dict[str, Any]:
     base = description.base and {"id": description.base.id, "args": dict(description.base.args)}
     if description.graph is not None:
         return {"base": base, "graph": GRAPH, "plan": description.plan.to_json()}
-    saved = fingerprint(dense_skeleton(description), description.plan.paths())
+    saved = fingerprint_of(description)
     mark = {"structure": description.structure} if description.structure != "exact" else {}
     return {"base": base, "plan": description.plan.to_json(), "fingerprint": saved, **mark}
+
+
+def fingerprint_of(description: Description) -> dict[str, str]:
+    """The fingerprint of the base that a plan edits; of a graph it has none."""
+    if description.graph is not None:
+        return {}
+    return fingerprint(dense_skeleton(description), description.plan.paths())
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ LABELS = {
 }
 SAME = ("dataset", "split", "images", "sha256")  # of the data of two accuracies that are compared
 MOST = 100  # classes of a table
+BESIDE = ("agreement", "kl")  # of a base, these are from its own base
 SHARES = ("top5", "map50", "map75", "map50_voc07")  # beside the figure that leads
 SOURCE_NAMES = {
     "top1": "top-1",
@@ -52,7 +53,8 @@ def measured(report: Report, base: Report | None, task: str, word: str = "dense 
         leads = key == (leading and leading.figure) or key in SHARES
         row = [labels.get(key, key).replace("{base}", word), _value(key, value, leads)]
         if base is not None:
-            dense = None if leads and not _same_data(report, base) else base.measured.get(key)
+            other = key in BESIDE or (leads and not _same_data(report, base))
+            dense = None if other else base.measured.get(key)
             row += ["", ""] if dense is None else [_value(key, dense, leads), _against(key, value, dense, leads)]
         rows.append(row)
     return rows

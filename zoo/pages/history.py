@@ -11,6 +11,9 @@ from zoo.catalog.report import Report
 from zoo.pages import front_matter, words
 from zoo.structure.description import Description
 
+# Settings of a base that leave it the architecture that its name says.
+USUAL = {"num_classes", "in_chans", "img_size", "global_pool", "pad_type"}
+
 
 def sentence(entry: Entry, description: Description, recipe: Mapping[str, Any], report: Report) -> str:
     """The first sentence of a card."""
@@ -29,7 +32,9 @@ def sentence(entry: Entry, description: Description, recipe: Mapping[str, Any], 
         how += f" and distilled from {'it' if budget and teachers == [dense] else _listed(teachers)}"
     family = "" if entry.family == entry.architecture else f" ({entry.family})"
     first = f"{came}, then " if came else ""
-    return f"{entry.architecture}{family}, {first}{how}{altered}{_where(recipe, report)}."
+    varied = description.base is not None and not USUAL.issuperset(description.base.args)
+    network = f"{'A variant of ' if varied else ''}{entry.architecture}{family}"
+    return f"{network}, {first}{how}{altered}{_where(recipe, report)}."
 
 
 def _how(description: Description, recipe: Mapping[str, Any]) -> str:

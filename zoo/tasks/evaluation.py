@@ -81,8 +81,8 @@ def evaluate_together(
 
     Returns:
         Of each model the task's figures, none where the targets are hidden; with `against` also `kl`, the mean
-        divergence from it (nats), and `agreement` (0..1); `images`, how many there were; and of digests `sha256`, which
-        tells these images and targets from others.
+        divergence from it (nats), `agreement` (0..1) and, of classes, which are `forgotten`; `images`, how many there
+        were; and of digests `sha256`, which tells these images and targets from others.
 
     Raises:
         DataError: there are no images, their targets are none that the model can meet, or they are hidden and there is
@@ -136,6 +136,7 @@ def _batch(
             reference = outputs(id(one.against), one.view).to(found.device)
             row["kl"] = meant.divergence(found.double(), reference.double())
             row["agreement"] = meant.agreement(found, reference)
+            row |= {} if meant.forgotten is None else {"before": reference.argmax(1)}
         rows.append({key: part.cpu() for key, part in row.items()})
     sizes = [view.shape[1:] for view in views]
     return sizes, rows, None if digests is None else with_targets(digests, targets)
@@ -148,9 +149,13 @@ def _figures(
     rows: Sequence[Mapping[str, Tensor]],
 ) -> dict[str, Any]:
     """The figures of a model from the rows of all batches; means of what doesn't depend on the order of these."""
+    apart: dict[str, Any]
     kept = {key: _together([row[key] for row in rows]) for key in rows[0]}
     apart = {key: _mean(kept.pop(key)) for key in BESIDE if key in kept}
-    figures = meaning(one.model, size).figures(kept)
+    before, meant = kept.pop("before", None), meaning(one.model, size)
+    figures = meant.figures(kept)
+    if figures and before is not None and meant.forgotten is not None:
+        apart["forgotten"] = meant.forgotten(kept["references"], before, kept["predictions"])
     if not figures and one.against is None:
         raise DataError("the targets are hidden in this split, so nothing can be measured: use another")
     return {**figures, **apart, "images": len(next(iter(kept.values())))}

@@ -47,6 +47,8 @@ class Meaning:
         divergence: of outputs from those of a reference.
         agreement: of outputs with those of a reference, 0..1 for each image [B].
         fisher: how the divergence bends, for what works by that.
+        forgotten: right classes, a reference's answers and the model's [B] → the classes that it forgot; None where
+            answers are no classes.
     """
 
     rows: Callable[[Tensor, Tensor], Mapping[str, Tensor]]
@@ -54,6 +56,7 @@ class Meaning:
     divergence: Divergence
     agreement: Callable[[Tensor, Tensor], Tensor]
     fisher: Fisher = CLASSES
+    forgotten: Callable[[Tensor, Tensor, Tensor], list[dict[str, Any]]] | None = None
 
 
 def unvaried(transform: Transform, left: int) -> Transform:

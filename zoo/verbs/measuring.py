@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from zoo.catalog.data_names import data_name, told
-from zoo.catalog.report import Report
+from zoo.catalog.report import Forgotten, Report
 from zoo.deadline import deadline
 from zoo.errors import ZooError, require
 from zoo.hub.repository import versions
@@ -151,8 +151,9 @@ def _report(one: Subject, counts: Counts, measured: dict[str, Any], where: Mappi
     figures |= {"macs": counts.macs, "kmapp": round(counts.kmapp, 4)}
     figures["weights_bytes"] = sum(each.nbytes for path, each in tensors.items() if path not in computed)
     classes = _by_name(measured.pop("classes", ()), one.model)
-    name = one.name or describe(one.model).name
-    return Report(name, figures | measured, where, versions(), processor(_device(one.model)), classes=classes)
+    lost = [_named(row, one.model) for row in measured.pop("forgotten", ())] or None
+    name, machine = one.name or describe(one.model).name, processor(_device(one.model))
+    return Report(name, figures | measured, where, versions(), machine, classes=classes, forgotten=lost)
 
 
 def _counted(model: nn.Module) -> Counts:
@@ -239,6 +240,18 @@ def _by_name(rows: Sequence[Mapping[str, float]], model: nn.Module) -> dict[str,
     if len({*names}) != len(rows):
         names = [str(number) for number in range(len(rows))]
     return dict(zip(names, rows, strict=True))
+
+
+def _named(row: Mapping[str, Any], model: nn.Module) -> Forgotten:
+    """A class that was forgotten, and those it is taken for, by name."""
+    names = label_names(model) or []
+
+    def told(number: int) -> str:
+        return names[number] if number < len(names) and names.count(names[number]) == 1 else str(number)
+
+    taken_for = {told(other): count for other, count in row["taken_for"]}
+    counts = {key: row[key] for key in ("images", "before", "lost", "won")}
+    return Forgotten(told(row["class"]), **counts, taken_for=taken_for)
 
 
 def _batch(device: torch.device, input: Sequence[int]) -> int:

@@ -9,23 +9,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from msgspec import structs
 from torch import Tensor, nn
 
-from zoo import catalog
-from zoo.catalog.entry import Base, Entry, Input, own
+from zoo.catalog.entry import Base, Input
 from zoo.catalog.report import Report
 from zoo.declarations import Finite, ModelName, Name, Positive, validated
-from zoo.errors import RepositoryError, StructureError, UnknownName
-from zoo.files import free, read_json, writing_folder
+from zoo.errors import RepositoryError, StructureError
+from zoo.files import REPOSITORY, free, read_json, writing_folder
 from zoo.hub import remote, repository
 from zoo.measurement.macs import unwrapped
-from zoo.pages.card import published, render
+from zoo.pages.card import published
 from zoo.pages.front_matter import eval_results
 from zoo.structure.base import skeleton
 from zoo.structure.describing import described
-from zoo.structure.description import DEFAULT_TASK, Description, config_of, configure_, description_of
-from zoo.verbs import licences
+from zoo.structure.description import DEFAULT_TASK, config_of, configure_, description_of
+from zoo.verbs import cards, licences
 from zoo.verbs.converting import converted
 from zoo.verbs.loading import origin_of
 from zoo.verbs.measuring import report_of
@@ -48,7 +46,7 @@ def save(
     report: Report | None = None,
     dense: Report | None = None,
 ) -> Path:
-    """Write a repository: config.json, model.safetensors, README.md and results.json.
+    """Write a repository: config.json, model.safetensors, README.md with its pictures, and results.json.
 
     Args:
         model: from `compress` or `load`, a dense model of timm, or any module that `torch.export` takes: that is saved
@@ -98,10 +96,17 @@ def save(
         description = replace(description, recipe={**description.recipe, "altered": True})
     with _carrying(model, config):
         report = report or report_of(model, data, name=description.name)
-        card = render(_entry(description, config, held), description, report, config, dense)
         results = json.dumps(report.to_json(), indent=2) + "\n"
         Report.from_json(json.loads(results), repository.RESULTS)  # or nobody could read it
-        files = {repository.CARD: card, repository.RESULTS: results}
+        known = cards.facts(
+            description,
+            report,
+            config,
+            held,
+            repository.fingerprint_of(description),
+            dense or cards.dense_of(description),
+        )
+        files = {**known.files(), repository.RESULTS: results}
         repository.write_repository(Path(folder), model, description, files)
     return Path(folder)
 
@@ -224,7 +229,7 @@ def push(
         StorageError: the disk is full or refuses.
     """
     source = Path(folder)
-    for name in repository.FILES:
+    for name in sorted(REPOSITORY):
         if (source / name).is_symlink():
             raise RepositoryError(f"{source / name} is a link, expected a file: it would publish what it points to")
     if (source / repository.CONFIG).is_file() and "zoo" not in read_json(source / repository.CONFIG):
@@ -245,23 +250,7 @@ def push(
     if private or tag:
         raise RepositoryError(f"{to} is a folder, which is neither private nor tagged: expected org/name on the Hub")
     with writing_folder(Path(to)) as new:
-        for name in repository.FILES:
+        for name in sorted(REPOSITORY):
             if (source / name).is_file():
                 shutil.copy(source / name, new / name)
     return str(to)
-
-
-def _entry(description: Description, config: Mapping[str, Any], held: bool) -> Entry:
-    """The catalog's entry under the model's licence, or what can be said of a model that isn't there."""
-    license = config.get("license")
-    try:
-        entry = catalog.info(description.name)
-        same = description.recipe and held
-        return structs.replace(entry, license=license or (entry.license if same else None))
-    except UnknownName:
-        channels, height, width = config["input_size"]
-        architecture = description.base.architecture if description.base else description.name
-        more: dict[str, Any] = {"base": description.base, "license": license}
-        if license is None and description.base and (others := licences.license_of(description.base)):
-            more["note"] = f"the weights of {description.base.id} are under {others}; of these no licence is named"
-        return own(description.name, architecture, description.task, input=(channels, height, width), **more)

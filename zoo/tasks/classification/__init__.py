@@ -1,14 +1,18 @@
-"""Image classification: transforms, classes by name, accuracy, predictions. Begin with `figures`."""
+"""Image classification: transforms, classes by name, accuracy, predictions. Begin with `figures`.
+
+`forgotten` tells which classes a compressed model knows no more.
+"""
 
 from zoo.measurement.divergence import divergence
 from zoo.tasks.classification.classes import check_same_classes, matched, name_classes_
 from zoo.tasks.classification.figures import agreement, figures, rows
+from zoo.tasks.classification.forgotten import forgotten
 from zoo.tasks.classification.predictions import predictions
 from zoo.tasks.classification.transforms import Views, evaluation_transform, training_transform
 from zoo.tasks.loader import loader
 from zoo.tasks.task import Leading, Meaning, Task
 
-LOGITS = Meaning(rows, figures, divergence, agreement)
+LOGITS = Meaning(rows, figures, divergence, agreement, forgotten=forgotten)
 CLASSIFICATION = Task(
     evaluation_transform=evaluation_transform,
     training_transform=training_transform,

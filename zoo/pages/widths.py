@@ -1,0 +1,120 @@
+"""How much of each layer is left: a bar for each, of its widths or its rank, block by block."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import groupby, pairwise
+from typing import Any
+
+from zoo.pages import style
+from zoo.printable import printable
+from zoo.structure.plan import Factor, Narrow, Plan
+
+IN_A_ROW = 56  # bars; more go into further rows
+NUMBERED = 28  # bars of a row, of which each can say its number
+GAP = 0.8  # of a bar, between two blocks
+Kept = tuple[str, int, int, str]
+"""A layer's path, what is left, of how many, and whether those are outputs or its rank."""
+
+
+def kept(plan: Plan, fingerprint: Mapping[str, str]) -> list[Kept]:
+    """What a plan leaves of each layer.
+
+    Args:
+        plan: edits.
+        fingerprint: of the dense base, path → class and shapes (`zoo.structure.base.fingerprint`).
+    """
+    left: dict[str, tuple[int, str]] = {}
+    for edit in plan.edits:
+        if isinstance(edit, Narrow):
+            left |= {path: (width.outputs, "outputs") for path, width in edit.widths.items() if width.outputs}
+            left |= {f"{path}.qkv": (3 * at.num_heads * at.head_dim, "outputs") for path, at in edit.heads.items()}
+        elif isinstance(edit, Factor):
+            left |= {path: (rank.rank, "rank") for path, rank in edit.layers.items()}
+    shapes = {path: shape for path, text in fingerprint.items() if (shape := _shape(text))}
+    found = []
+    for path, shape in shapes.items():
+        count, what = left.get(path, (shape[0], "outputs"))
+        whole = min(shape[0], math.prod(shape[1:])) if what == "rank" else shape[0]
+        found.append((path, count, whole, what))
+    return found if any(count < whole for _, count, whole, _ in found) else []
+
+
+def _shape(text: str) -> list[int]:
+    """The shape of the weight of a layer that multiplies; empty of any other."""
+    kind, _, shapes = text.partition(" ")
+    weight = next((each.partition("=")[2] for each in shapes.split(" ") if each.startswith("weight=")), "")
+    shape = [int(size) for size in weight.split("x") if size]
+    return shape if len(shape) > 1 and not kind.startswith(("Embedding", "ConvTranspose")) else []
+
+
+def block(path: str) -> str:
+    """The block that a layer belongs to.
+
+    >>> block("layer2.0.downsample.0"), block("stages.2.blocks.1.fc"), block("conv1.3"), block("head")
+    ('layer2.0', 'stages.2.blocks.1', 'conv1', 'head')
+    """
+    parts = path.split(".")
+    ends = [place for place, (part, after) in enumerate(pairwise(parts), 1) if part.isdigit() and not after.isdigit()]
+    return ".".join(parts[: ends[-1]]) if ends else parts[0]
+
+
+def alt(layers: Sequence[Kept]) -> str:
+    """The picture in words."""
+    smaller = [layer for layer in layers if layer[1] < layer[2]]
+    least = min(smaller, key=lambda layer: layer[1] / layer[2])
+    what = "rank" if least[3] == "rank" else "outputs"
+    words = f"{least[0]} keeps the least, {what} {least[1]} of {least[2]}"
+    return f"Bars of what is left of each of {len(layers)} layers; {len(smaller)} are smaller, {words}."
+
+
+def draw(layers: Sequence[Kept]) -> Any:
+    """A figure of what is left of each layer.
+
+    Args:
+        layers: from `kept`.
+
+    Raises:
+        MissingExtra: matplotlib isn't installed.
+    """
+    held = rows(layers)
+    longest = max(len(block(path)) for path, *_ in layers)
+    figure, axes = style.figure(0.5 + len(held) * (1.5 + 0.06 * longest), len(held))
+    for axis, row in zip(axes[:, 0], held, strict=True):
+        _draw_row(axis, row, max(map(len, held)))
+    whole = {"rank": "full rank (orange)", "outputs": "outputs of the dense one (blue)"}
+    words = " or ".join(whole[what] for what in dict.fromkeys(what for *_, what in layers))
+    axes[0, 0].set_title(f"what is left of each layer, % of the {words}", fontsize=9)
+    return figure
+
+
+def rows(layers: Sequence[Kept]) -> list[list[Kept]]:
+    """Layers in rows of about the same length, which don't break a block where that can be had."""
+    length = math.ceil(len(layers) / math.ceil(len(layers) / IN_A_ROW))
+    found: list[list[Kept]] = [[]]
+    for _, members in groupby(layers, key=lambda layer: block(layer[0])):
+        group = [*members]
+        if found[-1] and len(found[-1]) + len(group) / 2 > length:
+            found.append([])
+        found[-1] += group
+    return [row[at : at + 2 * IN_A_ROW] for row in found for at in range(0, len(row), 2 * IN_A_ROW)]
+
+
+def _draw_row(axis: Any, row: Sequence[Kept], most: int) -> None:
+    places: list[float] = []
+    labels: dict[float, str] = {}
+    at = 0.0
+    for name, members in groupby(row, key=lambda layer: block(layer[0])):
+        group = [at + number for number, _ in enumerate(members)]
+        labels[(group[0] + group[-1]) / 2] = printable(name, 40)
+        places += group
+        at = group[-1] + 1 + GAP
+    axis.bar(places, [100] * len(row), 0.8, color=style.PALE)
+    shares = [100 * min(1, count / whole) for _, count, whole, _ in row]
+    colours = [style.DENSE if what == "rank" else style.COMPRESSED for *_, what in row]
+    axis.bar(places, shares, 0.8, color=colours)
+    if most <= NUMBERED:
+        for place, (_, count, _, _) in zip(places, row, strict=True):
+            axis.text(place, 102, str(count), ha="center", va="bottom", fontsize=7)
+    axis.set_xticks([*labels], [*labels.values()], rotation=90 if len(labels) > 6 else 0, fontsize=8)
+    axis.tick_params(axis="x", length=0)
+    axis.set(xlim=(-1, max(at, most) - GAP + 0.6), ylim=(0, 112), yticks=[0, 50, 100])
