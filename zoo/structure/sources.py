@@ -44,6 +44,10 @@ class Source:
     refused: Callable[[], Collection[str]] = tuple
 
 
+OURS = "compressed_zoo"
+"""Where timm finds models that `zoo.timm` has put there."""
+
+
 def timm() -> Any:
     """Import timm, which brings torchvision and torch._dynamo: whoever can do without calls this where it can't."""
     return importlib.import_module("timm")
@@ -58,6 +62,11 @@ def _architectures() -> Mapping[str, Callable[..., nn.Module]]:
 def _timms(architecture: str, tag: str | None, **args: Any) -> nn.Module:
     model: nn.Module = timm().create_model(f"{architecture}.{tag}" if tag else architecture, **args)
     return model
+
+
+def _timm_has(architecture: str) -> bool:
+    models = timm().models  # among which `zoo.timm` puts ours, which are no bases
+    return bool(models.is_model(architecture)) and not models.is_model_in_modules(architecture, (OURS,))
 
 
 def _tags(architecture: str) -> Collection[str]:
@@ -77,7 +86,7 @@ SOURCES: dict[str, Source] = {
         version=importlib.metadata.version("timm"),
         library=timm,
         listing="timm.list_models()",
-        has=lambda architecture: timm().is_model(architecture),
+        has=_timm_has,
         tags=_tags,
         create=_timms,
         refused=_factorys,

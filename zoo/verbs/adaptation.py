@@ -3,7 +3,7 @@
 What is changed is also said in `zoo_entry`, so that an adapted model can be saved.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -152,11 +152,12 @@ def set_in_chans_(model: nn.Module, in_chans: int) -> None:
     _redescribe_(model, describe(model).plan, in_chans=in_chans)
 
 
-def features(model: nn.Module) -> nn.Module:
+def features(model: nn.Module, out_indices: Sequence[int] | None = None) -> nn.Module:
     """Wrap a model so that it returns its feature maps, one of each stage.
 
     Args:
         model: from `load`; its head is dropped.
+        out_indices: of the stages whose maps are returned; None is all.
 
     Returns:
         Images → list of maps [B, C, H, W], with timm's `feature_info`, whose channels are those of the narrowed model.
@@ -172,7 +173,8 @@ def features(model: nn.Module) -> nn.Module:
     if not hasattr(model, "forward_intermediates"):
         raise StructureError(f"features_only: {type(model).__name__} has no forward_intermediates in this timm")
     getter = timm().models._features.FeatureGetterNet  # not among timm.models' exported names
-    wrapped: Any = getter(model, out_indices=len(model.feature_info))  # type: ignore[arg-type]
+    every = len(model.feature_info)  # type: ignore[arg-type]
+    wrapped: Any = getter(model, out_indices=every if out_indices is None else out_indices)
     configure_(wrapped, config_of(model))
     attach_(wrapped, replace(describe(model), task=OTHER_TASK))
     weight = next(model.parameters())
