@@ -8,6 +8,7 @@ stale.
 """
 
 import sys
+from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def wanted() -> Iterator[tuple[Path, Content]]:
     """Every file that is rendered, and what shall stand in it; a repository's results before its card."""
     for entry in embedded():
         folder, results = catalog.EMBEDDED / entry.name, CARDS / "results" / f"{entry.name}.json"
+        if not results.is_file():
+            sys.exit(f"{results.relative_to(ROOT)} isn't there: zoo verify {entry.name} --save {results.parent}")
         yield folder / RESULTS, results.read_text()
         facts = facts_of(folder)
         yield folder / CARD, facts.card(None)
@@ -114,7 +117,9 @@ def fresh(path: Path, content: Content) -> bool:
 
 def main() -> None:
     """Write what is stale, or say it."""
-    check, stale, files = sys.argv[1:] == ["--check"], 0, []
+    parser = ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where something is stale")
+    check, stale, files = parser.parse_args().check, 0, []
     for path, content in tqdm(wanted(), "cards", unit="file", disable=None):
         files.append(path)
         if fresh(path, content):

@@ -137,3 +137,15 @@ def test_what_is_neither_a_repository_s_name_nor_a_folder_is_refused_in_a_line(t
     with pytest.raises(zoo.errors.RepositoryError, match=f"^{to} is neither ORG/NAME on the Hub nor a folder") as error:
         push(tmp_path / "half", to)
     assert "\n" not in str(error.value)
+
+
+def test_a_converted_model_is_told_to_be_its_source_s_work_and_our_recipe_to_be_ours():
+    entry = zoo.info("resnet50d_pruned_25")
+    came = {"converted_from": {"repo": entry.origin.repo, "format": "torch-dag"}}
+    description = Description(entry.name, Base("timm/resnet50d"), PLAN, came)
+    text = render(entry, description, Report(entry.name, {"params": 10}), {})
+
+    assert f"\nresnet50d, channels pruned, converted from the torch-dag checkpoint {entry.origin.repo}.\n" in text
+    assert "## How it was made" not in text
+    assert entry.recipe.note in text.partition("## How one like it is made")[2].partition("## ")[0]
+    assert "paper of the method" not in text

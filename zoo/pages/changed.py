@@ -5,6 +5,7 @@ from pathlib import Path
 from zoo.atomic import writing
 from zoo.catalog.changes import Changes, became
 from zoo.errors import require
+from zoo.pages.style import COMPRESSED, DPI, PALE
 from zoo.printable import printable
 
 MOST = 150  # bars that still can be read; of more layers those of most macs are drawn
@@ -25,7 +26,7 @@ def plot(changes: Changes, file: Path) -> None:
     layers = [layer for layer in changes.layers if layer.macs[0] >= least][:MOST]
     figure = require("matplotlib.figure", "build").Figure(figsize=(8, 1.2 + 0.2 * len(layers)), layout="constrained")
     axis, places = figure.subplots(), range(len(layers))
-    for which, colour, word in ((0, "lightgrey", "before"), (1, "tab:blue", "after")):
+    for which, colour, word in ((0, PALE, "before"), (1, COMPRESSED, "after")):
         shares = [100 * layer.macs[which] / changes.macs[0] for layer in layers]
         axis.barh(places, shares, height=0.8, color=colour, label=word)
     widest = max(layer.macs[0] for layer in layers) / changes.macs[0]
@@ -40,4 +41,4 @@ def plot(changes: Changes, file: Path) -> None:
     axis.set_xlabel("share of the macs, %")
     axis.legend(loc="lower right", fontsize=7)
     with writing(file) as out:
-        figure.savefig(out, format="png", dpi=150)
+        figure.savefig(out, format="png", dpi=DPI)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from zoo.atomic import writing
 from zoo.errors import require
+from zoo.pages.style import COMPRESSED, DENSE, DPI, GREY
 from zoo.printable import printable
 
 AROUND = 1.6  # times the ends of what is looked at
-COMPRESSED, DENSE, LIMIT = "#0072B2", "#D55E00", "#999999"  # of Okabe's and Ito's colours, which the colour-blind tell
 Point = tuple[str, float, float, bool]
 """Name, milliseconds, accuracy (0..1), whether it is compressed."""
 
@@ -41,7 +41,7 @@ def draw(title: str, points: Sequence[Point], front: Sequence[Point], limit: flo
     names = [f"{number}  {printable(name, 50)}" for number, (name, *_) in enumerate(best, 1)]
     axis.text(1.02, 1, "\n".join(names[::-1]), transform=axis.transAxes, va="top", fontsize=7, linespacing=1.6)
     if limit is not None:
-        axis.axvline(limit, color=LIMIT, ls="--", label=f"{limit:g} ms")
+        axis.axvline(limit, color=GREY, ls="--", label=f"{limit:g} ms")
     first, last = best[0][1] / AROUND, AROUND * max(limit or 0, best[-1][1])
     seen = [100 * top1 for _, ms, top1, _ in points if first <= ms <= last]
     axis.set(xscale="log", xlabel="ms of one call", ylabel="top-1 accuracy, %")
@@ -53,4 +53,4 @@ def draw(title: str, points: Sequence[Point], front: Sequence[Point], limit: flo
     axis.legend(loc="lower right")
     axis.grid(alpha=0.3, which="both")
     with writing(file) as out:
-        figure.savefig(out, format="png", dpi=150)
+        figure.savefig(out, format="png", dpi=DPI)

@@ -22,7 +22,9 @@ def sentence(entry: Entry, description: Description, recipe: Mapping[str, Any], 
         place = f" {origin['repo']}" if origin.get("repo") else ""
         came = f"converted from the {origin['format']} checkpoint{place}"
         if not recipe.get("method"):
-            return f"{entry.architecture}, {came}{altered}."
+            known = METHODS.get(entry.recipe.method or "")
+            how = f"{known.words}, " if known and entry.origin and not altered else ""
+            return f"{entry.architecture}, {how}{came}{altered}."
     dense = recipe.get("base") or front_matter.dense_id(entry.base) or "its base"
     budget, teachers = recipe.get("budget"), list(recipe.get("teachers", ()))
     how = _how(description, recipe)
@@ -87,6 +89,11 @@ def made(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(what, how) for what, how in rows.items() if how]
 
 
+def unsaid(entry: Entry) -> list[tuple[str, str]]:
+    """What the source of a model that is converted doesn't say of how it was made."""
+    return [("note", entry.recipe.note)] if entry.recipe.note else []
+
+
 def conversion(came: Mapping[str, Any], entry: Entry) -> list[tuple[str, str]]:
     """Where a converted checkpoint came from, and what conversion changed."""
     if not came:
@@ -112,5 +119,8 @@ def provenance(entry: Entry, recipe: Mapping[str, Any], note: str | None) -> lis
         rows["converted from"] = f"{entry.origin.repo}{commit} ({entry.origin.format})"
     rows["note"] = entry.note
     rows["note of the weights that it comes from"] = note if note != entry.note else None
-    rows |= {f"paper of the {what}": paper for what, paper in papers(entry, recipe.get("method")).items()}
+    found = papers(entry, recipe.get("method"))
+    if recipe.get("converted_from") and not recipe.get("method"):
+        found.pop("method", None)  # ours needn't be the source's
+    rows |= {f"paper of the {what}": paper for what, paper in found.items()}
     return [(what, text) for what, text in rows.items() if text]

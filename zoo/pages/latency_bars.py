@@ -6,9 +6,9 @@ from pathlib import Path
 
 from zoo.atomic import writing
 from zoo.errors import require
+from zoo.pages.style import COMPRESSED, DPI, GREY
 from zoo.printable import printable
 
-MODEL, BASE = "#0072B2", "#999999"  # of Okabe's and Ito's colours, which the colour-blind tell apart
 Bar = tuple[str, int, float, float, float, str]
 """Name, images of a call, milliseconds, their interval, and what is told of the model."""
 
@@ -36,7 +36,7 @@ def draw(machine: str, bars: Sequence[Bar], file: Path) -> None:
         widest = max(high if math.isfinite(high) else ms for _, _, ms, _, high, _ in panel)
         for place, (_, _, ms, low, high, said) in enumerate(panel):
             ends = [[max(0, ms - low)], [max(0, high - ms)]] if math.isfinite(low) and math.isfinite(high) else None
-            colour = BASE if said == "base" else MODEL
+            colour = GREY if said == "base" else COMPRESSED
             axis.barh(place, ms, 0.7, xerr=ends, color=colour, ecolor="black", capsize=3)
             axis.text((high if ends else ms) + 0.01 * widest, place, f" {ms:.3g} ms {said}", va="center", fontsize=8)
         axis.set_yticks(range(len(panel)), [printable(bar[0], 60) for bar in panel], fontsize=8)
@@ -45,4 +45,4 @@ def draw(machine: str, bars: Sequence[Bar], file: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(printable(machine, 100), fontsize=9)
     with writing(file) as out:
-        figure.savefig(out, format="png", dpi=150)
+        figure.savefig(out, format="png", dpi=DPI)

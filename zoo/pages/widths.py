@@ -1,7 +1,8 @@
 """How much of each layer is left: a bar for each, of its widths or its rank, block by block."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -47,15 +48,22 @@ def _shape(text: str) -> list[int]:
     return shape if len(shape) > 1 and not kind.startswith(("Embedding", "ConvTranspose")) else []
 
 
-def block(path: str) -> str:
-    """The block that a layer belongs to.
+def blocks(paths: Sequence[str]) -> list[str]:
+    """The block that each layer belongs to; a layer alone is one of the block around it.
 
-    >>> block("layer2.0.downsample.0"), block("stages.2.blocks.1.fc"), block("conv1.3"), block("head")
-    ('layer2.0', 'stages.2.blocks.1', 'conv1', 'head')
+    >>> blocks(["conv1.3", "layer2.0.conv1", "layer2.0.downsample.0", "heads.1.box.0.conv", "heads.1.last", "fc"])
+    ['conv1', 'layer2.0', 'layer2.0', 'heads.1', 'heads.1', 'fc']
     """
+    around = [_around(path) for path in paths]
+    sizes = Counter(names[0] for names in around)
+    return [names[sizes[names[0]] == 1 and len(names) > 1] for names in around]
+
+
+def _around(path: str) -> list[str]:
+    """The blocks around a layer, the innermost first."""
     parts = path.split(".")
     ends = [place for place, (part, after) in enumerate(pairwise(parts), 1) if part.isdigit() and not after.isdigit()]
-    return ".".join(parts[: ends[-1]]) if ends else parts[0]
+    return [".".join(parts[:end]) for end in ends[::-1]] or [parts[0]]
 
 
 def alt(layers: Sequence[Kept]) -> str:
@@ -77,7 +85,7 @@ def draw(layers: Sequence[Kept]) -> Any:
         MissingExtra: matplotlib isn't installed.
     """
     held = rows(layers)
-    longest = max(len(block(path)) for path, *_ in layers)
+    longest = max(map(len, blocks([path for path, *_ in layers])))
     figure, axes = style.figure(0.5 + len(held) * (1.5 + 0.06 * longest), len(held))
     for axis, row in zip(axes[:, 0], held, strict=True):
         _draw_row(axis, row, max(map(len, held)))
@@ -91,19 +99,24 @@ def rows(layers: Sequence[Kept]) -> list[list[Kept]]:
     """Layers in rows of about the same length, which don't break a block where that can be had."""
     length = math.ceil(len(layers) / math.ceil(len(layers) / IN_A_ROW))
     found: list[list[Kept]] = [[]]
-    for _, members in groupby(layers, key=lambda layer: block(layer[0])):
-        group = [*members]
+    for _, group in _grouped(layers):
         if found[-1] and len(found[-1]) + len(group) / 2 > length:
             found.append([])
         found[-1] += group
     return [row[at : at + 2 * IN_A_ROW] for row in found for at in range(0, len(row), 2 * IN_A_ROW)]
 
 
+def _grouped(layers: Sequence[Kept]) -> Iterator[tuple[str, list[Kept]]]:
+    named = zip(blocks([path for path, *_ in layers]), layers, strict=True)
+    for name, members in groupby(named, key=lambda each: each[0]):
+        yield name, [layer for _, layer in members]
+
+
 def _draw_row(axis: Any, row: Sequence[Kept], most: int) -> None:
     places: list[float] = []
     labels: dict[float, str] = {}
     at = 0.0
-    for name, members in groupby(row, key=lambda layer: block(layer[0])):
+    for name, members in _grouped(row):
         group = [at + number for number, _ in enumerate(members)]
         labels[(group[0] + group[-1]) / 2] = printable(name, 40)
         places += group
