@@ -7,7 +7,7 @@ import pytest
 from hub import TOKEN, ask, commit, create, regular, serving
 from served import address, folder
 
-from zoo.server import pages
+from zoo.pages import markdown
 
 EVIL = """---
 tags: [pruned]
@@ -117,7 +117,7 @@ def test_what_a_stranger_may_not_read_is_no_page_either(address, path):
 @pytest.mark.parametrize("text", ["[" * 10**6, "![[" * 10**5, "|a|b|\n|-|-|\n" + "|x|y|\n" * 10**5, "a" * 10**6])
 def test_a_long_card_is_shown_as_it_is_written_at_once(text):
     begun = time.monotonic()
-    assert pages._rendered(text).startswith("<pre>")
+    assert markdown.rendered(text).startswith("<pre>")
     assert time.monotonic() - begun < 1
 
 

@@ -61,7 +61,19 @@ def run(unpacked, folder, *arguments):
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
 
 
-@pytest.mark.parametrize("pattern", ["**/*.py", "**/*.j2", "**/*.toml", "**/*.csv", "py.typed", "catalog/embedded/*/*"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "**/*.py",
+        "**/*.j2",
+        "**/*.toml",
+        "**/*.csv",
+        "py.typed",
+        "catalog/embedded/*/*",
+        "pages/browse/*.*",
+        "pages/browse/vendor/*",
+    ],
+)
 def test_everything_that_the_package_needs_is_in_the_wheel(contents, pattern):
     files = [path for path in (ROOT / "zoo").glob(pattern) if path.is_file() and ".work" not in str(path)]
 

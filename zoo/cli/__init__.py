@@ -1,9 +1,9 @@
 """The command line: arguments in, functions called, results printed. Nothing else prints or sets an exit code.
 
-A file for each kind of command: `listing`, `benching`, `picking`, `predicting`, `making`, `building`, `saving`,
-`publishing`, `verifying`, `exchanging`, `covering`; what several of them take is `options`, how all of them print
-`tables`. Of `making` also `checks` (what is wrong can be said early), `method_help`, and what `sweeping` and `planning`
-print.
+A file for each kind of command: `listing`, `browsing`, `benching`, `picking`, `predicting`, `making`, `building`,
+`saving`, `publishing`, `verifying`, `exchanging`, `covering`; what several of them take is `options`, how all of them
+print `tables`. Of `making` also `checks` (what is wrong can be said early), `method_help`, and what `sweeping` and
+`planning` print.
 """
 
 import atexit
@@ -19,6 +19,7 @@ import click
 
 from zoo.cli import (
     benching,
+    browsing,
     building,
     covering,
     exchanging,
@@ -92,6 +93,7 @@ def cli() -> None:
 for command in (
     listing.list_models,
     listing.show,
+    browsing.browse,
     benching.bench,
     picking.pick,
     predicting.predict,

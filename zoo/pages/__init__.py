@@ -4,5 +4,5 @@
 by `edits`, how the model came to be by `history`; how values read is `words`. Its `pictures` are what is left of each
 layer (`widths`), the accuracies of its `family` and the `classes` that it forgot; how they look is `style`. `families`
 draws several. `changed` draws what became of a model's layers, `latency_bars` how long models take, `front_plot`
-accuracy against that.
+accuracy against that. `markdown` makes a card HTML, `browse` is the page of `zoo browse`.
 """

@@ -5,10 +5,7 @@ page is told to load and run nothing. Who may see what is `access`'s business, a
 would say to the same reader.
 """
 
-import re
-import threading
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from html import escape
 from itertools import islice
 from typing import Any
@@ -17,7 +14,8 @@ from urllib.parse import quote
 from starlette.requests import Request
 from starlette.responses import Response
 
-from zoo.errors import RepositoryError, require
+from zoo.errors import RepositoryError
+from zoo.pages import markdown
 from zoo.printable import printable
 from zoo.server import info, metadata, store
 from zoo.server.errors import RevisionNotFound
@@ -26,7 +24,6 @@ from zoo.server.names import RepoId
 from zoo.server.values import Commit
 
 LISTED = 1_000  # models and files of a page
-RENDERED = 1 << 15  # bytes of a card; a longer one, which may take seconds, is shown as it is written
 SAFE = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
@@ -36,13 +33,10 @@ SAFE = {
 }
 STYLE = (
     "body{font:16px/1.5 sans-serif;max-width:56rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}"
-    "table{border-collapse:collapse}td,th{padding:.2rem .8rem .2rem 0;text-align:left;border-bottom:1px solid #ddd}"
+    "table{border-collapse:collapse}td,th{padding:.2rem .8rem .2rem 0;border-bottom:1px solid #ddd}"
+    "th:not([align]){text-align:left}"
     "pre{background:#f6f6f6;padding:.8rem;overflow-x:auto}code{background:#f6f6f6}a{color:#06c}"
 )
-_FOLDED = re.compile(r"<p>&lt;details&gt;\n&lt;summary&gt;([^<]{0,200}?)&lt;/summary&gt;</p>")
-_WEB = re.compile(r"(?i:https?)://|[^:]*([/?#]|$)")  # an address, or one within this server
-_FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n.*?^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
-_one_at_a_time = threading.Lock()
 
 
 def home(request: Request) -> Response:
@@ -85,22 +79,10 @@ def _card(root: Any, repo: store.Repository, commit: Commit) -> str:
         return f"<h1>{_text(repo.name.id)}</h1>"
     try:
         with store.location(root, repo, commit, "README.md").open("rb") as file:
-            data = file.read(metadata.FRONT_MATTER + RENDERED)
+            data = file.read(metadata.FRONT_MATTER + markdown.RENDERED)
     except OSError:  # it went away meanwhile
         return ""
-    return _rendered(_FRONT.sub("", data.decode("utf-8", "replace"), count=1).strip())
-
-
-@lru_cache(maxsize=256)
-def _rendered(text: str) -> str:
-    if len(text) > RENDERED:
-        return f"<pre>{escape(text[:RENDERED])} ...</pre>"
-    markdown = require("markdown_it", "serve").MarkdownIt("commonmark", {"html": False}).enable("table")
-    markdown.validateLink = _WEB.match  # else it is any but javascript, vbscript, file and data
-    with _one_at_a_time:
-        html: str = markdown.render(text)
-    html = re.sub(r"<img\b[^>]*>", "", html)  # of another address, which would learn who reads
-    return _FOLDED.sub(r"<details><summary>\1</summary>", html).replace("<p>&lt;/details&gt;</p>", "</details>")
+    return markdown.rendered(markdown.body(data.decode("utf-8", "replace")))
 
 
 def _figures(card: Mapping[str, Any]) -> str:
