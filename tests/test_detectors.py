@@ -45,7 +45,9 @@ from zoo.tasks.identity import Identified
 torch.set_num_threads(1)
 model, data = zoo.load(sys.argv[1]), dataset("digit_scenes[:7]", "test")
 stream = datasets.IterableDataset.from_generator(lambda: iter(data))
-WAYS = {"table": data, "stream": stream, "few": data.take(2), "few of a stream": stream.take(2)}
+parts = {"rows": [*range(7)]}
+shards = datasets.IterableDataset.from_generator(lambda rows: map(data.__getitem__, rows), gen_kwargs=parts)
+WAYS = {"table": data, "stream": stream, "shards": shards, "few": data.take(2), "few of a stream": stream.take(2)}
 
 def measured(data):
     seen = Identified(task_of(model).evaluation_transform(model.pretrained_cfg))
@@ -236,7 +238,7 @@ def test_several_processes_measure_what_one_does_also_on_a_stream_and_on_fewer_b
     one = figures["figures1_0"]
 
     assert figures == dict.fromkeys(("figures1_0", *(f"figures{n}_{rank}" for n in (2, 3) for rank in range(n))), one)
-    assert one["stream"] == one["table"]
+    assert one["stream"] == one["shards"] == one["table"]
     assert one["few of a stream"] == one["few"]
     assert [one[name]["images"] for name in ("table", "few")] == [7, 2]
     assert one["table"]["map"] > 0

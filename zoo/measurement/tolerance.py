@@ -18,7 +18,7 @@ continuity correction of one image).
 import math
 
 Z = 3.0
-TURNED = 0.02  # images that another decoder or resize turns, of a network that is right for 3 of 4 or more
+TURNED = 0.02  # of 500 of ImageNet's MobileNetV2 turns .002 by another library's bicubic resize, .018 by Lanczos's
 
 
 def tolerance(samples: int, *, turned: float = 0.0, drawn: float | None = None, rounding: float = 0.0) -> float:

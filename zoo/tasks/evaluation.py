@@ -18,7 +18,7 @@ from zoo.models.targets import PAD
 from zoo.progress import bar
 from zoo.tasks import task_of
 from zoo.tasks.identity import identity, with_targets
-from zoo.tasks.loader import images_of, taking_turns
+from zoo.tasks.loader import ahead, images_of, sharded, taking_turns
 from zoo.tasks.outputs import AS_IT_IS, Computing
 from zoo.tasks.task import Meaning, Task
 
@@ -99,11 +99,11 @@ def evaluate_together(
     with unchanged(*networks.values()), torch.inference_mode():
         forward = {each: computing.forward(network) for each, network in networks.items()}
         with bar(progress or "", images_of(data), "image", hidden=hidden) as shown:
-            for images, targets in taking_turns(data, *place):
+            for images, targets in ahead(taking_turns(data, *place)):
                 *views, digests = images if isinstance(images, list) else (images, None)
                 kept.append(_batch(seen, forward, meaning, views, targets, digests))
                 shown.update(len(targets) * place[1])
-    kept = _gathered(kept)
+    kept = _gathered(kept, sharded(data, place[1]))
     if not kept:
         raise DataError("expected images to evaluate on, found none; check the data set and its limit")
     hashes = [digests for _, _, digests in kept if digests is not None]
@@ -165,9 +165,11 @@ def _mean(values: Tensor) -> float:
     return fsum(values.double().tolist()) / len(values)
 
 
-def _gathered(kept: list[Batch]) -> list[Batch]:
-    """What all processes kept, in the order of one process."""
+def _gathered(kept: list[Batch], parts: bool) -> list[Batch]:
+    """What all processes kept, in the order of one process, whether each has a part or they took turns."""
     found = require("accelerate", "eval").utils.gather_object([kept])
+    if parts:
+        return [batch for part in found for batch in part]
     return [batch for turn in zip_longest(*found) for batch in turn if batch is not None]
 
 

@@ -9,6 +9,7 @@ import os
 import random
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -119,7 +120,8 @@ def loader(
 def taking_turns(loader: DataLoader[Any], process: int, processes: int) -> DataLoader[Any]:
     """The batches of a loader that one of several processes evaluates: of so many in turn, its own.
 
-    Of a stream each process reads all rows, but decodes those of its own batches alone.
+    Of a stream each process reads its own shards, one after the other (`sharded`), which make other batches of the same
+    images; where there are fewer shards than processes each reads all rows, but decodes those of its own batches alone.
 
     Args:
         loader: from `loader` without an epoch, or any that has a batch sampler.
@@ -130,8 +132,31 @@ def taking_turns(loader: DataLoader[Any], process: int, processes: int) -> DataL
         return loader
     same = partial(_loading, workers=loader.num_workers, collate=loader.collate_fn)
     if isinstance(loader.dataset, _Stream):
-        return same(replace(loader.dataset, turn=(process, processes)), batch_size=loader.batch_size)
+        parts = sharded(loader, processes)
+        mine = {"data": loader.dataset.data.shard(processes, process)} if parts else {"turn": (process, processes)}
+        return same(replace(loader.dataset, **mine), batch_size=loader.batch_size)
     return same(loader.dataset, batch_sampler=[*islice(loader.batch_sampler or (), process, None, processes)])
+
+
+def sharded(loader: DataLoader[Any], processes: int) -> bool:
+    """Whether several processes read a part of a loader's images each, from end to end, and don't take turns."""
+    return processes > 1 and isinstance(loader.dataset, _Stream) and loader.dataset.data.num_shards >= processes
+
+
+def ahead(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The batches of a loader, each loaded while the one before it is computed: by its workers, or else by a thread.
+
+    Decoding, resizing and hashing let other threads run.
+    """
+    if loader.num_workers:
+        yield from loader
+        return
+    batches = iter(loader)
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(next, batches, None)
+            yield batch
 
 
 def images_of(loader: DataLoader[Any]) -> int | None:
