@@ -151,7 +151,7 @@ def test_reported_figures_are_hollow_and_measured_ones_filled_everywhere(visit):
         assert mark.get_attribute("class") == f"mark {expected}"
         assert expected in row.locator("[tabulator-field=accuracy]").inner_text()  # for ears
     fills = """() => browse.chart.data.datasets.filter(set => set.pointStyle).flatMap(set =>
-               set.data.map((point, i) => [point.row.id, set.pointBackgroundColor[i]]))"""
+               set.data.map((point) => [point.row.id, set.pointBackgroundColor]))"""
     for name, fill in page.evaluate(fills):
         assert (fill == "transparent") == (told[name].figure in told[name].reported)
 
@@ -287,6 +287,16 @@ def test_latency_is_a_column_and_an_axis_where_it_is_known(visit, tmp_path):
     page = visit("#x=ms", folder=tmp_path / "untimed")
     assert page.locator("[tabulator-field=ms]").count() == 0
     assert page.locator("#x option").all_inner_texts() == ["MACs", "parameters"]
+    assert page.locator("#x").input_value() == "macs"
+
+
+def test_an_address_that_says_nonsense_is_as_none(visit):
+    expected = shown(visit())
+    page = visit("#sort=__proto__&dir=up&x=beauty&open=nobody&constructor=1&%%%")
+
+    assert shown(page) == expected
+    assert page.locator("#panel").is_hidden()
+    assert page.locator("#x").input_value() == "macs"
 
 
 def test_nothing_that_an_author_wrote_is_markup(visit, tmp_path):

@@ -39,14 +39,16 @@
     ["license", "Licence", (row) => row.license || "unknown", { minWidth: 110, responsive: 5 }],
     ["status", "Status", (row) => row.status, { minWidth: 96, responsive: 3 }],
     ["base", "Base", (row) => row.base || "–", { minWidth: 170, widthGrow: 2, responsive: 6 }],
-  ].filter(([key]) => key !== "ms" || browse.rows.some((row) => row.ms != null));
+  ].filter(([key]) => key !== "ms" || browse.COSTS.includes(key));
+
+  const order = new Intl.Collator("en", { numeric: true });
 
   /* The unknown come last in either order. */
   const sorter = (key) => (a, b, rowA, rowB, column, dir) => {
     const [x, y] = [rowA.getData()[key], rowB.getData()[key]];
     const absent = (value) => value == null || value === "";
     if (absent(x) || absent(y)) return (absent(x) - absent(y)) * (dir === "asc" ? 1 : -1);
-    return typeof x === "number" ? x - y : x.localeCompare(y, "en", { numeric: true });
+    return typeof x === "number" ? x - y : order.compare(x, y);
   };
 
   function column([field, title, shown, { number, ...more }]) {

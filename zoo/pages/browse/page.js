@@ -12,7 +12,7 @@
     const options = browse.tally(key).map(([value, count]) => element("option", { value }, `${value} (${count})`));
     form.elements[key].append(element("option", { value: "" }, "any"), ...options);
   });
-  if (rows.every((row) => row.ms == null)) axis.querySelector("[value=ms]").remove();
+  if (!browse.COSTS.includes("ms")) axis.querySelector("[value=ms]").remove();
   document.getElementById("more").open = matchMedia("(min-width: 901px)").matches;
 
   function filled(state) {

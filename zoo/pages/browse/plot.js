@@ -16,7 +16,7 @@
     rect: ["path", { d: "M2 2h8v8H2z" }],
     rectRot: ["path", { d: "M6 1 11 6 6 11 1 6z" }],
   };
-  const familyOf = (row) => FAMILIES.findIndex(([, methods]) => methods.includes(row.method));
+  const familyOf = (row) => Math.max(0, FAMILIES.findIndex(([, methods]) => methods.includes(row.method)));
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const whose = (row) => `${FIGURES[row.figure]} on ${row.data || "unnamed data"}`;
 
@@ -25,7 +25,9 @@
     const kinds = new Map();
     rows.forEach((row) => {
       if (row.accuracy == null || !(row[x] > 0)) return;
-      kinds.set(whose(row), [...(kinds.get(whose(row)) || []), row]);
+      const kind = whose(row);
+      if (!kinds.has(kind)) kinds.set(kind, []);
+      kinds.get(kind).push(row);
     });
     return [...kinds].sort((a, b) => b[1].length - a[1].length)[0] || ["", []];
   }
@@ -38,21 +40,27 @@
       .filter((row) => row.accuracy > best && (best = row.accuracy) !== null);
   }
 
-  function points(rows, x, open) {
-    return FAMILIES.map(([label, , shape, name], number) => {
-      const own = rows.filter((row) => Math.max(familyOf(row), 0) === number);
-      const hollow = (row) => row.reported.has(row.figure);
-      return {
-        label,
-        data: own.map((row) => ({ x: row[x], y: row.accuracy, row })),
-        pointStyle: shape,
-        pointRadius: own.map((row) => (row.id === open ? 8 : 5)),
-        pointHoverRadius: 8,
-        pointBorderColor: colour(name),
-        pointBackgroundColor: own.map((row) => (hollow(row) ? "transparent" : colour(name))),
-        pointBorderWidth: own.map((row) => (row.id === open ? 3.5 : 1.75)),
-      };
-    });
+  /* Points that look alike, a set of Chart.js, which needn't ask how each looks then. */
+  function points(rows, x, number, hollow) {
+    const [label, , shape, name] = FAMILIES[number];
+    const own = rows.filter((row) => familyOf(row) === number && row.reported.has(row.figure) === hollow);
+    return {
+      label,
+      data: own.map((row) => ({ x: row[x], y: row.accuracy, row })),
+      pointStyle: shape,
+      pointRadius: 5,
+      pointHoverRadius: 8,
+      pointBorderColor: colour(name),
+      pointBorderWidth: 1.75,
+      pointBackgroundColor: hollow ? "transparent" : colour(name),
+    };
+  }
+
+  /* The one that is open, larger and above the others. */
+  function opened(row, x) {
+    const number = familyOf(row);
+    const filled = points([row], x, number, row.reported.has(row.figure));
+    return { ...filled, pointRadius: 8, pointBorderWidth: 3.5, order: -1 };
   }
 
   function line(best, x) {
@@ -129,14 +137,16 @@
 
   /* Draw the rows of a state, if they aren't what is drawn. */
   browse.plot = (state, rows, anew = false) => {
-    const x = COSTS[state.x] ? state.x : "macs";
+    const x = state.x;
     const asked = [x, state.open, rows.length, ...rows];
     if (!anew && asked.length === former.length && asked.every((each, i) => each === former[i])) return;
     former = asked;
     const [kind, drawn] = comparable(rows, x);
     const best = front(drawn, x);
     const [title, shown] = COSTS[x];
-    chart.data.datasets = [...points(drawn, x, state.open), line(best, x)];
+    const sets = FAMILIES.flatMap((family, number) => [true, false].map((hollow) => points(drawn, x, number, hollow)));
+    const open = drawn.filter((row) => row.id === state.open).map((row) => opened(row, x));
+    chart.data.datasets = [...sets, ...open, line(best, x)];
     chart.options.scales = {
       x: { type: "logarithmic", ...axis(title, tick(shown)) },
       y: { ...axis(kind, (value) => `${Number((100 * value).toPrecision(4))} %`), grace: "6%" },

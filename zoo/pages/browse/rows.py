@@ -10,7 +10,7 @@ from msgspec import Struct, structs
 
 from zoo import catalog
 from zoo.catalog.changes import became
-from zoo.catalog.entry import Budget, Entry, Reported
+from zoo.catalog.entry import Entry, Reported
 from zoo.catalog.methods import METHODS
 from zoo.catalog.papers import papers
 from zoo.catalog.report import Report
@@ -42,7 +42,6 @@ class Row(Struct, frozen=True, omit_defaults=True):
         params: parameters.
         macs: of one image.
         ms: of one call, where it was timed.
-        kept: share of the base's macs that was asked for.
         reported: which of these are a source's figures; the others we measured.
         load: the line that loads it; empty where nothing does yet.
         obstacle: why not.
@@ -66,7 +65,6 @@ class Row(Struct, frozen=True, omit_defaults=True):
     params: float | None = None
     macs: float | None = None
     ms: float | None = None
-    kept: float | None = None
     reported: tuple[str, ...] = ()
     load: str = ""
     obstacle: str = ""
@@ -92,7 +90,6 @@ def of_entry(entry: Entry, ms: float | None = None) -> Row:
     size, measured, obstacle = catalog.size(entry), catalog.results(entry), catalog.obstacle(entry)
     figure = next((key for key in ACCURACIES if getattr(size, key) is not None), "")
     of_data = measured.get("data", {}).get("dataset") if figure and figure not in size.reported else None
-    budget = entry.recipe.budget
     rows = [("measured here", measured["measured"], _conditions(measured["data"]))] if measured else []
     rows += [(row.of or "reported", row.figures, _told(row)) for row in (*entry.reported, *entry.baselines)]
     folder = catalog.EMBEDDED / entry.name if measured and entry.name in _embedded() else None
@@ -107,7 +104,6 @@ def of_entry(entry: Entry, ms: float | None = None) -> Row:
         params=size.params,
         macs=size.macs,
         ms=ms,
-        kept=budget.macs if budget else None,
         reported=size.reported,
         load="" if obstacle else f'zoo.load("{entry.name}")',
         obstacle=obstacle or "",
@@ -150,7 +146,6 @@ def of_folder(folder: Path, place: str, ms: float | None = None) -> Row:
         params=known.get("params"),
         macs=known.get("macs"),
         ms=ms,
-        kept=recipe.budget.macs if recipe.budget else None,
         load=f"zoo.load({place!r})",
         figures=(("its results", known, _conditions(report.data)),) if known else (),
         card=_card(folder),
@@ -173,7 +168,6 @@ def latencies(data: Any, where: str) -> dict[str, float]:
 
 class _Recipe(Struct, frozen=True):
     method: Name | None = None
-    budget: Budget | None = None
     base: Name | None = None
 
 

@@ -12,7 +12,6 @@ from zoo.atomic import refusals, replacing
 from zoo.errors import StorageError, ZooError
 from zoo.pages.browse.rows import Row
 from zoo.printable import printable
-from zoo.version import __version__
 
 HERE = Path(__file__).parent
 PAGE = "index.html"
@@ -33,7 +32,7 @@ def files(rows: Sequence[Row]) -> dict[str, bytes]:
     name, times = Counter(row.id for row in rows).most_common(1)[0] if rows else ("", 0)
     if times > 1:
         raise ZooError(f"{name} is named {times} times: name each folder once, and folders apart")
-    told = msgspec.json.encode({"version": __version__, "rows": [_printable(msgspec.to_builtins(row)) for row in rows]})
+    told = msgspec.json.encode({"rows": [_printable(msgspec.to_builtins(row)) for row in rows]})
     page = (HERE / "page.html").read_bytes()
     found = {PAGE: page.replace(b"{{rows}}", told.replace(b"<", b"\\u003c"))}  # nothing in it ends its element
     found |= {name: (HERE / name).read_bytes() for name in ASSETS}

@@ -4,9 +4,11 @@
 const browse = {};
 
 (() => {
-  const { version, rows } = JSON.parse(document.getElementById("data").textContent);
+  const { rows } = JSON.parse(document.getElementById("data").textContent);
   const LISTS = ["method", "base", "task", "data", "license", "status"]; // filters that name one value
   const BOUNDS = ["params", "macs"]; // filters that bound one
+  const SORTED = ["name", "accuracy", "macs", "params", "method", "data", "license", "status", "base"];
+  const COSTS = ["macs", "params"];
   const START = { x: "macs", sort: "name", dir: "asc" };
   const UNITS = { k: 1e3, M: 1e6, G: 1e9 };
   const FIGURES = { top1: "top-1", top5: "top-5", map: "mAP", map50: "mAP 50", map75: "mAP 75", params_m: "params" };
@@ -17,6 +19,8 @@ const browse = {};
     row.reported = new Set(row.reported);
     row.text = [row.name, row.base, row.method, row.task, row.data, row.license, row.status].join(" ").toLowerCase();
   });
+
+  if (rows.some((row) => row.ms != null)) [SORTED, COSTS].forEach((each) => each.push("ms"));
 
   const valueOf = (row, key) => row[key] || UNKNOWN;
 
@@ -44,9 +48,12 @@ const browse = {};
     return Number.isInteger(value) ? value.toLocaleString("en") : String(Number(value.toPrecision(5)));
   }
 
-  /* The address's fragment as a state, and back; what is as ever isn't written. */
+  /* The address's fragment as a state, and back; what is as ever isn't written, and what can't be is as ever. */
   function read() {
-    return { ...START, ...Object.fromEntries(new URLSearchParams(location.hash.slice(1))) };
+    const said = { ...START, ...Object.fromEntries(new URLSearchParams(location.hash.slice(1))) };
+    const known = { x: COSTS, sort: SORTED, dir: ["asc", "desc"] };
+    Object.entries(known).forEach(([key, values]) => values.includes(said[key]) || (said[key] = START[key]));
+    return said;
   }
 
   function address(state) {
@@ -83,6 +90,6 @@ const browse = {};
     return made;
   }
 
-  Object.assign(browse, { version, rows, LISTS, BOUNDS, FIGURES, state: read() });
+  Object.assign(browse, { rows, LISTS, BOUNDS, COSTS, FIGURES, state: read() });
   Object.assign(browse, { read, address, chosen, tally, count, short, percent, milliseconds, figure, element });
 })();
