@@ -81,6 +81,7 @@ class Reading(Struct):
     against_sha256: Name = ""
     left_out: Whole = 0
     skip_damaged: bool = False
+    classes: Whole = 0  # that the data has, where the model has more
     labels: (
         Annotated[dict[Name, Name | int], Meta(max_length=MAX_LABELS)]  # a class may be told by its number
         | Annotated[list[Name], Meta(max_length=MAX_LABELS)]

@@ -59,6 +59,11 @@ class Meaning:
     forgotten: Callable[[Tensor, Tensor, Tensor], list[dict[str, Any]]] | None = None
 
 
+def whole(data: "Data", model: nn.Module, spec: str, labels: Labels | None = None) -> list[int]:
+    """No subset of the classes that would be told apart."""
+    return []
+
+
 def unvaried(transform: Transform, left: int) -> Transform:
     """The same transform in every epoch."""
     return transform
@@ -85,6 +90,8 @@ class Task:
         leading: the figure that cards lead with.
         unit: what a model is given, in the plural.
         outputs: what it returns, in the plural.
+        subset: data, model, name of the data, labels → the model's classes that the data has, where it has some alone.
+        of_subset: such classes → what outputs mean then, in place of `meaning`.
         in_epoch: a training transform, and how many epochs are left, the one that begins included → that epoch's.
     """
 
@@ -100,4 +107,6 @@ class Task:
     leading: Leading
     unit: str = "images"
     outputs: str = "logits"
+    subset: Callable[["Data", nn.Module, str, Labels | None], Sequence[int]] = whole
+    of_subset: Callable[[Sequence[int]], Meaning] | None = None
     in_epoch: Callable[[Any, int], Transform] = unvaried

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +29,7 @@ from zoo.tasks.evaluation import Seen, evaluate_together
 from zoo.tasks.identity import Identified, identity, with_targets
 from zoo.tasks.loader import Transform, workers_for
 from zoo.tasks.outputs import AS_IT_IS, Computing
-from zoo.tasks.task import Labels
+from zoo.tasks.task import Labels, Meaning
 
 if TYPE_CHECKING:
     from zoo.tasks.columns import Data
@@ -137,6 +138,7 @@ def reports_of(
             one, found[number] = subjects[number], measured
             there = _where(data, configs[number], measured.pop("images"), skip_damaged, left_out, one.labels)
             there |= {"sha256": measured.pop("sha256")}
+            there |= {"classes": len(group.subset)} if group.subset else {}
             there |= {"precision": computing.precision} if computing.precision else {}
             where[number] = there | ({"against": describe(one.against).name} if one.against is not None else {})
     return [
@@ -183,16 +185,23 @@ class _Pass:
     members: list[int]
     transforms: dict[str, Transform]
     views: list[int]
+    subset: Sequence[int] = ()
 
     def evaluated(self, subjects: Sequence[Subject], workers: int | None, computing: Computing) -> list[dict[str, Any]]:
         """The figures of each member."""
         ours = [subjects[number] for number in self.members]
         task, workers = task_of(ours[0].model), workers_for(self.rows) if workers is None else workers
+        if self.subset and task.of_subset is not None:
+            task = replace(task, meaning=partial(_meant, task.of_subset(self.subset)))
         first, *others = self.transforms.values()
         batches = task.loader(self.rows, Identified(first, tuple(others)), self.batch_size, workers=workers)
         seen = [Seen(each.model, each.against, view) for each, view in zip(ours, self.views, strict=True)]
         what = "evaluate" if len(seen) == 1 else f"evaluate {len(seen)} models"
         return evaluate_together(seen, batches, task=task, computing=computing, progress=what)
+
+
+def _meant(meaning: Meaning, model: nn.Module, size: Sequence[int]) -> Meaning:
+    return meaning
 
 
 def _join(
@@ -212,7 +221,8 @@ def _join(
     size = batch_size or _batch(_device(one.model), config["input_size"])
     classes = None if mine is rows else (one.model.num_classes, label_names(one.model), one.labels)
     alone = seen if hasattr(transform, "boxed") else None  # boxes move with the image
-    group = passes.setdefault((id(task), size, repr(classes), alone), _Pass(mine, size, [], {}, []))
+    some = () if mine is rows else task.subset(rows, one.model, spec, one.labels)
+    group = passes.setdefault((id(task), size, repr(classes), alone), _Pass(mine, size, [], {}, [], some))
     group.members.append(number)
     group.transforms.setdefault(seen, transform)
     group.views.append([*group.transforms].index(seen))

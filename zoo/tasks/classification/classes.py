@@ -117,6 +117,30 @@ def of_classes(data: "Data", model: nn.Module, spec: str, labels: Labels | None 
     Raises:
         DataError: the data has classes that the model hasn't, so an accuracy would mean nothing.
     """
+    numbers, own = _numbered(data, model, spec, labels)
+    count = getattr(model, "num_classes", None)
+    if numbers is None:
+        return _by_order(data, count, own, spec)
+    if count is not None and len(numbers) < count:
+        log.info("%s has %d of the model's %d classes", spec, len(numbers), count)
+    kind = require("datasets", "eval").ClassLabel
+    if numbers == list(range(count or len(numbers))):
+        return data
+    names = {"names": own} if own and len(set(own)) == len(own) else {"num_classes": count}
+    return relabelled(data, dict(enumerate(numbers)), kind(**names))
+
+
+def subset(data: "Data", model: nn.Module, spec: str, labels: Labels | None = None) -> list[int]:
+    """The model's classes that the data has, where it has some of them alone; arguments and errors of `of_classes`."""
+    numbers, _ = _numbered(data, model, spec, labels)
+    some = sorted(set(numbers or ()))
+    return some if 1 < len(some) < (getattr(model, "num_classes", None) or 0) else []
+
+
+def _numbered(
+    data: "Data", model: nn.Module, spec: str, labels: Labels | None
+) -> tuple[list[int] | None, list[str] | None]:
+    """The model's number of each of the data's classes, None where they come in its order; and its classes' names."""
     _check_labels(data, spec)
     count, own, theirs = getattr(model, "num_classes", None), label_names(model), _names(data)
     if not isinstance(labels, Mapping | None):
@@ -130,20 +154,14 @@ def of_classes(data: "Data", model: nn.Module, spec: str, labels: Labels | None 
         theirs = [_named(labels.get(name, name), classes) for name in known]
         numbers = _by_name(theirs, classes, spec)
     elif theirs is None or (_numbers(theirs) and not set(theirs) <= set(map(_key, own or ()))):
-        return _by_order(data, count, own, spec)
+        return None, own
     elif own is None:
         numbers = _of_nameless(theirs, count, spec)
     else:
         numbers = _by_name(theirs, own, spec)
-    if count is not None and len(theirs) < count:
-        log.info("%s has %d of the model's %d classes", spec, len(theirs), count)
-    kind = require("datasets", "eval").ClassLabel
     if own is None and count == len(theirs):
         own = [theirs[old] for old, _ in sorted(enumerate(numbers), key=lambda pair: pair[1])]
-    if numbers == list(range(count or len(theirs))):
-        return data
-    names = {"names": own} if own and len(set(own)) == len(own) else {"num_classes": count}
-    return relabelled(data, dict(enumerate(numbers)), kind(**names))
+    return numbers, own
 
 
 def check_same_classes(model: nn.Module, other: nn.Module, what: str) -> None:

@@ -1,8 +1,9 @@
 """What evaluation keeps of each image that was classified, and the figures of all of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from tempfile import TemporaryDirectory
 
+import torch
 from torch import Tensor
 
 from zoo.errors import DataError, StructureError
@@ -10,15 +11,17 @@ from zoo.errors import DataError, StructureError
 MANY = 100  # classes, below which the right one is easily among five
 
 
-def rows(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def rows(logits: Tensor, labels: Tensor, subset: Sequence[int] = ()) -> dict[str, Tensor]:
     """What is kept of a batch.
 
     Args:
         logits: [B, classes].
         labels: [B].
+        subset: the classes that the data has, where it has some of them alone.
 
     Returns:
-        `predictions` and `references` [B], and of at least 100 classes `top5` [B] (0 or 1).
+        `predictions` and `references` [B], and of at least 100 classes `top5` [B] (0 or 1); of a subset `subset` [B],
+        whether the most likely of its classes is the right one (0 or 1).
 
     Raises:
         DataError: a label is none of the model's classes.
@@ -32,6 +35,9 @@ def rows(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     row = {"predictions": logits.argmax(1), "references": labels}
     if logits.shape[1] >= MANY:
         row["top5"] = (logits.topk(5).indices == labels[:, None]).any(1).double()
+    if subset:
+        classes = torch.tensor(subset, device=logits.device)
+        row["subset"] = (classes[logits[:, classes].argmax(1)] == labels).double()
     return row
 
 
@@ -48,13 +54,14 @@ def agreement(logits: Tensor, target: Tensor) -> Tensor:
 def figures(rows: Mapping[str, Tensor]) -> dict[str, float]:
     """Figures of all images.
 
-    Formula: topK = share of images whose class is among the K most likely.
+    Formula: topK = share of images whose class is among the K most likely of all that the model has; top1_subset, of
+    data with some of them, the share whose class is the most likely of those, as those of ImageNet-R are published.
 
     Args:
         rows: what `rows` gave, of all images.
 
     Returns:
-        `top1` and, where it was kept, `top5` (0..1); nothing where all labels are hidden.
+        `top1` and, where they were kept, `top5` and `top1_subset` (0..1); nothing where all labels are hidden.
 
     Raises:
         DataError: some labels are hidden.
@@ -70,4 +77,5 @@ def figures(rows: Mapping[str, Tensor]) -> dict[str, float]:
     with TemporaryDirectory() as folder:
         metric = Accuracy(keep_in_memory=True, cache_dir=folder)
         accuracy = metric.compute(predictions=predictions.numpy(), references=labels.numpy())
-    return {"top1": accuracy["top1"]} | ({"top5": rows["top5"].mean().item()} if "top5" in rows else {})
+    others = {"top5": "top5", "top1_subset": "subset"}
+    return {"top1": accuracy["top1"]} | {key: rows[row].mean().item() for key, row in others.items() if row in rows}
