@@ -185,6 +185,22 @@ def test_data_that_cannot_be_found_is_an_error_of_one_line(spec, error, message,
     assert "\n" not in str(caught.value)
 
 
+def test_gated_data_says_where_its_terms_are_accepted(monkeypatch):
+    def refuse(name, **_):
+        raise datasets.exceptions.DatasetNotFoundError(
+            f"Dataset '{name}' is a gated dataset on the Hub. You must be ..."
+        )
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    monkeypatch.setattr("zoo.tasks.datasets.check_card", lambda spec: None)
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    page = "https://huggingface.co/datasets/ILSVRC/imagenet-1k"
+    with pytest.raises(
+        DataError, match=f"^ILSVRC/imagenet-1k is gated: accept its terms on {page}, then: hf auth login$"
+    ):
+        dataset("ILSVRC/imagenet-1k", "test")
+
+
 def test_a_folder_without_images_classes_or_the_split_is_an_error(make_folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty: no images could be read"):

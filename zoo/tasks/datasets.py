@@ -3,6 +3,7 @@
 Images are handed on as they are stored; `zoo.tasks.pixels` alone decodes them.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -136,6 +137,9 @@ def _hub(spec: str) -> "IterableDatasetDict":
     try:
         return datasets.load_dataset(spec, streaming=True)
     except Exception as error:  # the library lets through whatever its HTTP client and file readers raise
+        if "gated" in str(error):
+            page = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}/datasets/{spec}"
+            raise DataError(f"{spec} is gated: accept its terms on {page}, then: hf auth login") from as_cause(error)
         raise DataError(
             f"{spec}: neither a folder here nor a data set that could be opened on the Hub ({first_line(error)}); "
             "check the name and the network, and if it is gated accept its terms there and run: hf auth login"
