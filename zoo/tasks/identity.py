@@ -27,8 +27,7 @@ def digest(image: Any) -> Tensor:
     if isinstance(image, Tensor):
         values = image.detach().cpu().float().contiguous()
         return _bytes(f"{tuple(values.shape)}".encode(), values.numpy().tobytes())
-    decoded = decode(image)
-    return _bytes(f"{decoded.size}".encode(), decoded.tobytes())
+    return _of_pixels(decode(image))
 
 
 @dataclass(frozen=True)
@@ -51,13 +50,13 @@ class Identified:
         if text_of(image) is not None:
             return [*(transform(image) for transform in every), digest(image)]
         decoded = {"RGB": decode(image)}
-        return [*(transform(_taken(transform, image, decoded)) for transform in every), digest(decoded["RGB"])]
+        return [*(transform(_taken(transform, image, decoded)) for transform in every), _of_pixels(decoded["RGB"])]
 
     def boxed(self, image: Any, label: Any) -> tuple[list[Tensor], Tensor]:
         """Image and label of boxes → what the first transform makes of the image, and its digest; the target."""
         decoded = {"RGB": decode(image)}
         tensor, target = self.transform.boxed(_taken(self.transform, image, decoded), label)
-        return [tensor, digest(decoded["RGB"])], target
+        return [tensor, _of_pixels(decoded["RGB"])], target
 
 
 def _taken(transform: Any, image: Any, decoded: dict[str, Any]) -> Any:
@@ -89,6 +88,12 @@ def identity(digests: Tensor) -> str:
     return hashlib.sha256(b"".join(sorted(each.tobytes() for each in digests.numpy()))).hexdigest()
 
 
+def _of_pixels(decoded: Any) -> Tensor:
+    return _bytes(f"{decoded.size}".encode(), decoded.tobytes())
+
+
 def _bytes(*parts: bytes) -> Tensor:
-    hashed = hashlib.sha256(b"".join(parts)).digest()
-    return torch.frombuffer(bytearray(hashed), dtype=torch.uint8)
+    hashed = hashlib.sha256()
+    for part in parts:
+        hashed.update(part)
+    return torch.frombuffer(bytearray(hashed.digest()), dtype=torch.uint8)

@@ -97,7 +97,8 @@ def file_of(name: str, folder: Path) -> Path:
 
 def _asked(name: str, settings: Mapping[str, Any]) -> str:
     """The hash of the weights and of whatever figures depend on."""
-    said = {key: value for key, value in settings.items() if key != "workers" and value not in (None, False, "")}
+    asked = {"device": "cpu", **settings}
+    said = {key: value for key, value in asked.items() if key != "workers" and value not in (None, False, "")}
     if (data := said.get("data")) is not None:
         if not isinstance(data, str):
             raise RepositoryError(f"{name}: results are written of data that has a name, found {data_name(data)}")
