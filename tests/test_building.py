@@ -178,7 +178,7 @@ def test_saving_over_a_repository_replaces_it_and_over_anything_else_is_refused(
     (tmp_path / "model" / "model.onnx").touch()
     zoo.save(zoo.load("digits_cnn_pruned_25"), tmp_path / "model")
 
-    assert files(tmp_path / "model") == FILES
+    assert files(tmp_path / "model") == [*FILES, "widths.png"]
     assert config(tmp_path / "model")["zoo"]["name"] == "digits_cnn_pruned_25"
     (tmp_path / "papers").mkdir()
     (tmp_path / "papers" / "thesis.tex").touch()

@@ -16,7 +16,8 @@ from typing import Any
 
 from zoo.errors import require
 
-COMPRESSED, DENSE, GREY, PALE = "#0072B2", "#D55E00", "#999999", "#DDDDDD"  # Okabe's and Ito's, and greys
+COMPRESSED, DENSE, RANK = "#0072B2", "#D55E00", "#009E73"  # of Okabe's and Ito's, which the colour-blind tell apart
+GREY, PALE = "#999999", "#DDDDDD"
 WIDTH = 8.0  # inches, which a card shows in some 750 pixels: 8 points are then 10 pixels
 DPI = 150
 COLOURS = 64  # of a PNG's palette; it takes a third of the bytes

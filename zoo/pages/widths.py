@@ -89,7 +89,7 @@ def draw(layers: Sequence[Kept]) -> Any:
     figure, axes = style.figure(0.5 + len(held) * (1.5 + 0.06 * longest), len(held))
     for axis, row in zip(axes[:, 0], held, strict=True):
         _draw_row(axis, row, max(map(len, held)))
-    whole = {"rank": "full rank (orange)", "outputs": "outputs of the dense one (blue)"}
+    whole = {"rank": "full rank (green)", "outputs": "outputs of the dense one (blue)"}
     words = " or ".join(whole[what] for what in dict.fromkeys(what for *_, what in layers))
     axes[0, 0].set_title(f"what is left of each layer, % of the {words}", fontsize=9)
     return figure
@@ -123,7 +123,7 @@ def _draw_row(axis: Any, row: Sequence[Kept], most: int) -> None:
         at = group[-1] + 1 + GAP
     axis.bar(places, [100] * len(row), 0.8, color=style.PALE)
     shares = [100 * min(1, count / whole) for _, count, whole, _ in row]
-    colours = [style.DENSE if what == "rank" else style.COMPRESSED for *_, what in row]
+    colours = [style.RANK if what == "rank" else style.COMPRESSED for *_, what in row]
     axis.bar(places, shares, 0.8, color=colours)
     if most <= NUMBERED:
         for place, (_, count, _, _) in zip(places, row, strict=True):
