@@ -55,10 +55,11 @@ def test_norms_that_were_folded_say_again_what_their_inputs_are_and_the_function
 def test_models_that_were_made_of_other_data_or_in_other_steps_are_never_taken_for_these(bench, tmp_path, monkeypatch):
     which = bench("which")
     monkeypatch.setattr(which, "CACHE", tmp_path / "which")
-    asked = which.Asked("digits_cnn", "digits", ("a/small", "tiny"), 3, Schedule(steps=5), 1)
+    asked = which.Asked("digits_cnn", "digits", ("a/small", "tiny"), 3, first=None, training=Schedule(steps=5), batch=1)
     which.same(asked)
     which.same(replace(asked, seeds=1, batch=16, smaller=()))
-    for other in ({"data": "others"}, {"training": None}, {"training": Schedule(steps=6)}, {"base": "digits_vit"}):
+    others = [{"data": "others"}, {"base": "digits_vit"}, {"first": Schedule(steps=5)}]
+    for other in (*others, {"training": None}, {"training": Schedule(steps=6)}):
         with pytest.raises(SystemExit, match=r"holds models of .* move it away"):
             which.same(replace(asked, **other))
     with pytest.raises(SystemExit, match="small, small: names must differ"):

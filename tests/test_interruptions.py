@@ -15,13 +15,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from accelerate.tracking import GeneralTracker
+from datasets import fingerprint
 from safetensors import safe_open
 from tiny import batches, same, tiny
 
 import zoo
+from zoo import interruption
 from zoo.catalog.entry import Base
 from zoo.structure.base import initialised
-from zoo.training import interruption
+from zoo.tasks.columns import labels_of
+from zoo.tasks.datasets import dataset
 from zoo.training.distillation import task_step
 from zoo.training.schedule import Machine, Schedule
 from zoo.training.trainer import LOG_STEPS, train
@@ -310,6 +313,17 @@ def test_ctrl_c_at_the_end_of_the_block_keeps_what_it_did():
     with pytest.raises(KeyboardInterrupt), interruption.put_off(lambda: kept.append("all")):
         signal.raise_signal(signal.SIGINT)
     assert kept == ["all"]
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_ctrl_c_that_the_library_of_data_sets_catches_acts_when_it_is_done(monkeypatch):
+    data = dataset("digits", "test")
+    monkeypatch.setattr(fingerprint.Hasher, "update", lambda hasher, value: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        dataset("digits", "test")
+    with pytest.raises(KeyboardInterrupt):
+        labels_of(data)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.usefixtures("interruptible")

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.errors import DataError, require
+from zoo.interruption import acts_at_last
 from zoo.printable import logger
 from zoo.tasks import boxes
 from zoo.tasks.inside import check_image
@@ -71,6 +72,7 @@ def class_kind(data: Any) -> Any:
     return boxes.class_kind((data.features or {}).get("label"))
 
 
+@acts_at_last()
 def class_numbers(data: "Dataset") -> NDArray[Any] | None:
     """The classes of all images of map-style data, or of all objects; None where only reading tells."""
     if not has_boxes(data):
@@ -83,6 +85,7 @@ def class_numbers(data: "Dataset") -> NDArray[Any] | None:
     return np.asarray(arrow.list_flatten(arrow.struct_field(data.with_format("arrow")["label"], "labels")))
 
 
+@acts_at_last()
 def labels_of(data: "Dataset") -> NDArray[Any] | None:
     """The labels of map-style data [N], read without its images; None of boxes, or where only reading tells."""
     if "label" not in data.column_names or has_boxes(data) or data.data.column("label").null_count:
@@ -176,6 +179,7 @@ def _held(image: str) -> dict[str, Any]:
     return {TEXT_COLUMN: text} if image == TEXT_COLUMN else {"bytes": binary, "path": text}
 
 
+@acts_at_last()
 def relabelled(data: Any, numbers: Mapping[Any, int], kind: Any) -> Any:
     """Data with other class numbers; images stay as they are stored.
 

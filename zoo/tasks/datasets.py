@@ -13,6 +13,7 @@ from PIL import Image
 
 from zoo.catalog.data_names import data_name, folder_named, form_of_boxes, limited
 from zoo.errors import DataError, as_cause, first_line, require
+from zoo.interruption import acts_at_last
 from zoo.tasks import columns, draws, objects
 from zoo.tasks.digits import digit_pairs, digits
 from zoo.tasks.folders import SPLITS, folder_of_data, split_of
@@ -28,6 +29,7 @@ NOISE_IMAGES, NOISE_CLASSES = 64, 1000
 RENDERED = {"digit_pairs": digit_pairs, "digit_scenes": digit_scenes}
 
 
+@acts_at_last()  # the library hashes each transform, and catches whatever is raised meanwhile
 def dataset(
     spec: Any,
     split: str,

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoo import interruption
 from zoo.errors import DataError
 from zoo.progress import bar
-from zoo.training import accelerated, checkpoint, ema, interruption
+from zoo.training import accelerated, checkpoint, ema
 from zoo.training.distillation import Batch, Step
 from zoo.training.schedule import Machine, Schedule, check_shares, learning_rate, steps_of_epochs
 from zoo.training.weighed import Weighed

@@ -1,4 +1,4 @@
-"""Ctrl-C in a training: it waits for the end of the step under way, when all that is held can be written."""
+"""Ctrl-C where it may not act as ever: in a step of a training, and in libraries that catch it and go on."""
 
 import contextlib
 import signal
@@ -26,15 +26,42 @@ def put_off(keep: Callable[[], None]) -> Iterator[None]:
         asked = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
+    with _handled_by(note):
+        yield
+    if asked:
+        keep()
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def acts_at_last() -> Iterator[None]:
+    """Let Ctrl-C act at once, and once more when the block ends if a library within it caught it and went on.
+
+    Raises:
+        KeyboardInterrupt: it was pressed.
+    """
+    asked = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        raise KeyboardInterrupt
+
+    with _handled_by(note):
+        yield
+    if asked:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle Ctrl-C in the block, unless somebody else does."""
     ours = threading.current_thread() is threading.main_thread()
     ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if ours:
-        signal.signal(signal.SIGINT, note)
+        signal.signal(signal.SIGINT, handler)
     try:
         yield
     finally:
         if ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-    if asked:
-        keep()
-        raise KeyboardInterrupt
