@@ -14,7 +14,7 @@ import zoo
 from zoo import catalog
 from zoo.catalog.dense import DATA, dense
 from zoo.cli import cli
-from zoo.errors import BudgetError, DataError, StructureError
+from zoo.errors import BudgetError, DataError, StorageError, StructureError
 from zoo.measurement import latency
 from zoo.measurement.latency import Timing
 from zoo.verbs import picking, timings, watch
@@ -197,7 +197,7 @@ def test_a_file_of_timings_that_cannot_be_read_is_as_none(glances, damage):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({}, BudgetError, "pick: say how fast it must be, or how accurate: max_latency_ms=8, or min_top1=0.8"),
+        ({}, BudgetError, "pick: say how fast it must be, or how accurate: max_latency_ms=8 or min_top1=0.8"),
         ({"max_latency_ms": 0}, BudgetError, "pick: max_latency_ms is 0, expected milliseconds above 0"),
         ({"min_top1": 80}, BudgetError, "pick: min_top1 is 80, expected a share above 0, at most 1, such as 0.8"),
         (
@@ -256,6 +256,13 @@ def test_json_is_the_whole_pick(glances):
 def test_the_plot_appears_whole(glances, tmp_path):
     run("--max-latency-ms", "2", "--plot", str(tmp_path / "pick.png"))
     assert (tmp_path / "pick.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_where_the_plot_cannot_be_written_the_pick_is_told_all_the_same(glances, tmp_path, capfd):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"pick\.png can't be written"):
+        cli(["pick", "--dataset", "digits", "--max-latency-ms", "2", "--plot", str(tmp_path / "file" / "pick.png")])
+    assert 'zoo.load("digits' in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(("clock", "share", "kept"), [("wall", 0.5, False), ("wall", 0.01, True), ("cpu", 0.5, True)])

@@ -112,6 +112,14 @@ def test_patterns_and_all_mean_models_of_the_list_that_can_be_loaded(run, tmp_pa
     assert run("verify", "--all", "--structure", "--save", str(tmp_path), "--json")[:2] == (code, out)
 
 
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_measured(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("zoo.verbs.recorded.verify_together", lambda *_, **how: pytest.fail("it is measured"))
+    (tmp_path / "file").touch()
+    code, out, err = run("verify", "digits_cnn", "--save", str(tmp_path / "file" / "results"))
+    assert (code, out) == (1, "")
+    assert "results can't be written" in err
+
+
 @pytest.mark.parametrize("words", [(), ("--all", "digits_cnn"), ("nothing*",)])
 def test_no_models_are_refused_in_a_line(words, run):
     code, out, err = run("verify", *words)

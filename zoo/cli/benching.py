@@ -76,16 +76,15 @@ def bench(
 
     asked = {"base": base or not alone, "batch": batches, "input": size, **options}
     found = bench(names, dtype=getattr(torch, dtype) if dtype else None, **asked)
-    if plot:
-        from zoo.pages.latency_bars import draw
-
-        title = f"{found.machine}, {found.clock} time" + ", a busy machine" * bool(busy(found.waited, found.clock))
-        draw(title, [_bar(row) for row in found.rows], plot)
     if as_json:
         say_json(found.to_json())
     else:
         _print(found)
-    if plot:
+    if plot:  # where it can't be written the table was told all the same
+        from zoo.pages.latency_bars import draw
+
+        title = f"{found.machine}, {found.clock} time" + ", a busy machine" * bool(busy(found.waited, found.clock))
+        draw(title, [_bar(row) for row in found.rows], plot)
         say(f"plot: {plot}", err=True)
 
 

@@ -61,7 +61,11 @@ def pick(as_json: bool, plot: Path | None, dtype: str | None, max_latency_ms: fl
 
     kind = getattr(torch, dtype) if dtype else None
     found = pick(max_latency_ms, dtype=kind, **options)
-    if plot:
+    if as_json:
+        say_json(found.to_json())
+    else:
+        _print(found, max_latency_ms)
+    if plot:  # where it can't be written the table was told all the same
         from zoo.pages.front_plot import draw
 
         title = ", ".join(f"{found.conditions[key]}" for key in ("machine", "backend")) + f", batch {options['batch']}"
@@ -69,11 +73,6 @@ def pick(as_json: bool, plot: Path | None, dtype: str | None, max_latency_ms: fl
         draw(
             title, [_point(each) for each in found.timed], [_point(each) for each in found.front], max_latency_ms, plot
         )
-    if as_json:
-        say_json(found.to_json())
-    else:
-        _print(found, max_latency_ms)
-    if plot:
         say(f"plot: {plot}", err=True)
 
 

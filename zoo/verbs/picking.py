@@ -203,7 +203,10 @@ def pick(
 
 def _check(limit: float | None, min_top1: float | None) -> None:
     if limit is None and min_top1 is None:
-        raise BudgetError("pick: say how fast it must be, or how accurate: max_latency_ms=8, or min_top1=0.8")
+        raise BudgetError(
+            "pick: say how fast it must be, or how accurate: max_latency_ms=8 or min_top1=0.8 "
+            "(--max-latency-ms 8, --min-top1 0.8)"
+        )
     if limit is not None and not limit > 0:
         raise BudgetError(f"pick: max_latency_ms is {limit!r}, expected milliseconds above 0")
     if min_top1 is not None and not 0 < min_top1 <= 1:

@@ -14,6 +14,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from zoo.atomic import refusals
 from zoo.catalog.data_names import NAMED, data_name, limited, on_hub
 from zoo.catalog.report import Report, Verification, Verified
 from zoo.errors import RepositoryError, ZooError
@@ -65,6 +66,9 @@ def verify_list(
     Yields:
         The Verification of each, those that were there first.
     """
+    if folder:
+        with refusals(folder):  # before hours are spent
+            folder.mkdir(parents=True, exist_ok=True)
     done = {name: recorded(name, settings, folder) for name in names if folder and not again}
     yield from (each for each in done.values() if each)
     for group in _groups([name for name in dict.fromkeys(names) if not done.get(name)], settings):
