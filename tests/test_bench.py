@@ -311,7 +311,7 @@ def run(*line):
 def test_the_table_says_what_is_told_and_where_it_holds(by_macs):
     code, said, _ = run("digits_cnn_pruned_25", "--rounds", "15")
     assert code == 0
-    words = ["1 threads", "torch", "15 rounds", "digits_cnn", "eager", "585k", "4.01x", "4.01 to 4.01", "base"]
+    words = ["1 thread;", "torch", "15 rounds", "digits_cnn", "eager", "585k", "4.01x", "4.01 to 4.01", "base"]
     assert all(word in said for word in words)
 
 

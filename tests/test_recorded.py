@@ -120,6 +120,21 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_measured(run
     assert "results can't be written" in err
 
 
+def test_what_is_saved_over_the_results_of_this_project_says_all_that_they_say(run, tmp_path):
+    ours = Path(__file__).parents[1] / "model_cards" / "results" / "digits_cnn_pruned_25.json"
+    saved = tmp_path / ours.name
+    saved.write_bytes(ours.read_bytes())
+    assert run("verify", "digits_cnn_pruned_25", "--save", str(tmp_path))[0] == 0
+    former, found = json.loads(ours.read_text()), json.loads(saved.read_text())
+
+    assert found["data"] == former["data"]
+    assert found["measured"].keys() == former["measured"].keys()
+    whole = saved.read_bytes()
+    code, _, err = run("verify", "digits_cnn_pruned_25", "--structure", "--save", str(tmp_path))
+    assert (code, saved.read_bytes()) == (1, whole)
+    assert f"{saved} has agreement, kl, top1, which --structure would drop: choose another folder" in err
+
+
 @pytest.mark.parametrize("words", [(), ("--all", "digits_cnn"), ("nothing*",)])
 def test_no_models_are_refused_in_a_line(words, run):
     code, out, err = run("verify", *words)

@@ -229,7 +229,8 @@ def processor(device: torch.device | None = None) -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return f"{named or platform.machine()}, {torch.get_num_threads()} threads"
+    count = torch.get_num_threads()
+    return f"{named or platform.machine()}, {count} thread{'s' * (count != 1)}"
 
 
 def forward(model: nn.Module, images: torch.Tensor) -> Call:

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from zoo.atomic import refusals
 from zoo.catalog.data_names import NAMED, data_name, limited, on_hub
-from zoo.catalog.report import Report, Verification, Verified
+from zoo.catalog.report import COSTS, Report, Verification, Verified
 from zoo.errors import RepositoryError, ZooError
 from zoo.files import read_json, write_json
 from zoo.hub import repository
@@ -69,6 +69,7 @@ def verify_list(
     if folder:
         with refusals(folder):  # before hours are spent
             folder.mkdir(parents=True, exist_ok=True)
+        _keep(names, settings, folder)
     done = {name: recorded(name, settings, folder) for name in names if folder and not again}
     yield from (each for each in done.values() if each)
     for group in _groups([name for name in dict.fromkeys(names) if not done.get(name)], settings):
@@ -97,6 +98,18 @@ def recorded(name: str, settings: Mapping[str, Any], folder: Path) -> Verificati
 def file_of(name: str, folder: Path) -> Path:
     """Where a model's file is: `digits_vit.json`, of `org/name` and folders `org--name.json`."""
     return folder / f"{'--'.join(part for part in Path(name).parts if part not in ('/', '..', '.'))}.json"
+
+
+def _keep(names: Sequence[str], settings: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to put what needs no images in the place of a file that says more."""
+    for path in (file_of(name, folder) for name in names if settings.get("structure_only")):
+        further = (
+            sorted(Report.from_json(read_json(path), str(path)).measured.keys() - {*COSTS}) if path.exists() else ()
+        )
+        if further:
+            raise RepositoryError(
+                f"{path} has {', '.join(further)}, which --structure would drop: choose another folder"
+            )
 
 
 def _asked(name: str, settings: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 from torch import nn
 
 from zoo import catalog
@@ -240,6 +241,8 @@ def _named_refusal(refused: Callable[[str, ZooError], None], ours: Sequence[_Cla
 def _judged(claim: _Claim, asked: _Asked, found: Report) -> Verification:
     """What was measured, held against what is claimed."""
     claimed, images = claim.claimed, asked.images
+    if claim.against and (weights := weights_of(claim.base)):
+        found = replace(found, data={**found.data, "against_sha256": weights})
     others = judging.others_than(claimed, found, claim.named, images) if claim.spec is not None else ""
     another = _another(claimed, claim.base) if claim.against else ""
     rows = judging.compared(claimed, found, asked.changed, others, another, asked.cast)
