@@ -65,6 +65,16 @@ def best(contenders, ms, limit):
     return max((each for each in contenders if ms[each.name] <= limit), key=lambda each: each.top1)
 
 
+def test_one_bad_glance_is_not_taken_for_a_machine_on_which_nothing_is_fast_enough():
+    contenders, ms = many(3, 50)
+    machine = Machine(ms, 3)
+    first, *_ = sorted(contenders, key=lambda each: each.cost.macs)
+    glance = machine.glance
+    machine.glance = lambda each: 50 * ms[each.name] if each is first else glance(each)
+    limit = 3 * ms[first.name]
+    assert machine.search(contenders, limit).winner == best([c for c in contenders if c is not first], ms, limit)
+
+
 def test_the_winner_of_timing_all_is_found_nine_times_of_ten_with_a_third_of_the_glances():
     right, looked = 0, []
     for seed in range(200):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from msgspec import Struct
 
 from zoo.errors import ZooError
-from zoo.measurement.expectation import expected
+from zoo.measurement.expectation import FEW, expected
 from zoo.measurement.latency import FEWEST, Timing
 from zoo.verbs.contenders import Contender
 
@@ -170,7 +170,8 @@ def _following(
         for chance, each in zip(chances, unknown, strict=True)
     ]
     order = sorted(range(len(unknown)), key=lambda place: -gains[place])
-    return [unknown[place] for place in order if chances[place] > SLIGHT]
+    unsure = sure is None and len(_known(all, found)) < FEW  # one bad glance must not say that nothing is fast enough
+    return [unknown[place] for place in order if unsure or chances[place] > SLIGHT]
 
 
 def _on_front(contenders: Sequence[Contender], limit: float | None, found: Found) -> list[Contender]:
