@@ -140,12 +140,12 @@ CAR = {"objects": 1200, "map": 0.25, "map50": 0.5}
 def test_a_card_has_each_class_beside_the_base_on_the_same_images_alone():
     classes, dense = {"car": CAR, "a|b<c": {"objects": 0}}, {"car": {**CAR, "map": 0.75}, "a|b<c": {"objects": 0}}
     assert (
-        "| class | objects | mAP 50-95 | base | against it | mAP 50 | base | against it |\n"
+        "| class | objects | mAP 50-95, % | base | against it | mAP 50, % | base | against it |\n"
         "|:--|--:|--:|--:|--:|--:|--:|--:|\n"
-        "| car | 1,200 | 25.00 % | 75.00 % | -50.00 points | 50.00 % | 50.00 % | +0.00 points |\n"
+        "| car | 1,200 | 25.00 | 75.00 | -50.00 | 50.00 | 50.00 | +0.00 |\n"
         "| a\\|b&lt;c | 0 | - | - | - | - | - | - |\n"
     ) in card(classes, dense)
-    alone = "| class | objects | mAP 50-95 | mAP 50 |\n|:--|--:|--:|--:|\n| car | 1,200 | 25.00 % | 50.00 % |\n"
+    alone = "| class | objects | mAP 50-95, % | mAP 50, % |\n|:--|--:|--:|--:|\n| car | 1,200 | 25.00 | 50.00 |\n"
     assert alone in card(classes)
     assert alone in card(classes, dense, {**HERE, "images": 8})
     assert "<details>" not in card(classes)

@@ -12,7 +12,7 @@ from torch import nn
 import zoo
 from zoo import catalog
 from zoo.catalog.report import Report
-from zoo.pages import families, family, style, widths
+from zoo.pages import classes, families, family, style, widths
 from zoo.structure.plan import Plan
 from zoo.verbs.cards import facts_of
 
@@ -109,11 +109,54 @@ def test_what_a_picture_was_drawn_from_is_known_by_its_values_and_its_code():
     assert one.drawn_from != style.Picture("a.png", "", [[1, 2]], family).drawn_from
 
 
-def test_several_families_are_drawn_by_name():
-    points = family.points(catalog.info("digits_cnn"), report("digits_cnn"))
-    figure = families.draw([("digits", "top-1", [("digits_cnn", points)])])
+def test_what_draws_a_picture_is_also_what_its_module_takes_from_others(monkeypatch):
+    picture, source = style.Picture("a.png", "", [], families), style.inspect.getsource
+    was = picture.drawn_from
+    monkeypatch.setattr(style.inspect, "getsource", lambda module: source(module) + "\n" * (module is family))
 
-    assert [text.get_text() for text in figure.axes[0].texts] == ["digits_cnn"]
+    assert picture.drawn_from != was  # it has its marks and its legend
+
+
+def test_several_families_are_drawn_by_name_and_no_name_is_cut_off():
+    points = [("small", True, False, 0.7, 50_000, {"macs": 1e6}), ("large", False, False, 0.8, 50_000, {"macs": 1e9})]
+    figure = families.draw([("ImageNet-1k", "top-1", [("beit_base_patch16_224", points)])])
+    (text,) = figure.axes[0].texts
+
+    assert text.get_text() == "beit_base_patch16_224"
+    assert text.get_window_extent().x1 < figure.bbox.x1
+
+
+def test_a_family_s_line_goes_from_its_dense_model_down_and_past_other_dense_ones():
+    points = family.points(catalog.info("fbnetv3_g_pruned_37"), None)
+    figure = families.draw([("ImageNet-1k", "top-1", [("fbnetv3_g", points)])])
+    line = next(each for each in figure.axes[0].lines if each.get_linestyle() == "-" and len(each.get_xdata()) > 1)
+    macs = sorted(point[-1]["macs"] / 1e6 for point in points if point[1])
+
+    assert len({point[0] for point in points if not point[1]}) == 3
+    assert [*line.get_xdata()] == [*macs, max(point[-1]["macs"] / 1e6 for point in points)]
+
+
+def test_a_cost_has_a_panel_where_dense_and_compressed_models_have_it():
+    def point(name, compressed, **costs):
+        return name, compressed, True, 0.5, 100, costs
+
+    both = [point("a", False, macs=3.0, latency_ms=1.0), point("b", True, macs=2.0), point("c", True, macs=1.0)]
+    alike = [point(name, False, latency_ms=1.0) for name in "def"]
+
+    assert family.alt([*both, *alike], "b") == (
+        "Accuracy of 6 dense and compressed models of one family against macs of one image, b among them at 50 %."
+    )
+    assert len(family.draw(both, "b", "top-1").axes) == 1
+    assert not family.drawable([*both[:2], *alike])  # of each cost too few, or of one kind alone
+
+
+def test_what_lost_images_are_taken_for_leaves_room_for_the_picture():
+    long = [(f"American Staffordshire terrier {number}", 9) for number in range(3)]
+    figure = classes.draw([("tabby", 50, 40, 30, long)])
+    figure.draw_without_rendering()
+
+    assert classes.taken(long) == "9 as American Stafford …  terrier 0"
+    assert figure.axes[0].bbox.width > 0.3 * figure.bbox.width
 
 
 def test_a_saved_model_has_its_pictures_and_its_card_says_what_they_show(tmp_path):
@@ -121,7 +164,7 @@ def test_a_saved_model_has_its_pictures_and_its_card_says_what_they_show(tmp_pat
     card = (tmp_path / "model" / "README.md").read_text()
 
     assert (tmp_path / "model" / "widths.png").read_bytes().startswith(b"\x89PNG")
-    assert "![Bars of what is left of each of 18 layers; 13 are smaller, blocks.1.mlp.fc1 keeps the least" in card
+    assert "![Bars of what is left of the outputs of 18 convolutions and linear layers: 13 have fewer, blocks.1" in card
     assert "(widths.png)" in card
 
 

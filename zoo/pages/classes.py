@@ -8,6 +8,7 @@ from zoo.pages import style
 from zoo.printable import printable
 
 MOST = 15  # classes of a picture
+LONGEST = 48  # letters of what lost images are taken for, or nothing would be left of the picture
 Lost = tuple[str, int, int, int, Sequence[tuple[str, int]]]
 """A class, its images, how many the reference knew, how many the model knows, and what it is taken for how often."""
 
@@ -44,6 +45,18 @@ def alt(classes: Sequence[Lost], count: int) -> str:
     return f"Share of their images that are known before and after compression, of {which}; {most}."
 
 
+def taken(taken_for: Sequence[tuple[str, int]]) -> str:
+    """What lost images are taken for, as much of it as there is room for.
+
+    >>> taken([("tabby", 9), ("Egyptian cat", 4), ("tiger cat", 2), ("lynx, catamount", 1)])
+    '9 as tabby, 4 as Egyptian cat, 2 as tiger cat'
+    """
+    words = [f"{count} as {printable(other, 30)}" for other, count in taken_for[:3]]
+    while len(", ".join(words)) > LONGEST:
+        words.pop()
+    return ", ".join(words)
+
+
 def draw(classes: Sequence[Lost]) -> Any:
     """A figure of the classes that lost most.
 
@@ -61,8 +74,7 @@ def draw(classes: Sequence[Lost]) -> Any:
     axis.scatter(was, places, s=50, marker="s", color=style.DENSE, label="before")
     axis.scatter(now, places, s=50, color=style.COMPRESSED, label="compressed")
     for place, (_, _, _, _, taken_for) in enumerate(classes):
-        words = ", ".join(f"{count} as {printable(other, 24)}" for other, count in taken_for[:3])
-        axis.text(1.02, place, words, transform=axis.get_yaxis_transform(), va="center", fontsize=8)
+        axis.text(1.02, place, taken(taken_for), transform=axis.get_yaxis_transform(), va="center", fontsize=8)
     axis.text(1.02, -0.8, "lost images, taken", transform=axis.get_yaxis_transform(), fontsize=8, style="italic")
     axis.set_yticks(places, [printable(name, 30) for name, *_ in classes], fontsize=8)
     axis.set(ylim=(len(classes) - 0.4, -1), xlim=(-2, 102))

@@ -1,5 +1,6 @@
 """Accuracy against macs of whole families, each from its dense models down: what is gained and lost where."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -58,10 +59,15 @@ def draw(panels: Sequence[Panel]) -> Any:
 
 
 def _draw_family(axis: Any, points: Sequence[Point]) -> None:
-    line = sorted(map(_place, points))
+    joined = [point for point in points if point[1]] + [_dearest(points)]  # other dense ones are nobody's base here
+    line = sorted(map(_place, joined))
     axis.plot([macs for macs, _ in line], [share for _, share in line], color=style.GREY, lw=1, zorder=1)
     for point in sorted(points, key=lambda point: point[1]):
         mark(axis, point, _place(point)[0], False, 5)
+
+
+def _dearest(points: Sequence[Point]) -> Point:
+    return max(points, key=lambda point: point[-1]["macs"])
 
 
 def _place(point: Point) -> tuple[float, float]:
@@ -71,8 +77,9 @@ def _place(point: Point) -> tuple[float, float]:
 def _name(axis: Any, families: Sequence[Family], scale: float) -> None:
     """Write each family's name, where it hides least, beside its model of the most macs."""
     taken = [(x - 5, x + 5, y - 9, y + 9) for _, points in families for x, y in _drawn(axis, points, scale)]
+    taken.append((72 * style.WIDTH, math.inf, -math.inf, math.inf))  # what lies beyond the picture isn't seen
     for name, points in families:
-        dearest = max(points, key=lambda point: point[-1]["macs"])
+        dearest = _dearest(points)
         ((x, y),) = _drawn(axis, [dearest], scale)
         boxes = [_box(x + right, y + up, LETTER * len(name), side) for right, up, side in PLACES]
         hidden = [sum(_meet(box, other) for other in taken) for box in boxes]

@@ -1,6 +1,6 @@
 """Accuracy of a family against what its models cost: what a source reports hollow, what was measured filled."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from zoo import catalog
@@ -89,8 +89,8 @@ def _images(figure: str, images: int | None) -> int | None:
 
 
 def drawable(found: Sequence[Point]) -> bool:
-    """Whether points are worth a picture: enough of them, dense and compressed."""
-    return len(found) >= FEWEST and len({compressed for _, compressed, *_ in found}) == 2
+    """Whether points are worth a picture: enough of them, dense and compressed, have one of the costs."""
+    return bool(_labels(found))
 
 
 def alt(found: Sequence[Point], name: str) -> str:
@@ -98,13 +98,14 @@ def alt(found: Sequence[Point], name: str) -> str:
     own = next((point for point in found if point[0] == name), None)
     count = len({point[0] for point in found})
     words = f", {name} among them at {100 * own[3]:.4g} %" if own else ""
-    against = " and ".join(_labels(found)) or "cost"
+    against = " and ".join(_labels(found))
     return f"Accuracy of {count} dense and compressed models of one family against {against}{words}."
 
 
-def _labels(found: Iterable[Point]) -> list[str]:
-    known = [costs for *_, costs in found]
-    return [words for key, (words, _, _) in COSTS.items() if sum(key in costs for costs in known) >= FEWEST]
+def _labels(found: Sequence[Point]) -> list[str]:
+    """The costs that are worth a panel."""
+    kinds = {key: [compressed for _, compressed, *_, costs in found if key in costs] for key in COSTS}
+    return [COSTS[key][0] for key, each in kinds.items() if len(each) >= FEWEST and len({*each}) == 2]
 
 
 def draw(found: Sequence[Point], name: str, label: str) -> Any:
@@ -176,7 +177,8 @@ def legend(found: Sequence[Point]) -> tuple[list[Any], list[str]]:
         colour, marker = (style.COMPRESSED, "o") if compressed else (style.DENSE, "s")
         handles.append(Line2D([], [], ls="", marker=marker, color=colour, mfc=colour if measured else "white"))
         labels.append(f"{'compressed' if compressed else 'dense'}, {'measured' if measured else 'reported'}")
-    if any(images for *_, images, _ in found):
+    counts = {images for *_, images, _ in found if images}
+    if counts:
         handles.append(Line2D([], [], ls="", marker="|", ms=10, color=style.GREY))
-        labels.append("95 % interval of so many images")
+        labels.append(f"95 % interval of {min(counts):,} images" if len(counts) == 1 else "95 % interval")
     return handles, [printable(label) for label in labels]

@@ -70,7 +70,7 @@ def by_class(report: Report, base: Report | None) -> tuple[list[str], list[list[
     beside = base is not None and bool(base.classes) and _same_data(report, base)
     others = base.classes if base is not None and beside else {}
     keys = [key for key in dict.fromkeys(k for each in report.classes.values() for k in each) if key != OBJECTS]
-    named = [SOURCE_NAMES.get(key, key) for key in keys]
+    named = [f"{SOURCE_NAMES.get(key, key)}, %" for key in keys]
     head = [
         "class",
         OBJECTS,
@@ -81,9 +81,9 @@ def by_class(report: Report, base: Report | None) -> tuple[list[str], list[list[
         row, dense = [name, f"{own.get(OBJECTS, 0):,}"], others.get(name, {})
         for key in keys:
             both = key in own and key in dense
-            row.append(_value(key, own[key], True) if key in own else "-")
-            row += [_value(key, dense[key], True) if key in dense else "-"] if beside else []
-            row += [_against(key, own[key], dense[key], True) if both else "-"] if beside else []
+            row.append(f"{100 * own[key]:.2f}" if key in own else "-")
+            row += [f"{100 * dense[key]:.2f}" if key in dense else "-"] if beside else []
+            row += [f"{100 * (own[key] - dense[key]):+.2f}" if both else "-"] if beside else []
         worst.append(own.get(keys[0], math.inf) - dense.get(keys[0], 0.0) if keys else 0.0)
         rows.append(row)
     return head, [rows[i] for i in sorted(sorted(range(len(rows)), key=lambda i: worst[i])[:MOST])]
@@ -144,12 +144,13 @@ def conditions(report: Report) -> str:
 
 
 def reported(row: Reported, entry: Entry) -> list[str]:
-    """A row of what the source reports: of which model, figures, conditions, and where it says so."""
+    """A row of what the source reports: of which model, figures, and conditions, with its source if it has its own."""
     figures = ", ".join(f"{SOURCE_NAMES.get(key, key)} {_claim(key, value)}" for key, value in row.figures.items())
     conditions = {"px": row.input, "images": row.images, "in a batch": row.batch}
     holds = [f"{count:,} {what}" for what, count in conditions.items() if count is not None]
     holds += [text for text in (row.device, row.runtime, row.counting and f"{row.counting}'s counting") if text]
-    return [row.of or "this model", figures, ", ".join(holds), row.source or entry.source or ""]
+    holds += [f"from {row.source}"] if row.source not in (None, entry.source) else []
+    return [row.of or "this model", figures, ", ".join(holds)]
 
 
 def _claim(key: str, value: float) -> str:

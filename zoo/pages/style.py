@@ -43,8 +43,10 @@ class Picture:
 
     @property
     def drawn_from(self) -> str:
-        """The sha256 of the values, and of the code that draws them."""
-        code = [inspect.getsource(module) for module in (self.by, sys.modules[__name__])]
+        """The sha256 of the values, and of the code that draws them: the module, and what it uses of this room."""
+        named = (getattr(each, "__module__", None) or getattr(each, "__name__", "") for each in vars(self.by).values())
+        room = {str(name) for name in named if str(name).startswith("zoo.pages.")}
+        code = [inspect.getsource(sys.modules[name]) for name in sorted(room | {__name__, self.by.__name__})]
         return hashlib.sha256(json.dumps([self.values, *code], sort_keys=True).encode()).hexdigest()
 
     def png(self) -> bytes:

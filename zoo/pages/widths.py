@@ -70,9 +70,9 @@ def alt(layers: Sequence[Kept]) -> str:
     """The picture in words."""
     smaller = [layer for layer in layers if layer[1] < layer[2]]
     least = min(smaller, key=lambda layer: layer[1] / layer[2])
-    what = "rank" if least[3] == "rank" else "outputs"
-    words = f"{least[0]} keeps the least, {what} {least[1]} of {least[2]}"
-    return f"Bars of what is left of each of {len(layers)} layers; {len(smaller)} are smaller, {words}."
+    kinds = " or ".join(f"the {what}" for what in dict.fromkeys(what for *_, what in layers))
+    words = f"{len(smaller)} have fewer, {least[0]} keeps the least, {least[1]} of {least[2]}"
+    return f"Bars of what is left of {kinds} of {len(layers)} convolutions and linear layers: {words}."
 
 
 def draw(layers: Sequence[Kept]) -> Any:
