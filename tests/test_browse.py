@@ -10,7 +10,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 from client import point
-from hub import ask, content, serving
+from hub import ask, commit, content, create, regular, serving
 
 import zoo
 from zoo import catalog
@@ -196,3 +196,21 @@ def test_it_is_published_as_a_static_space_in_one_commit(page, tmp_path, monkeyp
     }
     assert [each["title"] for each in commits][:1] == ["Publish Compressed vision models"]
     assert len(commits) <= 2  # the second made none
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_a_page_takes_a_new_spaces_place_whole_and_that_of_no_other_space(page, tmp_path, monkeypatch):
+    with serving(tmp_path / "served") as address:
+        point(monkeypatch, address, tmp_path / "cache")
+        for name, file in (("me/new", "style.css"), ("me/demo", "app.py")):
+            create(address, name, "space", sdk="static")
+            commit(address, name, regular("README.md", "theirs"), regular(file, "theirs"), kind="space")
+        made, refused = browse("--push", "me/new"), browse("--push", "me/demo")
+        paths = {each["path"] for each in ask(address, "GET", "/api/spaces/me/new/tree/main?recursive=true").json()}
+        kept = {file: content(address, "spaces/me/demo", file).body for file in ("README.md", "app.py")}
+
+    assert made.exit_code == 0, made.output
+    assert not paths & {"style.css"}
+    assert site.PAGE in paths
+    assert str(refused.exception) == "me/demo isn't a page of zoo browse (found app.py): choose another Space"
+    assert set(kept.values()) == {b"theirs"}

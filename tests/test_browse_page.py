@@ -277,6 +277,21 @@ def test_a_phone_scrolls_one_way_and_its_back_button_closes_a_model(visit):
     assert page.locator("#main").get_attribute("inert") is None
 
 
+@pytest.mark.parametrize("viewport", [WIDE, PHONE], ids=["wide", "phone"])
+def test_a_long_name_begins_at_its_beginning_and_heads_are_whole(visit, tmp_path, viewport):
+    name = f"a_model_{'that_has_a_name_' * 6}v2"
+    long = rows.Row(name, name, "image-classification", "prune", "recipe", base=f"timm/{name}")
+    site.write(site.files([long]), tmp_path / "long")
+    page = visit(folder=tmp_path / "long", viewport=viewport)
+    cell = page.locator("#grid .tabulator-cell.name")
+    (outer, inner) = (each.bounding_box() for each in (cell, cell.locator("span")))
+
+    assert outer["y"] <= inner["y"]
+    assert inner["y"] + inner["height"] <= outer["y"] + outer["height"]
+    cut = "heads => heads.filter((head) => head.scrollWidth > head.clientWidth).map((head) => head.innerText)"
+    assert page.locator("#grid .tabulator-col-title").evaluate_all(cut) == []
+
+
 def test_latency_is_a_column_and_an_axis_where_it_is_known(visit, tmp_path):
     page = visit("#x=ms&q=digits_cnn&sort=ms")
     page.wait_for_selector("[tabulator-field=ms][aria-sort=ascending]")

@@ -30,7 +30,7 @@
 
   const columns = [
     ["name", "Name", named, { minWidth: narrow ? 130 : 200, widthGrow: 4, responsive: 0, cssClass: "name" }],
-    ["accuracy", "Accuracy", accuracy, { minWidth: narrow ? 106 : 136, responsive: 0, number: true }],
+    ["accuracy", "Accuracy", accuracy, { minWidth: narrow ? 118 : 136, responsive: 0, number: true }],
     ["macs", "MACs", (row) => marked(row, "macs", short(row.macs)), { minWidth: narrow ? 82 : 88, responsive: 0, number: true }],
     ["params", "Params", (row) => marked(row, "params", short(row.params)), { minWidth: 104, responsive: 1, number: true }],
     ["ms", "Latency", (row) => milliseconds(row.ms) || "–", { minWidth: 104, responsive: 1, number: true }],
