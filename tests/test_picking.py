@@ -273,6 +273,20 @@ def test_what_was_timed_while_others_had_the_cores_is_not_kept(clock, share, kep
     assert [bool(each) for each in timings.known(found.conditions)] == [kept, kept]
 
 
+def test_a_glance_that_is_kept_tells_nothing_of_the_time_when_others_had_the_cores(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    waits, took = iter([0.5, 0.5, 0.0, 0.0]), iter([*[8.0] * 12, *[2.0] * 12])  # of two that run beside each other
+    monkeypatch.setattr(watch, "waiting", lambda threads: lambda: next(waits))
+    monkeypatch.setattr(watch.Watch, "_started", lambda self, contender: contender.name)
+    monkeypatch.setattr(watch.Watch, "_spent", lambda self, call: next(took))
+    bar = SimpleNamespace(update=lambda: None)
+    eye = watch.Watch(torch.device("cpu"), 1, "eager", None, "wall", None, {"machine": "this"}, bar)
+    found = [eye.glance(SimpleNamespace(name=name, structure=name)) for name in "abcd"]
+
+    assert found == [8.0, 8.0, 2.0, 2.0]
+    assert timings.known({"machine": "this"})[0] == {"c": 2.0, "d": 2.0}
+
+
 def test_waiting_is_the_share_of_the_time_that_threads_were_ready_and_others_had_the_cores(monkeypatch):
     monkeypatch.setattr(latency, "waited", iter([2.0, 5.0, None]).__next__)
     monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=iter([10.0, 20.0, 30.0]).__next__))

@@ -42,7 +42,7 @@ class Watch:
         conditions: what timings hold for.
         bar: of progress.
         beside: the model that was looked at first: it tells how fast the machine is just now.
-        usual: milliseconds that it took, each time.
+        usual: milliseconds that it took, each time that nobody else had the cores.
     """
 
     device: torch.device
@@ -66,10 +66,12 @@ class Watch:
             own.append(self._spent(call))
             if self.limit is not None and own[0] > SLOW * self.limit:
                 break
-        self.usual += others
-        ms = max(min(own) / min(others) * statistics.median(self.usual), 1e-6)
+        quiet = self._quiet(waited)
+        self.usual += others if quiet else []
+        ms = max(min(own) / min(others) * statistics.median(self.usual or others), 1e-6)
         log.info("%s: about %.3g ms", contender.name, ms)
-        self._remember(waited, {contender.structure: ms}, {})
+        if quiet:
+            remember(self.conditions, {contender.structure: ms}, {})
         self.bar.update()
         return ms
 
@@ -79,7 +81,8 @@ class Watch:
         calls = {each.structure: self._started(each) for each in contenders}
         waited = self._waiting()
         timings = compare(calls, rounds=rounds, clock=CLOCKS[self.clock])
-        self._remember(waited, {}, timings)
+        if self._quiet(waited):
+            remember(self.conditions, {}, timings)
         return timings
 
     def _started(self, contender: Contender) -> Call:
@@ -98,12 +101,9 @@ class Watch:
     def _waiting(self) -> Callable[[], float | None]:
         return waiting(torch.get_num_threads())
 
-    def _remember(
-        self, waited: Callable[[], float | None], glances: Mapping[str, float], timings: Mapping[str, Timing]
-    ) -> None:
-        """Keep them, unless they tell of others' work too."""
-        if self.clock == "cpu" or (waited() or 0.0) <= BUSY:
-            remember(self.conditions, glances, timings)
+    def _quiet(self, waited: Callable[[], float | None]) -> bool:
+        """Whether times tell of no others' work too; else they aren't kept."""
+        return self.clock == "cpu" or (waited() or 0.0) <= BUSY
 
     def _spent(self, call: Call) -> float:
         clock = CLOCKS[self.clock]
