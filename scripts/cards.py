@@ -95,7 +95,8 @@ def row(entry: Entry, figures: Sequence[str]) -> str:
         made += ", distilled from " + ", ".join(f"`{teacher}`" for teacher in recipe.teachers)
     elif base:
         made += f", of `{base}`"
-    return f"| {' | '.join([f'`{entry.name}`', *costs, *shares, made])} |"
+    name = f"[`{entry.name}`](model_cards/{entry.name}.md)"
+    return f"| {' | '.join([name, *costs, *shares, made])} |"
 
 
 def between(text: str, name: str, lines: Sequence[str]) -> str:

@@ -37,7 +37,7 @@ def test_every_python_block_runs_and_prints_what_its_comments_say(block: str, tm
 @pytest.mark.parametrize("name", catalog.names("digits_*"))
 def test_the_table_of_models_holds_the_measured_figures(name: str) -> None:
     measured = read_json(catalog.EMBEDDED / name / "results.json")["measured"]
-    row = next(line for line in README.splitlines() if line.startswith(f"| `{name}` |"))
+    row = next(line for line in README.splitlines() if line.startswith(f"| [`{name}`](model_cards/{name}.md) |"))
 
     assert [cell.strip() for cell in row.split("|")[2:5]] == [
         f"{measured['params']:,}",
