@@ -1,21 +1,28 @@
 """What all families have in common: entries in, repositories out."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 from builders.smoke import mark_, stand_in
 from zoo import catalog
-from zoo.catalog.entry import Entry
+from zoo.catalog.entry import Entry, Recipe
 from zoo.catalog.report import Row
+from zoo.cluster import Task
 from zoo.errors import RepositoryError, UnknownName
 from zoo.tasks import task_named
 from zoo.training.schedule import Machine
 from zoo.verbs.beginning import processes
 from zoo.verbs.building import make, plan
-from zoo.verbs.recipes import at_most
+from zoo.verbs.recipes import at_most, declarations_of, distillation_of, recipes_in
 from zoo.verbs.saving import push
 from zoo.verbs.verification import results_of, verify
+
+
+def _unsaid(line: str) -> None:
+    """Nobody listens; no lambda, as a run is pickled."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class Run:
         plan_only: the structure of each, without training.
         machine: how training runs here.
         say: called with each line for the reader.
+        note: called with each model and its folder in place of making it.
     """
 
     models: tuple[str, ...] = ()
@@ -42,7 +50,8 @@ class Run:
     smoke: bool = False
     plan_only: bool = False
     machine: Machine | None = None
-    say: Callable[[str], None] = lambda line: None
+    say: Callable[[str], None] = _unsaid
+    note: Callable[[Entry, Path], None] | None = None
 
     def to(self, default: Path) -> Path:
         """The folder of the repositories; smoke tests never go where the real ones lie by default."""
@@ -53,6 +62,41 @@ def entries(*families: str) -> list[Entry]:
     """The models of some families, as the catalog lists them, project after project."""
     every = (catalog.info(name) for name in catalog.names(all=True))
     return sorted((entry for entry in every if entry.family in families), key=lambda entry: entry.project)
+
+
+def builds(name: str, run: Run) -> Iterator[Path]:
+    """Make the models of a script, or of a file of recipes, FILE.toml; the rest is as `build` has it."""
+    if name.endswith(".toml"):
+        return build(recipes_in(Path(name)), run)
+    made: Iterator[Path] = import_module(f"builders.{name}").build(run)
+    return made
+
+
+def noted(name: str, run: Run) -> list[Entry]:
+    """The models that a run would make of a script or file, in its order."""
+    found: list[Entry] = []
+    for _ in builds(name, replace(run, note=lambda entry, folder: found.append(entry))):
+        pass
+    return found
+
+
+def tasks(names: list[str], run: Run) -> list[Task]:
+    """The models that a run would make of scripts or files, each as a task of its own for a cluster."""
+    return [
+        Task(entry.name, partial(_made, name, replace(run, models=(entry.name,))), trains(entry.recipe))
+        for name in names
+        for entry in noted(name, run)
+    ]
+
+
+def trains(recipe: Recipe) -> bool:
+    """Whether a recipe trains, so that a GPU is worth it."""
+    learns = declarations_of(recipe)[1]
+    return distillation_of(recipe)[0].epochs > 0 or bool(learns and learns.epochs)
+
+
+def _made(name: str, run: Run, say: Callable[[str], None]) -> list[Path]:
+    return [*builds(name, replace(run, say=say))]
 
 
 def build(family: list[Entry], run: Run, out: Path = Path("build")) -> Iterator[Path]:
@@ -75,7 +119,11 @@ def build(family: list[Entry], run: Run, out: Path = Path("build")) -> Iterator[
         if name not in names:
             raise UnknownName(f"no model {name!r} here, there are: {', '.join(names)}")
     for entry in family:
-        if not run.models or entry.name in run.models:
+        if run.models and entry.name not in run.models:
+            continue
+        if run.note:
+            run.note(entry, run.to(out))
+        else:
             made = one(entry, run, run.to(out))
             if made is not None:
                 yield made

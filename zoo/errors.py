@@ -11,6 +11,7 @@
     ├── WeightsError     (ValueError)   a tensor is missing, extra, misshapen, or the file is damaged
     ├── BudgetError      (ValueError)   a budget that the model can't meet
     ├── HubError         (OSError)      an endpoint can't be reached, or refuses
+    ├── ClusterError     (OSError)      no Ray cluster is there, or it refuses
     ├── DataError        (ValueError)   a data set or image that can't be used
     └── StorageError     (OSError)      the disk refused
 
@@ -71,6 +72,10 @@ class BudgetError(ZooError, ValueError):
 
 class HubError(ZooError, OSError):
     """An endpoint can't be reached, or refuses."""
+
+
+class ClusterError(ZooError, OSError):
+    """No Ray cluster is there, or it refuses."""
 
 
 class DataError(ZooError, ValueError):

@@ -2,8 +2,8 @@
 
 A file for each kind of command: `listing`, `browsing`, `benching`, `picking`, `predicting`, `making`, `building`,
 `saving`, `publishing`, `verifying`, `exchanging`, `covering`; what several of them take is `options`, how all of them
-print `tables`. Of `making` also `checks` (what is wrong can be said early), `method_help`, and what `sweeping` and
-`planning` print.
+print `tables`, how tasks on a cluster fare `clustering`. Of `making` also `checks` (what is wrong can be said early),
+`method_help`, and what `sweeping` and `planning` print.
 """
 
 import atexit

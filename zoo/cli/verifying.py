@@ -1,7 +1,9 @@
 """`zoo verify`: figures measured again."""
 
 import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,10 @@ import click
 from zoo import catalog
 from zoo.catalog.data_names import NAMED
 from zoo.catalog.report import COSTS, OBJECTS, Row, Verification
+from zoo.cli.clustering import carried_out, on_cluster
 from zoo.cli.options import data_options
 from zoo.cli.tables import as_json, figure, say, say_json, table
+from zoo.cluster import Task
 from zoo.errors import DataError, UnknownName, ZooError
 
 NEARLY_EXACT = (*COSTS, "kl", "bytes", "graph")
@@ -22,6 +26,7 @@ DTYPE_NAMES = ("float32", "float16", "bfloat16")
     epilog="\b\nzoo verify digits_cnn digits_vit\n"
     "zoo verify ./build/mine --data ./photographs --images 1000\n"
     "zoo verify --all --save ./results\n"
+    "zoo verify --all --on auto --save ./results\n"
     "accelerate launch -m zoo verify me/mine --data ILSVRC/imagenet-1k --precision bf16\n",
 )
 @click.argument("names", nargs=-1)
@@ -41,6 +46,7 @@ DTYPE_NAMES = ("float32", "float16", "bfloat16")
 @click.option("--workers", type=click.IntRange(0), help="Processes that load images.  [default: by their number]")
 @click.option("--save", type=click.Path(file_okay=False, path_type=Path), help="Write a file NAME.json for each here.")
 @click.option("--again", is_flag=True, help="Also measure those that --save has.")
+@on_cluster
 @data_options
 @as_json
 def verify(
@@ -54,6 +60,7 @@ def verify(
     precision: str | None,
     save: Path | None,
     again: bool,
+    address: str | None,
     **options: Any,
 ) -> None:
     """Measure the models NAMES again.
@@ -65,7 +72,7 @@ def verify(
     or some of them, in another precision, at another size or crop, such claims are shown and not judged.
 
     A list that was cut off goes on with --save: a model whose file there has the same weights, data and settings isn't
-    measured again.
+    measured again. On a cluster each model is a pass of its own, and --save a folder that all nodes see.
     """
     import torch
 
@@ -84,7 +91,11 @@ def verify(
         if first:
             say(f"{name}: {'left out: ' * left_out}{error}", err=True)
 
-    found = verify_list(chosen, options, save, again=again, refused=refused if len(chosen) > 1 else None)
+    if address:
+        tasks = [Task(name, partial(_alone, name, options, save, again), options["device"] != "cpu") for name in chosen]
+        found = _on_cluster(tasks, address, refused)
+    else:
+        found = verify_list(chosen, options, save, again=again, refused=refused if len(chosen) > 1 else None)
     verifications = [*found]
     if first:
         _print(verifications, as_json)
@@ -93,6 +104,27 @@ def verify(
                 say(f"{each.name}: no claim on images was judged ({each.unjudged}), so it isn't verified", err=True)
     if failed or not all(each.passed for each in verifications):
         raise SystemExit(1)
+
+
+def _on_cluster(
+    tasks: Sequence[Task], address: str, refused: Callable[[str, ZooError], None]
+) -> Iterator[Verification]:
+    """The Verification of each model that can be verified, in the order of the tasks."""
+    ended = {each.name: each for each in carried_out(tasks, address)}
+    for each in (ended[task.name] for task in tasks):
+        if each.error:
+            refused(each.name, each.error)
+        else:
+            yield each.value
+
+
+def _alone(
+    name: str, options: Mapping[str, Any], save: Path | None, again: bool, say: Callable[[str], None]
+) -> Verification:
+    """One model's Verification, as a task."""
+    from zoo.verbs.recorded import verify_list
+
+    return next(verify_list([name], options, save, again=again))
 
 
 def _chosen(names: tuple[str, ...], every: bool, anywhere: bool) -> list[str]:

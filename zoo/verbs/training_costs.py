@@ -147,23 +147,41 @@ def cost_of_learning(
     machine, steps, size = machine or Machine(), _steps(data, schedule), config_of(model)["input_size"]
     if steps is None:
         return None
+    counted = learning_macs(model, trained, how)
     dense, device = copy.deepcopy(model).eval(), torch.device(device)
     image = torch.zeros(2, *size, dtype=like_images(dense).dtype)
-    with torch.device("meta"):
-        counted = trained(copy.deepcopy(dense).to("meta"), image.to("meta"), how)
-    beside = measure(model).macs if counted.beside else 0
     student = trained(dense.to(device), image.to(device), how).student.to(device).train()
     share = max(1, schedule.batch_size // processes)
     return TrainingCost(
         counted.times * steps,
         schedule.batch_size,
-        measure(counted.student, size).macs - beside,
-        beside,
+        counted.forward,
+        counted.beside,
         processes * _trained(student, config_of(model), (), (), share, machine, device),
         processes * _loaded(task_of(model), data, transform, share, machine),
         machine.compile,
         counted.at_most,
     )
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What a method trains: how many times over, macs of what is trained and of what runs beside it, of one image."""
+
+    times: int
+    forward: int
+    beside: int
+    at_most: bool
+
+
+def learning_macs(model: nn.Module, trained: Callable[[nn.Module, Tensor, Any], Trained], how: Any) -> Learning:
+    """Count what a method trains before the structure is known; arguments as for `cost_of_learning`."""
+    size, dense = config_of(model)["input_size"], copy.deepcopy(model).eval()
+    image = torch.zeros(2, *size, dtype=like_images(dense).dtype, device="meta")
+    with torch.device("meta"):
+        counted = trained(dense.to("meta"), image, how)
+    beside = measure(model).macs if counted.beside else 0
+    return Learning(counted.times, measure(counted.student, size).macs - beside, beside, counted.at_most)
 
 
 def training_costs(model: nn.Module, teachers: Sequence[nn.Module], recipe: Recipe, machine: Machine, here: Any) -> str:
