@@ -292,6 +292,30 @@ def test_a_long_name_begins_at_its_beginning_and_heads_are_whole(visit, tmp_path
     assert page.locator("#grid .tabulator-col-title").evaluate_all(cut) == []
 
 
+def test_no_number_of_a_card_is_broken_on_a_phone(visit):
+    page = visit("#open=scenes_yolov8_pruned_50", viewport=PHONE)
+    lines = """cells => cells.map((cell) => {
+      const [text, all] = [cell.firstChild, document.createRange()];
+      all.setStart(text, text.data.indexOf("("));
+      all.setEnd(text, text.length);
+      return all.getClientRects().length;
+    })"""
+    found = page.locator("#panel .card td[align=right] >> text=/[(]/").evaluate_all(lines)
+
+    assert len(found) >= 6
+    assert {*found} == {1}
+    assert page.evaluate("document.querySelector('#panel').scrollWidth") == PHONE["width"]
+    assert violations(page) == []
+
+
+def test_a_low_window_keeps_the_panel_whole(visit):
+    page = visit("#open=scenes_yolov8_pruned_50", viewport={"width": 901, "height": 560})
+    page.locator("#grid .tabulator-row[aria-selected=true]").wait_for()
+
+    assert page.evaluate("document.documentElement.scrollHeight") == 560
+    assert page.locator("#panel").bounding_box()["y"] == 0
+
+
 def test_latency_is_a_column_and_an_axis_where_it_is_known(visit, tmp_path):
     page = visit("#x=ms&q=digits_cnn&sort=ms")
     page.wait_for_selector("[tabulator-field=ms][aria-sort=ascending]")

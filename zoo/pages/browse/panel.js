@@ -79,7 +79,12 @@
     const body = element("div", { class: "card" });
     body.innerHTML = row.card;
     body.querySelectorAll("a").forEach((each) => Object.assign(each, { target: "_blank", rel: "noreferrer" }));
-    body.querySelectorAll("pre").forEach((each) => (each.tabIndex = 0)); // which may scroll
+    body.querySelectorAll("table").forEach((each) => {
+      const around = element("div", { class: "scroll", role: "group", "aria-label": "Table" });
+      each.replaceWith(around);
+      around.append(each);
+    });
+    body.querySelectorAll("pre, .scroll").forEach((each) => (each.tabIndex = 0)); // which may scroll
     body.querySelector("h3")?.remove(); // its name again
     return [element("details", { open: "" }, element("summary", {}, "Card"), body)];
   }
