@@ -280,11 +280,20 @@ def test_a_phone_scrolls_one_way_and_its_back_button_closes_a_model(visit):
 @pytest.mark.parametrize("viewport", [WIDE, PHONE], ids=["wide", "phone"])
 def test_a_long_name_begins_at_its_beginning_and_heads_are_whole(visit, tmp_path, viewport):
     name = f"a_model_{'that_has_a_name_' * 6}v2"
-    long = rows.Row(name, name, "image-classification", "prune", "recipe", base=f"timm/{name}")
+    long = rows.Row(
+        *(name, name, "image-classification", "prune", "recipe"),
+        base=f"timm/{name}",
+        macs=1e6,
+        accuracy=0.5,
+        figure="top1",
+        data="digits",
+    )
     site.write(site.files([long]), tmp_path / "long")
     page = visit(folder=tmp_path / "long", viewport=viewport)
     cell = page.locator("#grid .tabulator-cell.name")
-    (outer, inner) = (each.bounding_box() for each in (cell, cell.locator("span")))
+    counted(page, "1 model")
+    assert page.locator("#plot-said").inner_text() == "1 model by top-1 on digits."
+    outer, inner = (each.bounding_box() for each in (cell, cell.locator("span")))
 
     assert outer["y"] <= inner["y"]
     assert inner["y"] + inner["height"] <= outer["y"] + outer["height"]

@@ -286,7 +286,7 @@ def test_only_tagged_repositories_are_listed_with_what_is_known_of_them(tmp_path
         _, out, _ = command(capsys, "list", "--hub", "other")
         assert f"{100 * claimed['top1']:.2f}%" in out
         assert "claimed" in out
-        assert "1 models: 1 on the Hub" in out
+        assert "1 model: 1 on the Hub" in out
 
         def named(*options):
             _, out, _ = command(capsys, "list", "--hub", "org", "--json", *options)
@@ -304,7 +304,7 @@ def test_only_tagged_repositories_are_listed_with_what_is_known_of_them(tmp_path
         code, out, _ = command(capsys, "list", "first", "--hub")
         assert [line.split()[0] for line in out.splitlines() if "on the Hub at" in line] == ["org/first"]
         assert f"on the Hub at {first[:7]}" in out
-        assert "1 models: 1 on the Hub" in out
+        assert "1 model: 1 on the Hub" in out
 
 
 def test_a_listing_goes_through_all_pages(tmp_path, monkeypatch):

@@ -70,7 +70,8 @@ def list_models(pattern: str, everything: bool, hub: str | None, as_json: bool, 
     counts = Counter(entry.status for entry in entries)
     parts = [f"{count} {status}" for status, count in counts.items()] + [f"{left} more with --all"] * bool(left)
     parts += [f"{len(on_hub)} on the Hub"] * (hub is not None)
-    say(f"{len(entries) + len(on_hub)} models: {', '.join(parts)}" if parts else "no model fits")
+    found = len(entries) + len(on_hub)
+    say(f"{found} model{'s' * (found != 1)}: {', '.join(parts)}" if parts else "no model fits")
 
 
 @click.command(epilog="\b\nzoo show digits_cnn_pruned_25")

@@ -2,7 +2,7 @@
 /* What was typed, clicked or came with the address becomes a state, and each part shows it. */
 
 (() => {
-  const { element, rows, LISTS, BOUNDS } = browse;
+  const { element, rows, models, LISTS, BOUNDS } = browse;
   const form = document.getElementById("filters");
   const axis = document.getElementById("x");
   const FIELDS = ["q", ...LISTS, "figures", ...BOUNDS];
@@ -20,11 +20,9 @@
     axis.value = state.x;
   }
 
-  const counted = (number) => number.toLocaleString("en");
-
   function say(state, left) {
     const count = document.getElementById("count");
-    const said = `${left === rows.length ? "" : `${counted(left)} of `}${counted(rows.length)} models`;
+    const said = `${left === rows.length ? "" : `${left.toLocaleString("en")} of `}${models(rows.length)}`;
     if (count.textContent !== said) count.textContent = said;
     const set = FIELDS.filter((key) => key !== "q" && state[key]).length;
     document.getElementById("active").textContent = set ? `(${set} set)` : "";

@@ -2,7 +2,7 @@
 /* The plot: Chart.js's, accuracy against a cost, hollow where a source reports it and filled where it was measured. */
 
 (() => {
-  const { element, short, percent, milliseconds, FIGURES } = browse;
+  const { element, short, percent, models, milliseconds, FIGURES } = browse;
   const COSTS = { macs: ["MACs of one image", short], params: ["parameters", short], ms: ["ms of one image", milliseconds] };
   const FAMILIES = [
     ["pruned", ["prune", "magnitude"], "circle", "--pruned"],
@@ -153,9 +153,10 @@
     };
     chart.update();
     const others = rows.length - drawn.length;
-    const said = `${drawn.length} models by ${kind}${others ? `; ${others} others are of other data or lack a figure` : ""}.`;
+    const left = `; ${others.toLocaleString("en")} ${others === 1 ? "other is" : "others are"} of other data or without a figure`;
+    const said = `${models(drawn.length)} by ${kind}${others ? left : ""}.`;
     document.getElementById("plot-said").textContent = drawn.length ? said : "No model here has both figures.";
-    chart.canvas.setAttribute("aria-label", `Accuracy against ${title}: ${drawn.length} models, ${best.length} on the Pareto front`);
+    chart.canvas.setAttribute("aria-label", `Accuracy against ${title}: ${models(drawn.length)}, ${best.length} on the Pareto front`);
     const chips = best.slice(-40).map((row) => chip(row, x));
     document.getElementById("front").replaceChildren(...(chips.length ? ["Front: ", ...chips] : []));
   };

@@ -39,6 +39,7 @@ const browse = {};
   }
 
   const percent = (share) => `${(100 * share).toFixed(share < 0.9995 || share === 1 ? 1 : 2)} %`;
+  const models = (number) => `${number.toLocaleString("en")} model${number === 1 ? "" : "s"}`;
   const milliseconds = (value) => (value == null ? "" : `${Number(value.toPrecision(3))} ms`);
 
   function figure(key, value) {
@@ -91,5 +92,5 @@ const browse = {};
   }
 
   Object.assign(browse, { rows, LISTS, BOUNDS, COSTS, FIGURES, state: read() });
-  Object.assign(browse, { read, address, chosen, tally, count, short, percent, milliseconds, figure, element });
+  Object.assign(browse, { read, address, chosen, tally, count, short, percent, models, milliseconds, figure, element });
 })();
