@@ -4,7 +4,7 @@ The former are taught by itself and the tiny size in turn (HKD), the latter by i
 
     accelerate launch -m builders convnextv2_nano --data /path/to/imagenet --precision bf16 --channels-last
 
-Cost: GPU hours 34 to 65 each, 250 in all, estimated, as none was run: its macs at 10 TMACs a second, assumed of one
+Cost: GPU hours 34 to 64 each, 249 in all, estimated, as none was run: its macs at 10 TMACs a second, assumed of one
 A100 80 GB in bf16 on networks with some depthwise convolutions, lockd's ten epochs of pairs among them. What comes
 out binds its users as the base does: cc-by-nc-4.0.
 

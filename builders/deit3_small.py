@@ -4,7 +4,7 @@ The former are taught by itself and the base size in turn (HKD), the latter by i
 
     accelerate launch -m builders deit3_small --data /path/to/imagenet --precision bf16 --channels-last
 
-Cost: GPU hours 31 to 48 each, 191 in all, estimated, as none was run: its macs at 30 TMACs a second, assumed of one
+Cost: GPU hours 30 to 48 each, 189 in all, estimated, as none was run: its macs at 30 TMACs a second, assumed of one
 A100 80 GB in bf16 on plain attention, lockd's ten epochs of pairs among them.
 
 Should reach the top-1 that the sources report, on ImageNet's validation images:

@@ -2,7 +2,7 @@
 
     accelerate launch -m builders efficientformerv2_s2 --data /path/to/imagenet --precision bf16 --channels-last
 
-Cost: GPU hours 70 to 86 each, 232 in all, estimated, as none was run: its macs at 4 TMACs a second, assumed of one
+Cost: GPU hours 70 to 85 each, 230 in all, estimated, as none was run: its macs at 4 TMACs a second, assumed of one
 A100 80 GB in bf16 on networks of depthwise convolutions, lockd's ten epochs of pairs among them.
 
 Should reach the top-1 that the sources report, on ImageNet's validation images:

@@ -2,7 +2,7 @@
 
     accelerate launch -m builders fbnetv3_g --data /path/to/imagenet --precision bf16 --channels-last
 
-Cost: GPU hours 32 to 54 each, 175 in all, estimated, as none was run: its macs at 4 TMACs a second, assumed of one
+Cost: GPU hours 34 to 55 each, 179 in all, estimated, as none was run: its macs at 4 TMACs a second, assumed of one
 A100 80 GB in bf16 on networks of depthwise convolutions.
 
 Should reach the top-1 that the source reports, on ImageNet's validation images:

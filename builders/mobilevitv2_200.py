@@ -2,7 +2,7 @@
 
     accelerate launch -m builders mobilevitv2_200 --data /path/to/imagenet --precision bf16 --channels-last
 
-Cost: GPU hours 137 to 143 each, 280 in all, estimated, as none was run: its macs at 10 TMACs a second, assumed of
+Cost: GPU hours 135 to 143 each, 278 in all, estimated, as none was run: its macs at 10 TMACs a second, assumed of
 one A100 80 GB in bf16 on networks with some depthwise convolutions, lockd's ten epochs of pairs among them.
 
 Should reach the top-1 that the sources report, on ImageNet's validation images:

@@ -2,7 +2,7 @@
 
     accelerate launch -m builders resnet18 --data /path/to/imagenet --precision bf16 --channels-last
 
-Cost: GPU hours 12 to 16 each, 41 in all, estimated, as none was run: its macs at 30 TMACs a second, assumed of one
+Cost: GPU hours 11 to 15 each, 40 in all, estimated, as none was run: its macs at 30 TMACs a second, assumed of one
 A100 80 GB in bf16 on dense convolutions, lockd's ten epochs of pairs among them.
 
 Should reach the top-1 that the source reports, on ImageNet's validation images:

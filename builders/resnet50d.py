@@ -2,7 +2,7 @@
 
     accelerate launch -m builders resnet50d --data /path/to/imagenet --precision bf16 --channels-last
 
-Cost: GPU hours 18 to 32 each, 99 in all, estimated, as none was run: its macs at 30 TMACs a second, assumed of one
+Cost: GPU hours 13 to 31 each, 83 in all, estimated, as none was run: its macs at 30 TMACs a second, assumed of one
 A100 80 GB in bf16 on dense convolutions, lockd's ten epochs of pairs among them.
 
 Should reach the top-1 that the sources report, on ImageNet's validation images:

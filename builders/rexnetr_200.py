@@ -2,7 +2,7 @@
 
     accelerate launch -m builders rexnetr_200 --data /path/to/imagenet --precision bf16 --channels-last
 
-Cost: GPU hours 59 to 97 each, 227 in all, estimated, as none was run: its macs at 4 TMACs a second, assumed of one
+Cost: GPU hours 59 to 95 each, 225 in all, estimated, as none was run: its macs at 4 TMACs a second, assumed of one
 A100 80 GB in bf16 on networks of depthwise convolutions, lockd's ten epochs of pairs among them.
 
 Should reach the top-1 that the sources report, on ImageNet's validation images:

@@ -2,7 +2,7 @@
 
     accelerate launch -m builders swinv2_cr_tiny --data /path/to/imagenet --precision bf16 --channels-last
 
-Cost: GPU hours 90 to 98 each, 278 in all, estimated, as none was run: its macs at 10 TMACs a second, assumed of one
+Cost: GPU hours 88 to 96 each, 276 in all, estimated, as none was run: its macs at 10 TMACs a second, assumed of one
 A100 80 GB in bf16 on attention within windows, lockd's ten epochs of pairs among them.
 
 Should reach the top-1 that the sources report, on ImageNet's validation images:

@@ -29,7 +29,7 @@ from zoo.verbs.training_costs import TrainingCost, cost, cost_of_learning
 
 FOLDER = Path(family.__file__).parent
 IMAGENET = [name for name in FAMILIES if name not in ("digits", "cifar_resnet20", "int8", "yolov8n")]
-OTHERS = ("__init__", "__main__", "family", "smoke", "magnitude_benchmark")  # that make no family of the catalog
+OTHERS = ("__init__", "__main__", "costs", "family", "jobs", "smoke", "magnitude_benchmark")  # no families
 SCRIPTS = {path.stem: path for path in FOLDER.glob("*.py") if path.stem not in OTHERS}
 MINI = """
 [family]

@@ -1,6 +1,8 @@
 """Many models on a cluster: a task each, whatever becomes of its node; the command line that starts them."""
 
+import importlib
 import json
+import math
 import os
 import pickle
 import re
@@ -13,7 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 from builders import family
-from builders.__main__ import main
+from builders.__main__ import FAMILIES, main
+from builders.costs import SPEED, cost, hours
 from builders.family import Run, tasks, trains
 from zoo import catalog
 from zoo.cli import clustering
@@ -150,9 +153,107 @@ def test_without_ray_a_line_names_what_installs_it(monkeypatch):
     [
         ([], "name a family or a file of recipes, or say --all"),
         (["digits", "--all", "--on", "auto"], "name a family or a file of recipes, or say --all"),
-        (["--all"], "--all is for a cluster: --on auto makes one of this machine"),
+        (["--all"], "--all is for --on, --print or --costs; --on auto is this machine"),
+        (["--all", "--on", "auto", "--data", "digits"], "--data is of one family: with --all each takes its own"),
+        (["digits", "--on", "auto", "--costs"], "--on, --print and --costs are three things"),
+        (["digits", "--price", "2"], "--price and --json are of --costs"),
+        (["own.toml", "--costs"], "--costs is of families, not of files"),
+        (["digits", "--print", "hf-jobs"], "what such a job makes is lost with it: say --push ORG"),
+        (["own.toml", "--print", "hf-jobs", "--push", "me"], "such a job sees no files of this machine: name a family"),
     ],
 )
 def test_what_shall_be_built_is_said_once(words, said):
     result = CliRunner().invoke(main, words)
     assert (result.exit_code, said in result.stderr) == (2, True)
+
+
+def printed(*words):
+    """What the command prints."""
+    result = CliRunner().invoke(main, [*words])
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+FILE = """
+[[model]]
+name = "mine"
+base = "digits_cnn"
+recipe = { method = "integer", data = "digits" }
+"""
+
+
+@pytest.mark.parametrize("names", [("digits",), ("--all",), ("it's mine.toml",)])
+def test_arrays_of_slurm_name_each_model_once_and_run_the_same_command(names, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("it's mine.toml").write_text(FILE)
+    script = printed(*names, "--print", "slurm", "--precision", "bf16", "--push", "me", "--out", "/shared/my build")
+    fakes = """
+    python() { printf '%s|' "$@" >> ran; echo >> ran; }
+    exec() { "$@"; }
+    sbatch() {
+        cat > array; last=$(sed -n 's/^#SBATCH --array=0-//p' array)
+        for SLURM_ARRAY_TASK_ID in $(seq 0 $last); do . ./array; done
+    }
+    """
+    subprocess.run(["bash", "-euc", fakes + script], check=True)
+    ran = Path("ran").read_text().splitlines()
+    asked = tasks([*FAMILIES] if names == ("--all",) else [*names], Run())
+    family_of = {task.name: task.call.args[0] for task in asked}
+    end = "|--push|me|--precision|bf16|--out|/shared/my build|"
+
+    assert sorted(ran) == sorted(f"-m|builders|{family}|{name}{end}" for name, family in family_of.items())
+    arrays = [int(last) + 1 for last in re.findall(r"--array=0-(\d+)", script)]
+    gpus = [task.gpu for task in asked]
+    assert arrays == [count for count in (sum(gpus), len(gpus) - sum(gpus)) if count]
+    assert script.count("--gres=gpu:1") == any(gpus)
+
+
+def test_jobs_of_hugging_face_are_lines_of_its_own_command_within_twice_the_hours():
+    script = printed("yolov8n", "--print", "hf-jobs", "--push", "me", "--channels-last")
+    hf = """hf() { printf '%s|' "$@"; echo; }; IMAGE="me/image:1"\n"""
+    said = subprocess.run(["bash", "-euc", hf + script], check=True, capture_output=True, text=True).stdout.splitlines()
+
+    assert len(said) == 4
+    for line, name in zip(said, [task.name for task in tasks(["yolov8n"], Run())], strict=True):
+        limit = math.ceil(2 * hours(catalog.info(name), "yolov8n")) + 2
+        assert line == (
+            f"jobs|run|--detach|--name|{name}|--flavor|a100-large|--timeout|{limit}h|--secrets|HF_TOKEN|me/image:1|"
+            f"python|-m|builders|yolov8n|{name}|--push|me|--channels-last|"
+        )
+    assert "IMAGE: an image" in subprocess.run(["bash", "-c", script], capture_output=True, text=True).stderr
+
+
+def test_costs_are_counted_by_hand_and_summed_by_family():
+    forward, images = 8.7e9 / 2, 117_266 // 128 * 128  # YOLOv8 nano's operations as it is published, two to a product
+    kept = {"yolov8n_own_pruned_73": 0.730, "yolov8n_own_pruned_59": 0.586, "yolov8n_own_pruned_43": 0.428}
+    macs = {"yolov8n": 500 * images * 3 * forward}
+    macs |= {name: 200 * images * (3 * share + 1) * forward for name, share in kept.items()}
+    by_hand = {name: count / 30e12 / 3600 for name, count in macs.items()}
+    (found,) = json.loads(printed("yolov8n", "--costs", "--price", "2.5", "--json"))
+
+    assert found["models"] == pytest.approx(by_hand, rel=0.01)
+    assert found["gpu_hours"] == pytest.approx(sum(found["models"].values()))
+    assert found["dollars"] == pytest.approx(2.5 * found["gpu_hours"])
+    rows = [re.split(r" {2,}", line.strip()) for line in printed("yolov8n", "--costs", "--price", "10").splitlines()]
+    figures = ["4", f"{found['gpu_hours']:.0f}", f"{10 * found['gpu_hours']:.0f}"]
+    assert [row for row in rows if len(row) == 4] == [
+        ["family", "models", "GPU hours", "dollars"],
+        ["yolov8n", *figures],
+        ["all", *figures],
+    ]
+    assert json.loads(printed("digits", "--costs", "--json"))[0]["gpu_hours"] == 0  # minutes on two cores
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50d"])
+def test_a_script_says_the_hours_that_are_counted(name):
+    text = importlib.import_module(f"builders.{name}").__doc__
+    counted = cost(name, Run()).hours.values()
+    said = re.search(r"GPU hours (\d+) to (\d+) each, (\d+) in all", text).groups()
+    assert said == tuple(f"{value:.0f}" for value in (min(counted), max(counted), sum(counted)))
+
+
+def test_scripts_assume_the_speed_that_is_counted_with():
+    for name, speed in SPEED.items():
+        text = re.sub(r"\s+", " ", importlib.import_module(f"builders.{name}").__doc__)
+        assert name == "cifar_resnet20" or f"at {speed:.0f} TMACs a second" in text
+    assert {*FAMILIES} - {*SPEED} == {"digits", "int8"}
