@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from PIL import Image
 import zoo
 from zoo import catalog
 from zoo.cli import main
-from zoo.errors import DataError, UnknownName
+from zoo.errors import DataError, RepositoryError, UnknownName
+from zoo.tasks.datasets import dataset
 from zoo.verbs import recorded
 from zoo.verbs.recorded import verify_list, verify_to
 from zoo.verbs.verification import verify_together
@@ -100,6 +102,68 @@ def test_a_model_that_cant_be_verified_is_told_and_the_others_go_on(tmp_path):
         "nothing_like_it": UnknownName,
         "scenes_yolov8": DataError,
     }
+
+
+def copied(place, **data):
+    """A repository of digits_cnn whose results say something else of their data."""
+    shutil.copytree(catalog.EMBEDDED / "digits_cnn", place)
+    said = json.loads((place / "results.json").read_text())
+    (place / "results.json").write_text(json.dumps({**said, "data": {**said["data"], **data}}))
+    return str(place)
+
+
+def test_data_that_cannot_be_opened_costs_the_models_that_are_measured_on_it_alone(tmp_path):
+    lost, refused = copied(tmp_path / "lost", dataset="nobody/has-this"), {}
+    found = [*verify_list([lost, "digits_cnn"], {}, refused=lambda name, error: refused.update({name: str(error)}))]
+
+    assert [each.name for each in found] == ["digits_cnn"]
+    assert [*refused] == [lost]
+    assert "nobody/has-this" in refused[lost]
+
+
+def test_results_that_cannot_be_read_are_told_and_kept_and_the_others_go_on(tmp_path):
+    (tmp_path / "digits_vit.json").write_text("mine")
+    refused = {}
+    found = [*verify_list(NAMES[:3], SETTINGS, tmp_path, refused=lambda name, error: refused.update({name: error}))]
+
+    assert [each.name for each in found] == [NAMES[0], NAMES[1]]
+    assert [*refused] == ["digits_vit"]
+    assert (tmp_path / "digits_vit.json").read_text() == "mine"
+
+
+def claims_more(model, pictures):
+    said = json.loads((model / "results.json").read_text())
+    (model / "results.json").write_text(json.dumps({**said, "measured": {**said["measured"], "top1": 1.0}}))
+
+
+def is_seen_otherwise(model, pictures):
+    config = json.loads((model / "config.json").read_text())
+    config["pretrained_cfg"]["crop_pct"] = 0.5
+    (model / "config.json").write_text(json.dumps(config))
+
+
+def has_another_image(model, pictures):
+    shutil.copy(pictures / "test" / "1" / "one.png", pictures / "test" / "1" / "more.png")
+
+
+@pytest.mark.parametrize("change", [claims_more, is_seen_otherwise, has_another_image, None])
+def test_a_model_is_measured_again_when_its_claims_its_preprocessing_or_the_data_are_others(change, tmp_path):
+    pictures, results = tmp_path / "pictures", tmp_path / "pictures" / "results"  # which are no data
+    for row in dataset("digits", "test", limit=10):
+        (pictures / "test" / str(row["label"])).mkdir(parents=True, exist_ok=True)
+        (pictures / "test" / str(row["label"]) / "one.png").write_bytes(row["image"]["bytes"])
+    model, settings = copied(tmp_path / "mine"), {"data": str(pictures)}
+    verify_to(model, settings, results)
+    if change:
+        change(Path(model), pictures)
+
+    assert (recorded.recorded(model, settings, results) is None) == (change is not None)
+
+
+def test_two_models_that_would_share_a_file_are_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(recorded, "verify_together", lambda *_, **how: pytest.fail("it is measured"))
+    with pytest.raises(RepositoryError, match=r"org/mine and \./org/mine would both be written to .*org--mine.json"):
+        [*verify_list(["org/mine", "./org/mine"], {}, tmp_path)]
 
 
 def test_patterns_and_all_mean_models_of_the_list_that_can_be_loaded(run, tmp_path, monkeypatch):

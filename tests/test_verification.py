@@ -15,6 +15,7 @@ from zoo.printable import MAX_MESSAGE
 from zoo.tasks.classification import CLASSIFICATION
 from zoo.tasks.digits import digit_pairs
 from zoo.tasks.evaluation import evaluate
+from zoo.tasks.outputs import Computing
 from zoo.verbs import measuring, verification
 
 ENTRY = """
@@ -299,3 +300,41 @@ def test_top5_of_many_classes_is_the_share_of_images_whose_class_is_among_the_fi
     if measured:
         assert found["top5"] == pytest.approx(sum(rank < 5 for rank in ranks) / 60)
         assert found["top1"] < found["top5"] < 1
+
+
+def unjudged(verification):
+    return {row.figure: row.note for row in verification.rows if row.note}
+
+
+@pytest.mark.parametrize(
+    ("claimed", "options", "note"),
+    [
+        ("", {}, None),
+        ("", {"precision": "bf16"}, "bf16 autocast"),
+        ("bf16", {"precision": "bf16"}, None),
+        ("bf16", {}, "claimed of another precision"),
+        ("", {"channels_last": True}, None),
+        ("", {"size": 48, "crop_pct": 0.9}, "at 48 px, crop 0.9"),
+    ],
+)
+def test_a_claim_is_judged_in_its_own_precision_alone(doubtful, claimed, options, note):
+    found = zoo.verify(doubtful({"precision": claimed}), **options)
+
+    assert unjudged(found) == ({} if note is None else dict.fromkeys(("top1", "kl", "agreement"), note))
+    assert found.report.data.get("precision", "") == options.get("precision", "")
+    assert bool(found.unjudged) == (note is not None)
+
+
+def test_single_precision_is_never_tf32():
+    allowed = []
+
+    class Asking(torch.nn.Linear):
+        def forward(self, x):
+            allowed.append(torch.backends.cudnn.allow_tf32)
+            return super().forward(x)
+
+    before = torch.backends.cudnn.allow_tf32
+    Computing().forward(Asking(3, 2))(torch.ones(1, 3))
+
+    assert allowed == [False]
+    assert torch.backends.cudnn.allow_tf32 == before

@@ -94,7 +94,7 @@ class Verified(Struct, frozen=True, forbid_unknown_fields=True):
 
     Args:
         rows: claimed beside measured.
-        asked: sha256 of the weights, the data's name and the settings that it was measured by.
+        asked: sha256 of the model, its claims, the data's name and files, and the settings that it was measured by.
     """
 
     rows: Annotated[tuple[Row, ...], Meta(max_length=MAX_OF_CLASS * MAX_LABELS)]

@@ -71,8 +71,8 @@ def verify(
     behind ±; the exit code is 1 if a figure differs, or none that is claimed on images could be judged: on other images
     or some of them, in another precision, at another size or crop, such claims are shown and not judged.
 
-    A list that was cut off goes on with --save: a model whose file there has the same weights, data and settings isn't
-    measured again. On a cluster each model is a pass of its own, and --save a folder that all nodes see.
+    A list that was cut off goes on with --save: a model whose file there has the same weights, claims, data and
+    settings isn't measured again. On a cluster each model is a pass of its own, and --save a folder that all nodes see.
     """
     import torch
 

@@ -1,5 +1,6 @@
 """The one evaluation loop: whatever the task, every image counts once, however many processes share them."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +17,7 @@ from zoo.errors import DataError, require
 from zoo.measurement.macs import unchanged
 from zoo.models.targets import PAD
 from zoo.progress import bar
+from zoo.structure.description import description_of
 from zoo.tasks import task_of
 from zoo.tasks.identity import identity, with_targets
 from zoo.tasks.loader import ahead, images_of, sharded, taking_turns
@@ -89,21 +91,24 @@ def evaluate_together(
             nothing else to compare it with.
     """
     task = task or task_of(seen[0].model)
-    # Without cpu=True accelerate takes several processes on a machine without an accelerator for several runs.
-    accelerator = require("accelerate", "eval").Accelerator(cpu=not torch.accelerator.is_available())
+    accelerator = _accelerator()
     require("evaluate", "eval")
     place, meaning = (accelerator.process_index, accelerator.num_processes), cache(task.meaning)
     hidden = progress is None or not accelerator.is_main_process
     networks = {id(each): each for one in seen for each in (one.model, one.against) if each is not None}
     kept: list[Batch] = []
+    failed: DataError | None = None
     with unchanged(*networks.values()), torch.inference_mode():
         forward = {each: computing.forward(network) for each, network in networks.items()}
         with bar(progress or "", images_of(data), "image", hidden=hidden) as shown:
-            for images, targets in ahead(taking_turns(data, *place)):
-                *views, digests = images if isinstance(images, list) else (images, None)
-                kept.append(_batch(seen, forward, meaning, views, targets, digests))
-                shown.update(len(targets) * place[1])
-    kept = _gathered(kept, sharded(data, place[1]))
+            try:
+                for images, targets in ahead(taking_turns(data, *place)):
+                    *views, digests = images if isinstance(images, list) else (images, None)
+                    kept.append(_batch(seen, forward, meaning, views, targets, digests))
+                    shown.update(len(targets) * place[1])
+            except DataError as error:  # of one process, which all are told
+                failed = error
+    kept = _gathered([_name(one.model) for one in seen], failed or kept, sharded(data, place[1]))
     if not kept:
         raise DataError("expected images to evaluate on, found none; check the data set and its limit")
     hashes = [digests for _, _, digests in kept if digests is not None]
@@ -161,13 +166,43 @@ def _figures(
     return {**figures, **apart, "images": len(next(iter(kept.values())))}
 
 
+def of_first(value: Any) -> Any:
+    """A value that can be pickled, as the first of several processes has it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return value
+    _accelerator()
+    return require("accelerate", "eval").utils.broadcast_object_list([value])[0]
+
+
+def _accelerator() -> Any:
+    # Without cpu=True accelerate takes several processes on a machine without an accelerator for several runs.
+    return require("accelerate", "eval").Accelerator(cpu=not torch.accelerator.is_available())
+
+
+def _name(model: nn.Module) -> str:
+    return getattr(description_of(model), "name", type(model).__name__)
+
+
 def _mean(values: Tensor) -> float:
     return fsum(values.double().tolist()) / len(values)
 
 
-def _gathered(kept: list[Batch], parts: bool) -> list[Batch]:
-    """What all processes kept, in the order of one process, whether each has a part or they took turns."""
-    found = require("accelerate", "eval").utils.gather_object([kept])
+def _gathered(names: list[str], kept: list[Batch] | DataError, parts: bool) -> list[Batch]:
+    """What all processes kept, in the order of one process, whether each has a part or they took turns.
+
+    Raises:
+        DataError: one of them met it, or they measure different models.
+    """
+    every = require("accelerate", "eval").utils.gather_object([(names, kept)])
+    if other := next((each for each, _ in every if each != names), None):
+        raise DataError(
+            f"of several processes one measures {', '.join(names)}, another {', '.join(other)}: give all the same files"
+        )
+    found = []
+    for _, each in every:
+        if isinstance(each, DataError):
+            raise each
+        found.append(each)
     if parts:
         return [batch for part in found for batch in part]
     return [batch for turn in zip_longest(*found) for batch in turn if batch is not None]

@@ -1,7 +1,7 @@
 """What a model gives for a batch of images, as whoever evaluates it wants it computed."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -20,7 +20,8 @@ class Computing:
     """How a model is computed; its weights stay what they are.
 
     Args:
-        precision: of convolutions and products, `bf16` or `fp16`, as autocast chooses; empty is that of the weights.
+        precision: of convolutions and products, `bf16` or `fp16`, as autocast chooses; empty is that of the weights,
+            never TF32.
         channels_last: whether images and weights lie in memory channels last.
         compile: whether the model is compiled by torch.compile.
     """
@@ -48,7 +49,18 @@ class Computing:
         return outputs
 
     def _cast(self, device: torch.device) -> AbstractContextManager[Any]:
-        return torch.autocast(device.type, PRECISIONS[self.precision]) if self.precision else nullcontext()
+        return torch.autocast(device.type, PRECISIONS[self.precision]) if self.precision else _single()
+
+
+@contextmanager
+def _single() -> Iterator[None]:
+    """Single precision where it is asked for: by itself cuDNN lets convolutions round to TF32's ten bits."""
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
 
 
 AS_IT_IS = Computing()

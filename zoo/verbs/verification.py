@@ -1,7 +1,8 @@
 """`verify`: what a card and a source claim of a model, measured again."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,14 +119,10 @@ def verify_together(
     """
     asked = _Asked(**settings)
     loaded: dict[Any, nn.Module] = {}
-    claims = []
+    claims: list[_Claim] = []
     for name in names:
-        try:
+        with _told([str(name)], refused):
             claims.append(_claim(name, asked, loaded))
-        except ZooError as error:
-            if refused is None:
-                raise
-            refused(str(name), error)
     found: dict[str, Verification] = {}
     for numbers in _alike(claims):
         ours = [claims[number] for number in numbers]
@@ -133,10 +130,13 @@ def verify_together(
         subjects = [Subject(each.model, each.against, labels=each.labels) for each in ours]
         how: dict[str, Any] = {"skip_damaged": ours[0].skip_damaged, "computing": asked.computing}
         how |= {key: getattr(asked, key) for key in ("images", "size", "crop_pct", "batch_size", "workers")}
-        reports = reports_of(subjects, ours[0].spec, refused=told_of, **how)
-        for number, report in zip(numbers, reports, strict=True):
+        reports: list[Report | None] = []
+        with _told([each.name for each in ours], refused):
+            reports = reports_of(subjects, ours[0].spec, refused=told_of, **how)
+        for each, report in zip(ours, reports, strict=False):
             if report is not None:
-                found[claims[number].name] = _judged(claims[number], asked, report)
+                with _told([each.name], refused):
+                    found[each.name] = _judged(each, asked, report)
     return {each.name: found[each.name] for each in claims if each.name in found}
 
 
@@ -170,11 +170,12 @@ class _Asked:
         """That the weights are given another precision."""
         return f"in {self.dtype}".replace("torch.", "") if self.dtype else ""
 
-    @property
-    def changed(self) -> str:
-        """What was asked for that a claim isn't of; nothing where everything is as claimed."""
-        said = (self.size and f"at {self.size} px", self.crop_pct and f"crop {self.crop_pct:g}", self.cast)
-        return ", ".join(each for each in (*said, self.precision and f"{self.precision} autocast") if each)
+    def changed(self, precision: Any = "") -> str:
+        """What was asked for that a claim of such a precision isn't of; nothing where everything is as claimed."""
+        said = [self.size and f"at {self.size} px", self.crop_pct and f"crop {self.crop_pct:g}", self.cast]
+        if precision != self.precision:
+            said.append(f"{self.precision} autocast" if self.precision else "claimed of another precision")
+        return ", ".join(each for each in said if each)
 
 
 @dataclass(frozen=True)
@@ -234,6 +235,18 @@ def _alike(claims: Sequence[_Claim]) -> list[list[int]]:
     return [*groups.values()]
 
 
+@contextmanager
+def _told(names: Sequence[str], refused: Callable[[str, ZooError], None] | None) -> Iterator[None]:
+    """Tell that models can't be verified, where somebody wants to hear of it and go on with others."""
+    try:
+        yield
+    except ZooError as error:
+        if refused is None:
+            raise
+        for name in names:
+            refused(name, error)
+
+
 def _named_refusal(refused: Callable[[str, ZooError], None], ours: Sequence[_Claim]) -> Callable[[int, ZooError], None]:
     return lambda number, error: refused(ours[number].name, error)
 
@@ -245,10 +258,11 @@ def _judged(claim: _Claim, asked: _Asked, found: Report) -> Verification:
         found = replace(found, data={**found.data, "against_sha256": weights})
     others = judging.others_than(claimed, found, claim.named, images) if claim.spec is not None else ""
     another = _another(claimed, claim.base) if claim.against else ""
-    rows = judging.compared(claimed, found, asked.changed, others, another, asked.cast)
+    changed = asked.changed(claimed.data.get("precision", ""))
+    rows = judging.compared(claimed, found, changed, others, another, asked.cast)
     rows += judging.structural(claim.folder, claim.model) if claim.folder else []
     rows += [] if asked.structure_only else judging.without(claimed, found, claim.against is not None, others)
-    rows += judging.reported(claim.entry, claim.model, found, images, asked.changed) if claim.entry else []
+    rows += judging.reported(claim.entry, claim.model, found, images, asked.changed()) if claim.entry else []
     return Verification(found.name, tuple(rows), found)
 
 
