@@ -6,6 +6,7 @@ The first node has a core, the second two and a GPU, which is a number for Ray. 
 token of their own, and send nothing to anybody.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -41,11 +42,27 @@ def refuse(error, say):
 
 
 def until(file, say):
-    """Say which process waits, and wait for a file."""
-    say(str(os.getpid()))
+    """Wait for a file."""
     while not file.exists():
         time.sleep(0.02)
     return file.name
+
+
+def two_nodes(cores=1, gpus=0):
+    """A cluster of two nodes, of which the first has a core; the second one."""
+    node = {"node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 80 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **node})
+    return cluster, cluster.add_node(num_cpus=cores, num_gpus=gpus, **node)
+
+
+def kill(cluster, node):
+    """Kill a node, first what would tell others that it ends, then its workers."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    workers = Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split()
+    cluster.remove_node(node, allow_graceful=False)
+    for worker in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(worker), signal.SIGKILL)
 
 
 def told(ended):
@@ -55,10 +72,7 @@ def told(ended):
 
 def main(folder):
     """Print what ended of a list of tasks, and of another while a node dies, and what was running when it did."""
-    node = {"node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 80 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **node})
-    second = cluster.add_node(num_cpus=2, num_gpus=1, **node)
-
+    cluster, second = two_nodes(cores=2, gpus=1)
     wrong = {"refused": DataError("no images: pass --data"), "wrong": ValueError("one line\nand another")}
     tasks = [Task("last", partial(until, folder / "others")), Task("plain", seen), Task("with a GPU", seen, gpu=True)]
     tasks += [Task(name, partial(refuse, error)) for name, error in wrong.items()]
@@ -72,13 +86,10 @@ def main(folder):
     killed = {}
 
     def watch(running):
-        if killed or len([now for now in running.values() if now.said]) < 3:
+        if killed or len(running) < 3:
             return
         killed.update({name: vars(now) for name, now in running.items()})
-        cluster.remove_node(second, allow_graceful=False)
-        for now in running.values():
-            if now.node.endswith(second.node_id[:4]):
-                os.kill(int(now.said), signal.SIGKILL)
+        kill(cluster, second)
         (folder / "go").touch()
 
     tasks = [Task(f"task {number}", partial(until, folder / "go")) for number in range(5)]

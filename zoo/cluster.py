@@ -8,6 +8,7 @@ import contextlib
 import os
 import platform
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from zoo.errors import ClusterError, ZooError, as_cause, first_line, require
 
 TRIES = 4  # of a task whose node or process dies; an error of its own isn't tried again
+LOOK = 0.5  # seconds from one look at what runs to the next
 PATIENCE = 5.0  # seconds for a cluster to answer, and for tasks to keep what they have when all is called off
 Say = Callable[[str], None]
 
@@ -79,14 +81,15 @@ def each(
             ): task.name
             for task in tasks
         }
+        looked = 0.0
         try:
             while left:
-                done, _ = ray.wait([*left], timeout=0.5)
-                begun = ray.get(board.all.remote())
-                watch({name: begun[name] for name in left.values() if name in begun})
+                done, _ = ray.wait([*left], timeout=LOOK)
+                if time.monotonic() - looked > LOOK:
+                    begun, looked = ray.get(board.all.remote()), time.monotonic()
+                    watch({name: begun[name] for name in left.values() if name in begun})
                 for ref in done:
-                    name = left.pop(ref)
-                    yield _ended(ray, name, ref, begun.get(name, Running("", 0)))
+                    yield _ended(ray, board, left.pop(ref), ref)
         finally:
             for ref in left:
                 ray.cancel(ref)
@@ -100,9 +103,10 @@ class _Board:
     def __init__(self) -> None:
         self.running: dict[str, Running] = {}
 
-    def begun(self, name: str, node: str) -> None:
+    def begun(self, name: str, node: str) -> Running:
         former = self.running.get(name)
         self.running[name] = Running(node, former.tries + 1 if former else 1)
+        return self.running[name]
 
     def said(self, name: str, line: str) -> None:
         former = self.running[name]
@@ -112,26 +116,28 @@ class _Board:
         return self.running
 
 
-def _run(board: Any, name: str, call: Callable[[Say], Any], here: str) -> tuple[Any, ZooError | None]:
+def _run(board: Any, name: str, call: Callable[[Say], Any], here: str) -> Ended:
     """The task, as its node runs it: in the folder of the command, so that paths mean the same."""
     ray = require("ray", "cluster")
     node = f"{platform.node()} {ray.get_runtime_context().get_node_id()[:4]}"
-    ray.get(board.begun.remote(name, node))  # before it can end
+    begun = ray.get(board.begun.remote(name, node))  # before it can end
     with contextlib.suppress(FileNotFoundError):
         os.chdir(here)
+    value, refusal = None, None
     try:
-        return call(lambda line: board.said.remote(name, line) and None), None
+        value = call(lambda line: board.said.remote(name, line) and None)
     except ZooError as error:
-        return None, error
+        refusal = error
+    return Ended(name, value, refusal, begun.node, begun.tries)
 
 
-def _ended(ray: Any, name: str, ref: Any, last: Running) -> Ended:
+def _ended(ray: Any, board: Any, name: str, ref: Any) -> Ended:
     try:
-        value, error = ray.get(ref)
-    except ray.exceptions.RayError as refusal:
-        cause = getattr(refusal, "cause", None) or refusal
-        value, error = None, ClusterError(f"{type(cause).__name__}: {first_line(cause)}")
-    return Ended(name, value, error, last.node, last.tries)
+        return ray.get(ref)  # type: ignore[no-any-return]
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        last = ray.get(board.all.remote()).get(name, Running("", 0))
+        return Ended(name, None, ClusterError(f"{type(cause).__name__}: {first_line(cause)}"), last.node, last.tries)
 
 
 def _board(ray: Any) -> Any:
