@@ -12,8 +12,10 @@ from torch import nn
 import zoo
 from zoo import catalog
 from zoo.catalog.report import Report
+from zoo.hub.repository import fingerprint_of
 from zoo.pages import classes, families, family, style, widths
-from zoo.structure.plan import Plan
+from zoo.structure.description import Description, skeleton_of
+from zoo.structure.plan import Heads, Narrow, Plan, Swap
 from zoo.verbs.cards import facts_of
 
 PRUNED = ["digits_cnn_pruned_25", "digits_vit_pruned_50", "scenes_yolov8_pruned_50"]
@@ -50,7 +52,22 @@ def test_the_ranks_that_are_drawn_are_those_of_the_model_s_factors():
 
 def test_what_nobody_cut_has_no_picture_of_widths():
     assert "widths.png" not in facts("digits_cnn").pictures
-    assert widths.kept(Plan(), {"fc": "Linear weight=10x64 bias=10"}) == []
+    assert widths.kept(Plan(), {"fc": "Linear weight=10x64 bias=10"}, {}) == []
+
+
+def test_what_is_left_of_heads_is_what_the_model_has_however_its_layers_are_called():
+    args = {"img_size": 64, "num_classes": 10, "depths": (1, 1, 1, 1)}
+    base = zoo.Base("timm/swinv2_cr_tiny_ns_224", args)
+    at = "stages.3.blocks.0.attn"
+    plan = Plan((Swap({at: "SwinCrAttention"}), Narrow({}, {at: Heads(6, 32)})))
+    description = Description("fewer_heads", base, plan)
+    shapes = {name: tensor.shape for name, tensor in skeleton_of(description).state_dict().items()}
+    layers = widths.kept(plan, fingerprint_of(description), shapes)
+
+    assert {path: (count, whole) for path, count, whole, _ in layers if count < whole} == {
+        f"{at}.qkv": (3 * 6 * 32, 3 * 24 * 32),
+        f"{at}.meta_mlp.fc2": (6, 24),
+    }
 
 
 def test_rows_of_many_layers_hold_all_of_them_in_order():

@@ -8,7 +8,7 @@ from typing import Any
 
 from zoo.pages import style
 from zoo.printable import printable
-from zoo.structure.plan import Factor, Narrow, Plan
+from zoo.structure.plan import Factor, Plan
 
 IN_A_ROW = 56  # bars; more go into further rows
 NUMBERED = 28  # bars of a row, of which each can say its number
@@ -17,26 +17,22 @@ Kept = tuple[str, int, int, str]
 """A layer's path, what is left, of how many, and whether those are outputs or its rank."""
 
 
-def kept(plan: Plan, fingerprint: Mapping[str, str]) -> list[Kept]:
+def kept(plan: Plan, fingerprint: Mapping[str, str], held: Mapping[str, Sequence[int]]) -> list[Kept]:
     """What a plan leaves of each layer.
 
     Args:
-        plan: edits.
+        plan: edits, of which those that factor say ranks.
         fingerprint: of the dense base, path → class and shapes (`zoo.structure.base.fingerprint`).
+        held: tensor → its shape, of the model.
     """
-    left: dict[str, tuple[int, str]] = {}
-    for edit in plan.edits:
-        if isinstance(edit, Narrow):
-            left |= {path: (width.outputs, "outputs") for path, width in edit.widths.items() if width.outputs}
-            left |= {f"{path}.qkv": (3 * at.num_heads * at.head_dim, "outputs") for path, at in edit.heads.items()}
-        elif isinstance(edit, Factor):
-            left |= {path: (rank.rank, "rank") for path, rank in edit.layers.items()}
+    ranks = {path: rank.rank for edit in plan.edits if isinstance(edit, Factor) for path, rank in edit.layers.items()}
     shapes = {path: shape for path, text in fingerprint.items() if (shape := _shape(text))}
     found = []
     for path, shape in shapes.items():
-        count, what = left.get(path, (shape[0], "outputs"))
-        whole = min(shape[0], math.prod(shape[1:])) if what == "rank" else shape[0]
-        found.append((path, count, whole, what))
+        if path in ranks:
+            found.append((path, ranks[path], min(shape[0], math.prod(shape[1:])), "rank"))
+        else:
+            found.append((path, int(held.get(f"{path}.weight", shape)[0]), shape[0], "outputs"))
     return found if any(count < whole for _, count, whole, _ in found) else []
 
 

@@ -1,12 +1,13 @@
 """Cards out of what a repository's files say: no model is built and no figure is measured."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from msgspec import structs
+from safetensors import safe_open
 
 from zoo import catalog
 from zoo.catalog.entry import Entry, own
@@ -69,7 +70,9 @@ def facts_of(folder: Path) -> Facts:
     report = Report.from_json(read_json(folder / repository.RESULTS), str(folder / repository.RESULTS))
     held = not description.recipe.get("altered", False)
     fingerprint = config["zoo"].get("fingerprint", {})
-    return facts(description, report, pretrained, held, fingerprint, dense_of(description))
+    with safe_open(folder / repository.WEIGHTS, framework="pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    return facts(description, report, pretrained, held, fingerprint, shapes, dense_of(description))
 
 
 def facts(
@@ -78,6 +81,7 @@ def facts(
     config: Mapping[str, Any],
     held: bool,
     fingerprint: Mapping[str, str],
+    shapes: Mapping[str, Sequence[int]],
     dense: Report | None,
 ) -> Facts:
     """What a card is made of.
@@ -88,10 +92,11 @@ def facts(
         config: its `pretrained_cfg`.
         held: its weights are those that its recipe tells of.
         fingerprint: of its base, where that is known.
+        shapes: of its tensors, by name.
         dense: what was measured of the base.
     """
     entry = claimed(entry_of(description, config, held), description)
-    return Facts(entry, description, report, config, dense, pictures(entry, description, report, fingerprint))
+    return Facts(entry, description, report, config, dense, pictures(entry, description, report, fingerprint, shapes))
 
 
 def dense_of(description: Description) -> Report | None:

@@ -23,6 +23,7 @@ from zoo.pages.front_matter import eval_results
 from zoo.structure.base import skeleton
 from zoo.structure.describing import described
 from zoo.structure.description import DEFAULT_TASK, config_of, configure_, description_of
+from zoo.structure.tensors import tensors_of
 from zoo.verbs import cards, licences
 from zoo.verbs.converting import converted
 from zoo.verbs.loading import origin_of
@@ -104,6 +105,7 @@ def save(
             config,
             held,
             repository.fingerprint_of(description),
+            {path: tensor.shape for path, tensor in tensors_of(model).items()},
             dense or cards.dense_of(description),
         )
         files = {**known.files(), repository.RESULTS: results}
