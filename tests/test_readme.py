@@ -105,7 +105,7 @@ def test_what_is_told_of_adding_to_it_is_there() -> None:
     tables = dict(re.findall(r"`([A-Z]+)` in `([\w/.]+)`", told))
 
     assert [path for path in paths if not list(ROOT.glob(re.sub(r"<\w+>", "*", path)))] == []
-    assert tables.keys() == {"METHODS", "TASKS", "STEPS", "FAMILIES"}
+    assert tables.keys() == {"METHODS", "TASKS", "STEPS", "FAMILIES", "SPEED"}
     for table, path in tables.items():
         assert re.search(rf"^{table}\b", (ROOT / path).read_text(), re.MULTILINE)
     assert [len(re.findall(r"^\d\. ", part, re.MULTILINE)) for part in told.split("\n\nA ")[1:]] == [4] * 4
