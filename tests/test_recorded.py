@@ -15,7 +15,7 @@ from zoo.cli import main
 from zoo.errors import DataError, RepositoryError, UnknownName
 from zoo.tasks.datasets import dataset
 from zoo.verbs import recorded
-from zoo.verbs.recorded import verify_list, verify_to
+from zoo.verbs.recorded import verify_list
 from zoo.verbs.verification import verify_together
 
 NAMES = ["digits_cnn", "digits_cnn_pruned_50", "digits_vit", "digits_cnn_lowrank_50"]
@@ -48,7 +48,8 @@ def test_models_in_one_pass_have_the_figures_of_passes_of_their_own_and_images_a
 
 
 def test_one_model_is_verified_into_one_file_that_reads_back_as_it_was(tmp_path):
-    path = verify_to("digits_cnn", SETTINGS, tmp_path)
+    assert len([*verify_list(["digits_cnn"], SETTINGS, tmp_path)]) == 1
+    path = recorded.file_of("digits_cnn", tmp_path)
 
     assert path == tmp_path / "digits_cnn.json"
     assert recorded.recorded("digits_cnn", SETTINGS, tmp_path) == zoo.verify("digits_cnn", **SETTINGS)
@@ -153,11 +154,24 @@ def test_a_model_is_measured_again_when_its_claims_its_preprocessing_or_the_data
         (pictures / "test" / str(row["label"])).mkdir(parents=True, exist_ok=True)
         (pictures / "test" / str(row["label"]) / "one.png").write_bytes(row["image"]["bytes"])
     model, settings = copied(tmp_path / "mine"), {"data": str(pictures)}
-    verify_to(model, settings, results)
+    assert len([*verify_list([model], settings, results)]) == 1
     if change:
         change(Path(model), pictures)
 
     assert (recorded.recorded(model, settings, results) is None) == (change is not None)
+
+
+def test_data_on_this_disk_is_looked_at_once_for_a_list(tmp_path, monkeypatch):
+    looked, state = [], recorded._state
+    monkeypatch.setattr(recorded, "_state", lambda place, but: looked.append(place) or state(place, but))
+    for row in dataset("digits", "test", limit=10):
+        (folder := tmp_path / "test" / str(row["label"])).mkdir(parents=True, exist_ok=True)
+        (folder / "one.png").write_bytes(row["image"]["bytes"])
+    names, settings = ["digits_cnn", "digits_cnn_pruned_25"], {"data": str(tmp_path)}
+
+    first = [*verify_list(names, settings, tmp_path / "results")]
+    assert (len(first), looked) == (2, [tmp_path])
+    assert [*verify_list(names, settings, tmp_path / "results")] == first
 
 
 def test_two_models_that_would_share_a_file_are_refused_before_anything_is_measured(tmp_path, monkeypatch):

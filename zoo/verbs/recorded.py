@@ -30,25 +30,6 @@ from zoo.verbs.verification import verify_together
 MODELS, WEIGHTS = 8, 2**32  # models of one pass, which a kill loses, and bytes of their weights
 
 
-def verify_to(name: str, settings: Mapping[str, Any], folder: Path) -> Path:
-    """Verify one model and write its file, unless it is there; what it needs can be pickled.
-
-    Args:
-        name: as for `verify`.
-        settings: the other arguments of `verify`; its data is named, no object.
-        folder: where the files are.
-
-    Returns:
-        The file, from which `recorded` reads the Verification.
-
-    Raises:
-        ZooError: as for `verify`.
-    """
-    for _ in verify_list([name], settings, folder):
-        pass
-    return file_of(name, folder)
-
-
 def verify_list(
     names: Sequence[str],
     settings: Mapping[str, Any],
@@ -75,7 +56,8 @@ def verify_list(
         with refusals(folder):  # before hours are spent
             folder.mkdir(parents=True, exist_ok=True)
         _keep(names, settings, folder)
-        done = done if again else of_first({name: _had(name, settings, folder) for name in done})
+        said = _said(settings, folder)
+        done = done if again else of_first({name: _had(name, settings, said, folder) for name in done})
     for name, had in done.items():
         if isinstance(had, Verification):
             yield had
@@ -86,7 +68,7 @@ def verify_list(
     for group in _groups([name for name, had in done.items() if had is None], settings):
         for name, found in verify_together(group, refused=refused, **settings).items():
             if folder and os.environ.get("RANK", "0") == "0":  # of several processes one writes
-                verified = Verified(found.rows, _asked(name, settings, folder))
+                verified = Verified(found.rows, _asked(name, settings, said))
                 write_json(file_of(name, folder), replace(found.report, verified=verified).to_json())
             yield found
 
@@ -97,19 +79,25 @@ def recorded(name: str, settings: Mapping[str, Any], folder: Path) -> Verificati
     Raises:
         RepositoryError: the file can't be read, or data is an object, which no file can tell from another.
     """
+    return _recorded(name, settings, _said(settings, folder), folder)
+
+
+def _recorded(name: str, settings: Mapping[str, Any], said: Mapping[str, Any], folder: Path) -> Verification | None:
     path = file_of(name, folder)
     if not path.exists():
         return None
     report = Report.from_json(read_json(path), str(path))
-    if report.verified is None or report.verified.asked != _asked(name, settings, folder):
+    if report.verified is None or report.verified.asked != _asked(name, settings, said):
         return None
     return Verification(report.name, report.verified.rows, replace(report, verified=None))
 
 
-def _had(name: str, settings: Mapping[str, Any], folder: Path) -> Verification | ZooError | None:
-    """What `recorded` returns or raises."""
+def _had(
+    name: str, settings: Mapping[str, Any], said: Mapping[str, Any], folder: Path
+) -> Verification | ZooError | None:
+    """What `_recorded` returns or raises."""
     try:
-        return recorded(name, settings, folder)
+        return _recorded(name, settings, said, folder)
     except ZooError as error:
         return error
 
@@ -139,18 +127,27 @@ def _keep(names: Sequence[str], settings: Mapping[str, Any], folder: Path) -> No
             )
 
 
-def _asked(name: str, settings: Mapping[str, Any], folder: Path) -> str:
+def _asked(name: str, settings: Mapping[str, Any], said: Mapping[str, Any]) -> str:
     """The hash of the model, of what is claimed of it, and of whatever figures depend on."""
+    text = json.dumps([*_model(name, settings), said], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _said(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings that figures of any model depend on, and the state of the data: looked at once for a list.
+
+    Raises:
+        RepositoryError: data is an object, which no file can tell from another.
+    """
     asked = {"device": "cpu", **settings}
     said = {key: value for key, value in asked.items() if key != "workers" and value not in (None, False, "")}
     if (data := said.get("data")) is not None:
         if not isinstance(data, str):
-            raise RepositoryError(f"{name}: results are written of data that has a name, found {data_name(data)}")
+            raise RepositoryError(f"results are written of data that has a name, found {data_name(data)}")
         place, _ = limited(data)
         if not (place in NAMED or on_hub(place)):
             said["data"] = [os.path.abspath(os.path.expanduser(data)), _state(Path(place).expanduser(), folder)]
-    text = json.dumps([*_model(name, settings), said], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return said
 
 
 def _model(name: str, settings: Mapping[str, Any]) -> list[str]:
