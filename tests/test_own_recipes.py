@@ -4,6 +4,7 @@ import pytest
 
 import zoo
 from builders import __main__ as builders
+from builders import family
 from zoo.cli import building, main
 from zoo.errors import CatalogError
 from zoo.verbs.recipes import recipes_in
@@ -67,7 +68,7 @@ def test_zoo_build_makes_all_models_of_a_file(here, capsys):
 def test_builders_take_the_same_file(here, capsys, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        builders, "build", lambda entries, run: seen.append(([e.name for e in entries], run.models)) or []
+        family, "build", lambda entries, run: seen.append(([e.name for e in entries], run.models)) or []
     )
     builders.main.main(["my.toml", "mine_half"], standalone_mode=False)
 
